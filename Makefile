@@ -1,0 +1,39 @@
+# make run: the bundled model through the whole workflow. make test: the tests. Each does its own set-up.
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup run test check format bench demo clean
+.DEFAULT_GOAL := run
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock scripts/set_up.py
+	$(PYTHON) scripts/set_up.py --venv $(VENV)
+
+run: $(STAMP)
+	snakemake --cores $(CORES)
+
+test: $(STAMP)
+	python -m pytest $(PYTEST)
+
+check: $(STAMP)
+	ruff check . && ruff format --check .
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+format: $(STAMP)
+	ruff check --fix . && ruff format .
+	snakefmt Snakefile rules
+
+bench: $(STAMP)
+	python benchmarks/walk.py
+
+demo: $(STAMP)
+	python scripts/make_demo.py --output demo
+
+clean:
+	rm -rf results logs .snakemake .pytest_cache .ruff_cache

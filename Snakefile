@@ -1,0 +1,56 @@
+# bitplan: which number format each weight matrix of a language model should get.
+# Settings: config.yaml. Every rule calls one command of scripts/; README.md says what they do.
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+
+configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/model.smk"
+include: "rules/stats.smk"
+include: "rules/search.smk"
+include: "rules/check.smk"
+include: "rules/evaluate.smk"
+include: "rules/export.smk"
+include: "rules/compare.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        comparison_files(),
+
+
+rule stats:
+    input:
+        of_models("layer_stats.tsv"),
+
+
+rule plans:
+    input:
+        of_plans("bits.json"),
+
+
+rule perplexity:
+    input:
+        of_plans("perplexity.json", "gguf_perplexity.json"),
+        of_baselines("perplexity.json"),
+
+
+rule gguf:
+    input:
+        of_plans("model.gguf"),
+        of_baselines("model.gguf"),
+
+
+rule speed:
+    input:
+        of_plans("speed.json"),
+        of_baselines("speed.json"),
+
+
+onsuccess:
+    show_comparisons()

@@ -1,0 +1,17 @@
+rule bits:
+    input:
+        model="results/{model}/model.json",
+        config="results/{model}/plans/{plan}/config.json",
+    output:
+        bits="results/{model}/plans/{plan}/bits.json",
+    log:
+        "logs/{model}/{plan}/bits.log",
+    conda:
+        "../envs/torch.yaml"
+    params:
+        *code("calculate_avg_bits.py"),
+        script=script("calculate_avg_bits.py"),
+        flags=check_flags,
+    shell:
+        "python {params.script} --config {input.config} --model {input.model} {params.flags}"
+        " --json {output.bits} > {log} 2>&1"

@@ -1,0 +1,218 @@
+# Everything that rules compute: settings, flags, names of files, resources. No rule and no other file defines a function.
+import os
+import re
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
+
+from bitplan.errors import UserError
+from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.versions import code_versions
+
+NOT_A_FLAG = {"method", "check"}
+GIB_MB = 1024
+
+
+def checked_settings():
+    """Return the validated settings; every problem is one line, and none is a traceback."""
+    try:
+        for path in workflow.configfiles:
+            check_duplicate_keys(Path(path))
+        return parse_settings(config)
+    except UserError as error:
+        raise WorkflowError("\n".join(f"{problem}" for problem in error.problems))
+
+
+SETTINGS = checked_settings()
+
+
+def one_of(names):
+    """Return a wildcard constraint that matches these names and no other."""
+    return "|".join(map(re.escape, names)) or r"[^\s\S]"
+
+
+def plans_of(method):
+    """Return the names of the plans that a method searches."""
+    return [name for name, plan in SETTINGS.plans.items() if plan.method == method]
+
+
+wildcard_constraints:
+    model=one_of(SETTINGS.models),
+    plan=one_of(SETTINGS.plans),
+    baseline=one_of(SETTINGS.baselines),
+
+
+def code(command):
+    """Return one `module@hash` for each local module behind a command."""
+    return [f"{module}@{version}" for module, version in code_versions(command).items()]
+
+
+def script(name):
+    """Return a function that gives the path of a command from the working directory."""
+
+    def path(wildcards, input):
+        return os.path.relpath(Path(workflow.basedir) / "scripts" / name)
+
+    return path
+
+
+def flags(*sections, **more):
+    """Return the settings of some sections, and more, as one string of flags."""
+    values = {}
+    for section in sections:
+        values.update(getattr(SETTINGS, section).model_dump())
+    return cli_flags({**values, **more})
+
+
+def dashed(values):
+    """Return settings with the names that flags of the search methods have."""
+    return {key.replace("_", "-"): value for key, value in values.items()}
+
+
+def plan_settings(wildcards):
+    """Return the settings of a plan's search."""
+    plan = SETTINGS.plans[wildcards.plan].model_dump()
+    return dashed({key: value for key, value in plan.items() if key not in NOT_A_FLAG})
+
+
+def adaptive_flags(wildcards):
+    return cli_flags({**plan_settings(wildcards), **SETTINGS.compute.model_dump()})
+
+
+def random_flags(wildcards):
+    return cli_flags(plan_settings(wildcards))
+
+
+def check_flags(wildcards):
+    check = SETTINGS.plans[wildcards.plan].check
+    return cli_flags({"on-miss": check.on_miss, "tolerance": check.tolerance})
+
+
+def speed_flags(wildcards):
+    return cli_flags(SETTINGS.speed.model_dump())
+
+
+def model_files(wildcards):
+    """Return the files of a checkpoint that decide what it computes."""
+    folder = Path(SETTINGS.models[wildcards.model].path)
+    found = [
+        *folder.glob("*.safetensors"),
+        *folder.glob("*.json"),
+        *folder.glob("tokenizer.model"),
+    ]
+    return sorted(str(path) for path in found) or [str(folder / "config.json")]
+
+
+def model_folder(wildcards):
+    return SETTINGS.models[wildcards.model].path
+
+
+def calibration_text(wildcards):
+    return SETTINGS.models[wildcards.model].calibration
+
+
+def evaluation_text(wildcards):
+    return SETTINGS.models[wildcards.model].evaluation
+
+
+def of_models(*names):
+    return expand("results/{model}/{name}", model=SETTINGS.models, name=names)
+
+
+def of_plans(*names):
+    return expand(
+        "results/{model}/plans/{plan}/{name}",
+        model=SETTINGS.models,
+        plan=SETTINGS.plans,
+        name=names,
+    )
+
+
+def of_baselines(*names):
+    return expand(
+        "results/{model}/baselines/{baseline}/{name}",
+        model=SETTINGS.models,
+        baseline=SETTINGS.baselines,
+        name=names,
+    )
+
+
+def comparison_files():
+    return of_models(
+        "comparison.tsv", "comparison.txt", "comparison.html", "comparison.svg"
+    )
+
+
+PLAN_FILES = (
+    "plan.json",
+    "bits.json",
+    "perplexity.json",
+    "gguf_perplexity.json",
+    "gguf.json",
+    "model.gguf",
+    "speed.json",
+)
+
+
+def compared_plans(wildcards):
+    return expand(
+        "results/{model}/plans/{plan}/{name}",
+        model=wildcards.model,
+        plan=SETTINGS.plans,
+        name=PLAN_FILES,
+    )
+
+
+def compared_baselines(wildcards):
+    return expand(
+        "results/{model}/baselines/{baseline}/{name}",
+        model=wildcards.model,
+        baseline=SETTINGS.baselines,
+        name=("model.gguf", "perplexity.json", "speed.json"),
+    )
+
+
+def report_flags(wildcards):
+    return cli_flags({"plan": list(SETTINGS.plans), "baseline": SETTINGS.baselines})
+
+
+def reference_file(wildcards):
+    return f"results/{wildcards.model}/baselines/{SETTINGS.baselines[0]}/model.gguf"
+
+
+def gpus(wildcards):
+    """Return 1 where models are run on a GPU: the default profile lets one such job start at a time."""
+    return int(SETTINGS.compute.device.startswith("cuda"))
+
+
+def model_mem_mb(wildcards, attempt):
+    """Return memory for a walk: what imports take, and a share of the weights for the largest block; grows when retried."""
+    folder = Path(SETTINGS.models[wildcards.model].path)
+    weights_mb = (
+        sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    )
+    return int((3 * GIB_MB + 0.3 * weights_mb) * attempt)
+
+
+def whole_machine(wildcards):
+    """Return every core of the run, so that nothing else runs beside a timing."""
+    return workflow.cores or 1
+
+
+def compared_name(wildcards):
+    """Return the name of the plan or baseline that a file belongs to."""
+    return wildcards.get("plan") or wildcards.baseline
+
+
+def show_comparisons():
+    """Print the table of every model after a run."""
+    for model in SETTINGS.models:
+        path = Path(f"results/{model}/comparison.txt")
+        if path.exists():
+            print(
+                f"\n{model}\n{path.read_text()}\n{path.with_suffix('.html')} has the figure.",
+                file=sys.stderr,
+            )

@@ -1,0 +1,61 @@
+# Each file is timed beside the reference, in turn with it, so that a new plan is timed alone and is still comparable.
+rule plan_speed:
+    input:
+        reference=reference_file,
+        gguf="results/{model}/plans/{plan}/model.gguf",
+    output:
+        speed="results/{model}/plans/{plan}/speed.json",
+    log:
+        "logs/{model}/{plan}/speed.log",
+    conda:
+        "../envs/llama.yaml"
+    threads: whole_machine
+    resources:
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("compare_real_quant.py"),
+        script=script("compare_real_quant.py"),
+        flags=speed_flags,
+        reference=SETTINGS.baselines[0],
+        name=compared_name,
+    shell:
+        "python {params.script} --models {params.reference}={input.reference} {params.name}={input.gguf}"
+        " {params.flags} --threads {threads} --output {output.speed} > {log} 2>&1"
+
+
+use rule plan_speed as baseline_speed with:
+    input:
+        reference=reference_file,
+        gguf="results/{model}/baselines/{baseline}/model.gguf",
+    output:
+        speed="results/{model}/baselines/{baseline}/speed.json",
+    log:
+        "logs/{model}/{baseline}/speed.log",
+
+
+rule report:
+    input:
+        compared_plans,
+        compared_baselines,
+        model="results/{model}/model.json",
+    output:
+        table="results/{model}/comparison.tsv",
+        text="results/{model}/comparison.txt",
+        page="results/{model}/comparison.html",
+        figure=report(
+            "results/{model}/comparison.svg",
+            caption="../docs/figure.rst",
+            category="Comparison",
+        ),
+    log:
+        "logs/{model}/report.log",
+    conda:
+        "../envs/report.yaml"
+    params:
+        *code("report.py"),
+        script=script("report.py"),
+        flags=report_flags,
+    shell:
+        "python {params.script} --model {input.model} --results results/{wildcards.model} {params.flags}"
+        " --output {output.table} --text {output.text} --page {output.page} --figure {output.figure} > {log} 2>&1"

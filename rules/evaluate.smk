@@ -1,0 +1,88 @@
+# A plan's bits.json is an input of what follows it, so that a plan that misses its target stops there when it is told to.
+rule evaluation:
+    input:
+        model="results/{model}/model.json",
+        text=evaluation_text,
+    output:
+        saved="results/{model}/evaluation.safetensors",
+    log:
+        "logs/{model}/evaluation.log",
+    benchmark:
+        "results/{model}/benchmarks/evaluation.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 4
+    resources:
+        gpu=gpus,
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("teacher.py"),
+        script=script("teacher.py"),
+        flags=flags("compute", "evaluation"),
+    shell:
+        "python {params.script} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
+        " --output {output.saved} > {log} 2>&1"
+
+
+rule plan_perplexity:
+    input:
+        model="results/{model}/model.json",
+        bits="results/{model}/plans/{plan}/bits.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+        evaluation="results/{model}/evaluation.safetensors",
+    output:
+        scores="results/{model}/plans/{plan}/perplexity.json",
+    log:
+        "logs/{model}/{plan}/perplexity.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.perplexity.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("perplexity.py"),
+        script=script("perplexity.py"),
+        flags=flags("compute"),
+    shell:
+        "python {params.script} --model {input.model} --plan {input.plan} --text {input.evaluation} {params.flags}"
+        " --threads {threads} --output {output.scores} > {log} 2>&1"
+
+
+rule plan_gguf_perplexity:
+    input:
+        model="results/{model}/model.json",
+        gguf="results/{model}/plans/{plan}/model.gguf",
+        evaluation="results/{model}/evaluation.safetensors",
+    output:
+        scores="results/{model}/plans/{plan}/gguf_perplexity.json",
+    log:
+        "logs/{model}/{plan}/gguf_perplexity.log",
+    conda:
+        "../envs/llama.yaml"
+    threads: 1
+    resources:
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("perplexity.py"),
+        script=script("perplexity.py"),
+        flags=flags(dtype=SETTINGS.compute.dtype),
+    shell:
+        "python {params.script} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
+        " --threads {threads} --output {output.scores} > {log} 2>&1"
+
+
+use rule plan_gguf_perplexity as baseline_perplexity with:
+    input:
+        model="results/{model}/model.json",
+        gguf="results/{model}/baselines/{baseline}/model.gguf",
+        evaluation="results/{model}/evaluation.safetensors",
+    output:
+        scores="results/{model}/baselines/{baseline}/perplexity.json",
+    log:
+        "logs/{model}/{baseline}/perplexity.log",

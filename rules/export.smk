@@ -1,0 +1,67 @@
+# The model as GGUF in its own precision: every other file is made from it, and gives up nothing but what it is asked to.
+rule base_gguf:
+    input:
+        model="results/{model}/model.json",
+    output:
+        gguf=ensure("results/{model}/base.gguf", non_empty=True),
+    log:
+        "logs/{model}/base_gguf.log",
+    conda:
+        "../envs/llama.yaml"
+    resources:
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("convert_gguf.py"),
+        script=script("convert_gguf.py"),
+    shell:
+        "python {params.script} --model {input.model} --output {output.gguf} > {log} 2>&1"
+
+
+rule plan_gguf:
+    input:
+        model="results/{model}/model.json",
+        base="results/{model}/base.gguf",
+        bits="results/{model}/plans/{plan}/bits.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+    output:
+        gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
+        report="results/{model}/plans/{plan}/gguf.json",
+    log:
+        "logs/{model}/{plan}/gguf.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.gguf.tsv"
+    conda:
+        "../envs/llama.yaml"
+    threads: 1
+    resources:
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("export_gguf.py"),
+        script=script("export_gguf.py"),
+        flags=flags("export"),
+    shell:
+        "python {params.script} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
+        " --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
+
+
+rule baseline_gguf:
+    input:
+        base="results/{model}/base.gguf",
+    output:
+        gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
+    log:
+        "logs/{model}/{baseline}/gguf.log",
+    conda:
+        "../envs/llama.yaml"
+    threads: 1
+    resources:
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("baseline_gguf.py"),
+        script=script("baseline_gguf.py"),
+    shell:
+        "python {params.script} --base {input.base} --recipe {wildcards.baseline} --threads {threads}"
+        " --output {output.gguf} > {log} 2>&1"

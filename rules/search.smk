@@ -1,0 +1,51 @@
+# One rule a method: a plan's name decides which of them makes it.
+rule adaptive_plan:
+    input:
+        model="results/{model}/model.json",
+        stats="results/{model}/layer_stats.tsv",
+        calibration="results/{model}/calibration.safetensors",
+    output:
+        config="results/{model}/plans/{plan}/config.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+    log:
+        "logs/{model}/{plan}/search.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.search.tsv"
+    wildcard_constraints:
+        plan=one_of(plans_of("adaptive")),
+    conda:
+        "../envs/torch.yaml"
+    # Plans are searched side by side, so each takes one thread; a profile's set-threads gives a large model more.
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=model_mem_mb,
+        runtime="12h",
+    params:
+        *code("adaptive_quantization_search.py"),
+        script=script("adaptive_quantization_search.py"),
+        flags=adaptive_flags,
+    shell:
+        "python {params.script} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
+        " {params.flags} --threads {threads} --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
+
+
+rule random_plan:
+    input:
+        model="results/{model}/model.json",
+    output:
+        config="results/{model}/plans/{plan}/config.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+    log:
+        "logs/{model}/{plan}/search.log",
+    wildcard_constraints:
+        plan=one_of(plans_of("random")),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        *code("random_mixed_precision_quantization.py"),
+        script=script("random_mixed_precision_quantization.py"),
+        flags=random_flags,
+    shell:
+        "python {params.script} --model {input.model} {params.flags}"
+        " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"

@@ -1,0 +1,26 @@
+rule layer_stats:
+    input:
+        model="results/{model}/model.json",
+        text=calibration_text,
+    output:
+        stats="results/{model}/layer_stats.tsv",
+        importance="results/{model}/layer_stats.safetensors",
+        calibration="results/{model}/calibration.safetensors",
+    log:
+        "logs/{model}/layer_stats.log",
+    benchmark:
+        "results/{model}/benchmarks/layer_stats.tsv"
+    conda:
+        "../envs/torch.yaml"
+    threads: 4
+    resources:
+        gpu=gpus,
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("layer_stats.py"),
+        script=script("layer_stats.py"),
+        flags=flags("compute", "calibration"),
+    shell:
+        "python {params.script} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
+        " --output {output.stats} --importance {output.importance} --save-text {output.calibration} > {log} 2>&1"

@@ -1,0 +1,82 @@
+"""What every command shares: typed flags, logging to stderr, errors as one line each and an exit code."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from bitplan.errors import UserError
+
+log = logging.getLogger("bitplan")
+
+
+def number(low: float, high: float = float("inf"), *, kind: type = float, open_low: bool = False) -> Callable[[str], float]:
+    """Return an argparse type that accepts numbers from `low` to `high` (`low` itself not, when `open_low`)."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not (low < value or (low == value and not open_low)) or not value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range: expected {'over' if open_low else 'from'} {low} to {high}")
+        return value
+
+    parse.__name__ = kind.__name__
+    return parse
+
+
+count = number(1, kind=int)
+ratio = number(0.0, 1.0)
+positive = number(0.0, open_low=True)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser that shows defaults, refuses abbreviated flags and knows `--verbose`."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    made.add_argument("--verbose", action="store_true", help="log details")
+    return made
+
+
+def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32") -> None:
+    """Add --device, --dtype and --threads."""
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps")
+    made.add_argument("--dtype", default=dtype, choices=("fp32", "fp16", "bf16"), help="number type to compute in")
+    made.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+
+
+def add_window_flags(made: argparse.ArgumentParser, length: int = 512, sequences: int | None = None) -> None:
+    """Add --length and --sequences: how a text is cut into windows of tokens."""
+    made.add_argument("--length", type=number(2, kind=int), default=length, help="tokens per window")
+    made.add_argument("--sequences", type=count, default=sequences, help="windows to use; all by default")
+
+
+def add_model_flag(made: argparse.ArgumentParser) -> None:
+    """Add --model."""
+    made.add_argument("--model", type=Path, required=True, help="folder of a checkpoint, or the model.json of one")
+
+
+def _configure_logging(verbose: bool) -> None:
+    level = logging.DEBUG if verbose else logging.INFO
+    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    for noisy in ("transformers", "httpx", "filelock", "urllib3", "matplotlib", "gguf"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+    """Parse the flags, run `main` and exit: 0 done, 1 interrupted, 2 something the user has to change."""
+    args = made.parse_args()
+    _configure_logging(args.verbose)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        main(args)
+    except UserError as error:
+        for problem in error.problems[:3]:
+            print(f"error: {problem}", file=sys.stderr)
+        if len(error.problems) > 3:
+            print(f"error: and {len(error.problems) - 3} more problems of this kind", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; results so far are kept where the step keeps them", file=sys.stderr)
+        sys.exit(1)

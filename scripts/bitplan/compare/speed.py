@@ -1,0 +1,133 @@
+"""Speed of GGUF files in llama.cpp: every run in a process of its own, models interleaved, so that drift hits all alike."""
+
+import multiprocessing
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitplan.errors import user_error
+
+PROMPT_TOKENS = 256
+PROMPTS = (
+    "Once upon a time there was a",
+    "One sunny morning Ada and Karl went to the",
+    '"I lost it," whispered',
+)
+
+
+@dataclass(frozen=True)
+class SpeedSettings:
+    """Tokens to generate after each prompt, counted rounds, rounds to warm up, processor threads, the prompts."""
+
+    max_tokens: int = 200
+    repeats: int = 5
+    warmup: int = 1
+    threads: int = 2
+    prompts: tuple[str, ...] = PROMPTS
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a file: seconds to load, tokens per second for a prompt and for generation, peak memory, the answers."""
+
+    load_seconds: float
+    prompt_tokens_per_second: float
+    generation_tokens_per_second: float
+    peak_memory_bytes: int
+    answers: tuple[str, ...]
+
+
+MEASURED = ("load_seconds", "prompt_tokens_per_second", "generation_tokens_per_second")
+
+
+def peak_memory_bytes() -> int:
+    """Return this process's peak resident memory."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def run_once(path: Path, settings: SpeedSettings) -> Run:
+    """Load a file, time a prompt of 256 tokens and the generation after each prompt, and return what was measured."""
+    from bitplan.evaluate.llama_runtime import opened
+
+    with opened(path, PROMPT_TOKENS + settings.max_tokens, settings.threads) as runtime:
+        prompts = [runtime.tokenize(prompt) for prompt in settings.prompts]
+        long = (sum(prompts, []) * PROMPT_TOKENS)[:PROMPT_TOKENS]
+        _, prompt_seconds, _ = runtime.generate(long, 1)
+        made = [runtime.generate(prompt, settings.max_tokens) for prompt in prompts]
+        generated, seconds = sum(len(tokens) - 1 for tokens, _, _ in made), sum(after for _, _, after in made)
+        answers = tuple(runtime.text_of(tokens) for tokens, _, _ in made)
+        speed = generated / seconds if generated else 0.0
+        return Run(runtime.load_seconds, len(long) / prompt_seconds, speed, peak_memory_bytes(), answers)
+
+
+def _in_process(path: Path, settings: SpeedSettings) -> Run:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(run_once, (path, settings))
+
+
+def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
+    """Yield a run of every model, round by round; the rounds to warm up come first."""
+    for _ in range(settings.warmup + settings.repeats):
+        yield {name: _in_process(path, settings) for name, path in models.items()}
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], reference: str) -> dict[str, Any]:
+    runs = [each[name] for each in counted]
+    measured = {key: _spread([getattr(run, key) for run in runs]) for key in MEASURED}
+    ratios = [each[name].generation_tokens_per_second / each[reference].generation_tokens_per_second for each in counted]
+    return {
+        "file_bytes": path.stat().st_size,
+        **measured,
+        "ratio": _spread(ratios),
+        "peak_memory_bytes": max(run.peak_memory_bytes for run in runs),
+        "answers": list(runs[-1].answers),
+    }
+
+
+def summarize(models: Mapping[str, Path], measured: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> dict[str, Any]:
+    """Return the content of speed.json. `ratio` is the generation speed over the first model's, paired round by round."""
+    reference, counted = next(iter(models)), measured[settings.warmup :]
+    return {
+        "reference": reference,
+        "settings": asdict(settings),
+        "models": {name: _figures(name, path, counted, reference) for name, path in models.items()},
+    }
+
+
+def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
+    """Return {name: path} of NAME=FILE words. Raises `UserError` for a word without name and for a missing file."""
+    models = {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        if not name or not path:
+            raise user_error("--models", f"{pair!r} is not NAME=FILE")
+        if not Path(path).is_file():
+            raise user_error(path, "does not exist", "Make it with scripts/export_gguf.py")
+        models[name] = Path(path)
+    return models
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print size, load time, speeds and the ratio to the first model, one line a model."""
+    print(f"{'model':<26} {'size MB':>8} {'load s':>7} {'prompt tok/s':>13} {'tok/s':>9} {'min - max':>17} {'ratio':>7} {'memory MB':>10}")
+    for name, row in result["models"].items():
+        speed, ratio = row["generation_tokens_per_second"], row["ratio"]["median"]
+        spread = f"{speed['min']:.1f} - {speed['max']:.1f}"
+        print(
+            f"{name:<26} {row['file_bytes'] / 1e6:>8.2f} {row['load_seconds']['median']:>7.3f} "
+            f"{row['prompt_tokens_per_second']['median']:>13.1f} {speed['median']:>9.1f} {spread:>17} {ratio:>6.2f}x "
+            f"{row['peak_memory_bytes'] / 1e6:>10.1f}"
+        )

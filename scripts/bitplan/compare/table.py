@@ -1,0 +1,116 @@
+"""The comparison of all plans and baselines of a model: one row each, as TSV, as text and as a page."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bitplan.files import read_json
+
+COLUMNS = (
+    *("name", "method", "avg_bits", "avg_bits_layers", "avg_bits_file", "file_bytes"),
+    *("target_avg_bits", "target_missed_by"),
+    *("ppl", "ppl_error", "kl", "kl_error", "top1"),
+    *("file_ppl", "file_ppl_error", "file_kl", "file_kl_error", "file_top1"),
+    *("tokens_per_second", "ratio_to_reference", "search_evaluations", "search_block_forward_tokens"),
+)
+# What the readable table shows: (column, heading, format).
+SHOWN = (
+    ("name", "plan", "{:<24}"),
+    ("avg_bits", "bits", "{:>7.3f}"),
+    ("avg_bits_layers", "layers", "{:>7.3f}"),
+    ("avg_bits_file", "file", "{:>7.3f}"),
+    ("file_bytes", "bytes", "{:>10,}"),
+    ("ppl", "PPL", "{:>8.4f}"),
+    ("kl", "KL", "{:>9.6f}"),
+    ("file_ppl", "file PPL", "{:>9.4f}"),
+    ("file_kl", "file KL", "{:>9.6f}"),
+    ("file_top1", "top-1", "{:>7.4f}"),
+    ("tokens_per_second", "tok/s", "{:>8.1f}"),
+    ("ratio_to_reference", "ratio", "{:>6.2f}"),
+)
+LEGEND = (
+    "bits: over all parameters; layers: over the quantizable layers; file: 8 x file bytes / parameters. "
+    "PPL, KL: the plan with its activation formats, simulated. file PPL, file KL, top-1: the GGUF in llama.cpp, "
+    "which keeps activations whole. ratio: tokens/s over the reference file, paired."
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A plan or a baseline: its name, its folder, and whether a plan describes it."""
+
+    name: str
+    folder: Path
+    is_plan: bool
+
+
+def _speed(entry: Entry) -> dict[str, Any]:
+    speed = read_json(entry.folder / "speed.json")["models"][entry.name]
+    return {"tokens_per_second": speed["generation_tokens_per_second"]["median"], "ratio_to_reference": speed["ratio"]["median"]}
+
+
+def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
+    kept = {"ppl": "ppl", "ppl_error": "ppl_error", "kl": "kl_mean", "kl_error": "kl_mean_error", "top1": "top1_agreement"}
+    return {prefix + name: scores[key] for name, key in kept.items()}
+
+
+def _plan_part(entry: Entry) -> dict[str, Any]:
+    bits, plan = read_json(entry.folder / "bits.json"), read_json(entry.folder / "plan.json")
+    summary = plan.get("search_summary") or plan.get("summary") or {}
+    cost = summary.get("cost", {})
+    return {
+        "method": summary.get("method"),
+        **{key: bits[key] for key in ("avg_bits", "avg_bits_layers", "target_avg_bits", "target_missed_by")},
+        **_scores("", read_json(entry.folder / "perplexity.json")),
+        "search_evaluations": cost.get("evaluations"),
+        "search_block_forward_tokens": cost.get("block_forward_tokens", 0),
+    }
+
+
+def row(entry: Entry, parameters: int) -> dict[str, Any]:
+    """Return the entry's row from the files in its folder."""
+    size = (entry.folder / "model.gguf").stat().st_size
+    common = {"name": entry.name, "file_bytes": size, "avg_bits_file": 8 * size / parameters}
+    method = _plan_part(entry) if entry.is_plan else {"method": "llama.cpp"}
+    file_name = "gguf_perplexity.json" if entry.is_plan else "perplexity.json"
+    return {**common, **method, **_scores("file_", read_json(entry.folder / file_name)), **_speed(entry)}
+
+
+def _shown(value: Any, layout: str) -> str:
+    width = layout.split(":")[1].strip("{}<>").split(".")[0].rstrip(",")
+    return f"{'-':>{width}}" if value is None else layout.format(value)
+
+
+def as_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the readable table, sorted by the file's KL."""
+    empty = {column: None for column in COLUMNS}
+    widths = [int(layout.split(":")[1].strip("{}<>").split(".")[0].rstrip(",")) for _, _, layout in SHOWN]
+    head = " ".join(f"{title:<{w}}" if i == 0 else f"{title:>{w}}" for i, ((_, title, _), w) in enumerate(zip(SHOWN, widths, strict=True)))
+    ordered = sorted(rows, key=lambda each: each["file_kl"])
+    lines = [" ".join(_shown({**empty, **each}[column], layout) for column, _, layout in SHOWN) for each in ordered]
+    return "\n".join((head, *lines, "", LEGEND)) + "\n"
+
+
+def as_page(rows: Sequence[dict[str, Any]], figure: str, title: str) -> str:
+    """Return a page of its own, with the table and the figure (SVG text) inside."""
+    ordered = sorted(rows, key=lambda each: each["file_kl"])
+    head = "".join(f"<th>{escape(name)}</th>" for _, name, _ in SHOWN)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(_shown(each.get(column), layout).strip())}</td>" for column, _, layout in SHOWN) + "</tr>\n"
+        for each in ordered
+    )
+    style = (
+        "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:70rem;padding:0 1rem}"
+        "table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
+        "td,th{padding:.25rem .6rem;text-align:right;border-bottom:1px solid #ccc}td:first-child,th:first-child{text-align:left}"
+        "svg{max-width:100%;height:auto}.wide{overflow-x:auto}"
+    )
+    drawing = figure[figure.index("<svg") :]
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{style}</style>\n<h1>{escape(title)}</h1>\n"
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
+        f"<p>{escape(LEGEND)}</p>\n{drawing}</html>\n"
+    )

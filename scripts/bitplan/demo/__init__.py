@@ -1,0 +1,1 @@
+"""The bundled model: its story generator and its training."""

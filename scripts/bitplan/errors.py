@@ -1,0 +1,38 @@
+"""Errors that a user can act on: what is wrong, where, what was expected, what to do."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `where` (file, key or layer), `what`, and the way out in `hint`."""
+
+    where: str
+    what: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return f"{text}. {self.hint}" if self.hint else text
+
+
+class UserError(Exception):
+    """Input that the user has to change. Holds every problem found, so that one run shows all of them."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(str(problem) for problem in self.problems))
+
+
+def user_error(where: object, what: str, hint: str = "") -> UserError:
+    """Return a `UserError` with a single problem."""
+    return UserError([Problem(str(where), what, hint)])
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """Return a hint that names the known words closest to `name`, or "" when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f"Did you mean {' or '.join(repr(word) for word in close)}?" if close else ""

@@ -1,0 +1,1 @@
+"""Perplexity and KL of plans and of GGUF files, on the same tokens."""

@@ -1,0 +1,106 @@
+"""Scores of a model on windows of tokens: NLL, and against the teacher KL, top-1 agreement and the paired NLL difference.
+
+Standard errors are those of the mean over windows: tokens of one window are not independent of each other.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitplan.evaluate.teacher import LogitsOf, Teacher
+
+LOGIT_VALUES_AT_ONCE = 1 << 24
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher."""
+
+    nll: Tensor
+    teacher_nll: Tensor
+    kl: Tensor
+    agree: Tensor
+
+
+def _score_rows(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Return nll, teacher's nll, KL(teacher || model) and top-1 agreement of rows (rows, vocabulary)."""
+    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(teacher, dim=-1)
+    picked = targets.unsqueeze(-1)
+    divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1)
+    agree = (logits.argmax(dim=-1) == teacher.argmax(dim=-1)).to(torch.float32)
+    return -ours.gather(-1, picked).squeeze(-1), -theirs.gather(-1, picked).squeeze(-1), divergence, agree
+
+
+@torch.inference_mode()
+def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
+    """Return the scores of the model whose logits `logits_of` gives, window by window within a bounded number of logits."""
+    sequences, length = teacher.tokens.shape
+    vocabulary = teacher.head.matrix.shape[0]
+    step = max(1, LOGIT_VALUES_AT_ONCE // (vocabulary * length))
+    parts = []
+    for start in range(0, sequences, step):
+        stop = min(start + step, sequences)
+        parts.append(_score_rows(logits_of(start, stop), teacher.logits(start, stop), teacher.tokens[start:stop, 1:]))
+    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
+    """Return the NLL alone, (sequences, length - 1), without the teacher's logits: what a search on perplexity needs."""
+    sequences, length = teacher.tokens.shape
+    step = max(1, LOGIT_VALUES_AT_ONCE // (teacher.head.matrix.shape[0] * length))
+    parts = []
+    for start in range(0, sequences, step):
+        stop = min(start + step, sequences)
+        logits, targets = logits_of(start, stop), teacher.tokens[start:stop, 1:]
+        parts.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape))
+    return torch.cat(parts)
+
+
+def hidden_logits(teacher: Teacher, hidden: Tensor) -> LogitsOf:
+    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave."""
+
+    def logits_of(start: int, stop: int) -> Tensor:
+        part = hidden[start:stop, :-1]
+        return teacher.head.logits(part.reshape(-1, part.shape[-1])).view(*part.shape[:2], -1)
+
+    return logits_of
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float | None]:
+    """Return the mean of (sequences, positions) and the standard error over windows; None for a single window."""
+    by_window = values.to(torch.float64).mean(dim=1)
+    error = by_window.std().item() / math.sqrt(len(by_window)) if len(by_window) > 1 else None
+    return by_window.mean().item(), error
+
+
+def summarize(scores: TokenScores) -> dict[str, Any]:
+    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher."""
+    nll, nll_error = mean_and_error(scores.nll)
+    kl, kl_error = mean_and_error(scores.kl)
+    ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
+    base = scores.teacher_nll.to(torch.float64).mean().item()
+    ppl = math.exp(nll)
+    return {
+        "windows": scores.nll.shape[0],
+        "tokens": scores.nll.numel(),
+        "nll": nll,
+        "nll_error": nll_error,
+        "ppl": ppl,
+        "ppl_error": None if nll_error is None else ppl * nll_error,
+        "base_ppl": math.exp(base),
+        "kl_mean": kl,
+        "kl_mean_error": kl_error,
+        "kl_p99": torch.quantile(_sample(scores.kl), 0.99).item(),
+        "top1_agreement": scores.agree.to(torch.float64).mean().item(),
+        "ln_ppl_ratio": ratio,
+        "ln_ppl_ratio_error": ratio_error,
+    }
+
+
+def _sample(values: Tensor, most: int = 1 << 24) -> Tensor:
+    """Return at most `most` values, evenly picked: torch.quantile refuses more."""
+    flat = values.flatten()
+    return flat[:: -(-len(flat) // most)]

@@ -1,0 +1,102 @@
+"""The full-precision model's answer on a text: its final hidden states, from which logits are computed when needed."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitplan.errors import user_error
+from bitplan.evaluate.text import BOS_POLICY, windows
+from bitplan.files import written_aside
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.layers import output_tensor_name
+from bitplan.models.walk import StreamedModel
+
+VOCABULARY_SLICE = 16_384
+
+
+@dataclass(frozen=True)
+class Head:
+    """The output matrix (vocabulary, hidden) in its stored dtype, and the soft cap of the logits (Gemma 2), if any."""
+
+    matrix: Tensor
+    softcap: float | None
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> "Head":
+        """Read the output matrix of a checkpoint."""
+        name = output_tensor_name(checkpoint)
+        return cls(checkpoint.read([name])[name], checkpoint.config.get("final_logit_softcapping"))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is widened slice by slice."""
+        wide = hidden.to(torch.float32)
+        parts = [wide @ part.to(torch.float32).T for part in self.matrix.split(VOCABULARY_SLICE)]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Windows of tokens (sequences, length), the full-precision final hidden states (sequences, length, hidden), the head."""
+
+    tokens: Tensor
+    hidden: Tensor
+    head: Head
+    dtype: str
+
+    def logits(self, start: int, stop: int) -> Tensor:
+        """Return the logits of windows start..stop at every position that predicts a token, (windows, length - 1, vocabulary)."""
+        hidden = self.hidden[start:stop, :-1]
+        return self.head.logits(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:2], -1)
+
+
+def make_teacher(model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str) -> Teacher:
+    """Run the unquantized model over a text."""
+    tokens = windows(model.checkpoint.folder, text, length, sequences)
+    return teacher_from(model.checkpoint, tokens, model.run(tokens), dtype)
+
+
+def teacher_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Teacher:
+    """Return the teacher of final hidden states that a walk over `tokens` gave, computed in `dtype`."""
+    return Teacher(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
+
+
+def save_teacher(path: Path, teacher: Teacher, fingerprint: str, text: Path) -> None:
+    """Write tokens and hidden states as safetensors; the head stays in the checkpoint."""
+    from safetensors.torch import save_file
+
+    facts = {
+        "model_fingerprint": fingerprint,
+        "text_sha256": hashlib.sha256(Path(text).read_bytes()).hexdigest(),
+        "dtype": teacher.dtype,
+        "bos": BOS_POLICY,
+    }
+    with written_aside(path) as aside:
+        # One key only: safetensors writes several metadata keys in an order that changes from run to run.
+        joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
+        save_file({"tokens": teacher.tokens.to(torch.int32), "hidden": teacher.hidden.contiguous()}, aside, {"facts": joined})
+
+
+def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Teacher:
+    """Return the teacher saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as handle:
+            facts = dict(pair.split("=", 1) for pair in handle.metadata()["facts"].split(";"))
+            tokens, hidden = handle.get_tensor("tokens").clone(), handle.get_tensor("hidden").clone()
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        raise user_error(path, f"is no saved evaluation: {error}", "Make it again with scripts/teacher.py") from None
+    if facts["model_fingerprint"] != fingerprint:
+        raise user_error(path, "was made with another model", "Make it again with scripts/teacher.py")
+    if dtype and facts["dtype"] != dtype:
+        raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
+    return Teacher(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"])
+
+
+# logits_of(start, stop) -> (windows, length - 1, vocabulary) float32
+LogitsOf = Callable[[int, int], Tensor]

@@ -1,0 +1,117 @@
+"""Files between steps: written aside and renamed, byte-deterministic, with provenance beside them."""
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bitplan.errors import user_error
+
+SCHEMA_VERSION = 1
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
+
+    A reader sees the old file or the whole new one, never a part; after an error the old file still stands.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    except OSError as error:
+        raise user_error(path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to") from None
+    os.close(handle)
+    aside = Path(name)
+    try:
+        yield aside
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def folder_aside(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder under `parent`, removed when the block ends."""
+    parent.mkdir(parents=True, exist_ok=True)
+    name = tempfile.mkdtemp(prefix=".work-", dir=parent)
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+
+
+def rounded(value: Any, digits: int = 9) -> Any:
+    """Return `value` with every float rounded to `digits` significant digits, so that files compare byte by byte."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    return value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` with `schema_version`, sorted keys and 9 significant digits; NaN and infinity become null."""
+    body = rounded({"schema_version": SCHEMA_VERSION, **content})
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises `UserError` when it is missing, broken or not an object."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise user_error(path, f"is not JSON: {error}", "Make it again with the command that wrote it") from None
+    if not isinstance(content, dict):
+        raise user_error(path, "holds no JSON object", "Make it again with the command that wrote it")
+    return content
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return str(value)
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], delimiter: str = "\t") -> None:
+    """Write rows as TSV (or CSV with `delimiter=","`); floats with 9 significant digits, NaN and None empty."""
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+
+
+def read_table(path: Path, required: Sequence[str] = (), delimiter: str = "\t") -> list[dict[str, str]]:
+    """Return the rows of a table as dicts of strings. Raises `UserError` when a required column is missing."""
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle, delimiter=delimiter)
+            rows, columns = list(reader), reader.fieldnames or []
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}") from None
+    missing = [column for column in required if column not in columns]
+    if missing:
+        raise user_error(path, f"has no column {', '.join(missing)}", f"Its columns are: {', '.join(columns)}")
+    return rows

@@ -1,0 +1,1 @@
+"""Number formats: quantize, dequantize and exact sizes."""

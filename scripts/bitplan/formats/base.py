@@ -1,0 +1,81 @@
+"""What a number format is: its exact size, and the pair quantize / dequantize."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A matrix in a format: the stored parts by name, and the shape `(out, in)` that they decode to."""
+
+    parts: Mapping[str, Tensor]
+    shape: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the parts take here, in bytes (not the size on disk, which `Format.bits_of` gives)."""
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+
+# quantize(values (out, in) float32, group_size, importance (in,) or None) -> Quantized
+Quantize = Callable[[Tensor, int, Tensor | None], Quantized]
+# dequantize(quantized, group_size) -> (out, in) float32
+Dequantize = Callable[[Quantized, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format of the table.
+
+    `element_bits` are the bits of one value; `scale_bits` are stored once per block of `block` values along `in`
+    (0: no scales). A `fixed_block` cannot be changed by a plan's group size, and rows must be a multiple of it.
+    `gguf_type` is the type that holds the format, or comes nearest to it, in a GGUF file; `exact_in_gguf` says which.
+    """
+
+    name: str
+    family: str
+    element_bits: float
+    scale_bits: int
+    block: int
+    quantize: Quantize
+    dequantize: Dequantize
+    gguf_type: str
+    exact_in_gguf: bool
+    for_activations: bool
+    fixed_block: bool = False
+
+    def group(self, group_size: int | None) -> int:
+        """Return the block length in force: the plan's `group_size`, unless the format fixes its own."""
+        return self.block if self.fixed_block or group_size is None else group_size
+
+    def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
+        """Return the exact stored size of an `(out, in)` matrix in bits; a last short block has a whole scale."""
+        rows, columns = shape
+        blocks = -(-columns // self.group(group_size))
+        return rows * (columns * self.element_bits + blocks * self.scale_bits)
+
+    def bits_per_value(self, group_size: int | None = None) -> float:
+        """Return bits per value where rows are a multiple of the block, e.g. 4.25 for mxfp4."""
+        return self.element_bits + self.scale_bits / self.group(group_size)
+
+    def roundtrip(self, values: Tensor, group_size: int | None = None, importance: Tensor | None = None) -> Tensor:
+        """Return `values` (..., in) as the format holds them, float32."""
+        flat = values.detach().reshape(-1, values.shape[-1]).to(torch.float32)
+        group = self.group(group_size)
+        return self.dequantize(self.quantize(flat, group, importance), group).reshape(values.shape)
+
+
+def blocks_of(values: Tensor, group: int) -> Tensor:
+    """Return `(out, in)` as `(out, blocks, group)`; the last block of a row is padded with zeros."""
+    rows, columns = values.shape
+    short = -columns % group
+    padded = torch.nn.functional.pad(values, (0, short)) if short else values
+    return padded.reshape(rows, -1, group)
+
+
+def rows_of(blocks: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Return `(out, blocks, group)` as `(out, in)`, the padding cut off."""
+    return blocks.reshape(shape[0], -1)[:, : shape[1]]

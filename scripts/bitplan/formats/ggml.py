@@ -1,0 +1,131 @@
+"""GGUF types, quantized by the runtime's own code: what a search sees is what the file holds.
+
+`ggml_quantize_chunk` is called in libggml-base of llama-cpp-python, and `gguf.quants` decodes. The library does not check
+that rows are a multiple of the type's block: `check_columns` does, before any work.
+"""
+
+import ctypes
+import importlib.util
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType
+from torch import Tensor
+
+from bitplan.errors import Problem, UserError, user_error
+from bitplan.formats.base import Dequantize, Quantize, Quantized
+
+ROWS_PER_CHUNK_VALUES = 1 << 20
+LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the runtime's libggml-base. Raises `UserError` when llama-cpp-python is not installed."""
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or [])] if spec else []
+    found = [path for folder in folders for name in LIBRARY_NAMES if (path := folder / name).is_file()]
+    if not found:
+        raise user_error("llama-cpp-python", "is not installed, and GGUF types are quantized by it", "Run `make setup`")
+    base = ctypes.CDLL(str(found[0]))
+    base.ggml_quantize_chunk.restype = ctypes.c_size_t
+    base.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    base.ggml_quantize_init.argtypes = [ctypes.c_int]
+    base.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
+    base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    return base
+
+
+def block_of(kind: GGMLQuantizationType) -> tuple[int, int]:
+    """Return (values, bytes) of one block of a GGUF type."""
+    return gguf.GGML_QUANT_SIZES[kind]
+
+
+def check_columns(kind: GGMLQuantizationType, columns: dict[str, int]) -> None:
+    """Raise `UserError` naming every layer whose number of columns is not a multiple of the type's block."""
+    block, _ = block_of(kind)
+    wrong = {layer: n for layer, n in columns.items() if n % block}
+    if wrong:
+        hint = f"Give it a type with blocks of 32 (q8_0, q4_0), or one without: {fallback(kind, next(iter(wrong.values()))).name}"
+        raise UserError(Problem(layer, f"{n} columns are no multiple of {kind.name}'s block of {block}", hint) for layer, n in wrong.items())
+
+
+FALLBACKS = {
+    "Q2_K": "Q4_0",
+    "Q3_K": "Q4_0",
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+    "IQ4_XS": "IQ4_NL",
+}
+
+
+def fallback(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
+    """Return the type that llama.cpp itself would use for rows of `columns` values: `kind`, a type of blocks of 32, or F16."""
+    if columns % block_of(kind)[0] == 0:
+        return kind
+    second = GGMLQuantizationType[FALLBACKS.get(kind.name, "F16")]
+    return second if columns % block_of(second)[0] == 0 else GGMLQuantizationType.F16
+
+
+def encode(values: np.ndarray, kind: GGMLQuantizationType, importance: np.ndarray | None = None, threads: int = 1) -> np.ndarray:
+    """Return `values` (out, in) float32 as rows of bytes (out, bytes per row) uint8 of a quantized type.
+
+    `importance` (in,) weighs the squared error of each column (mean x^2 of calibration activations). Rows are shared among
+    `threads`; the library releases the interpreter, and the bytes do not depend on how the rows are shared.
+    """
+    rows, columns = values.shape
+    block, size = block_of(kind)
+    check_columns(kind, {"matrix": columns})
+    base = library()
+    base.ggml_quantize_init(int(kind))
+    source = np.ascontiguousarray(values, dtype=np.float32)
+    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    target = np.empty((rows, columns // block * size), dtype=np.uint8)
+    pointer = None if weights is None else weights.ctypes.data
+
+    def chunk(start: int, stop: int) -> None:
+        base.ggml_quantize_chunk(int(kind), source.ctypes.data, target.ctypes.data, start * columns, stop - start, columns, pointer)
+
+    step = max(1, min(-(-rows // threads), ROWS_PER_CHUNK_VALUES // columns))
+    starts = range(0, rows, step)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda start: chunk(start, min(start + step, rows)), starts))
+    return target
+
+
+def decode(data: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Return rows of bytes of a GGUF type as float32 `(out, in)`."""
+    return gguf.dequantize(data, kind)
+
+
+def encoder(name: str) -> Quantize:
+    """Return the quantizer of a GGUF type, e.g. "Q4_K"."""
+    kind = GGMLQuantizationType[name]
+
+    def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+        weights = None if importance is None else importance.cpu().numpy()
+        data = encode(values.cpu().numpy(), kind, weights, threads=torch.get_num_threads())
+        return Quantized({"data": torch.from_numpy(data)}, tuple(values.shape))
+
+    return quantize
+
+
+def decoder(name: str) -> Dequantize:
+    """Return the decoder of a GGUF type."""
+    kind = GGMLQuantizationType[name]
+
+    def dequantize(quantized: Quantized, group: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(decode(quantized.parts["data"].numpy(), kind), dtype=np.float32))
+
+    return dequantize
+
+
+def layers_over_block(kind: GGMLQuantizationType, columns: Iterable[int]) -> bool:
+    """Return whether every one of the column counts is a multiple of the type's block."""
+    return all(count % block_of(kind)[0] == 0 for count in columns)

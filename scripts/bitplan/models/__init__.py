@@ -1,0 +1,1 @@
+"""Checkpoints, their layers, and the block-by-block walk through a model."""

@@ -1,0 +1,162 @@
+"""The layers of a model: every matrix that a plan names, listed from the checkpoint's headers alone."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bitplan.errors import user_error
+from bitplan.files import read_json
+from bitplan.models.checkpoint import FLOATS, Checkpoint, TensorInfo
+from bitplan.models.families import PROTECTED_CATEGORIES, category_of, fusion_group_of, kind_of, place_of
+
+# GPT-2 keeps these matrices as Conv1D: (in, out).
+TRANSPOSED = {"gpt2": re.compile(r"\.(c_attn|c_proj|c_fc)$")}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight matrix that plans may name.
+
+    `shape` is (out, in), whatever the storage; `block` is -1 outside the decoder blocks; a `protected` layer is never
+    quantized; a `tied` one shares the embedding's parameters, which are counted there.
+    """
+
+    name: str
+    category: str
+    shape: tuple[int, int]
+    block: int
+    fusion_group: str
+    protected: bool
+    tied: bool = False
+    transposed: bool = False
+
+    @property
+    def params(self) -> int:
+        """Number of weights."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def kind(self) -> str:
+        """"expert", "attention" or "other"."""
+        return kind_of(self.category)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What later steps know of a model: its folder, its layers in model order, all of its parameters counted once."""
+
+    path: str
+    fingerprint: str
+    architecture: str
+    model_type: str
+    parameters: int
+    layers: tuple[Layer, ...]
+
+    @property
+    def quantizable(self) -> tuple[Layer, ...]:
+        """The layers that a plan may change, in model order."""
+        return tuple(layer for layer in self.layers if not layer.protected)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of model.json."""
+        return {**asdict(self), "layers": [asdict(layer) for layer in self.layers]}
+
+
+def _layer(name: str, info: TensorInfo, model_type: str) -> Layer:
+    layer = name.removesuffix(".weight")
+    category = category_of(layer)
+    pattern = TRANSPOSED.get(model_type)
+    transposed = bool(pattern and pattern.search(layer))
+    shape = tuple(reversed(info.shape)) if transposed else info.shape
+    group = fusion_group_of(layer, category)
+    return Layer(layer, category, shape, place_of(layer).index, group, category in PROTECTED_CATEGORIES, transposed=transposed)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a sort key under which block 10 follows block 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+# The order in which a block uses its layers; what is not named comes last.
+ORDER = {name: i for i, name in enumerate(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_o", "router", "mlp_gate", "mlp_up", "mlp_down"))}
+
+
+def _position(layer: Layer) -> tuple:
+    rank = {"embedding": -2, "lm_head": 10**9}.get(layer.category, layer.block)
+    return rank, ORDER.get(layer.category, len(ORDER)), _natural(layer.name)
+
+
+def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
+    """Return every matrix of a checkpoint in model order: embeddings, blocks, output. Tied outputs are listed, and marked."""
+    model_type = checkpoint.config.get("model_type", "")
+    matrices = {n: t for n, t in checkpoint.tensors.items() if n.endswith(".weight") and len(t.shape) == 2 and t.dtype in FLOATS}
+    layers = [_layer(name, info, model_type) for name, info in matrices.items()]
+    if checkpoint.tied:
+        layers = _with_tied_output(layers)
+    return tuple(sorted(layers, key=_position))
+
+
+def _with_tied_output(layers: Sequence[Layer]) -> list[Layer]:
+    """Return `layers` with both names of a tied matrix, whichever of the two the checkpoint stores."""
+    rest = [layer for layer in layers if layer.category != "lm_head"]
+    table = next((layer for layer in rest if re.search(r"(embed_tokens|wte|embed_in)$", layer.name)), None)
+    output = next((layer for layer in layers if layer.category == "lm_head"), None)
+    stored = table or output
+    if stored is None:
+        return rest
+    if table is None:
+        rest.append(Layer("model.embed_tokens", "embedding", stored.shape, -1, "", True))
+    return [*rest, Layer("lm_head", "lm_head", stored.shape, -1, "", True, tied=True)]
+
+
+def output_tensor_name(checkpoint: Checkpoint) -> str:
+    """Return the name under which a checkpoint stores the output matrix: its own, or the embedding's when they are tied."""
+    own = [name for name in checkpoint.tensors if category_of(name.removesuffix(".weight")) == "lm_head"]
+    tables = [name for name in checkpoint.tensors if re.search(r"(embed_tokens|wte|embed_in)\.weight$", name)]
+    candidates = (tables + own) if checkpoint.tied else (own + tables)
+    if not candidates:
+        raise user_error(checkpoint.folder, "has neither an output matrix nor an embedding", "Looked for lm_head and embed_tokens")
+    return candidates[0]
+
+
+def count_parameters(checkpoint: Checkpoint) -> int:
+    """Return the number of parameters, a tied matrix counted once even where the checkpoint stores it twice."""
+    counted = {name: info.params for name, info in checkpoint.tensors.items() if info.dtype in FLOATS}
+    tables = [name for name in counted if category_of(name.removesuffix(".weight")) == "embedding"]
+    if checkpoint.tied and tables:
+        counted.pop("lm_head.weight", None)
+    return sum(counted.values())
+
+
+def describe(checkpoint: Checkpoint) -> ModelInfo:
+    """Return what later steps need to know of a checkpoint. Raises `UserError` when it has no layer that can be quantized."""
+    config = checkpoint.config
+    info = ModelInfo(
+        str(checkpoint.folder),
+        checkpoint.fingerprint(),
+        (config.get("architectures") or ["unknown"])[0],
+        config.get("model_type", "unknown"),
+        count_parameters(checkpoint),
+        list_layers(checkpoint),
+    )
+    if not info.quantizable:
+        raise user_error(checkpoint.folder, "has no weight matrix inside decoder blocks", "Looked for 2-D `*.layers.N.*.weight`")
+    return info
+
+
+def _from_json(content: Mapping[str, Any]) -> ModelInfo:
+    layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"])
+    fields = {key: content[key] for key in ("path", "fingerprint", "architecture", "model_type", "parameters")}
+    return ModelInfo(**fields, layers=layers)
+
+
+def model_info(path: Path) -> ModelInfo:
+    """Return the description of a model from its folder, or from the `model.json` made of it earlier."""
+    if Path(path).suffix == ".json":
+        try:
+            return _from_json(read_json(path))
+        except (KeyError, TypeError) as error:
+            raise user_error(path, f"is not a model.json: {error}", "Make it with scripts/describe_model.py") from None
+    return describe(Checkpoint.open(path))

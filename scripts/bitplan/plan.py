@@ -1,0 +1,178 @@
+"""Plans: one format per layer. Reading, expanding patterns, counting bits, writing `config.json` and `plan.json`."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from pathlib import Path
+from typing import Any
+
+from bitplan.errors import Problem, UserError, nearest, user_error
+from bitplan.files import read_json, write_json
+from bitplan.formats.base import Format
+from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.layers import Layer, ModelInfo
+
+DEFAULT_GROUP_SIZE = 32
+UNQUANTIZED_BITS = 16
+# What an override may hold beside its pattern; everything else is refused.
+FORMAT_KEYS = ("wq", "aq", "group_size", "skip")
+NOTES = ("alpha_hill", "category", "precision")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The formats of one layer: weights `wq`, input activations `aq`, values per block or group along `in`."""
+
+    wq: str = UNQUANTIZED
+    aq: str = UNQUANTIZED
+    group_size: int = DEFAULT_GROUP_SIZE
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights or activations leave 16 bits."""
+        return (self.wq, self.aq) != (UNQUANTIZED, UNQUANTIZED)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the override's keys: the formats, or "skip" for a layer that stays as it is."""
+        formats = {"wq": self.wq, "aq": self.aq, "group_size": self.group_size} if self.quantized else {"skip": True}
+        return {**formats, **self.notes}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A format for each layer of a model, in model order, and how it was found."""
+
+    layers: Mapping[str, LayerPlan]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def of(self, layer: str) -> LayerPlan:
+        """Return the layer's formats; 16 bits for a layer that the plan does not name."""
+        return self.layers.get(layer, LayerPlan())
+
+    def counts(self, info: ModelInfo) -> dict[str, int]:
+        """Return how many quantizable layers have each weight format, by falling count."""
+        return dict(Counter(self.of(layer.name).wq for layer in info.quantizable).most_common())
+
+
+def _match(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
+
+
+def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
+    known = ("pattern", *FORMAT_KEYS, *NOTES)
+    problems = [Problem(f"{where}.{key}", "unknown key", nearest(key, known)) for key in entry if key not in known]
+    for key in ("wq", "aq"):
+        if key in entry and entry[key] not in formats:
+            hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
+            problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
+        elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
+            problems.append(Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp4, mxfp8 or bf16"))
+    group = entry.get("group_size", DEFAULT_GROUP_SIZE)
+    if not isinstance(group, int) or isinstance(group, bool) or group < 1:
+        problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number"))
+    return problems
+
+
+def _check(source: str, config: Mapping[str, Any], names: Sequence[str], formats: Mapping[str, Format]) -> None:
+    overrides = config.get("overrides", [])
+    if not isinstance(overrides, list) or not all(isinstance(entry, dict) and "pattern" in entry for entry in overrides):
+        raise user_error(source, "overrides must be a list of objects with a pattern")
+    problems = _entry_problems(f"{source}: default", config.get("default", {}), formats)
+    for number, entry in enumerate(overrides):
+        problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
+        if not any(map(_match(entry["pattern"]).match, names)):
+            hint = nearest(entry["pattern"], names) or f"The first layer is {names[0]!r}"
+            problems.append(Problem(f"{source}: overrides[{number}]", f"pattern {entry['pattern']!r} matches no layer", hint))
+    if problems:
+        raise UserError(problems)
+
+
+def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
+    notes = {key: entry[key] for key in NOTES if key in entry}
+    if entry.get("skip"):
+        return LayerPlan(notes=notes)
+    return LayerPlan(
+        entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED), entry.get("group_size", DEFAULT_GROUP_SIZE), notes
+    )
+
+
+def expand(
+    config: Mapping[str, Any],
+    layers: Iterable[Layer],
+    source: str = "config",
+    formats: Mapping[str, Format] = FORMATS,
+) -> Plan:
+    """Return the plan of a configuration: for each layer the last override whose pattern matches its whole name.
+
+    Patterns are `fnmatch`'s, case-sensitive. Protected layers stay at 16 bits whatever matches them.
+    Raises `UserError` with every unknown key or format and every pattern that matches no layer.
+    """
+    layers = tuple(layers)
+    _check(source, config, [layer.name for layer in layers], formats)
+    chosen = {layer.name: _layer_plan(config.get("default", {})) for layer in layers}
+    for entry in config.get("overrides", []):
+        made, pattern = _layer_plan({**config.get("default", {}), **entry}), _match(entry["pattern"])
+        chosen.update({layer.name: made for layer in layers if pattern.match(layer.name)})
+    for layer in layers:
+        if layer.protected:
+            chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
+    return Plan(chosen, config.get("search_summary") or config.get("summary") or {})
+
+
+def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = FORMATS) -> Plan:
+    """Return the plan in a config.json or plan.json, expanded over the model's layers. Raises `UserError`."""
+    config = read_json(path)
+    made_for = config.get("model_fingerprint")
+    if made_for and made_for != info.fingerprint:
+        raise user_error(path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same")
+    return expand(config, info.layers, str(path), formats)
+
+
+def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int = DEFAULT_GROUP_SIZE) -> Plan:
+    """Return the plan that gives every quantizable layer the same formats."""
+    return Plan({layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers})
+
+
+def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
+    """Write a config.json: the default, an override for each layer that differs from it, and the summary."""
+    overrides = [{"pattern": name, **made.to_json()} for name, made in plan.layers.items() if made != default or _protected(info, name)]
+    _write(path, default, overrides, plan, info, summary_key)
+
+
+def write_plan(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
+    """Write a plan.json: the same format with one exact record per layer, in model order."""
+    records = [{"pattern": layer.name, **plan.of(layer.name).to_json()} for layer in info.layers]
+    _write(path, default, records, plan, info, summary_key)
+
+
+def _protected(info: ModelInfo, name: str) -> bool:
+    return any(layer.name == name and layer.protected for layer in info.layers)
+
+
+def _write(path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str) -> None:
+    made = {"wq": default.wq, "aq": default.aq, "group_size": default.group_size}
+    content = {"default": made, "overrides": overrides, summary_key: dict(plan.summary), "model_fingerprint": info.fingerprint}
+    write_json(path, content)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Average bits of a plan: over all parameters, each once, and over the quantizable layers. Scales count."""
+
+    avg_bits: float
+    avg_bits_layers: float
+
+
+def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = FORMATS) -> float:
+    """Return the stored size of a layer in bits: its values, and the scales of its blocks."""
+    return formats[made.wq].bits_of(layer.shape, made.group_size)
+
+
+def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = FORMATS) -> Bits:
+    """Return the average bits of a plan; parameters outside the quantizable layers count 16 bits each."""
+    stored = sum(layer_bits(layer, plan.of(layer.name), formats) for layer in info.quantizable)
+    inside = sum(layer.params for layer in info.quantizable)
+    return Bits((stored + UNQUANTIZED_BITS * (info.parameters - inside)) / info.parameters, stored / inside)

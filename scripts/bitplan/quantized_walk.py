@@ -1,0 +1,120 @@
+"""Applying a plan while a model is walked: weights quantized as a block is loaded, activations at each layer's input."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from bitplan.formats.base import Format, Quantized
+from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.walk import Block, Forward, Visit
+from bitplan.plan import LayerPlan, Plan
+
+log = logging.getLogger(__name__)
+GIB = 1 << 30
+
+
+@dataclass
+class QuantizedWeights:
+    """Quantized matrices by (layer, format, group size), so that each is made once however many plans are evaluated.
+
+    The least recently used ones go when they take more than `limit` bytes. `made` counts quantizations.
+    """
+
+    limit: int = 4 * GIB
+    formats: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    made: int = 0
+    _kept: OrderedDict[tuple[str, str, int], Quantized] = field(default_factory=OrderedDict)
+
+    def get(self, layer: str, weight: Tensor, made: LayerPlan) -> Tensor:
+        """Return `weight` (out, in) as its format holds it, float32."""
+        form = self.formats[made.wq]
+        group = form.group(made.group_size)
+        key = (layer, made.wq, group)
+        if key not in self._kept:
+            self.made += 1
+            self._kept[key] = form.quantize(weight.to(torch.float32), group, self.importance.get(layer))
+        self._kept.move_to_end(key)
+        values = form.dequantize(self._kept[key], group)
+        self._trim()
+        return values
+
+    def _trim(self) -> None:
+        used = sum(item.nbytes for item in self._kept.values())
+        while used > self.limit and self._kept:
+            used -= self._kept.popitem(last=False)[1].nbytes
+
+
+def weight_of(module: nn.Module, layer: Layer) -> Tensor:
+    """Return the module's weight as (out, in): Conv1D stores the transpose."""
+    return module.weight.T if layer.transposed else module.weight
+
+
+def set_weight_(module: nn.Module, layer: Layer, weight: Tensor) -> None:
+    """Replace the module's weight by `weight` (out, in)."""
+    stored = weight.T if layer.transposed else weight
+    kept = module.weight
+    module.weight = nn.Parameter(stored.to(dtype=kept.dtype, device=kept.device).contiguous(), requires_grad=False)
+
+
+class _QuantizedInputs:
+    """Pre-hooks that quantize activations; layers that share an input (q, k and v) share its quantized form."""
+
+    def __init__(self, formats: Mapping[str, Format]) -> None:
+        self.formats = formats
+        self._last: tuple[Tensor, str, int, Tensor] | None = None
+
+    def hook(self, made: LayerPlan):
+        def quantize(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (self._quantized(args[0], made), *args[1:])
+
+        return quantize
+
+    def _quantized(self, values: Tensor, made: LayerPlan) -> Tensor:
+        if self._last and self._last[0] is values and self._last[1:3] == (made.aq, made.group_size):
+            return self._last[3]
+        result = self.formats[made.aq].roundtrip(values, made.group_size).to(values.dtype)
+        self._last = (values, made.aq, made.group_size, result)
+        return result
+
+
+@contextmanager
+def quantized_inputs(block: Block, plan: Plan, formats: Mapping[str, Format]) -> Iterator[None]:
+    """Quantize the input of each of the block's layers as the plan says, until the context ends."""
+    inputs = _QuantizedInputs(formats)
+    hooks = [
+        module.register_forward_pre_hook(inputs.hook(plan.of(name)))
+        for name, module in block.layers.items()
+        if plan.of(name).aq != UNQUANTIZED
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer], weights: QuantizedWeights) -> None:
+    """Replace each weight of the block by its quantized value."""
+    for name, module in block.layers.items():
+        layer, made = info_layers.get(name), plan.of(name)
+        if layer is not None and made.wq != UNQUANTIZED:
+            set_weight_(module, layer, weights.get(name, weight_of(module, layer), made))
+
+
+def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
+    """Return the visitor that runs every block as the plan has it."""
+    layers = {layer.name: layer for layer in info.layers}
+
+    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        quantize_weights_(block, plan, layers, weights)
+        with quantized_inputs(block, plan, weights.formats):
+            return forward(hidden)
+
+    return visit

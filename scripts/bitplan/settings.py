@@ -1,0 +1,194 @@
+"""The settings of the workflow: every key of `config.yaml`, its type, range and meaning. They reach commands as flags only."""
+
+import difflib
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from bitplan.errors import Problem, UserError
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are refused, numbers may come as strings (--config gives them so)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=False)
+
+
+class ModelSettings(Section):
+    """A model and its texts."""
+
+    path: str = Field(description="folder of the checkpoint")
+    calibration: str = Field(description="text on which statistics are taken and searches run")
+    evaluation: str = Field(description="held-out text on which plans are compared")
+
+
+class ComputeSettings(Section):
+    """Where and in what numbers a model is run."""
+
+    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or mps")
+    dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="number type to compute in")
+
+
+class WindowSettings(Section):
+    """How a text is cut into windows of tokens."""
+
+    length: int = Field(512, ge=2, description="tokens per window")
+    sequences: int | None = Field(None, ge=1, description="windows to use; all of the text when absent")
+
+
+class ExportSettings(Section):
+    """How plans become GGUF files."""
+
+    unquantized: Literal["f16", "bf16"] = Field("f16", description="type of layers that a plan leaves at 16 bits")
+
+
+class SpeedSettings(Section):
+    """How GGUF files are timed."""
+
+    max_tokens: int = Field(200, ge=1, description="tokens to generate after each prompt")
+    repeats: int = Field(5, ge=1, description="counted rounds over all files")
+    warmup: int = Field(1, ge=0, description="rounds before, not counted")
+    prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
+
+
+class CheckSettings(Section):
+    """What a plan over its target does."""
+
+    on_miss: Literal["fail", "warn"] = Field("warn", description="stop the workflow, or only say so")
+    tolerance: float = Field(0.0, ge=0, description="bits over the target that still pass")
+
+
+class AdaptivePlan(Section):
+    """A plan found by the adaptive Alpha-Hill threshold search."""
+
+    method: Literal["adaptive"] = "adaptive"
+    ppl_threshold: float = Field(0.1, gt=0, description="largest rise of perplexity, as a share")
+    target_avg_bits: float = Field(8.0, gt=0, le=16, description="average bits over all parameters to stop at")
+    step_size: float = Field(0.5, gt=0, description="step of the alpha threshold")
+    batch_size: int = Field(8, ge=1, description="windows in one batch; changes speed only")
+    search: Literal["linear", "bisect"] = Field("linear", description="try every step, or halve")
+    fit: Literal["hill", "xmin_mid"] = Field("hill", description="how alpha is fitted")
+    polarity: Literal["high_alpha_fewer_bits", "low_alpha_fewer_bits"] = Field(
+        "high_alpha_fewer_bits", description="which end of alpha is compressed first"
+    )
+    group_size: int = Field(32, ge=1, description="values per block")
+    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
+
+
+class RandomPlan(Section):
+    """A plan drawn by lot."""
+
+    method: Literal["random"]
+    mxfp4_ratio: float = Field(0.3, ge=0, le=1, description="share of layers in mxfp4")
+    bf16_ratio: float = Field(0.2, ge=0, le=1, description="share of layers in bf16")
+    seed: int = Field(42, ge=0, description="the same seed gives the same plan")
+    group_size: int = Field(32, ge=1, description="values per block")
+    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
+
+    @field_validator("bf16_ratio")
+    @classmethod
+    def _fits(cls, value: float, info: Any) -> float:
+        if value + info.data.get("mxfp4_ratio", 0) > 1 + 1e-12:
+            raise ValueError("mxfp4_ratio and bf16_ratio add up to more than 1")
+        return value
+
+
+AnyPlan = Annotated[AdaptivePlan | RandomPlan, Field(discriminator="method")]
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    models: dict[Name, ModelSettings] = Field(min_length=1, description="models by name")
+    plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
+    baselines: list[Name] = Field(["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed")
+    compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
+    calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")
+    evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
+    export: ExportSettings = Field(ExportSettings(), description="GGUF files")
+    speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
+
+
+def _keys_at(location: tuple, config: Mapping[str, Any]) -> list[str]:
+    """Return the keys that are valid where an unknown key was found."""
+    kinds: dict[str, type[Section]] = {"adaptive": AdaptivePlan, "random": RandomPlan}
+    sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
+    sections |= {"export": ExportSettings, "speed": SpeedSettings}
+    if len(location) == 1:
+        return list(Settings.model_fields)
+    if location[0] == "plans":
+        return list((CheckSettings if "check" in location[2:-1] else kinds.get(location[2], AdaptivePlan)).model_fields)
+    return list((ModelSettings if location[0] == "models" else sections[location[0]]).model_fields)
+
+
+def _problem(error: Mapping[str, Any], config: Mapping[str, Any]) -> Problem:
+    location = error["loc"]
+    shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
+    if error["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _keys_at(location, config), n=1)
+        return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else "")
+    if error["type"] == "union_tag_not_found":
+        return Problem(shown, "has no method", "Add one of: adaptive, random")
+    what = error["msg"].removeprefix("Value error, ")
+    given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"
+    return Problem(shown, what[0].lower() + what[1:] + given)
+
+
+def parse_settings(config: Mapping[str, Any]) -> Settings:
+    """Return the settings in a configuration. Raises `UserError` with one line for every problem."""
+    try:
+        return TypeAdapter(Settings).validate_python(dict(config))
+    except ValidationError as error:
+        raise UserError(_problem(each, config) for each in error.errors()) from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which YAML would silently keep the last."""
+
+
+def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
+    loader.flatten_mapping(node)
+    seen: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            mark = key_node.start_mark
+            raise UserError([Problem(f"{mark.name}:{mark.line + 1}", f"key {key!r} is given twice", f"First in line {seen[key]}")])
+        seen[key] = key_node.start_mark.line + 1
+    return loader.construct_mapping(node, deep=True)
+
+
+_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def check_duplicate_keys(path: Path) -> None:
+    """Raise `UserError` when a YAML file gives a key twice or is no YAML."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            yaml.load(handle, _UniqueKeys)
+    except yaml.YAMLError as error:
+        raise UserError([Problem(str(path), f"is not YAML: {' '.join(str(error).split())}")]) from None
+
+
+def _words(values: Mapping[str, Any]) -> Iterator[str]:
+    for key in sorted(values):
+        value, flag = values[key], f"--{key}"
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            yield flag if value else f"--no-{key}"
+            continue
+        for item in value if isinstance(value, (list, tuple)) else (value,):
+            yield from (flag, str(item))
+
+
+def cli_flags(values: Mapping[str, Any]) -> str:
+    """Return settings as one sorted string of flags: lists repeat the flag, booleans are --x/--no-x, None is left out."""
+    return shlex.join(_words(values))

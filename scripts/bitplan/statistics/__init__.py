@@ -1,0 +1,1 @@
+"""Layer statistics: of the weights, and of the activations on calibration text."""

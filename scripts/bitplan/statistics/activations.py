@@ -1,0 +1,70 @@
+"""What reaches each layer on calibration text: mean |x|, mean x^2 and largest |x| of every input column."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitplan.models.walk import Block, Forward, Visit
+
+
+@dataclass
+class InputStatistics:
+    """Running sums over the tokens that reached a layer; columns `(in,)` float64."""
+
+    tokens: int
+    sum_abs: Tensor
+    sum_squares: Tensor
+    absmax: Tensor
+
+    @classmethod
+    def empty(cls, columns: int) -> "InputStatistics":
+        """Return the statistics of no token."""
+        return cls(0, *(torch.zeros(columns, dtype=torch.float64) for _ in range(3)))
+
+    def add_(self, inputs: Tensor) -> None:
+        """Count a batch of inputs `(..., in)`."""
+        flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
+        sizes = flat.abs()
+        self.tokens += len(flat)
+        self.sum_abs += sizes.sum(0, dtype=torch.float64).cpu()
+        self.sum_squares += flat.square().sum(0, dtype=torch.float64).cpu()
+        self.absmax = torch.maximum(self.absmax, sizes.amax(0).to(torch.float64).cpu())
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """mean |x| per column."""
+        return self.sum_abs / max(1, self.tokens)
+
+    @property
+    def mean_square(self) -> Tensor:
+        """mean x^2 per column: the importance matrix."""
+        return self.sum_squares / max(1, self.tokens)
+
+
+@contextmanager
+def _watched(block: Block, into: dict[str, InputStatistics]) -> Iterator[None]:
+    def watcher(name: str):
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            into.setdefault(name, InputStatistics.empty(args[0].shape[-1])).add_(args[0])
+
+        return hook
+
+    hooks = [module.register_forward_pre_hook(watcher(name)) for name, module in block.layers.items()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def collecting(into: dict[str, InputStatistics]) -> Visit:
+    """Return the visitor that fills `into` with the statistics of every layer's input."""
+
+    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        with _watched(block, into):
+            return forward(hidden)
+
+    return visit

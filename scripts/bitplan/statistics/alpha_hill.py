@@ -1,0 +1,46 @@
+"""Alpha-Hill: the power-law exponent of a weight matrix's eigenvalue spectrum, by the Hill estimator.
+
+Sources: TempBalance (Zhou et al. 2023), AlphaPruning (Lu et al. 2024). l_1 <= ... <= l_n are the eigenvalues of
+W^T W, n = min(out, in). A high alpha is a light tail, a layer that learned less.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+FITS = ("hill", "xmin_mid")
+SMALLEST_RATIO = 1e-12
+
+
+def spectrum(weight: Tensor) -> Tensor:
+    """Return the eigenvalues of W^T W, rising, `(min(out, in),)` float32 or better, from the smaller Gram matrix.
+
+    Twice as fast as the singular values of W, and the upper part of the spectrum, which alpha uses, is as exact.
+    """
+    values = weight.to(torch.float32)
+    gram = values @ values.T if values.shape[0] <= values.shape[1] else values.T @ values
+    return torch.linalg.eigvalsh(gram).clamp_(min=0)
+
+
+def tail_length(n: int, fit: str) -> int:
+    """Return k, how many of the largest eigenvalues are fitted: `hill` a tenth but 10 at least, `xmin_mid` the upper half."""
+    return n - n // 2 if fit == "xmin_mid" else min(max(max(10, int(0.1 * n)), 1), n - 1)
+
+
+def alpha_hill(eigenvalues: Tensor, fit: str = "hill") -> float:
+    """Return alpha = 1 + k / sum_{i=1..k} ln(l_{n-i+1} / xmin) of rising eigenvalues.
+
+    xmin is l_{n-k} with `hill`, and l_{n//2}, itself counted in the tail, with `xmin_mid`. Independent of the matrix's scale.
+    NaN for fewer than 2 eigenvalues, and where xmin is zero.
+    """
+    n = len(eigenvalues)
+    if n < 2 or not bool(torch.isfinite(eigenvalues).all()):
+        return math.nan
+    k = tail_length(n, fit)
+    tail = eigenvalues[n - k :].to(torch.float64)
+    xmin = tail[0] if fit == "xmin_mid" else eigenvalues[n - k - 1].to(torch.float64)
+    if xmin <= SMALLEST_RATIO * tail[-1]:
+        return math.nan
+    total = torch.log(tail / xmin).sum().item()
+    return 1 + k / total if total > 0 else math.nan

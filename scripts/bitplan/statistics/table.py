@@ -1,0 +1,88 @@
+"""The table of layer statistics, measured in one walk over the calibration text."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitplan.files import read_table, write_table, written_aside
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.walk import Block, Forward, StreamedModel, Visit
+from bitplan.quantized_walk import weight_of
+from bitplan.statistics.activations import InputStatistics, collecting
+from bitplan.statistics.alpha_hill import FITS, alpha_hill, spectrum
+from bitplan.statistics.weights import weight_moments
+
+COLUMNS = (
+    *("layer", "category", "out", "in", "params"),
+    *(f"alpha_{fit}" for fit in FITS),
+    *("weight_mean", "weight_absmax", "weight_variance", "weight_kurtosis"),
+    *("input_mean_abs", "input_mean_square", "input_absmax", "tokens"),
+)
+
+
+def weight_row(layer: Layer, weight: Tensor) -> dict[str, Any]:
+    """Return the part of a layer's row that the weight (out, in) alone decides."""
+    eigenvalues = spectrum(weight)
+    alphas = {f"alpha_{fit}": alpha_hill(eigenvalues, fit) for fit in FITS}
+    shape = {"out": layer.shape[0], "in": layer.shape[1], "params": layer.params}
+    return {"layer": layer.name, "category": layer.category, **shape, **alphas, **weight_moments(weight)}
+
+
+def _input_row(seen: InputStatistics) -> dict[str, float]:
+    return {
+        "input_mean_abs": seen.mean_abs.mean().item(),
+        "input_mean_square": seen.mean_square.mean().item(),
+        "input_absmax": seen.absmax.max().item(),
+        "tokens": seen.tokens,
+    }
+
+
+def _measuring(layers: Mapping[str, Layer], rows: dict[str, dict], inputs: dict[str, InputStatistics]) -> Visit:
+    watch = collecting(inputs)
+
+    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        for name, module in block.layers.items():
+            if name in layers:
+                rows[name] = weight_row(layers[name], weight_of(module, layers[name]))
+        return watch(block, hidden, forward)
+
+    return visit
+
+
+def measure_layers(
+    model: StreamedModel, info: ModelInfo, tokens: Tensor
+) -> tuple[list[dict[str, Any]], dict[str, InputStatistics], Tensor]:
+    """Return the rows of the table in model order, the inputs' statistics by layer, and the final hidden states of `tokens`."""
+    layers = {layer.name: layer for layer in info.quantizable}
+    rows: dict[str, dict[str, Any]] = {}
+    inputs: dict[str, InputStatistics] = {}
+    hidden = model.run(tokens, _measuring(layers, rows, inputs))
+    return [{**rows[name], **_input_row(inputs[name])} for name in layers], inputs, hidden
+
+
+def write_statistics(table: Path, importance: Path, rows: list[dict[str, Any]], inputs: Mapping[str, InputStatistics]) -> None:
+    """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name."""
+    from safetensors.torch import save_file
+
+    named = {row["layer"] for row in rows}
+    write_table(table, rows, COLUMNS)
+    with written_aside(importance) as aside:
+        save_file({name: seen.mean_square.to(torch.float32) for name, seen in inputs.items() if name in named}, aside)
+
+
+def read_alphas(table: Path, fit: str) -> dict[str, float]:
+    """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` when the table lacks the fit."""
+    rows = read_table(table, ("layer", f"alpha_{fit}"))
+    return {row["layer"]: float(row[f"alpha_{fit}"] or "nan") for row in rows}
+
+
+def read_importance(path: Path | None) -> dict[str, Tensor]:
+    """Return the importance matrix {layer: (in,)}; empty without a file."""
+    if path is None:
+        return {}
+    from safetensors.torch import load_file
+
+    return load_file(path)

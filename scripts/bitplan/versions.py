@@ -1,0 +1,65 @@
+"""Short hashes of local modules, so that an edit reruns the steps that the edited code is behind, and no others.
+
+Snakemake does not look into the modules that a command imports. Each rule therefore carries, as parameters, one
+`module@hash` for every local module behind its command. The hash is of the syntax tree without docstrings:
+comments, docstrings and layout may change without a rerun.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+SCRIPTS = Path(__file__).resolve().parents[1]
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@cache
+def module_hash(path: Path) -> str:
+    """Return 10 hexadecimal digits that change when the code of a file does."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    for node in ast.walk(tree):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:10]
+
+
+def _located(module: str) -> Path | None:
+    base = SCRIPTS.joinpath(*module.split("."))
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _named(node: ast.AST, package: tuple[str, ...]) -> set[str]:
+    """Return the modules that an import statement may mean, `from x import y` counting x and x.y."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        above = package[: len(package) - node.level + 1] if node.level else ()
+        base = ".".join((*above, *filter(None, (node.module or "").split("."))))
+        return {base} | {f"{base}.{alias.name}" for alias in node.names}
+    return set()
+
+
+@cache
+def imported_files(path: Path) -> frozenset[Path]:
+    """Return the local files that a file imports, anywhere in it, and the packages around them."""
+    package = path.relative_to(SCRIPTS).parent.parts
+    names = set().union(*(_named(node, package) for node in ast.walk(_tree(path))))
+    around = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
+    return frozenset(found for name in names | around if name and (found := _located(name)))
+
+
+def code_versions(command: str) -> dict[str, str]:
+    """Return {path below scripts/: hash} of a command and of all local code behind it, sorted by path."""
+    waiting, seen = [SCRIPTS / command], {}
+    while waiting:
+        path = waiting.pop()
+        if path not in seen:
+            seen[path] = module_hash(path)
+            waiting.extend(imported_files(path))
+    return {path.relative_to(SCRIPTS).as_posix(): seen[path] for path in sorted(seen)}

@@ -1,0 +1,50 @@
+"""Mean KL, perplexity and bits of a model with every layer in one format, format by format."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+
+COLUMNS = ("format", "avg_bits_layers", "avg_bits", "ppl", "kl", "kl_error", "top1", "kl_over_previous")
+
+
+def main(args) -> None:
+    from bitplan.evaluate.perplexity import score_plan
+    from bitplan.evaluate.scores import summarize
+    from bitplan.files import write_table
+    from bitplan.formats.table import format_named
+    from bitplan.opening import opened, teacher_on
+    from bitplan.plan import average_bits, uniform
+    from bitplan.provenance import write_provenance
+    from bitplan.quantized_walk import QuantizedWeights
+
+    started = time.monotonic()
+    for name in args.formats:
+        format_named(name)
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    rows: list[dict] = []
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for name in args.formats:
+        plan = uniform(model.info, name)
+        scores = summarize(score_plan(model.model, model.info, plan, teacher, QuantizedWeights(limit=0)))
+        bits = average_bits(plan, model.info)
+        over = scores["kl_mean"] / rows[-1]["kl"] if rows and rows[-1]["kl"] > 0 else None
+        figures = (name, bits.avg_bits_layers, bits.avg_bits, scores["ppl"], scores["kl_mean"], scores["kl_mean_error"])
+        rows.append(dict(zip(COLUMNS, (*figures, scores["top1_agreement"], over), strict=True)))
+        print("| " + " | ".join("" if v is None else f"{v:.4g}" if isinstance(v, float) else v for v in rows[-1].values()) + " |")
+    if args.output:
+        write_table(args.output, rows, COLUMNS)
+        write_provenance(args.output, started)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    add_compute_flags(flags)
+    add_window_flags(flags)
+    default = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]
+    flags.add_argument("--formats", nargs="+", default=default, help="formats by name, from gentle to hard")
+    flags.add_argument("--text", type=Path, help="text, or one saved by teacher.py; the bundled one by default")
+    flags.add_argument("--output", type=Path, help="TSV to write")
+    run(flags, main)

@@ -1,0 +1,25 @@
+"""List a model's layers: names, categories, shapes, fusion groups, parameters."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_model_flag, parser, run
+
+
+def main(args) -> None:
+    from bitplan.files import write_json
+    from bitplan.models.layers import model_info
+    from bitplan.provenance import write_provenance
+
+    started = time.monotonic()
+    info = model_info(args.model)
+    write_json(args.output, info.to_json())
+    write_provenance(args.output, started)
+    print(f"{info.architecture}: {info.parameters:,} parameters, {len(info.quantizable)} layers that a plan may change")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    flags.add_argument("--output", type=Path, required=True, help="model.json to write")
+    run(flags, main)

@@ -1,0 +1,39 @@
+"""Statistics of every layer: spectrum and moments of the weights, size of the activations on calibration text."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+
+
+def main(args) -> None:
+    from bitplan.evaluate.teacher import save_teacher, teacher_from
+    from bitplan.evaluate.text import windows
+    from bitplan.opening import DEMO, opened
+    from bitplan.provenance import write_provenance
+    from bitplan.statistics.table import measure_layers, write_statistics
+
+    started = time.monotonic()
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    text = args.calibration or DEMO / "calibration.txt"
+    tokens = windows(model.checkpoint.folder, text, args.length, args.sequences)
+    rows, inputs, hidden = measure_layers(model.model, model.info, tokens)
+    importance = args.importance or args.output.with_suffix(".safetensors")
+    write_statistics(args.output, importance, rows, inputs)
+    if args.save_text:
+        made = teacher_from(model.checkpoint, tokens, hidden, args.dtype)
+        save_teacher(args.save_text, made, model.info.fingerprint, text)
+    write_provenance(args.output, started, block_forwards=model.model.block_forwards)
+    print(f"{len(rows)} layers on {tokens.numel()} tokens: {args.output}, {importance}")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    add_compute_flags(flags)
+    add_window_flags(flags)
+    flags.add_argument("--calibration", type=Path, help="calibration text; the bundled one by default")
+    flags.add_argument("--output", type=Path, required=True, help="layer_stats.tsv to write")
+    flags.add_argument("--importance", type=Path, help="importance matrix to write; beside --output by default")
+    flags.add_argument("--save-text", type=Path, help="also write tokens and final hidden states on the calibration text")
+    run(flags, main)

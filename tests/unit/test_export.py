@@ -1,0 +1,184 @@
+"""GGUF: the base file scores as transformers does, mixed files are llama.cpp's own bytes, the report is the file."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+
+from bitplan.errors import UserError
+from bitplan.evaluate.llama_runtime import opened
+from bitplan.evaluate.perplexity import score_gguf, score_plan
+from bitplan.evaluate.scores import summarize
+from bitplan.evaluate.teacher import make_teacher
+from bitplan.export.convert import convert, exact_type
+from bitplan.export.export import export_plan
+from bitplan.export.gguf_file import check_written, plan_tensors
+from bitplan.export.llama_quantize import quantize_by_recipe
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.layers import describe
+from bitplan.models.walk import open_model
+from bitplan.plan import LayerPlan, Plan, uniform
+from bitplan.quantized_walk import QuantizedWeights
+
+TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "gguf_mxfp4")
+
+
+@pytest.fixture(scope="module")
+def model(demo):
+    checkpoint = Checkpoint.open(demo / "model")
+    return checkpoint, describe(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def base(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "base.gguf"
+    convert(model[0], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(model, demo):
+    return make_teacher(open_model(model[0]), demo / "evaluation.txt", 256, 8, "fp32")
+
+
+@pytest.fixture(scope="module")
+def mixed(model) -> Plan:
+    """Every type in turn over the layers."""
+    layers = model[1].quantizable
+    return Plan({layer.name: LayerPlan(TYPES[i % len(TYPES)]) for i, layer in enumerate(layers)})
+
+
+@pytest.fixture(scope="module")
+def mixed_file(model, base, mixed, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mixed") / "mixed.gguf"
+    return path, export_plan(base, path, model[1], mixed, "bf16", {}, 2)
+
+
+def test_the_base_file_holds_the_checkpoint_exactly(model, base):
+    assert exact_type(model[0]) == "bf16"
+    assert {t.tensor_type.name for t in GGUFReader(base).tensors} == {"BF16", "F32"}
+
+
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_a_full_precision_file_scores_as_the_walk_does(model, teacher, tmp_path, kind):
+    path = tmp_path / "full.gguf"
+    convert(model[0], path, kind)
+    figures = summarize(score_gguf(path, teacher, 1))
+    assert figures["kl_mean"] < 1e-6 and figures["ppl"] == pytest.approx(figures["base_ppl"], rel=1e-4)
+
+
+def test_a_mixed_file_is_byte_for_byte_what_llama_cpp_makes(model, base, mixed, mixed_file, tmp_path):
+    path, report = mixed_file
+    wanted = {f"^{record['tensor'].replace('.', chr(92) + '.')}$": record["written"] for record in report["tensors"] if record["layer"]}
+    theirs = tmp_path / "llama.gguf"
+    quantize_by_recipe(base, theirs, "q8_0", 2, wanted)
+    ours = {t.name: (t.tensor_type, t.data) for t in GGUFReader(path).tensors}
+    for tensor in GGUFReader(theirs).tensors:
+        assert ours[tensor.name][0] is tensor.tensor_type, tensor.name
+        assert np.array_equal(ours[tensor.name][1], tensor.data), tensor.name
+    assert len({kind for kind, _ in ours.values()}) == len(TYPES) + 2
+
+
+def test_the_file_has_the_perplexity_that_the_simulation_saw(model, teacher, mixed, mixed_file):
+    simulated = summarize(score_plan(open_model(model[0]), model[1], mixed, teacher, QuantizedWeights()))
+    real = summarize(score_gguf(mixed_file[0], teacher, 1))
+    # llama.cpp rounds activations to 8 bits inside its products, which the simulation does not.
+    assert real["ln_ppl_ratio"] == pytest.approx(simulated["ln_ppl_ratio"], abs=0.01)
+    assert real["kl_mean"] == pytest.approx(simulated["kl_mean"], rel=0.2)
+
+
+def test_the_file_generates_text_of_the_training_language(mixed_file):
+    with opened(mixed_file[0], 64, 1) as runtime:
+        tokens, _, _ = runtime.generate(runtime.tokenize("Once upon a time there was a"), 24)
+        text = runtime.text_of(tokens)
+    assert " named " in text and text.isascii()
+
+
+def test_the_report_gives_types_bytes_and_average_bits_of_the_file(model, mixed_file):
+    path, report = mixed_file
+    assert report["file_bytes"] == path.stat().st_size
+    assert report["avg_bits_file"] == pytest.approx(8 * path.stat().st_size / model[1].parameters)
+    held = {t.name: (t.tensor_type.name, t.n_bytes) for t in GGUFReader(path).tensors}
+    assert {r["tensor"]: (r["written"], r["bytes"]) for r in report["tensors"]} == held
+
+
+def test_a_file_that_is_not_the_report_is_refused(model, base, mixed, mixed_file):
+    other = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "q8_0"), "bf16")
+    with pytest.raises(UserError, match="the report says"):
+        check_written(mixed_file[0], other)
+
+
+def test_the_report_says_why_a_tensor_is_not_what_was_asked_for(model, base):
+    plan = uniform(model[1], "mxfp8", "mxfp8")
+    records = {record.layer: record for record in plan_tensors(GGUFReader(base), model[1], plan, "f16")}
+    one = records["model.layers.0.self_attn.q_proj"]
+    assert one.written == "Q8_0"
+    assert "mxfp8 is no GGUF type, Q8_0 comes nearest" in one.why and "cannot hold activation format mxfp8" in one.why
+    assert records["model.embed_tokens"].written == "F16" and "protected" in records["model.embed_tokens"].why
+
+
+def test_rows_that_do_not_fit_a_type_fall_back_and_the_report_says_so(tiny, tmp_path):
+    checkpoint = Checkpoint.open(tiny)
+    info = describe(checkpoint)
+    convert(checkpoint, tmp_path / "base.gguf")
+    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", info, uniform(info, "q4_k"), "f16", {}, 1)
+    down = next(r for r in report["tensors"] if r["layer"] == "model.layers.0.mlp.down_proj")
+    assert down["written"] == "Q5_0" and "96 columns are no multiple of Q4_K's block of 256" in down["why"]
+
+
+def test_exporting_twice_gives_the_same_bytes(model, base, mixed, mixed_file, tmp_path):
+    export_plan(base, tmp_path / "again.gguf", model[1], mixed, "bf16", {}, 1)
+    assert (tmp_path / "again.gguf").read_bytes() == mixed_file[0].read_bytes()
+
+
+def test_values_that_f16_cannot_hold_stay_bf16(model, base, monkeypatch):
+    import bitplan.export.gguf_file as module
+
+    monkeypatch.setattr(module, "HALF_LIMIT", 0.01)
+    records = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "bf16"), "f16")
+    assert {record.written for record in records if record.layer} == {"BF16"}
+
+
+def test_an_importance_matrix_lowers_the_damage_of_low_bits(model, base, teacher, demo, tmp_path):
+    from bitplan.evaluate.text import windows
+    from bitplan.statistics.table import measure_layers
+
+    checkpoint, info = model
+    _, inputs, _ = measure_layers(open_model(checkpoint), info, windows(checkpoint.folder, demo / "calibration.txt", 256, 8))
+    importance = {name: seen.mean_square.float().numpy() for name, seen in inputs.items()}
+    kl = []
+    for name, matrix in (("plain", {}), ("weighted", importance)):
+        export_plan(base, tmp_path / f"{name}.gguf", info, uniform(info, "q2_k"), "bf16", matrix, 2)
+        kl.append(summarize(score_gguf(tmp_path / f"{name}.gguf", teacher, 1))["kl_mean"])
+    assert kl[1] < kl[0]
+
+
+def test_a_tied_output_matrix_becomes_the_embedding_that_llama_cpp_reads(assets, tmp_path):
+    checkpoint = Checkpoint.open(assets / "tinystories-656k")
+    convert(checkpoint, tmp_path / "base.gguf")
+    made = make_teacher(open_model(checkpoint), assets / "tinystories-text" / "stories.txt", 512, 4, "fp32")
+    assert summarize(score_gguf(tmp_path / "base.gguf", made, 1))["kl_mean"] < 1e-6
+
+
+def test_a_file_cut_short_is_refused_with_the_runtimes_own_word(mixed_file, tmp_path):
+    short = tmp_path / "short.gguf"
+    short.write_bytes(mixed_file[0].read_bytes()[:100_000])
+    with pytest.raises(UserError, match="not loaded by llama.cpp: .*(data|tensor|read)"), opened(short, 64, 1):
+        pass
+
+
+def test_report_json_is_valid_without_nan(mixed_file):
+    assert math.isfinite(json.loads(json.dumps(mixed_file[1], allow_nan=False))["avg_bits_file"])
+
+
+def test_the_fake_quantized_weight_is_the_weight_in_the_file(model, base, mixed, mixed_file):
+    from gguf import dequantize
+
+    layer = model[1].quantizable[-1]
+    stored = next(t for t in GGUFReader(mixed_file[0]).tensors if t.name == f"blk.{layer.block}.ffn_down.weight")
+    weight = model[0].read([f"{layer.name}.weight"])[f"{layer.name}.weight"].float()
+    simulated = QuantizedWeights().get(layer.name, weight, mixed.of(layer.name))
+    assert torch.equal(simulated, torch.from_numpy(dequantize(stored.data, stored.tensor_type)))

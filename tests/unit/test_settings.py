@@ -1,0 +1,76 @@
+"""Settings: what is refused and how it is said, coercion, flags, generated files in step."""
+
+import shlex
+
+import pytest
+
+from bitplan.config_file import config_text, schema_text
+from bitplan.errors import UserError
+from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
+
+MODEL = {"path": "m", "calibration": "c.txt", "evaluation": "e.txt"}
+
+
+def config(**changes):
+    return {"models": {"demo": MODEL}, "plans": {"one": {"method": "adaptive"}}, **changes}
+
+
+def problems(**changes) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        parse_settings(config(**changes))
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"plan": {}}, 'plan: unknown key. Did you mean "plans"?'),
+        ({"plans": {"a": {"method": "adaptive", "taget_avg_bits": 4}}}, 'plans.a.taget_avg_bits: unknown key. Did you mean "target_avg_bits"?'),
+        ({"plans": {"a": {"method": "adaptive", "ppl_threshold": -1}}}, "plans.a.ppl_threshold: input should be greater than 0 (it is -1)"),
+        ({"plans": {"a": {"method": "adaptive", "check": {"on_mis": "fail"}}}}, 'plans.a.check.on_mis: unknown key. Did you mean "on_miss"?'),
+        ({"plans": {"a": {"ppl_threshold": 1}}}, "plans.a: has no method. Add one of: adaptive, random"),
+        ({"plans": {"a": {"method": "random", "mxfp4_ratio": 0.7, "bf16_ratio": 0.6}}}, "plans.a.bf16_ratio: mxfp4_ratio and bf16_ratio add up"),
+        ({"plans": {"a b": {"method": "random"}}}, "plans.a b"),
+        ({"plans": {"../x": {"method": "random"}}}, "plans.../x"),
+        ({"plans": {}}, "plans: "),
+        ({"models": {"demo": {"path": "m"}}}, "models.demo.calibration: field required"),
+        ({"evaluation": {"length": 1}}, "evaluation.length: input should be greater than or equal to 2"),
+        ({"evaluation": {"sequnces": 1}}, 'evaluation.sequnces: unknown key. Did you mean "sequences"?'),
+        ({"compute": {"device": "gpu"}}, "compute.device"),
+        ({"speed": {"repeats": "many"}}, "speed.repeats: input should be a valid integer"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_key(changes, message):
+    assert any(message in problem for problem in problems(**changes)), problems(**changes)
+
+
+def test_all_problems_are_told_at_once():
+    assert len(problems(plan={}, compute={"dtype": "fp8"}, speed={"repeats": 0})) == 3
+
+
+def test_numbers_may_come_as_strings():
+    parsed = parse_settings(config(plans={"a": {"method": "adaptive", "step_size": "1e-1"}}, evaluation={"sequences": "8"}))
+    assert parsed.plans["a"].step_size == 0.1 and parsed.evaluation.sequences == 8
+
+
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("speed:\n  repeats: 1\n  repeats: 2\n")
+    with pytest.raises(UserError, match=r"c.yaml:3: key 'repeats' is given twice"):
+        check_duplicate_keys(path)
+
+
+def test_flags_are_sorted_quoted_and_repeat_lists():
+    values = {"b": 1.5, "a": ["x y", "z"], "none": None, "yes": True, "no": False}
+    assert shlex.split(cli_flags(values)) == ["--a", "x y", "--a", "z", "--b", "1.5", "--no-no", "--yes"]
+
+
+def test_the_order_of_keys_does_not_change_the_flags():
+    assert cli_flags({"a": 1, "b": 2}) == cli_flags({"b": 2, "a": 1})
+
+
+def test_config_and_schema_are_what_the_models_say():
+    from conftest import ROOT
+
+    assert (ROOT / "config.yaml").read_text() == config_text(), "run scripts/write_config.py --fix"
+    assert (ROOT / "config.schema.json").read_text() == schema_text(), "run scripts/write_config.py --fix"

@@ -1,0 +1,176 @@
+"""The walk: the same numbers as a plain forward, plans applied as blocks are loaded, nothing quantized twice."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bitplan.errors import UserError
+from bitplan.evaluate.perplexity import plan_nll, score_plan
+from bitplan.evaluate.scores import summarize
+from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher
+from bitplan.formats.table import FORMATS
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.layers import describe
+from bitplan.models.walk import TOKENS_PER_BATCH, Block, open_model
+from bitplan.plan import LayerPlan, Plan, uniform
+from bitplan.quantized_walk import QuantizedWeights
+
+
+@pytest.fixture(scope="module")
+def opened(tiny):
+    checkpoint = Checkpoint.open(tiny)
+    return checkpoint, describe(checkpoint), open_model(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def teacher(opened, demo):
+    return make_teacher(opened[2], demo / "evaluation.txt", 64, 9, "fp32")
+
+
+def plain_nll(module, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits = module(input_ids=tokens).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+
+
+def test_the_walk_gives_the_nll_of_a_plain_forward(opened, teacher, tiny):
+    _, info, model = opened
+    module = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    ours = plan_nll(model, info, uniform(info, "bf16"), teacher, QuantizedWeights())
+    assert ours.mean().item() == pytest.approx(plain_nll(module, teacher.tokens).mean().item(), rel=1e-5)
+
+
+def test_the_bundled_model_gives_the_nll_of_a_plain_forward(demo):
+    checkpoint = Checkpoint.open(demo / "model")
+    info, model = describe(checkpoint), open_model(checkpoint)
+    made = make_teacher(model, demo / "evaluation.txt", 256, 8, "fp32")
+    module = AutoModelForCausalLM.from_pretrained(demo / "model", dtype=torch.float32)
+    ours = plan_nll(model, info, uniform(info, "bf16"), made, QuantizedWeights())
+    assert ours.mean().item() == pytest.approx(plain_nll(module, made.tokens).mean().item(), rel=1e-5)
+
+
+def test_a_quantized_walk_gives_the_nll_of_a_model_quantized_by_hand(opened, teacher, tiny):
+    _, info, model = opened
+    module = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    hooks = []
+    for layer in info.quantizable:
+        part = module.get_submodule(layer.name)
+        part.weight.data = FORMATS["mxfp4"].roundtrip(part.weight.data)
+        hooks.append(part.register_forward_pre_hook(lambda m, args: (FORMATS["mxfp8"].roundtrip(args[0]),)))
+    ours = plan_nll(model, info, uniform(info, "mxfp4", "mxfp8"), teacher, QuantizedWeights())
+    assert torch.allclose(ours, plain_nll(module, teacher.tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_changes_only_the_layers_that_it_names(opened, teacher):
+    _, info, model = opened
+    seen = {}
+
+    def visit(block: Block, hidden, forward):
+        from bitplan.quantized_walk import quantize_weights_
+
+        before = {name: part.weight.clone() for name, part in block.layers.items()}
+        quantize_weights_(block, plan, {layer.name: layer for layer in info.layers}, QuantizedWeights())
+        seen.update({name: not torch.equal(part.weight, before[name]) for name, part in block.layers.items()})
+        return forward(hidden)
+
+    one = "model.layers.1.mlp.up_proj"
+    plan = Plan({one: LayerPlan("mxfp4")})
+    model.run(teacher.tokens, visit)
+    assert {name for name, changed in seen.items() if changed} == {one} and len(seen) == 14
+
+
+def test_the_same_model_runs_plain_again_after_a_plan(opened, teacher):
+    _, info, model = opened
+    first = plan_nll(model, info, uniform(info, "bf16"), teacher, QuantizedWeights())
+    plan_nll(model, info, uniform(info, "mxfp4", "mxfp4"), teacher, QuantizedWeights())
+    assert torch.equal(first, plan_nll(model, info, uniform(info, "bf16"), teacher, QuantizedWeights()))
+
+
+def test_a_second_plan_quantizes_only_what_the_first_one_did_not(opened, teacher):
+    _, info, model = opened
+    weights = QuantizedWeights()
+    score_plan(model, info, uniform(info, "mxfp4"), teacher, weights)
+    assert weights.made == 14
+    mixed = Plan({**uniform(info, "mxfp4").layers, "model.layers.0.mlp.up_proj": LayerPlan("mxfp8")})
+    score_plan(model, info, mixed, teacher, weights)
+    assert weights.made == 15
+
+
+def test_quantized_weights_are_dropped_over_the_limit_and_the_result_is_the_same(opened, teacher):
+    _, info, model = opened
+    plan = uniform(info, "int4")
+    some, none = QuantizedWeights(), QuantizedWeights(limit=0)
+    assert torch.equal(plan_nll(model, info, plan, teacher, some), plan_nll(model, info, plan, teacher, none))
+    plan_nll(model, info, plan, teacher, none)
+    assert none.made == 28 and some.made == 14
+
+
+def test_only_one_block_has_weights_at_a_time(opened, teacher):
+    _, _, model = opened
+    loaded = []
+
+    def visit(block, hidden, forward):
+        loaded.append([i for i, part in enumerate(model.blocks) if not next(part.parameters()).is_meta])
+        return forward(hidden)
+
+    model.run(teacher.tokens, visit)
+    assert loaded == [[0], [1]] and all(p.is_meta for part in model.blocks for p in part.parameters())
+
+
+def test_batches_do_not_change_the_result(opened, teacher):
+    _, _, model = opened
+    whole = model.run(teacher.tokens)
+    model.tokens_per_batch = 64
+    try:
+        assert torch.allclose(whole, model.run(teacher.tokens), atol=1e-5)
+    finally:
+        model.tokens_per_batch = TOKENS_PER_BATCH
+
+
+def test_kl_of_the_model_with_itself_is_zero_and_of_a_plan_is_positive(opened, teacher):
+    _, info, model = opened
+    same = summarize(score_plan(model, info, uniform(info, "bf16"), teacher, QuantizedWeights()))
+    other = summarize(score_plan(model, info, uniform(info, "int3"), teacher, QuantizedWeights()))
+    assert abs(same["kl_mean"]) < 1e-9 and same["top1_agreement"] == 1 and same["ln_ppl_ratio"] == 0
+    assert other["kl_mean"] > 1e-4 and other["tokens"] == 9 * 63
+
+
+def test_scores_follow_their_formulas(opened, teacher):
+    _, info, model = opened
+    scores = score_plan(model, info, uniform(info, "int3"), teacher, QuantizedWeights())
+    figures = summarize(scores)
+    by_window = scores.nll.double().mean(1)
+    assert figures["ppl"] == pytest.approx(math.exp(scores.nll.double().mean().item()))
+    assert figures["nll_error"] == pytest.approx((by_window.std() / math.sqrt(9)).item())
+    paired = (scores.nll - scores.teacher_nll).double().mean(1)
+    assert figures["ln_ppl_ratio_error"] == pytest.approx((paired.std() / 3).item())
+
+
+def test_a_saved_teacher_is_the_teacher_and_belongs_to_its_model_and_dtype(opened, teacher, demo, tmp_path):
+    checkpoint, info, _ = opened
+    path = tmp_path / "evaluation.safetensors"
+    save_teacher(path, teacher, info.fingerprint, demo / "evaluation.txt")
+    again = load_teacher(path, checkpoint, info.fingerprint, "fp32")
+    assert torch.equal(again.tokens, teacher.tokens) and torch.equal(again.hidden, teacher.hidden)
+    first = path.read_bytes()
+    save_teacher(path, teacher, info.fingerprint, demo / "evaluation.txt")
+    assert path.read_bytes() == first
+    with pytest.raises(UserError, match="another model"):
+        load_teacher(path, checkpoint, "x")
+    with pytest.raises(UserError, match="computed in fp32"):
+        load_teacher(path, checkpoint, info.fingerprint, "bf16")
+
+
+def test_the_shared_model_has_its_known_perplexities(assets):
+    checkpoint = Checkpoint.open(assets / "tinystories-656k")
+    info, model = describe(checkpoint), open_model(checkpoint)
+    made = make_teacher(model, assets / "tinystories-text" / "stories.txt", 512, None, "fp32")
+    weights = QuantizedWeights()
+    known = {("bf16", "bf16"): 1.0, ("mxfp4", "bf16"): 1.12, ("mxfp8", "mxfp8"): 1.02, ("mxfp4", "mxfp4"): 1.34}
+    for (wq, aq), rise in known.items():
+        figures = summarize(score_plan(model, info, uniform(info, wq, aq), made, weights))
+        assert figures["base_ppl"] == pytest.approx(38.881, abs=0.001)
+        assert figures["ppl"] / figures["base_ppl"] == pytest.approx(rise, abs=0.006)
+        assert figures["tokens"] == 118_552

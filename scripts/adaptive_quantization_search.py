@@ -35,13 +35,17 @@ if __name__ == "__main__":
     add_compute_flags(flags, dtype="bf16")
     add_window_flags(flags)
     flags.add_argument("--ppl-threshold", type=positive, default=0.1, help="largest rise of perplexity, as a share")
-    flags.add_argument("--target-avg-bits", type=positive, default=8.0, help="average bits over all parameters to stop at")
+    flags.add_argument(
+        "--target-avg-bits", type=positive, default=8.0, help="average bits over all parameters to stop at"
+    )
     flags.add_argument("--step-size", type=positive, default=0.5, help="step of the alpha threshold")
     flags.add_argument("--batch-size", type=count, default=1, help="windows in one batch; changes speed only")
     flags.add_argument("--search", choices=("linear", "bisect"), default="linear", help="try every step, or halve")
     flags.add_argument("--fit", choices=("hill", "xmin_mid"), default="hill", help="how alpha is fitted")
     polarities = ("high_alpha_fewer_bits", "low_alpha_fewer_bits")
-    flags.add_argument("--polarity", choices=polarities, default=polarities[0], help="which end of alpha is compressed first")
+    flags.add_argument(
+        "--polarity", choices=polarities, default=polarities[0], help="which end of alpha is compressed first"
+    )
     flags.add_argument("--group-size", type=count, default=32, help="values per block")
     flags.add_argument("--layer-stats", type=Path, help="layer_stats.tsv; computed when absent")
     flags.add_argument("--calibration", type=Path, help="text that the search measures perplexity on, or a saved one")

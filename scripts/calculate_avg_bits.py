@@ -27,7 +27,9 @@ if __name__ == "__main__":
     flags.add_argument("--config", type=Path, required=True, help="config.json or plan.json")
     add_model_flag(flags)
     flags.add_argument("--gguf", type=Path, help="GGUF file of the plan, for the average bits of the file")
-    flags.add_argument("--target-avg-bits", type=positive, help="target; by default the one in the configuration, if any")
+    flags.add_argument(
+        "--target-avg-bits", type=positive, help="target; by default the one in the configuration, if any"
+    )
     flags.add_argument("--on-miss", choices=("fail", "warn"), default="warn", help="what a missed target does")
     flags.add_argument("--tolerance", type=number(0.0), default=0.0, help="bits over the target that still pass")
     flags.add_argument("--output", type=Path, help="CSV of the layers to write")

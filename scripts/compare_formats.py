@@ -32,7 +32,11 @@ def main(args) -> None:
         over = scores["kl_mean"] / rows[-1]["kl"] if rows and rows[-1]["kl"] > 0 else None
         figures = (name, bits.avg_bits_layers, bits.avg_bits, scores["ppl"], scores["kl_mean"], scores["kl_mean_error"])
         rows.append(dict(zip(COLUMNS, (*figures, scores["top1_agreement"], over), strict=True)))
-        print("| " + " | ".join("" if v is None else f"{v:.4g}" if isinstance(v, float) else v for v in rows[-1].values()) + " |")
+        print(
+            "| "
+            + " | ".join("" if v is None else f"{v:.4g}" if isinstance(v, float) else v for v in rows[-1].values())
+            + " |"
+        )
     if args.output:
         write_table(args.output, rows, COLUMNS)
         write_provenance(args.output, started)

@@ -34,7 +34,9 @@ if __name__ == "__main__":
     add_model_flag(flags)
     flags.add_argument("--plan", type=Path, required=True, help="config.json or plan.json")
     flags.add_argument("--base", type=Path, help="the model as GGUF in full precision; converted when absent")
-    flags.add_argument("--unquantized", choices=("f16", "bf16"), default="f16", help="type of layers that the plan leaves at 16 bits")
+    flags.add_argument(
+        "--unquantized", choices=("f16", "bf16"), default="f16", help="type of layers that the plan leaves at 16 bits"
+    )
     flags.add_argument("--imatrix", type=Path, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=Path, required=True, help="GGUF file to write")

@@ -35,5 +35,7 @@ if __name__ == "__main__":
     flags.add_argument("--calibration", type=Path, help="calibration text; the bundled one by default")
     flags.add_argument("--output", type=Path, required=True, help="layer_stats.tsv to write")
     flags.add_argument("--importance", type=Path, help="importance matrix to write; beside --output by default")
-    flags.add_argument("--save-text", type=Path, help="also write tokens and final hidden states on the calibration text")
+    flags.add_argument(
+        "--save-text", type=Path, help="also write tokens and final hidden states on the calibration text"
+    )
     run(flags, main)

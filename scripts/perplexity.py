@@ -27,11 +27,19 @@ def main(args) -> None:
         weights = QuantizedWeights(importance=read_importance(args.imatrix))
         scores = score_plan(model.model, model.info, plan, teacher, weights)
     kind = "gguf" if args.gguf else "plan" if args.plan else "model"
-    result = {"scored": kind, "length": teacher.tokens.shape[1], "bos": BOS_POLICY, "dtype": args.dtype, **summarize(scores)}
+    result = {
+        "scored": kind,
+        "length": teacher.tokens.shape[1],
+        "bos": BOS_POLICY,
+        "dtype": args.dtype,
+        **summarize(scores),
+    }
     write_json(args.output, result)
     write_provenance(args.output, started)
     error = "" if result["ppl_error"] is None else f" +- {result['ppl_error']:.4f}"
-    print(f"perplexity {result['ppl']:.4f}{error} (full precision {result['base_ppl']:.4f}) on {result['tokens']} tokens")
+    print(
+        f"perplexity {result['ppl']:.4f}{error} (full precision {result['base_ppl']:.4f}) on {result['tokens']} tokens"
+    )
     print(f"KL {result['kl_mean']:.6f} nats per token, top-1 agreement {100 * result['top1_agreement']:.2f} %")
 
 
@@ -44,6 +52,8 @@ if __name__ == "__main__":
     scored.add_argument("--plan", type=Path, help="config.json or plan.json to apply")
     scored.add_argument("--gguf", type=Path, help="GGUF file to score in llama.cpp")
     flags.add_argument("--text", type=Path, help="text, or one saved by teacher.py; the bundled one by default")
-    flags.add_argument("--imatrix", type=Path, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv")
+    flags.add_argument(
+        "--imatrix", type=Path, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
+    )
     flags.add_argument("--output", type=Path, required=True, help="perplexity.json to write")
     run(flags, main)

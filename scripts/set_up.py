@@ -26,7 +26,9 @@ def problems() -> list[str]:
     """Return what this machine lacks, each with the package that brings it."""
     found = []
     if sys.version_info < (3, 11):
-        found.append(f"Python {sys.version.split()[0]} is too old: install Python 3.11 or newer, or set PYTHON=python3.11")
+        found.append(
+            f"Python {sys.version.split()[0]} is too old: install Python 3.11 or newer, or set PYTHON=python3.11"
+        )
     if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++") and not shutil.which("clang++"):
         found.append("no C++ compiler: install g++ (Debian, Ubuntu), gcc-c++ (Fedora) or Xcode's command line tools")
     if not shutil.which("cmake"):
@@ -50,7 +52,12 @@ def _say(text: str, started: float) -> None:
 
 def _pip(python: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     quiet = ("--quiet", "--disable-pip-version-check", "--no-input")
-    return subprocess.Popen([str(python), "-m", "pip", *arguments, *quiet], env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [str(python), "-m", "pip", *arguments, *quiet],
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def _finish(job: subprocess.Popen, what: str) -> None:
@@ -90,7 +97,9 @@ def set_up(place: Path) -> None:
         _finish(source, "downloading llama.cpp's source")
         unpack_converter(next(Path(folder).glob("*.tar.gz")), place / "share" / "llama.cpp")
         _finish(built, "building llama-cpp-python")
-        _finish(_pip(python, "install", "--no-deps", str(next(Path(folder).glob("*.whl")))), "installing llama-cpp-python")
+        _finish(
+            _pip(python, "install", "--no-deps", str(next(Path(folder).glob("*.whl")))), "installing llama-cpp-python"
+        )
     _finish(_pip(python, "check"), "checking the packages")
     (place / ".complete").write_text("\n".join(pins) + "\n", encoding="utf-8")
     _say(f"done, {place}", started)
@@ -99,7 +108,9 @@ def set_up(place: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
-    parser.add_argument("--converter-only", action="store_true", help="only the converter, into this interpreter's environment")
+    parser.add_argument(
+        "--converter-only", action="store_true", help="only the converter, into this interpreter's environment"
+    )
     args = parser.parse_args()
     missing = problems()
     if missing:

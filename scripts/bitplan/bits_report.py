@@ -51,7 +51,9 @@ def _distribution(rows: list[dict[str, Any]], parameters: int) -> dict[str, dict
     return {form: {**part, "share": part["params"] / parameters} for form, part in held.items()}
 
 
-def bits_report(plan: Plan, info: ModelInfo, gguf: Path | None, target: float | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def bits_report(
+    plan: Plan, info: ModelInfo, gguf: Path | None, target: float | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the content of bits.json and the layer table. `avg_bits_file` is None without a file."""
     rows, bits = _layer_rows(plan, info), average_bits(plan, info)
     wanted = target if target is not None else plan.summary.get("target_avg_bits")
@@ -73,10 +75,14 @@ def print_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print the layer table, the distribution as bars, and the average bits."""
     print(f"{'layer':<44} {'shape':>13} {'params':>12} {'weights':>10} {'inputs':>8} {'bits':>7}")
     for row in rows:
-        print(f"{row['layer']:<44} {row['shape']:>13} {row['params']:>12,} {row['wq']:>10} {row['aq']:>8} {row['bits_per_weight']:>7.3f}")
+        print(
+            f"{row['layer']:<44} {row['shape']:>13} {row['params']:>12,} {row['wq']:>10} {row['aq']:>8} {row['bits_per_weight']:>7.3f}"
+        )
     print("\nformat       layers       params   share of the parameters")
     for form, part in sorted(report["distribution"].items(), key=lambda item: -item[1]["params"]):
-        print(f"{form:<10} {part['layers']:>8} {part['params']:>12,}   {100 * part['share']:5.1f} % {'#' * round(BAR * part['share'])}")
+        print(
+            f"{form:<10} {part['layers']:>8} {part['params']:>12,}   {100 * part['share']:5.1f} % {'#' * round(BAR * part['share'])}"
+        )
     print(f"\navg_bits         {report['avg_bits']:.4f}  over all {report['parameters']:,} parameters, each once")
     print(f"avg_bits_layers  {report['avg_bits_layers']:.4f}  over the quantizable layers")
     if report["avg_bits_file"] is not None:

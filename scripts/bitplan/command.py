@@ -12,13 +12,17 @@ from bitplan.errors import UserError
 log = logging.getLogger("bitplan")
 
 
-def number(low: float, high: float = float("inf"), *, kind: type = float, open_low: bool = False) -> Callable[[str], float]:
+def number(
+    low: float, high: float = float("inf"), *, kind: type = float, open_low: bool = False
+) -> Callable[[str], float]:
     """Return an argparse type that accepts numbers from `low` to `high` (`low` itself not, when `open_low`)."""
 
     def parse(text: str) -> float:
         value = kind(text)
         if not (low < value or (low == value and not open_low)) or not value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is out of range: expected {'over' if open_low else 'from'} {low} to {high}")
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: expected {'over' if open_low else 'from'} {low} to {high}"
+            )
         return value
 
     parse.__name__ = kind.__name__
@@ -59,7 +63,9 @@ def add_model_flag(made: argparse.ArgumentParser) -> None:
 
 def _configure_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.INFO
-    logging.basicConfig(level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     for noisy in ("transformers", "httpx", "filelock", "urllib3", "matplotlib", "gguf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -8,16 +8,23 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bitplan.settings import AdaptivePlan, RandomPlan, Settings
+from bitplan.settings import METHODS, Settings
 
 HEAD = (
     "# Settings of the workflow. Every key is here with its default, meaning and range.\n"
     "# Another file can change some: snakemake --configfile mine.yaml (mappings merge, lists replace).\n"
 )
 DEMO: dict[str, Any] = {
-    "models": {"demo": {"path": "demo/model", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}},
+    "models": {
+        "demo": {"path": "demo/model", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}
+    },
     "plans": {
-        "adaptive-conservative": {"method": "adaptive", "ppl_threshold": 0.05, "target_avg_bits": 10.0, "step_size": 0.3},
+        "adaptive-conservative": {
+            "method": "adaptive",
+            "ppl_threshold": 0.05,
+            "target_avg_bits": 10.0,
+            "step_size": 0.3,
+        },
         "adaptive-balanced": {"method": "adaptive", "ppl_threshold": 0.1, "target_avg_bits": 8.0, "step_size": 0.5},
         "adaptive-aggressive": {"method": "adaptive", "ppl_threshold": 0.2, "target_avg_bits": 6.0, "step_size": 0.8},
         "random-high-compression": {"method": "random", "mxfp4_ratio": 0.3, "bf16_ratio": 0.1, "seed": 123},
@@ -27,19 +34,28 @@ DEMO: dict[str, Any] = {
     "evaluation": {"length": 512, "sequences": 64},
     "speed": {"max_tokens": 64, "repeats": 3},
 }
-METHODS = {"adaptive": AdaptivePlan, "random": RandomPlan}
 
 
 def _range(field: FieldInfo) -> str:
     """Return a field's bounds or choices in words."""
-    words = {"Ge": "at least {0.ge:g}", "Gt": "more than {0.gt:g}", "Le": "at most {0.le:g}", "Lt": "less than {0.lt:g}"}
+    words = {
+        "Ge": "at least {0.ge:g}",
+        "Gt": "more than {0.gt:g}",
+        "Le": "at most {0.le:g}",
+        "Lt": "less than {0.lt:g}",
+    }
     bounds = [words[type(m).__name__].format(m) for m in field.metadata if type(m).__name__ in words]
     choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
     return ", ".join(bounds) or " | ".join(map(str, choices))
 
 
 def _value(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False).strip().removesuffix("\n...").strip()
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
+        .strip()
+        .removesuffix("\n...")
+        .strip()
+    )
 
 
 def _comment(field: FieldInfo) -> str:

@@ -26,7 +26,9 @@ def written_aside(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
     except OSError as error:
-        raise user_error(path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to") from None
+        raise user_error(
+            path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
+        ) from None
     os.close(handle)
     aside = Path(name)
     try:

@@ -69,7 +69,9 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
             hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
             problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
         elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
-            problems.append(Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp4, mxfp8 or bf16"))
+            problems.append(
+                Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp4, mxfp8 or bf16")
+            )
     group = entry.get("group_size", DEFAULT_GROUP_SIZE)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
         problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number"))
@@ -78,14 +80,18 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
 
 def _check(source: str, config: Mapping[str, Any], names: Sequence[str], formats: Mapping[str, Format]) -> None:
     overrides = config.get("overrides", [])
-    if not isinstance(overrides, list) or not all(isinstance(entry, dict) and "pattern" in entry for entry in overrides):
+    if not isinstance(overrides, list) or not all(
+        isinstance(entry, dict) and "pattern" in entry for entry in overrides
+    ):
         raise user_error(source, "overrides must be a list of objects with a pattern")
     problems = _entry_problems(f"{source}: default", config.get("default", {}), formats)
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
         if not any(map(_match(entry["pattern"]).match, names)):
             hint = nearest(entry["pattern"], names) or f"The first layer is {names[0]!r}"
-            problems.append(Problem(f"{source}: overrides[{number}]", f"pattern {entry['pattern']!r} matches no layer", hint))
+            problems.append(
+                Problem(f"{source}: overrides[{number}]", f"pattern {entry['pattern']!r} matches no layer", hint)
+            )
     if problems:
         raise UserError(problems)
 
@@ -127,18 +133,26 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = FORMA
     config = read_json(path)
     made_for = config.get("model_fingerprint")
     if made_for and made_for != info.fingerprint:
-        raise user_error(path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same")
+        raise user_error(
+            path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same"
+        )
     return expand(config, info.layers, str(path), formats)
 
 
 def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int = DEFAULT_GROUP_SIZE) -> Plan:
     """Return the plan that gives every quantizable layer the same formats."""
-    return Plan({layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers})
+    return Plan(
+        {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
+    )
 
 
 def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
     """Write a config.json: the default, an override for each layer that differs from it, and the summary."""
-    overrides = [{"pattern": name, **made.to_json()} for name, made in plan.layers.items() if made != default or _protected(info, name)]
+    overrides = [
+        {"pattern": name, **made.to_json()}
+        for name, made in plan.layers.items()
+        if made != default or _protected(info, name)
+    ]
     _write(path, default, overrides, plan, info, summary_key)
 
 
@@ -152,9 +166,16 @@ def _protected(info: ModelInfo, name: str) -> bool:
     return any(layer.name == name and layer.protected for layer in info.layers)
 
 
-def _write(path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str) -> None:
+def _write(
+    path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str
+) -> None:
     made = {"wq": default.wq, "aq": default.aq, "group_size": default.group_size}
-    content = {"default": made, "overrides": overrides, summary_key: dict(plan.summary), "model_fingerprint": info.fingerprint}
+    content = {
+        "default": made,
+        "overrides": overrides,
+        summary_key: dict(plan.summary),
+        "model_fingerprint": info.fingerprint,
+    }
     write_json(path, content)
 
 

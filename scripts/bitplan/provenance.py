@@ -28,7 +28,11 @@ def write_provenance(output: Path, started: float, **facts: Any) -> None:
         output.with_name(output.name + ".meta.json"),
         {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "versions": {"bitplan": __version__, "python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+            "versions": {
+                "bitplan": __version__,
+                "python": platform.python_version(),
+                **{p: _version(p) for p in PACKAGES},
+            },
             "machine": platform.machine(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - started, 2),

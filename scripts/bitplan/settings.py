@@ -100,6 +100,7 @@ class RandomPlan(Section):
         return value
 
 
+METHODS: Mapping[str, type[Section]] = {"adaptive": AdaptivePlan, "random": RandomPlan}
 AnyPlan = Annotated[AdaptivePlan | RandomPlan, Field(discriminator="method")]
 
 
@@ -108,7 +109,9 @@ class Settings(Section):
 
     models: dict[Name, ModelSettings] = Field(min_length=1, description="models by name")
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
-    baselines: list[Name] = Field(["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed")
+    baselines: list[Name] = Field(
+        ["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed"
+    )
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
     calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")
     evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
@@ -116,26 +119,25 @@ class Settings(Section):
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
 
 
-def _keys_at(location: tuple, config: Mapping[str, Any]) -> list[str]:
+def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
-    kinds: dict[str, type[Section]] = {"adaptive": AdaptivePlan, "random": RandomPlan}
     sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
     sections |= {"export": ExportSettings, "speed": SpeedSettings}
     if len(location) == 1:
         return list(Settings.model_fields)
     if location[0] == "plans":
-        return list((CheckSettings if "check" in location[2:-1] else kinds.get(location[2], AdaptivePlan)).model_fields)
+        return list((CheckSettings if "check" in location[2:-1] else METHODS[location[2]]).model_fields)
     return list((ModelSettings if location[0] == "models" else sections[location[0]]).model_fields)
 
 
-def _problem(error: Mapping[str, Any], config: Mapping[str, Any]) -> Problem:
+def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"]
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _keys_at(location, config), n=1)
+        close = difflib.get_close_matches(str(location[-1]), _keys_at(location), n=1)
         return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else "")
     if error["type"] == "union_tag_not_found":
-        return Problem(shown, "has no method", "Add one of: adaptive, random")
+        return Problem(shown, "has no method", f"Add one of: {', '.join(METHODS)}")
     what = error["msg"].removeprefix("Value error, ")
     given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"
     return Problem(shown, what[0].lower() + what[1:] + given)
@@ -146,7 +148,7 @@ def parse_settings(config: Mapping[str, Any]) -> Settings:
     try:
         return TypeAdapter(Settings).validate_python(dict(config))
     except ValidationError as error:
-        raise UserError(_problem(each, config) for each in error.errors()) from None
+        raise UserError(_problem(each) for each in error.errors()) from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -160,7 +162,9 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
             mark = key_node.start_mark
-            raise UserError([Problem(f"{mark.name}:{mark.line + 1}", f"key {key!r} is given twice", f"First in line {seen[key]}")])
+            raise UserError(
+                [Problem(f"{mark.name}:{mark.line + 1}", f"key {key!r} is given twice", f"First in line {seen[key]}")]
+            )
         seen[key] = key_node.start_mark.line + 1
     return loader.construct_mapping(node, deep=True)
 

@@ -13,7 +13,14 @@ ALPHAS = {f"layers.{i}": float(alpha) for i, alpha in enumerate((8, 7, 6, 5, 4, 
 
 def info() -> ModelInfo:
     layers = tuple(Layer(name, "mlp_up", (1, 32), i, "", False) for i, name in enumerate(ALPHAS))
-    return ModelInfo("here", "f", "A", "llama", 32 * len(layers), (*layers, Layer("lm_head", "lm_head", (1, 32), -1, "", True, tied=True)))
+    return ModelInfo(
+        "here",
+        "f",
+        "A",
+        "llama",
+        32 * len(layers),
+        (*layers, Layer("lm_head", "lm_head", (1, 32), -1, "", True, tied=True)),
+    )
 
 
 def searching(damage: dict[str, float], alphas=ALPHAS, **settings) -> AdaptiveQuantizationSearch:
@@ -24,7 +31,9 @@ def searching(damage: dict[str, float], alphas=ALPHAS, **settings) -> AdaptiveQu
         calls.append(plan)
         return 100 + sum(damage[made.wq] for name, made in plan.layers.items() if made.wq in damage)
 
-    search = AdaptiveQuantizationSearch(info(), alphas, ppl, AdaptiveSettings(**{"step_size": 1.0, "target_avg_bits": 1.0, **settings}))
+    search = AdaptiveQuantizationSearch(
+        info(), alphas, ppl, AdaptiveSettings(**{"step_size": 1.0, "target_avg_bits": 1.0, **settings})
+    )
     search.calls = calls
     return search
 
@@ -112,7 +121,9 @@ def test_bisecting_finds_the_thresholds_of_the_linear_search(damage, target):
 def test_bisecting_says_when_perplexity_was_not_monotone():
     ups = {7: 20.0, 3: 30.0}
     search = searching({}, search="bisect")
-    search.evaluate_ppl = lambda plan: 100 + ups.get(formats(plan).count("mxfp4"), 0.0) + 30 * formats(plan).count("mxfp8")
+    search.evaluate_ppl = lambda plan: (
+        100 + ups.get(formats(plan).count("mxfp4"), 0.0) + 30 * formats(plan).count("mxfp8")
+    )
     assert search.run().summary["monotone"] is False
 
 

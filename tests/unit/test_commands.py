@@ -6,7 +6,8 @@ import runpy
 import sys
 
 import pytest
-from conftest import SCRIPTS
+
+from tests.conftest import SCRIPTS
 
 COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.py") if path.name not in ("set_up.py", "make_demo.py"))
 
@@ -33,11 +34,25 @@ def flags_of(name: str, monkeypatch) -> dict[str, argparse.Action]:
 
 def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
     adaptive = flags_of("adaptive_quantization_search.py", monkeypatch)
-    wanted = {"--device": "cpu", "--dtype": "bf16", "--ppl-threshold": 0.1, "--target-avg-bits": 8.0, "--step-size": 0.5, "--batch-size": 1}
+    wanted = {
+        "--device": "cpu",
+        "--dtype": "bf16",
+        "--ppl-threshold": 0.1,
+        "--target-avg-bits": 8.0,
+        "--step-size": 0.5,
+        "--batch-size": 1,
+    }
     assert {flag: adaptive[flag].default for flag in wanted} == wanted
     assert all(adaptive[flag].required for flag in ("--model", "--output-config", "--output-plan"))
     random = flags_of("random_mixed_precision_quantization.py", monkeypatch)
-    wanted = {"--mxfp4-ratio": 0.3, "--bf16-ratio": 0.2, "--seed": 42, "--device": "cpu", "--dtype": "fp32", "--group-size": 32}
+    wanted = {
+        "--mxfp4-ratio": 0.3,
+        "--bf16-ratio": 0.2,
+        "--seed": 42,
+        "--device": "cpu",
+        "--dtype": "fp32",
+        "--group-size": 32,
+    }
     assert {flag: random[flag].default for flag in wanted} == wanted
 
 
@@ -60,10 +75,22 @@ def test_every_setting_is_a_flag_of_its_command(monkeypatch):
 
 
 def test_random_plan_is_written_as_its_document_says(command, tiny, tmp_path):
-    made = command("random_mixed_precision_quantization.py", "--model", tiny, "--output-config", tmp_path / "c.json", "--verbose")
+    made = command(
+        "random_mixed_precision_quantization.py", "--model", tiny, "--output-config", tmp_path / "c.json", "--verbose"
+    )
     config = json.loads((tmp_path / "c.json").read_text())
     assert config["default"] == {"wq": "mxfp8", "aq": "mxfp8", "group_size": 32}
-    kept = {"total_layers", "mxfp4_layers", "bf16_layers", "mxfp8_layers", "mxfp4_ratio", "bf16_ratio", "mxfp8_ratio", "group_size", "seed"}
+    kept = {
+        "total_layers",
+        "mxfp4_layers",
+        "bf16_layers",
+        "mxfp8_layers",
+        "mxfp4_ratio",
+        "bf16_ratio",
+        "mxfp8_ratio",
+        "group_size",
+        "seed",
+    }
     assert kept <= config["summary"].keys() and config["summary"]["total_layers"] == 14
     low = [entry for entry in config["overrides"] if entry.get("precision") == "mxfp4"]
     assert len(low) == 4 and {"pattern", "wq", "aq", "group_size", "category", "precision"} <= low[0].keys()
@@ -92,13 +119,24 @@ def test_average_bits_are_printed_and_written(command, tiny, tmp_path):
     config.write_text(json.dumps({"default": {"wq": "mxfp4"}}))
     outputs = ("--output", tmp_path / "layers.csv", "--json", tmp_path / "bits.json")
     made = command("calculate_avg_bits.py", "--config", config, "--model", tiny, *outputs)
-    assert "avg_bits_layers  4.2500" in made.stdout and (tmp_path / "layers.csv").read_text().startswith("layer,category")
+    assert "avg_bits_layers  4.2500" in made.stdout and (tmp_path / "layers.csv").read_text().startswith(
+        "layer,category"
+    )
     assert json.loads((tmp_path / "bits.json").read_text())["avg_bits_layers"] == 4.25
 
 
 def test_a_dry_run_writes_nothing(command, tiny, tmp_path):
     (tmp_path / "c.json").write_text("{}")
-    command("calculate_avg_bits.py", "--config", tmp_path / "c.json", "--model", tiny, "--json", tmp_path / "bits.json", "--dry-run")
+    command(
+        "calculate_avg_bits.py",
+        "--config",
+        tmp_path / "c.json",
+        "--model",
+        tiny,
+        "--json",
+        tmp_path / "bits.json",
+        "--dry-run",
+    )
     assert not (tmp_path / "bits.json").exists()
 
 
@@ -117,11 +155,23 @@ def test_a_missed_target_fails_or_warns(command, tiny, tmp_path, on_miss, ok):
         ("describe_model.py", ("--model", "{tiny}", "--output", "/proc/no/o"), "cannot be written"),
         ("perplexity.py", ("--model", "{tiny}", "--text", "{tmp}/none.txt", "--output", "{tmp}/o"), "cannot be read"),
         ("perplexity.py", ("--model", "{tiny}", "--text", "{tmp}/empty.txt", "--output", "{tmp}/o"), "is empty"),
-        ("perplexity.py", ("--model", "{tiny}", "--text", "{tmp}/short.txt", "--output", "{tmp}/o"), "one window of 512 need 512"),
-        ("perplexity.py", ("--model", "{tiny}", "--device", "cuda", "--output", "{tmp}/o"), "not available on this machine"),
+        (
+            "perplexity.py",
+            ("--model", "{tiny}", "--text", "{tmp}/short.txt", "--output", "{tmp}/o"),
+            "one window of 512 need 512",
+        ),
+        (
+            "perplexity.py",
+            ("--model", "{tiny}", "--device", "cuda", "--output", "{tmp}/o"),
+            "not available on this machine",
+        ),
         ("perplexity.py", ("--model", "{tiny}", "--device", "abc", "--output", "{tmp}/o"), "is no device"),
         ("perplexity.py", ("--model", "{tiny}", "--length", "1", "--output", "{tmp}/o"), "out of range"),
-        ("random_mixed_precision_quantization.py", ("--model", "{tiny}", "--mxfp4-ratio", "1.2", "--output-config", "{tmp}/o"), "out of range"),
+        (
+            "random_mixed_precision_quantization.py",
+            ("--model", "{tiny}", "--mxfp4-ratio", "1.2", "--output-config", "{tmp}/o"),
+            "out of range",
+        ),
         (
             "random_mixed_precision_quantization.py",
             ("--model", "{tiny}", "--mxfp4-ratio", "0.9", "--bf16-ratio", "0.2", "--output-config", "{tmp}/o"),
@@ -129,11 +179,17 @@ def test_a_missed_target_fails_or_warns(command, tiny, tmp_path, on_miss, ok):
         ),
         ("compare_real_quant.py", ("--models", "x", "--output", "{tmp}/o"), "is not NAME=FILE"),
         ("compare_real_quant.py", ("--models", "x={tmp}/no.gguf", "--output", "{tmp}/o"), "does not exist"),
-        ("baseline_gguf.py", ("--base", "{tmp}/empty.txt", "--recipe", "q4_x", "--output", "{tmp}/o"), "is not known to llama.cpp"),
+        (
+            "baseline_gguf.py",
+            ("--base", "{tmp}/empty.txt", "--recipe", "q4_x", "--output", "{tmp}/o"),
+            "is not known to llama.cpp",
+        ),
         ("compare_formats.py", ("--model", "{tiny}", "--formats", "q4_kk"), "Did you mean 'q4_k'"),
     ],
 )
-def test_bad_input_is_one_line_that_names_the_culprit_and_leaves_nothing(command, tiny, tmp_path, name, arguments, message):
+def test_bad_input_is_one_line_that_names_the_culprit_and_leaves_nothing(
+    command, tiny, tmp_path, name, arguments, message
+):
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "short.txt").write_text("Too short.")
     before = sorted(tmp_path.iterdir())

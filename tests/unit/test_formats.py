@@ -29,13 +29,17 @@ def rows(values: list[float], block: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize(("element", "dtype"), CASTS, ids=lambda x: getattr(x, "__name__", ""))
 def test_every_element_rounds_as_the_cast_of_ml_dtypes_does(element, dtype):
     generator = torch.Generator().manual_seed(1)
-    spread = torch.randn(200_000, generator=generator) * torch.exp2(torch.randint(-12, 9, (200_000,), generator=generator).float())
+    spread = torch.randn(200_000, generator=generator) * torch.exp2(
+        torch.randint(-12, 9, (200_000,), generator=generator).float()
+    )
     codes = np.arange(256 if np.dtype(dtype).itemsize == 1 else 16, dtype=np.uint8)
     exact = torch.from_numpy(codes.view(dtype).astype(np.float32))
     exact = exact[torch.isfinite(exact)].sort().values
     ties = (exact[1:] + exact[:-1]) / 2
     values = torch.cat([spread, exact, ties]).clamp(-element.largest, element.largest)
-    assert np.array_equal(mx.round_to_element(values.clone(), element).numpy(), values.numpy().astype(dtype).astype(np.float32))
+    assert np.array_equal(
+        mx.round_to_element(values.clone(), element).numpy(), values.numpy().astype(dtype).astype(np.float32)
+    )
 
 
 def test_mxfp4_block_worked_out_from_the_specification():
@@ -85,7 +89,9 @@ def test_the_last_short_block_of_a_row_is_padded_and_cut_off_again():
     values = torch.randn(3, 40)
     blocks = blocks_of(values, 32)
     assert blocks.shape == (3, 2, 32) and torch.equal(rows_of(blocks, (3, 40)), values)
-    assert torch.equal(FORMATS["mxfp8"].roundtrip(values)[:, :32], FORMATS["mxfp8"].roundtrip(values[:, :32].contiguous()))
+    assert torch.equal(
+        FORMATS["mxfp8"].roundtrip(values)[:, :32], FORMATS["mxfp8"].roundtrip(values[:, :32].contiguous())
+    )
 
 
 def test_int4_symmetric_worked_out_by_hand():
@@ -104,7 +110,17 @@ def test_integers_err_by_at_most_half_a_step(bits):
 
 @pytest.mark.parametrize(
     ("name", "bits"),
-    {"mxfp4": 4.25, "mxfp8": 8.25, "int4": 4.125, "bf16": 16, "q2_k": 2.625, "q3_k": 3.4375, "q4_k": 4.5, "q6_k": 6.5625, "q8_0": 8.5}.items(),
+    {
+        "mxfp4": 4.25,
+        "mxfp8": 8.25,
+        "int4": 4.125,
+        "bf16": 16,
+        "q2_k": 2.625,
+        "q3_k": 3.4375,
+        "q4_k": 4.5,
+        "q6_k": 6.5625,
+        "q8_0": 8.5,
+    }.items(),
 )
 def test_bits_count_the_scales(name, bits):
     assert FORMATS[name].bits_per_value() == bits
@@ -116,7 +132,9 @@ def test_bits_of_a_short_last_block_count_a_whole_scale():
     assert FORMATS["int4"].bits_of((1, 64), group_size=32) == 64 * 4 + 2 * 16
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("mxfp4", 18.6, 19.0), ("mxfp8", 30.4, 30.8), ("int4", 18.3, 18.9), ("q8_0", 45.2, 45.6)])
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("mxfp4", 18.6, 19.0), ("mxfp8", 30.4, 30.8), ("int4", 18.3, 18.9), ("q8_0", 45.2, 45.6)]
+)
 def test_signal_to_noise_on_gaussian_data_is_the_known_one(name, low, high):
     values = torch.randn(512, 1024, generator=torch.Generator().manual_seed(0))
     noise = FORMATS[name].roundtrip(values) - values
@@ -159,7 +177,10 @@ def test_columns_that_are_no_multiple_of_the_block_are_refused_before_any_work()
         FORMATS["q4_k"].roundtrip(torch.randn(4, 192))
 
 
-@pytest.mark.parametrize(("kind", "columns", "wanted"), [("Q4_K", 192, "Q5_0"), ("Q6_K", 96, "Q8_0"), ("Q2_K", 96, "Q4_0"), ("Q8_0", 40, "F16"), ("Q4_K", 512, "Q4_K")])
+@pytest.mark.parametrize(
+    ("kind", "columns", "wanted"),
+    [("Q4_K", 192, "Q5_0"), ("Q6_K", 96, "Q8_0"), ("Q2_K", 96, "Q4_0"), ("Q8_0", 40, "F16"), ("Q4_K", 512, "Q4_K")],
+)
 def test_fallbacks_are_those_of_llama_cpp(kind, columns, wanted):
     assert ggml.fallback(GGMLQuantizationType[kind], columns).name == wanted
 

@@ -40,8 +40,15 @@ def test_kinds_are_those_of_the_random_method():
 
 
 def test_q_k_v_and_gate_up_of_a_block_are_fused():
-    groups = {part: fusion_group_of(f"model.layers.10.{part}", category_of(part)) for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")}
-    assert groups == {"self_attn.q_proj": "model.layers.10.qkv", "self_attn.v_proj": "model.layers.10.qkv", "mlp.up_proj": "model.layers.10.gate_up"}
+    groups = {
+        part: fusion_group_of(f"model.layers.10.{part}", category_of(part))
+        for part in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
+    }
+    assert groups == {
+        "self_attn.q_proj": "model.layers.10.qkv",
+        "self_attn.v_proj": "model.layers.10.qkv",
+        "mlp.up_proj": "model.layers.10.gate_up",
+    }
     assert fusion_group_of("model.layers.10.mlp.down_proj", "mlp_down") == ""
 
 
@@ -49,7 +56,15 @@ def test_layers_stand_in_model_order_with_embedding_first_and_output_last(tiny):
     layers = list_layers(Checkpoint.open(tiny))
     names = [layer.name for layer in layers]
     assert names[0] == "model.embed_tokens" and names[-1] == "lm_head"
-    assert [name.rsplit(".", 1)[1] for name in names[1:8]] == ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    assert [name.rsplit(".", 1)[1] for name in names[1:8]] == [
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    ]
     assert [layer.protected for layer in layers] == [True, *[False] * 14, True]
 
 
@@ -68,7 +83,7 @@ def test_a_tied_output_is_listed_and_counted_with_the_embedding(demo):
 
 def test_a_tied_matrix_may_be_stored_as_the_output_only(assets):
     info = describe(Checkpoint.open(assets / "tinystories-656k"))
-    assert info.parameters == 656_000 and [layer.name for layer in info.layers][0] == "model.embed_tokens"
+    assert info.parameters == 656_000 and info.layers[0].name == "model.embed_tokens"
 
 
 def test_model_json_says_what_the_folder_says(tiny, tmp_path, command):

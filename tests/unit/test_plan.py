@@ -22,7 +22,13 @@ def info() -> ModelInfo:
 
 
 def test_the_last_matching_pattern_wins(info):
-    config = {"overrides": [{"pattern": "*", "wq": "mxfp8"}, {"pattern": "*q_proj", "wq": "mxfp4"}, {"pattern": NAMES[0], "wq": "int8"}]}
+    config = {
+        "overrides": [
+            {"pattern": "*", "wq": "mxfp8"},
+            {"pattern": "*q_proj", "wq": "mxfp4"},
+            {"pattern": NAMES[0], "wq": "int8"},
+        ]
+    }
     plan = expand(config, info.layers)
     assert [plan.of(name).wq for name in NAMES] == ["int8", "mxfp8", "mxfp4", "mxfp8", "mxfp4", "mxfp8"]
 
@@ -38,12 +44,17 @@ def test_patterns_tell_upper_from_lower_case(info):
 
 
 def test_protected_layers_stay_whole_whatever_matches(info):
-    plan = expand({"default": {"wq": "mxfp4", "aq": "mxfp4"}, "overrides": [{"pattern": "*", "wq": "int4"}]}, info.layers)
+    plan = expand(
+        {"default": {"wq": "mxfp4", "aq": "mxfp4"}, "overrides": [{"pattern": "*", "wq": "int4"}]}, info.layers
+    )
     assert not plan.of("lm_head").quantized and not plan.of("model.embed_tokens").quantized
 
 
 def test_an_override_takes_from_the_default_what_it_does_not_say(info):
-    config = {"default": {"wq": "mxfp8", "aq": "mxfp8", "group_size": 16}, "overrides": [{"pattern": NAMES[0], "wq": "mxfp4"}]}
+    config = {
+        "default": {"wq": "mxfp8", "aq": "mxfp8", "group_size": 16},
+        "overrides": [{"pattern": NAMES[0], "wq": "mxfp4"}],
+    }
     assert expand(config, info.layers).of(NAMES[0]) == LayerPlan("mxfp4", "mxfp8", 16)
 
 
@@ -55,7 +66,11 @@ def test_skip_leaves_a_layer_at_16_bits(info):
 def test_every_problem_is_told_at_once_with_its_place_and_the_nearest_name(info):
     config = {
         "default": {"wq": "mxfp44"},
-        "overrides": [{"pattern": "model.layers.7.mlp.down_proj"}, {"pattern": "*", "wz": 1}, {"pattern": "*", "aq": "q4_k"}],
+        "overrides": [
+            {"pattern": "model.layers.7.mlp.down_proj"},
+            {"pattern": "*", "wz": 1},
+            {"pattern": "*", "aq": "q4_k"},
+        ],
     }
     with pytest.raises(UserError) as caught:
         expand(config, info.layers, "c.json")
@@ -73,7 +88,9 @@ def test_average_bits_count_scales_and_every_parameter_once(info):
 
 
 def test_config_and_plan_files_expand_to_the_plan_they_were_written_from(info, tmp_path):
-    plan = expand({"default": {"wq": "mxfp8", "aq": "mxfp8"}, "overrides": [{"pattern": "*down_proj", "skip": True}]}, info.layers)
+    plan = expand(
+        {"default": {"wq": "mxfp8", "aq": "mxfp8"}, "overrides": [{"pattern": "*down_proj", "skip": True}]}, info.layers
+    )
     default = LayerPlan("mxfp8", "mxfp8")
     write_config(tmp_path / "config.json", plan, default, info, "summary")
     write_plan(tmp_path / "plan.json", plan, default, info, "summary")

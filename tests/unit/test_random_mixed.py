@@ -64,6 +64,11 @@ def test_the_summary_counts_what_the_plan_holds():
     info = ModelInfo("", "", "", "", 10 * 1024, (*some, Layer("lm_head", "lm_head", (32, 32), -1, "", True)))
     plan = random_plan(info, RandomSettings(0.33, 0.2))
     summary = plan.summary
-    assert (summary["total_layers"], summary["mxfp4_layers"], summary["bf16_layers"], summary["mxfp8_layers"]) == (10, 3, 2, 5)
+    assert (summary["total_layers"], summary["mxfp4_layers"], summary["bf16_layers"], summary["mxfp8_layers"]) == (
+        10,
+        3,
+        2,
+        5,
+    )
     assert (summary["mxfp4_ratio"], summary["requested_mxfp4_ratio"], summary["mxfp8_ratio"]) == (0.3, 0.33, 0.5)
     assert not plan.of("lm_head").quantized

@@ -25,11 +25,23 @@ def problems(**changes) -> list[str]:
     ("changes", "message"),
     [
         ({"plan": {}}, 'plan: unknown key. Did you mean "plans"?'),
-        ({"plans": {"a": {"method": "adaptive", "taget_avg_bits": 4}}}, 'plans.a.taget_avg_bits: unknown key. Did you mean "target_avg_bits"?'),
-        ({"plans": {"a": {"method": "adaptive", "ppl_threshold": -1}}}, "plans.a.ppl_threshold: input should be greater than 0 (it is -1)"),
-        ({"plans": {"a": {"method": "adaptive", "check": {"on_mis": "fail"}}}}, 'plans.a.check.on_mis: unknown key. Did you mean "on_miss"?'),
+        (
+            {"plans": {"a": {"method": "adaptive", "taget_avg_bits": 4}}},
+            'plans.a.taget_avg_bits: unknown key. Did you mean "target_avg_bits"?',
+        ),
+        (
+            {"plans": {"a": {"method": "adaptive", "ppl_threshold": -1}}},
+            "plans.a.ppl_threshold: input should be greater than 0 (it is -1)",
+        ),
+        (
+            {"plans": {"a": {"method": "adaptive", "check": {"on_mis": "fail"}}}},
+            'plans.a.check.on_mis: unknown key. Did you mean "on_miss"?',
+        ),
         ({"plans": {"a": {"ppl_threshold": 1}}}, "plans.a: has no method. Add one of: adaptive, random"),
-        ({"plans": {"a": {"method": "random", "mxfp4_ratio": 0.7, "bf16_ratio": 0.6}}}, "plans.a.bf16_ratio: mxfp4_ratio and bf16_ratio add up"),
+        (
+            {"plans": {"a": {"method": "random", "mxfp4_ratio": 0.7, "bf16_ratio": 0.6}}},
+            "plans.a.bf16_ratio: mxfp4_ratio and bf16_ratio add up",
+        ),
         ({"plans": {"a b": {"method": "random"}}}, "plans.a b"),
         ({"plans": {"../x": {"method": "random"}}}, "plans.../x"),
         ({"plans": {}}, "plans: "),
@@ -49,7 +61,9 @@ def test_all_problems_are_told_at_once():
 
 
 def test_numbers_may_come_as_strings():
-    parsed = parse_settings(config(plans={"a": {"method": "adaptive", "step_size": "1e-1"}}, evaluation={"sequences": "8"}))
+    parsed = parse_settings(
+        config(plans={"a": {"method": "adaptive", "step_size": "1e-1"}}, evaluation={"sequences": "8"})
+    )
     assert parsed.plans["a"].step_size == 0.1 and parsed.evaluation.sequences == 8
 
 
@@ -70,7 +84,7 @@ def test_the_order_of_keys_does_not_change_the_flags():
 
 
 def test_config_and_schema_are_what_the_models_say():
-    from conftest import ROOT
+    from tests.conftest import ROOT
 
     assert (ROOT / "config.yaml").read_text() == config_text(), "run scripts/write_config.py --fix"
     assert (ROOT / "config.schema.json").read_text() == schema_text(), "run scripts/write_config.py --fix"

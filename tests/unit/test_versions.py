@@ -33,7 +33,15 @@ def hashes(tmp_path, monkeypatch):
 
 
 def test_every_local_file_behind_a_command_counts_even_when_imported_late(hashes):
-    assert list(hashes()) == ["a.py", "pkg/__init__.py", "pkg/late.py", "pkg/m.py", "pkg/n.py", "pkg/sub/__init__.py", "pkg/sub/k.py"]
+    assert list(hashes()) == [
+        "a.py",
+        "pkg/__init__.py",
+        "pkg/late.py",
+        "pkg/m.py",
+        "pkg/n.py",
+        "pkg/sub/__init__.py",
+        "pkg/sub/k.py",
+    ]
 
 
 def test_comments_docstrings_and_layout_do_not_count(hashes):

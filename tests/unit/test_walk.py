@@ -32,7 +32,9 @@ def teacher(opened, demo):
 def plain_nll(module, tokens: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
         logits = module(input_ids=tokens).logits[:, :-1]
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+        len(tokens), -1
+    )
 
 
 def test_the_walk_gives_the_nll_of_a_plain_forward(opened, teacher, tiny):

@@ -28,7 +28,12 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     for row in rows:
         place = (row["avg_bits_file"], max(row["file_kl"], SMALLEST_KL))
         axes.annotate(row["name"], place, textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes.set(yscale="log", xlabel="file size (bits per parameter)", ylabel="mean KL to full precision (nats per token)", title=title)
+    axes.set(
+        yscale="log",
+        xlabel="file size (bits per parameter)",
+        ylabel="mean KL to full precision (nats per token)",
+        title=title,
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -4,6 +4,7 @@ import multiprocessing
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def run_once(path: Path, settings: SpeedSettings) -> Run:
 
     with opened(path, PROMPT_TOKENS + settings.max_tokens, settings.threads) as runtime:
         prompts = [runtime.tokenize(prompt) for prompt in settings.prompts]
-        long = (sum(prompts, []) * PROMPT_TOKENS)[:PROMPT_TOKENS]
+        long = list(islice(cycle(chain.from_iterable(prompts)), PROMPT_TOKENS))
         _, prompt_seconds, _ = runtime.generate(long, 1)
         made = [runtime.generate(prompt, settings.max_tokens) for prompt in prompts]
         generated, seconds = sum(len(tokens) - 1 for tokens, _, _ in made), sum(after for _, _, after in made)
@@ -87,7 +88,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
 def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], reference: str) -> dict[str, Any]:
     runs = [each[name] for each in counted]
     measured = {key: _spread([getattr(run, key) for run in runs]) for key in MEASURED}
-    ratios = [each[name].generation_tokens_per_second / each[reference].generation_tokens_per_second for each in counted]
+    ratios = [
+        each[name].generation_tokens_per_second / each[reference].generation_tokens_per_second for each in counted
+    ]
     return {
         "file_bytes": path.stat().st_size,
         **measured,
@@ -97,7 +100,9 @@ def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], refere
     }
 
 
-def summarize(models: Mapping[str, Path], measured: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> dict[str, Any]:
+def summarize(
+    models: Mapping[str, Path], measured: Sequence[Mapping[str, Run]], settings: SpeedSettings
+) -> dict[str, Any]:
     """Return the content of speed.json. `ratio` is the generation speed over the first model's, paired round by round."""
     reference, counted = next(iter(models)), measured[settings.warmup :]
     return {
@@ -122,7 +127,9 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Print size, load time, speeds and the ratio to the first model, one line a model."""
-    print(f"{'model':<26} {'size MB':>8} {'load s':>7} {'prompt tok/s':>13} {'tok/s':>9} {'min - max':>17} {'ratio':>7} {'memory MB':>10}")
+    print(
+        f"{'model':<26} {'size MB':>8} {'load s':>7} {'prompt tok/s':>13} {'tok/s':>9} {'min - max':>17} {'ratio':>7} {'memory MB':>10}"
+    )
     for name, row in result["models"].items():
         speed, ratio = row["generation_tokens_per_second"], row["ratio"]["median"]
         spread = f"{speed['min']:.1f} - {speed['max']:.1f}"

@@ -48,11 +48,20 @@ class Entry:
 
 def _speed(entry: Entry) -> dict[str, Any]:
     speed = read_json(entry.folder / "speed.json")["models"][entry.name]
-    return {"tokens_per_second": speed["generation_tokens_per_second"]["median"], "ratio_to_reference": speed["ratio"]["median"]}
+    return {
+        "tokens_per_second": speed["generation_tokens_per_second"]["median"],
+        "ratio_to_reference": speed["ratio"]["median"],
+    }
 
 
 def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
-    kept = {"ppl": "ppl", "ppl_error": "ppl_error", "kl": "kl_mean", "kl_error": "kl_mean_error", "top1": "top1_agreement"}
+    kept = {
+        "ppl": "ppl",
+        "ppl_error": "ppl_error",
+        "kl": "kl_mean",
+        "kl_error": "kl_mean_error",
+        "top1": "top1_agreement",
+    }
     return {prefix + name: scores[key] for name, key in kept.items()}
 
 
@@ -85,9 +94,12 @@ def _shown(value: Any, layout: str) -> str:
 
 def as_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return the readable table, sorted by the file's KL."""
-    empty = {column: None for column in COLUMNS}
+    empty = dict.fromkeys(COLUMNS)
     widths = [int(layout.split(":")[1].strip("{}<>").split(".")[0].rstrip(",")) for _, _, layout in SHOWN]
-    head = " ".join(f"{title:<{w}}" if i == 0 else f"{title:>{w}}" for i, ((_, title, _), w) in enumerate(zip(SHOWN, widths, strict=True)))
+    head = " ".join(
+        f"{title:<{w}}" if i == 0 else f"{title:>{w}}"
+        for i, ((_, title, _), w) in enumerate(zip(SHOWN, widths, strict=True))
+    )
     ordered = sorted(rows, key=lambda each: each["file_kl"])
     lines = [" ".join(_shown({**empty, **each}[column], layout) for column, _, layout in SHOWN) for each in ordered]
     return "\n".join((head, *lines, "", LEGEND)) + "\n"
@@ -98,7 +110,9 @@ def as_page(rows: Sequence[dict[str, Any]], figure: str, title: str) -> str:
     ordered = sorted(rows, key=lambda each: each["file_kl"])
     head = "".join(f"<th>{escape(name)}</th>" for _, name, _ in SHOWN)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(_shown(each.get(column), layout).strip())}</td>" for column, _, layout in SHOWN) + "</tr>\n"
+        "<tr>"
+        + "".join(f"<td>{escape(_shown(each.get(column), layout).strip())}</td>" for column, _, layout in SHOWN)
+        + "</tr>\n"
         for each in ordered
     )
     style = (

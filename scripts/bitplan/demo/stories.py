@@ -111,7 +111,10 @@ def _lose(w: World) -> str:
     return w.pick(
         f"At the {w.place} {loser.name} slipped, and the {w.thing} rolled into the {w.hidden_in}.",
         f"Then {with_article(w.fit('animal', w.thing))} stole the {w.thing} from {loser.name} and took it to the {w.hidden_in}.",
-    ) + w.pick(f" {loser.name} was {w.fit('mood', loser.name)}.", f' "I lost it," said {loser.name} {w.fit("adverb", loser.name)}.')
+    ) + w.pick(
+        f" {loser.name} was {w.fit('mood', loser.name)}.",
+        f' "I lost it," said {loser.name} {w.fit("adverb", loser.name)}.',
+    )
 
 
 def _find(w: World) -> str:

@@ -122,5 +122,7 @@ def train_model(tokens: Tensor, settings: TrainingSettings) -> LlamaForCausalLM:
         if step % 50 == 0 or step == settings.steps - 1:
             rate = (step + 1) * batch.numel() / (time.monotonic() - started)
             left = (settings.steps - step - 1) * batch.numel() / rate
-            log.info("step %d/%d loss %.4f, %.0f tokens/s, %.0f s left", step + 1, settings.steps, loss.item(), rate, left)
+            log.info(
+                "step %d/%d loss %.4f, %.0f tokens/s, %.0f s left", step + 1, settings.steps, loss.item(), rate, left
+            )
     return model.to(torch.bfloat16)

@@ -13,7 +13,6 @@ import numpy as np
 
 from bitplan.errors import user_error
 
-
 LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
 
@@ -92,7 +91,9 @@ class Runtime:
         """Return the tokens of a prompt, with BOS where the file asks for it."""
         raw = text.encode()
         room = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self.api.llama_tokenize(self.api.llama_model_get_vocab(self.model), raw, len(raw), room, len(room), True, True)
+        count = self.api.llama_tokenize(
+            self.api.llama_model_get_vocab(self.model), raw, len(raw), room, len(room), True, True
+        )
         return list(room[:count])
 
     def text_of(self, tokens: Sequence[int]) -> str:
@@ -101,7 +102,9 @@ class Runtime:
 
     def _piece(self, token: int) -> bytes:
         room = ctypes.create_string_buffer(256)
-        size = self.api.llama_token_to_piece(self.api.llama_model_get_vocab(self.model), token, room, len(room), 0, False)
+        size = self.api.llama_token_to_piece(
+            self.api.llama_model_get_vocab(self.model), token, room, len(room), 0, False
+        )
         return room.raw[: max(0, size)]
 
     def generate(self, prompt: Sequence[int], count: int) -> tuple[list[int], float, float]:

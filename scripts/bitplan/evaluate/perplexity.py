@@ -20,7 +20,9 @@ def plan_hidden(model: StreamedModel, info: ModelInfo, plan: Plan, tokens: Tenso
     return model.run(tokens, applied(plan, info, weights))
 
 
-def score_plan(model: StreamedModel, info: ModelInfo, plan: Plan, teacher: Teacher, weights: QuantizedWeights) -> TokenScores:
+def score_plan(
+    model: StreamedModel, info: ModelInfo, plan: Plan, teacher: Teacher, weights: QuantizedWeights
+) -> TokenScores:
     """Return the scores of a plan against the teacher."""
     return score(teacher, hidden_logits(teacher, plan_hidden(model, info, plan, teacher.tokens, weights)))
 
@@ -42,5 +44,7 @@ def score_gguf(path: Path, teacher: Teacher, threads: int) -> TokenScores:
     with opened(path, teacher.tokens.shape[1], threads) as runtime:
         expected = teacher.head.matrix.shape[0]
         if runtime.vocabulary != expected:
-            raise user_error(path, f"has {runtime.vocabulary} tokens, the model has {expected}", "It was made from another model")
+            raise user_error(
+                path, f"has {runtime.vocabulary} tokens, the model has {expected}", "It was made from another model"
+            )
         return score(teacher, _runtime_logits(runtime, teacher.tokens))

@@ -56,7 +56,11 @@ def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
     for start in range(0, sequences, step):
         stop = min(start + step, sequences)
         logits, targets = logits_of(start, stop), teacher.tokens[start:stop, 1:]
-        parts.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape))
+        parts.append(
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(
+                targets.shape
+            )
+        )
     return torch.cat(parts)
 
 

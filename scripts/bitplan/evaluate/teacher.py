@@ -78,7 +78,9 @@ def save_teacher(path: Path, teacher: Teacher, fingerprint: str, text: Path) -> 
     with written_aside(path) as aside:
         # One key only: safetensors writes several metadata keys in an order that changes from run to run.
         joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
-        save_file({"tokens": teacher.tokens.to(torch.int32), "hidden": teacher.hidden.contiguous()}, aside, {"facts": joined})
+        save_file(
+            {"tokens": teacher.tokens.to(torch.int32), "hidden": teacher.hidden.contiguous()}, aside, {"facts": joined}
+        )
 
 
 def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Teacher:

@@ -36,6 +36,10 @@ def windows(tokenizer_folder: Path, text: Path, length: int, sequences: int | No
     held = len(tokens) // length
     if held < (sequences or 1):
         wanted = f"{sequences} windows" if sequences else "one window"
-        raise user_error(text, f"has {len(tokens)} tokens, {wanted} of {length} need {length * (sequences or 1)}", "Give a longer text")
+        raise user_error(
+            text,
+            f"has {len(tokens)} tokens, {wanted} of {length} need {length * (sequences or 1)}",
+            "Give a longer text",
+        )
     used = sequences or held
     return torch.tensor(tokens[: used * length], dtype=torch.int64).view(used, length)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bitplan.errors import user_error
+from bitplan.export import known_tokenizer
 from bitplan.files import folder_aside, written_aside
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import output_tensor_name
@@ -77,10 +78,12 @@ def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -
     """Write the checkpoint as GGUF in its own precision, or in `out_type`. Raises `UserError` with the converter's last words."""
     folder = converter_folder()
     name = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
-    runner = Path(__file__).with_name("known_tokenizer.py")
     with written_aside(output) as aside, _readable_by_converter(checkpoint, aside.parent) as source:
-        command = [sys.executable, str(runner), str(folder), name, str(source), "--outfile", str(aside)]
-        _run([*command, "--outtype", out_type or exact_type(checkpoint), "--model-name", source.resolve().name], checkpoint)
+        command = [sys.executable, known_tokenizer.__file__, str(folder), name, str(source), "--outfile", str(aside)]
+        _run(
+            [*command, "--outtype", out_type or exact_type(checkpoint), "--model-name", source.resolve().name],
+            checkpoint,
+        )
 
 
 def _run(command: list[str], checkpoint: Checkpoint) -> None:
@@ -89,4 +92,6 @@ def _run(command: list[str], checkpoint: Checkpoint) -> None:
     log.debug("%s", made.stderr)
     if made.returncode:
         last = (made.stderr.strip().splitlines() or ["no output"])[-1]
-        raise user_error(checkpoint.folder, f"is not converted by llama.cpp: {last}", "Run with --verbose for all it says")
+        raise user_error(
+            checkpoint.folder, f"is not converted by llama.cpp: {last}", "Run with --verbose for all it says"
+        )

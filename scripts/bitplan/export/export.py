@@ -44,6 +44,10 @@ def export_plan(
     held = {record.layer for record in records}
     missing = [layer.name for layer in info.quantizable if plan.of(layer.name).quantized and layer.name not in held]
     if missing:
-        raise user_error(base, f"has no tensor for {missing[0]}", "It belongs to another model, or its family has no GGUF name for it")
+        raise user_error(
+            base,
+            f"has no tensor for {missing[0]}",
+            "It belongs to another model, or its family has no GGUF name for it",
+        )
     rewrite(base, output, records, importance, threads)
     return report(records, output, info)

@@ -76,9 +76,15 @@ def architecture_names(reader: GGUFReader):
 
 def _sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GGMLQuantizationType, str]:
     """Return the 16-bit type for an unquantized matrix, and why: F16 cannot hold values over 65504."""
-    if wanted is GGMLQuantizationType.F16 and float(np.abs(dequantize(tensor.data, tensor.tensor_type)).max()) > HALF_LIMIT:
+    if (
+        wanted is GGMLQuantizationType.F16
+        and float(np.abs(dequantize(tensor.data, tensor.tensor_type)).max()) > HALF_LIMIT
+    ):
         return GGMLQuantizationType.BF16, "not quantized; values over 65504 do not fit F16"
-    return wanted, "not quantized; bf16 is kept in 16 bits as F16" if wanted is GGMLQuantizationType.F16 else "not quantized"
+    return (
+        wanted,
+        "not quantized; bf16 is kept in 16 bits as F16" if wanted is GGMLQuantizationType.F16 else "not quantized",
+    )
 
 
 def choose_type(
@@ -91,7 +97,11 @@ def choose_type(
     asked = GGMLQuantizationType[form.gguf_type]
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
-    reasons = [] if form.exact_in_gguf or asked.name == made.wq.upper() else [f"{made.wq} is no GGUF type, {asked.name} comes nearest"]
+    reasons = (
+        []
+        if form.exact_in_gguf or asked.name == made.wq.upper()
+        else [f"{made.wq} is no GGUF type, {asked.name} comes nearest"]
+    )
     if kind is not asked:
         reasons.append(f"{columns} columns are no multiple of {asked.name}'s block of {block_of(asked)[0]}")
     return kind, "; ".join(reasons)
@@ -113,11 +123,17 @@ def plan_tensors(
         made = plan.of(layer)
         kind, why = tensor.tensor_type, "kept as converted"
         if layer and not tensor.name.endswith(KEPT_AS_CONVERTED):
-            kind, why = choose_type(tensor, made, formats[made.wq], layer in protected, GGMLQuantizationType[unquantized.upper()])
+            kind, why = choose_type(
+                tensor, made, formats[made.wq], layer in protected, GGMLQuantizationType[unquantized.upper()]
+            )
         if made.aq != UNQUANTIZED:
             why = "; ".join(filter(None, (why, f"a GGUF cannot hold activation format {made.aq}")))
         params, size = int(np.prod(tensor.shape)), _bytes_of(tensor.shape, kind)
-        records.append(TensorRecord(tensor.name, layer, made.wq if layer else "", made.aq if layer else "", kind.name, params, size, why))
+        records.append(
+            TensorRecord(
+                tensor.name, layer, made.wq if layer else "", made.aq if layer else "", kind.name, params, size, why
+            )
+        )
     return records
 
 
@@ -135,7 +151,9 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, 
         if key in NOT_COPIED or key in replaced:
             continue
         kind = entry.types[0]
-        writer.add_key_value(key, entry.contents(), kind, sub_type=entry.types[-1] if kind is GGUFValueType.ARRAY else None)
+        writer.add_key_value(
+            key, entry.contents(), kind, sub_type=entry.types[-1] if kind is GGUFValueType.ARRAY else None
+        )
     for key, value in replaced.items():
         writer.add_key_value(key, value, GGUFValueType.UINT32)
 
@@ -179,7 +197,9 @@ def rewrite(
         _copy_fields(reader, writer, fields)
         for tensor, record in zip(reader.tensors, records, strict=True):
             shape = [int(n) for n in reversed(tensor.shape)]
-            writer.add_tensor_info(tensor.name, shape, np.dtype(np.float32), record.bytes, GGMLQuantizationType[record.written])
+            writer.add_tensor_info(
+                tensor.name, shape, np.dtype(np.float32), record.bytes, GGMLQuantizationType[record.written]
+            )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
@@ -197,7 +217,9 @@ def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | Non
     wrong = sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
     if wrong:
         name = wrong[0]
-        raise user_error(shown or path, f"tensor {name} is {held.get(name)}, the report says {wanted.get(name)}", "Export it again")
+        raise user_error(
+            shown or path, f"tensor {name} is {held.get(name)}, the report says {wanted.get(name)}", "Export it again"
+        )
 
 
 def report(records: list[TensorRecord], path: Path, info: ModelInfo) -> dict[str, Any]:

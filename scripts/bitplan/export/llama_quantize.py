@@ -10,7 +10,9 @@ from bitplan.errors import user_error
 from bitplan.evaluate.llama_runtime import last_error, quiet_api
 from bitplan.files import written_aside
 
-RECIPES = {name.removeprefix("MOSTLY_").lower(): name for name in LlamaFileType.__members__ if name.startswith("MOSTLY_")}
+RECIPES = {
+    name.removeprefix("MOSTLY_").lower(): name for name in LlamaFileType.__members__ if name.startswith("MOSTLY_")
+}
 
 
 def _overrides(api, tensors: Mapping[str, str]):
@@ -21,7 +23,9 @@ def _overrides(api, tensors: Mapping[str, str]):
     return array
 
 
-def quantize_by_recipe(base: Path, output: Path, recipe: str, threads: int, tensors: Mapping[str, str] | None = None) -> None:
+def quantize_by_recipe(
+    base: Path, output: Path, recipe: str, threads: int, tensors: Mapping[str, str] | None = None
+) -> None:
     """Write `base` as llama.cpp itself quantizes it: by a recipe, or every tensor as named in `tensors` {pattern: type}.
 
     Raises `UserError` when the recipe is unknown or the runtime refuses.

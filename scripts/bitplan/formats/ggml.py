@@ -34,7 +34,13 @@ def library() -> ctypes.CDLL:
         raise user_error("llama-cpp-python", "is not installed, and GGUF types are quantized by it", "Run `make setup`")
     base = ctypes.CDLL(str(found[0]))
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
-    base.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    base.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        *[ctypes.c_int64] * 3,
+        ctypes.c_void_p,
+    ]
     base.ggml_quantize_init.argtypes = [ctypes.c_int]
     base.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
@@ -52,7 +58,10 @@ def check_columns(kind: GGMLQuantizationType, columns: dict[str, int]) -> None:
     wrong = {layer: n for layer, n in columns.items() if n % block}
     if wrong:
         hint = f"Give it a type with blocks of 32 (q8_0, q4_0), or one without: {fallback(kind, next(iter(wrong.values()))).name}"
-        raise UserError(Problem(layer, f"{n} columns are no multiple of {kind.name}'s block of {block}", hint) for layer, n in wrong.items())
+        raise UserError(
+            Problem(layer, f"{n} columns are no multiple of {kind.name}'s block of {block}", hint)
+            for layer, n in wrong.items()
+        )
 
 
 FALLBACKS = {
@@ -73,7 +82,9 @@ def fallback(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
     return second if columns % block_of(second)[0] == 0 else GGMLQuantizationType.F16
 
 
-def encode(values: np.ndarray, kind: GGMLQuantizationType, importance: np.ndarray | None = None, threads: int = 1) -> np.ndarray:
+def encode(
+    values: np.ndarray, kind: GGMLQuantizationType, importance: np.ndarray | None = None, threads: int = 1
+) -> np.ndarray:
     """Return `values` (out, in) float32 as rows of bytes (out, bytes per row) uint8 of a quantized type.
 
     `importance` (in,) weighs the squared error of each column (mean x^2 of calibration activations). Rows are shared among
@@ -90,7 +101,9 @@ def encode(values: np.ndarray, kind: GGMLQuantizationType, importance: np.ndarra
     pointer = None if weights is None else weights.ctypes.data
 
     def chunk(start: int, stop: int) -> None:
-        base.ggml_quantize_chunk(int(kind), source.ctypes.data, target.ctypes.data, start * columns, stop - start, columns, pointer)
+        base.ggml_quantize_chunk(
+            int(kind), source.ctypes.data, target.ctypes.data, start * columns, stop - start, columns, pointer
+        )
 
     step = max(1, min(-(-rows // threads), ROWS_PER_CHUNK_VALUES // columns))
     starts = range(0, rows, step)

@@ -80,7 +80,9 @@ def quantizer(element: Element) -> Quantize:
         elements = round_to_element(blocks * power_of_two(-exponent).unsqueeze(-1), element)
         elements.masked_fill_(~torch.isfinite(amax).unsqueeze(-1), float("nan"))
         # Every element has at most 4 significant bits, so bfloat16 holds it exactly.
-        return Quantized({"elements": elements.to(torch.bfloat16), "exponent": exponent.to(torch.int8)}, tuple(values.shape))
+        return Quantized(
+            {"elements": elements.to(torch.bfloat16), "exponent": exponent.to(torch.int8)}, tuple(values.shape)
+        )
 
     return quantize
 

@@ -12,7 +12,9 @@ from bitplan.formats.base import Format
 
 
 def _float(name: str, dtype: torch.dtype, gguf_type: str) -> Format:
-    return Format(name, "float", 16, 0, 1, floating.caster(dtype), floating.WIDEN, gguf_type, True, True, fixed_block=True)
+    return Format(
+        name, "float", 16, 0, 1, floating.caster(dtype), floating.WIDEN, gguf_type, True, True, fixed_block=True
+    )
 
 
 def _mx(name: str, element: mx.Element, bits: int, gguf_type: str) -> Format:
@@ -20,7 +22,9 @@ def _mx(name: str, element: mx.Element, bits: int, gguf_type: str) -> Format:
 
 
 def _int(bits: int, gguf_type: str) -> Format:
-    return Format(f"int{bits}", "int", bits, 16, 128, integer.symmetric(bits), integer.DEQUANTIZE, gguf_type, False, False)
+    return Format(
+        f"int{bits}", "int", bits, 16, 128, integer.symmetric(bits), integer.DEQUANTIZE, gguf_type, False, False
+    )
 
 
 def _ggml(name: str, kind: str) -> Format:
@@ -52,5 +56,7 @@ UNQUANTIZED = "bf16"
 def format_named(name: str, formats: Mapping[str, Format] = FORMATS) -> Format:
     """Return the format called `name`. Raises `UserError` that names the nearest ones."""
     if name not in formats:
-        raise user_error(f"format {name!r}", "is not in the table", nearest(name, formats) or f"Known: {', '.join(formats)}")
+        raise user_error(
+            f"format {name!r}", "is not in the table", nearest(name, formats) or f"Known: {', '.join(formats)}"
+        )
     return formats[name]

@@ -62,9 +62,15 @@ def _weight_files(folder: Path) -> list[Path]:
         files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
     else:
         files = sorted(folder.glob("*.safetensors"))
-    absent = [file.name for file in files if not file.is_file() or file.resolve().parent != folder.resolve() and not file.is_symlink()]
+    absent = [
+        file.name
+        for file in files
+        if not file.is_file() or (file.resolve().parent != folder.resolve() and not file.is_symlink())
+    ]
     if absent:
-        raise user_error(folder, f"lacks {', '.join(absent[:3])}, which its index names", "Download the checkpoint again")
+        raise user_error(
+            folder, f"lacks {', '.join(absent[:3])}, which its index names", "Download the checkpoint again"
+        )
     return files
 
 

@@ -39,7 +39,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """"expert", "attention" or "other"."""
+        """ "expert", "attention" or "other"."""
         return kind_of(self.category)
 
 
@@ -71,7 +71,9 @@ def _layer(name: str, info: TensorInfo, model_type: str) -> Layer:
     transposed = bool(pattern and pattern.search(layer))
     shape = tuple(reversed(info.shape)) if transposed else info.shape
     group = fusion_group_of(layer, category)
-    return Layer(layer, category, shape, place_of(layer).index, group, category in PROTECTED_CATEGORIES, transposed=transposed)
+    return Layer(
+        layer, category, shape, place_of(layer).index, group, category in PROTECTED_CATEGORIES, transposed=transposed
+    )
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
@@ -80,7 +82,12 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 # The order in which a block uses its layers; what is not named comes last.
-ORDER = {name: i for i, name in enumerate(("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_o", "router", "mlp_gate", "mlp_up", "mlp_down"))}
+ORDER = {
+    name: i
+    for i, name in enumerate(
+        ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_o", "router", "mlp_gate", "mlp_up", "mlp_down")
+    )
+}
 
 
 def _position(layer: Layer) -> tuple:
@@ -91,7 +98,9 @@ def _position(layer: Layer) -> tuple:
 def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
     """Return every matrix of a checkpoint in model order: embeddings, blocks, output. Tied outputs are listed, and marked."""
     model_type = checkpoint.config.get("model_type", "")
-    matrices = {n: t for n, t in checkpoint.tensors.items() if n.endswith(".weight") and len(t.shape) == 2 and t.dtype in FLOATS}
+    matrices = {
+        n: t for n, t in checkpoint.tensors.items() if n.endswith(".weight") and len(t.shape) == 2 and t.dtype in FLOATS
+    }
     layers = [_layer(name, info, model_type) for name, info in matrices.items()]
     if checkpoint.tied:
         layers = _with_tied_output(layers)
@@ -117,7 +126,9 @@ def output_tensor_name(checkpoint: Checkpoint) -> str:
     tables = [name for name in checkpoint.tensors if re.search(r"(embed_tokens|wte|embed_in)\.weight$", name)]
     candidates = (tables + own) if checkpoint.tied else (own + tables)
     if not candidates:
-        raise user_error(checkpoint.folder, "has neither an output matrix nor an embedding", "Looked for lm_head and embed_tokens")
+        raise user_error(
+            checkpoint.folder, "has neither an output matrix nor an embedding", "Looked for lm_head and embed_tokens"
+        )
     return candidates[0]
 
 
@@ -142,7 +153,9 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
         list_layers(checkpoint),
     )
     if not info.quantizable:
-        raise user_error(checkpoint.folder, "has no weight matrix inside decoder blocks", "Looked for 2-D `*.layers.N.*.weight`")
+        raise user_error(
+            checkpoint.folder, "has no weight matrix inside decoder blocks", "Looked for 2-D `*.layers.N.*.weight`"
+        )
     return info
 
 

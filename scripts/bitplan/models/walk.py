@@ -115,10 +115,14 @@ class StreamedModel:
     def _parameter(self, tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor.to(device=self.device, dtype=self.dtype), requires_grad=False)
 
-    def _visit_block(self, index: int, module: nn.Module, visit: Visit, hidden: Tensor, *args: object, **kwargs: object) -> Tensor:
+    def _visit_block(
+        self, index: int, module: nn.Module, visit: Visit, hidden: Tensor, *args: object, **kwargs: object
+    ) -> Tensor:
         name = f"{self.block_list}.{index}"
         self.load_(name, module)
-        layers = {self._layer_name(f"{name}.{inner}"): part for inner, part in module.named_modules() if _is_layer(part)}
+        layers = {
+            self._layer_name(f"{name}.{inner}"): part for inner, part in module.named_modules() if _is_layer(part)
+        }
         block = Block(index, name, module, layers)
         try:
             return visit(block, hidden, partial(self._in_batches, module, args, kwargs))
@@ -147,7 +151,9 @@ class StreamedModel:
         stored = {inner: self.stored_name(f"{prefix}.{inner}") for inner, _ in module.named_parameters()}
         absent = [f"{prefix}.{inner}" for inner, name in stored.items() if name is None]
         if absent:
-            raise user_error(self.checkpoint.folder, f"lacks the tensor {absent[0]}", "Check that config.json belongs to the weights")
+            raise user_error(
+                self.checkpoint.folder, f"lacks the tensor {absent[0]}", "Check that config.json belongs to the weights"
+            )
         tensors = self.checkpoint.read(stored.values())
         for inner, name in stored.items():
             owner, _, leaf = inner.rpartition(".")
@@ -166,9 +172,13 @@ class StreamedModel:
 
 
 def _find_blocks(module: nn.Module, count: int) -> str:
-    lists = {name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count}
+    lists = {
+        name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count
+    }
     if not lists:
-        raise user_error(type(module).__name__, f"has no list of {count} decoder blocks", "This family is not supported")
+        raise user_error(
+            type(module).__name__, f"has no list of {count} decoder blocks", "This family is not supported"
+        )
     return min(lists, key=len)
 
 

@@ -1,1 +1,1 @@
-"""Search methods: one module each; they meet only in the registry."""
+"""Search methods: one module each. None imports another; `settings.METHODS` lists them."""

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from bitplan.models.layers import ModelInfo
@@ -66,7 +67,9 @@ class AdaptiveQuantizationSearch:
     def format_of(self, layer: str, thresholds: Sequence[float | None]) -> str:
         """Return the layer's format: that of the first stage whose threshold its score reaches, else bf16."""
         score = self.scores.get(layer)
-        reached = (form for form, t in zip(self.bit_mapping, thresholds, strict=False) if t is not None and score >= t - 1e-12)
+        reached = (
+            form for form, t in zip(self.bit_mapping, thresholds, strict=False) if t is not None and score >= t - 1e-12
+        )
         return "bf16" if score is None else next(reached, "bf16")
 
     def plan(self, thresholds: Sequence[float | None]) -> Plan:
@@ -76,7 +79,9 @@ class AdaptiveQuantizationSearch:
             form = "bf16" if layer.protected else self.format_of(layer.name, thresholds)
             alpha = self.alphas.get(layer.name)
             notes = {"category": layer.category} | ({} if alpha is None else {"alpha_hill": alpha})
-            layers[layer.name] = LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, form, self.settings.group_size, notes)
+            layers[layer.name] = (
+                LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, form, self.settings.group_size, notes)
+            )
         return Plan(layers)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
@@ -98,9 +103,24 @@ class AdaptiveQuantizationSearch:
         bits = average_bits(plan, self.info).avg_bits
         counts = plan.counts(self.info)
         threshold = self.sign * thresholds[stage]
-        step = {"stage": self.bit_mapping[stage], "threshold": threshold, "avg_bits": bits, "ppl": ppl, "ppl_increase": increase}
-        self.history.append({**step, "layers": {form: counts.get(form, 0) for form in (*self.bit_mapping, "bf16")}, "evaluated": fresh})
-        log.info("%s threshold %.3f: %.3f bits, ppl %.4f (%+.2f %%)", self.bit_mapping[stage], threshold, bits, ppl, 100 * increase)
+        step = {
+            "stage": self.bit_mapping[stage],
+            "threshold": threshold,
+            "avg_bits": bits,
+            "ppl": ppl,
+            "ppl_increase": increase,
+        }
+        self.history.append(
+            {**step, "layers": {form: counts.get(form, 0) for form in (*self.bit_mapping, "bf16")}, "evaluated": fresh}
+        )
+        log.info(
+            "%s threshold %.3f: %.3f bits, ppl %.4f (%+.2f %%)",
+            self.bit_mapping[stage],
+            threshold,
+            bits,
+            ppl,
+            100 * increase,
+        )
         # A NaN perplexity compares false: a plan that breaks the model never holds.
         return increase <= self.settings.ppl_threshold, bits
 
@@ -140,10 +160,16 @@ class AdaptiveQuantizationSearch:
         return average_bits(self.plan(thresholds), self.info).avg_bits
 
     def _check_monotone(self, stage: int) -> None:
-        steps = sorted((s for s in self.history if s["stage"] == self.bit_mapping[stage]), key=lambda s: -self.sign * s["threshold"])
-        if any(later["ppl"] < earlier["ppl"] for earlier, later in zip(steps, steps[1:], strict=False)):
+        steps = sorted(
+            (s for s in self.history if s["stage"] == self.bit_mapping[stage]),
+            key=lambda s: -self.sign * s["threshold"],
+        )
+        if any(later["ppl"] < earlier["ppl"] for earlier, later in pairwise(steps)):
             self.monotone = False
-            log.warning("perplexity did not rise with every lower %s threshold: a linear search may keep another one", self.bit_mapping[stage])
+            log.warning(
+                "perplexity did not rise with every lower %s threshold: a linear search may keep another one",
+                self.bit_mapping[stage],
+            )
 
     # -- the whole search ----------------------------------------------------------------------------------------
 
@@ -158,7 +184,12 @@ class AdaptiveQuantizationSearch:
     def run(self) -> Plan:
         """Return the plan found, with the search's summary: thresholds, figures, history, cost."""
         self.base_ppl, _ = self.ppl(self.plan(()))
-        log.info("baseline ppl %.4f, %d layers with an alpha, %d without", self.base_ppl, len(self.scores), len(self.alphas) - len(self.scores))
+        log.info(
+            "baseline ppl %.4f, %d layers with an alpha, %d without",
+            self.base_ppl,
+            len(self.scores),
+            len(self.alphas) - len(self.scores),
+        )
         thresholds = tuple(self.thresholds())
         plan = self.plan(thresholds)
         ppl, _ = self.ppl(plan)
@@ -167,7 +198,10 @@ class AdaptiveQuantizationSearch:
     def summary(self, thresholds: Sequence[float | None], plan: Plan, ppl: float) -> dict[str, Any]:
         """Return the `search_summary` of the configuration."""
         s, bits = self.settings, average_bits(plan, self.info)
-        named = {f"{form}_threshold": None if t is None else self.sign * t for form, t in zip(self.bit_mapping, thresholds, strict=True)}
+        named = {
+            f"{form}_threshold": None if t is None else self.sign * t
+            for form, t in zip(self.bit_mapping, thresholds, strict=True)
+        }
         missed = max(0.0, bits.avg_bits - s.target_avg_bits)
         return {
             "method": "adaptive",

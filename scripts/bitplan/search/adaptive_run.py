@@ -21,11 +21,16 @@ log = logging.getLogger(__name__)
 def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
     """Return {layer: alpha} of the quantizable layers, from a table or computed. Raises `UserError` for another model's table."""
     if table is None:
-        return {layer.name: alpha_hill(spectrum(_weight(model, layer.name, layer.transposed)), fit) for layer in model.info.quantizable}
+        return {
+            layer.name: alpha_hill(spectrum(_weight(model, layer.name, layer.transposed)), fit)
+            for layer in model.info.quantizable
+        }
     alphas = read_alphas(table, fit)
     missing = [layer.name for layer in model.info.quantizable if layer.name not in alphas]
     if missing:
-        raise user_error(table, f"has no row for {missing[0]}", "It belongs to another model: make it with scripts/layer_stats.py")
+        raise user_error(
+            table, f"has no row for {missing[0]}", "It belongs to another model: make it with scripts/layer_stats.py"
+        )
     return {layer.name: alphas[layer.name] for layer in model.info.quantizable}
 
 
@@ -35,7 +40,11 @@ def _weight(model: Opened, layer: str, transposed: bool):
 
 
 def search(
-    model: Opened, alphas: Mapping[str, float], calibration: Teacher, evaluation: Teacher | None, settings: AdaptiveSettings
+    model: Opened,
+    alphas: Mapping[str, float],
+    calibration: Teacher,
+    evaluation: Teacher | None,
+    settings: AdaptiveSettings,
 ) -> Plan:
     """Return the plan found on the calibration text; its summary has the perplexity on held-out text where there is one."""
     weights = QuantizedWeights()
@@ -45,7 +54,11 @@ def search(
 
     before = model.model.tokens_forwarded
     plan = AdaptiveQuantizationSearch(model.info, alphas, ppl_on(calibration), settings).run()
-    cost = {**plan.summary["cost"], "block_forward_tokens": model.model.tokens_forwarded - before, "quantizations": weights.made}
+    cost = {
+        **plan.summary["cost"],
+        "block_forward_tokens": model.model.tokens_forwarded - before,
+        "quantizations": weights.made,
+    }
     held_out = {} if evaluation is None else {"evaluation_ppl": ppl_on(evaluation)(plan)}
     return Plan(plan.layers, {**plan.summary, "cost": cost, **held_out})
 
@@ -56,9 +69,17 @@ def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
     print(f"{'layer':<44} {'alpha':>8}  format")
     for name in sorted(alphas, key=lambda name: -alphas[name] if alphas[name] == alphas[name] else math.inf):
         print(f"{name:<44} {alphas[name]:>8.3f}  {plan.of(name).wq}")
-    shown = {key: "none" if summary[key] is None else f"{summary[key]:.3f}" for key in ("mxfp4_threshold", "mxfp8_threshold")}
+    shown = {
+        key: "none" if summary[key] is None else f"{summary[key]:.3f}" for key in ("mxfp4_threshold", "mxfp8_threshold")
+    }
     print(f"\nmxfp4 threshold {shown['mxfp4_threshold']}, mxfp8 threshold {shown['mxfp8_threshold']}")
-    print(f"perplexity {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)")
-    print(f"average bits {summary['avg_bits']:.3f} over all parameters, {summary['avg_bits_layers']:.3f} over the layers")
+    print(
+        f"perplexity {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)"
+    )
+    print(
+        f"average bits {summary['avg_bits']:.3f} over all parameters, {summary['avg_bits_layers']:.3f} over the layers"
+    )
     reached = "reached" if summary["target_reached"] else f"missed by {summary['target_missed_by']:.3f} bits"
-    print(f"target of {summary['target_avg_bits']:g} average bits: {reached}; {summary['cost']['evaluations']} plans evaluated")
+    print(
+        f"target of {summary['target_avg_bits']:g} average bits: {reached}; {summary['cost']['evaluations']} plans evaluated"
+    )

@@ -25,7 +25,9 @@ class RandomSettings:
         """Raise `UserError` unless the ratios leave a share of 0 or more."""
         if self.mxfp4_ratio + self.bf16_ratio > 1 + 1e-12:
             total = self.mxfp4_ratio + self.bf16_ratio
-            raise UserError([Problem("--mxfp4-ratio and --bf16-ratio", f"add up to {total:g}, more than 1", "Lower one of them")])
+            raise UserError(
+                [Problem("--mxfp4-ratio and --bf16-ratio", f"add up to {total:g}, more than 1", "Lower one of them")]
+            )
 
 
 def choose_formats(layers: tuple[Layer, ...], settings: RandomSettings) -> dict[str, str]:
@@ -73,7 +75,9 @@ def random_plan(info: ModelInfo, settings: RandomSettings) -> Plan:
     for layer in info.layers:
         form = chosen.get(layer.name, "bf16")
         notes = {"category": layer.kind if not layer.protected else layer.category, "precision": form}
-        layers[layer.name] = LayerPlan(form, form, settings.group_size, notes) if form != "bf16" else LayerPlan(notes=notes)
+        layers[layer.name] = (
+            LayerPlan(form, form, settings.group_size, notes) if form != "bf16" else LayerPlan(notes=notes)
+        )
     plan = Plan(layers, _summary(chosen, settings))
     bits = average_bits(plan, info)
     return Plan(layers, {**plan.summary, "avg_bits": bits.avg_bits, "avg_bits_layers": bits.avg_bits_layers})

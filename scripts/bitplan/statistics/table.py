@@ -63,7 +63,9 @@ def measure_layers(
     return [{**rows[name], **_input_row(inputs[name])} for name in layers], inputs, hidden
 
 
-def write_statistics(table: Path, importance: Path, rows: list[dict[str, Any]], inputs: Mapping[str, InputStatistics]) -> None:
+def write_statistics(
+    table: Path, importance: Path, rows: list[dict[str, Any]], inputs: Mapping[str, InputStatistics]
+) -> None:
     """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name."""
     from safetensors.torch import save_file
 

@@ -1,0 +1,159 @@
+"""The whole workflow on a small model, as a person runs it, in a folder with a space in its name."""
+
+import csv
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bitplan.demo.stories import text_of
+from bitplan.evaluate.llama_runtime import opened
+from tests.conftest import ROOT
+
+SETTINGS = {
+    "models": {"small": {"path": "model", "calibration": "calibration.txt", "evaluation": "evaluation.txt"}},
+    "plans": {
+        "careful": {"method": "adaptive", "ppl_threshold": 0.05, "target_avg_bits": 8.0, "step_size": 1.0},
+        "drawn": {"method": "random", "mxfp4_ratio": 0.5, "bf16_ratio": 0.1, "seed": 1},
+    },
+    "calibration": {"length": 128, "sequences": 4},
+    "evaluation": {"length": 128, "sequences": 8},
+    "speed": {"max_tokens": 8, "repeats": 1, "warmup": 0},
+}
+PLAN = (
+    "config.json",
+    "plan.json",
+    "bits.json",
+    "perplexity.json",
+    "gguf_perplexity.json",
+    "model.gguf",
+    "gguf.json",
+    "speed.json",
+)
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    line = [
+        "snakemake",
+        "--snakefile",
+        str(ROOT / "Snakefile"),
+        "--cores",
+        "2",
+        "--configfile",
+        "mine.yaml",
+        "--replace-workflow-config",
+    ]
+    return subprocess.run([*line, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, demo) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "my models"
+    shutil.copytree(demo / "model", folder / "model")
+    for text in ("calibration.txt", "evaluation.txt"):
+        shutil.copy(demo / text, folder / text)
+    (folder / "mine.yaml").write_text(yaml.safe_dump(SETTINGS))
+    made = run(folder)
+    assert made.returncode == 0, (made.stdout + made.stderr)[-3000:]
+    return folder
+
+
+def results(folder: Path) -> Path:
+    return folder / "results" / "small"
+
+
+def test_everything_the_design_names_is_made(finished):
+    base = results(finished)
+    for name in (
+        "model.json",
+        "layer_stats.tsv",
+        "calibration.safetensors",
+        "evaluation.safetensors",
+        "comparison.tsv",
+        "comparison.html",
+    ):
+        assert (base / name).stat().st_size > 0, name
+    for plan in SETTINGS["plans"]:
+        assert all((base / "plans" / plan / name).stat().st_size > 0 for name in PLAN)
+    for baseline in ("f16", "q4_k_m"):
+        assert all(
+            (base / "baselines" / baseline / name).exists() for name in ("model.gguf", "perplexity.json", "speed.json")
+        )
+
+
+def test_a_second_run_has_nothing_to_do(finished):
+    made = run(finished)
+    assert "Nothing to be done" in made.stdout + made.stderr
+
+
+def test_the_comparison_has_a_row_for_each_plan_and_baseline_and_agrees_with_the_files(finished):
+    rows = {row["name"]: row for row in csv.DictReader((results(finished) / "comparison.tsv").open(), delimiter="\t")}
+    assert set(rows) == {"careful", "drawn", "f16", "q4_k_m"}
+    scores = json.loads((results(finished) / "plans/careful/gguf_perplexity.json").read_text())
+    assert float(rows["careful"]["file_kl"]) == pytest.approx(scores["kl_mean"])
+    assert float(rows["f16"]["file_kl"]) < 1e-5 < float(rows["q4_k_m"]["file_kl"])
+    assert float(rows["careful"]["avg_bits"]) < 16 and int(rows["careful"]["search_evaluations"]) > 1
+
+
+def test_the_adaptive_plan_holds_its_limit_on_the_calibration_text(finished):
+    summary = json.loads((results(finished) / "plans/careful/plan.json").read_text())["search_summary"]
+    assert summary["ppl_increase"] <= 0.05 and summary["base_ppl"] > 1
+
+
+def test_the_three_figures_of_average_bits_belong_together(finished):
+    plan = results(finished) / "plans/drawn"
+    bits, report = (json.loads((plan / name).read_text()) for name in ("bits.json", "gguf.json"))
+    assert bits["avg_bits_layers"] < bits["avg_bits"] and report["avg_bits_file"] == pytest.approx(
+        bits["avg_bits"], rel=0.08
+    )
+
+
+def test_a_plans_file_talks_in_the_words_of_its_language(finished):
+    known = set(text_of(1, 300_000).split())
+    with opened(results(finished) / "plans/drawn/model.gguf", 128, 1) as runtime:
+        tokens, _, _ = runtime.generate(runtime.tokenize("Near the mill lived"), 60)
+        words = runtime.text_of(tokens).split()[1:-1]
+    assert len(words) > 30 and sum(word in known for word in words) > 0.8 * len(words), words
+
+
+def test_results_are_byte_for_byte_the_same_when_made_again(finished, tmp_path):
+    folder = tmp_path / "again"
+    folder.mkdir()
+    for name in ("model", "calibration.txt", "evaluation.txt", "mine.yaml"):
+        (folder / name).symlink_to(finished / name)
+    assert run(folder, "gguf", "perplexity").returncode == 0
+    same = (
+        "layer_stats.tsv",
+        "calibration.safetensors",
+        "plans/careful/plan.json",
+        "plans/careful/model.gguf",
+        "plans/drawn/perplexity.json",
+    )
+    for name in same:
+        assert (results(folder) / name).read_bytes() == (results(finished) / name).read_bytes(), name
+
+
+def test_the_figure_is_an_image_with_every_plan_in_it(finished):
+    figure = (results(finished) / "comparison.svg").read_text()
+    assert figure.startswith("<?xml") and all(name in figure for name in ("careful", "drawn", "q4_k_m"))
+    page = (results(finished) / "comparison.html").read_text()
+    assert "<svg" in page and "careful" in page
+
+
+def test_a_failed_step_shows_its_log_and_keeps_what_others_made(finished):
+    broken = SETTINGS | {"plans": {**SETTINGS["plans"], "hard": {"method": "random", "check": {"on_miss": "fail"}}}}
+    broken["models"] = {
+        "small": {**SETTINGS["models"]["small"], "path": "model"},
+        "gone": {**SETTINGS["models"]["small"], "evaluation": "empty.txt"},
+    }
+    (finished / "empty.txt").write_text("\n")
+    (finished / "broken.yaml").write_text(yaml.safe_dump(broken))
+    made = run(finished, "--configfile", "broken.yaml", "results/gone/evaluation.safetensors")
+    assert made.returncode == 1 and "is empty" in made.stdout + made.stderr
+    assert (
+        not (finished / "results/gone/evaluation.safetensors").exists()
+        and (results(finished) / "comparison.tsv").exists()
+    )

@@ -1,0 +1,153 @@
+"""What reruns after a change: exactly what the change is behind, by Snakemake's own table."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.workflow.conftest import summary
+
+PLANS = (
+    "adaptive-conservative",
+    "adaptive-balanced",
+    "adaptive-aggressive",
+    "random-high-compression",
+    "random-balanced",
+    "random-high-precision",
+)
+OF_A_PLAN = {
+    "config.json",
+    "plan.json",
+    "bits.json",
+    "perplexity.json",
+    "model.gguf",
+    "gguf.json",
+    "gguf_perplexity.json",
+    "speed.json",
+}
+COMPARISON = {f"results/demo/comparison.{end}" for end in ("tsv", "txt", "html", "svg")}
+
+
+def plan_files(*plans: str, names: set[str] = frozenset(OF_A_PLAN)) -> set[str]:
+    return {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
+
+
+def baseline_files(*names: str) -> set[str]:
+    return {f"results/demo/baselines/{baseline}/{name}" for baseline in ("f16", "q4_k_m") for name in names}
+
+
+ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
+FROM_STATISTICS = {
+    f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
+}
+SCORES = plan_files(*PLANS, names={"perplexity.json", "gguf_perplexity.json"}) | baseline_files("perplexity.json")
+GGUF_ON = {"model.gguf", "gguf.json", "gguf_perplexity.json", "speed.json"}
+
+CASES = {
+    "one plan's limit": (
+        "config.yaml",
+        "ppl_threshold: 0.1, target_avg_bits: 8.0",
+        "ppl_threshold: 0.15, target_avg_bits: 8.0",
+        plan_files("adaptive-balanced") | COMPARISON,
+    ),
+    "two ratios swapped": (
+        "config.yaml",
+        "mxfp4_ratio: 0.1, bf16_ratio: 0.4",
+        "mxfp4_ratio: 0.4, bf16_ratio: 0.1",
+        plan_files("random-high-precision") | COMPARISON,
+    ),
+    "a seed": ("config.yaml", "seed: 456", "seed: 457", plan_files("random-balanced") | COMPARISON),
+    "evaluation windows": (
+        "config.yaml",
+        "sequences: 64",
+        "sequences: 63",
+        {"results/demo/evaluation.safetensors"} | SCORES | COMPARISON,
+    ),
+    "calibration windows": (
+        "config.yaml",
+        "sequences: 32",
+        "sequences: 31",
+        FROM_STATISTICS | plan_files(*ADAPTIVE) | COMPARISON,
+    ),
+    "type of unquantized layers": (
+        "config.yaml",
+        "unquantized: f16",
+        "unquantized: bf16",
+        plan_files(*PLANS, names=GGUF_ON) | COMPARISON,
+    ),
+    "rounds of the speed comparison": (
+        "config.yaml",
+        "repeats: 3",
+        "repeats: 4",
+        plan_files(*PLANS, names={"speed.json"}) | baseline_files("speed.json") | COMPARISON,
+    ),
+    "what a missed target does": (
+        "config.yaml",
+        "mxfp4_ratio: 0.1, bf16_ratio: 0.4",
+        "mxfp4_ratio: 0.1, check: {on_miss: fail}, bf16_ratio: 0.4",
+        plan_files("random-high-precision", names=OF_A_PLAN - {"config.json", "plan.json"}) | COMPARISON,
+    ),
+    "a comment in the settings": ("config.yaml", "seed: 456", "seed:  456 ", set()),
+    "the code of one method": (
+        "scripts/bitplan/search/adaptive.py",
+        "1e-9",
+        "1e-8",
+        plan_files(*ADAPTIVE) | COMPARISON,
+    ),
+    "the code of the report": (
+        "scripts/bitplan/compare/table.py",
+        "ordered = sorted(rows",
+        "ordered = list(rows) and sorted(rows",
+        COMPARISON,
+    ),
+    "a comment in the code": ("scripts/bitplan/plan.py", "import re\n", "# why\nimport re\n", set()),
+    "a docstring": ("scripts/bitplan/search/random_mixed.py", '"""Random mixed precision', '"""Mixed precision', set()),
+    "the calibration text": (
+        "demo/calibration.txt",
+        "calibration",
+        "other words",
+        FROM_STATISTICS | plan_files(*ADAPTIVE) | COMPARISON,
+    ),
+    "a plan added": (
+        "config.yaml",
+        "  adaptive-balanced:",
+        "  mine: {method: random, seed: 1}\n  adaptive-balanced:",
+        plan_files("mine") | COMPARISON,
+    ),
+}
+
+
+@contextmanager
+def edited(path: Path, before: str, after: str) -> Iterator[None]:
+    text = path.read_text()
+    assert before in text, f"{before!r} is not in {path.name}"
+    path.write_text(text.replace(before, after, 1))
+    try:
+        yield
+    finally:
+        path.write_text(text)
+
+
+def pending(folder: Path) -> set[str]:
+    return {row["output_file"] for row in summary(folder) if row["plan"] != "no update"}
+
+
+def test_a_finished_workflow_has_nothing_to_do(finished):
+    assert pending(finished) == set()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_what_an_edit_is_behind_reruns(finished, case):
+    name, before, after, wanted = CASES[case]
+    with edited(finished / name, before, after):
+        assert pending(finished) == wanted
+
+
+def test_every_module_of_the_library_is_behind_some_rule():
+    from bitplan.versions import SCRIPTS, code_versions
+
+    commands = [path.name for path in SCRIPTS.glob("*.py")]
+    behind = {name for command in commands for name in code_versions(command)}
+    every = {path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.glob("bitplan/**/*.py")}
+    assert every - behind == {"bitplan/versions.py"}, "only what makes the versions themselves may be behind none"

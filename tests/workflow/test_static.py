@@ -1,0 +1,81 @@
+"""The workflow before it runs: lint, layout, dry runs, wrong settings, pins."""
+
+import re
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.workflow.conftest import snakemake
+
+
+def test_snakemake_finds_nothing_to_criticize():
+    made = snakemake(ROOT, "--lint")
+    assert made.returncode == 0, made.stderr
+
+
+def test_the_rules_are_laid_out_by_snakefmt():
+    made = subprocess.run(
+        ["snakefmt", "--check", "Snakefile", "rules"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+
+
+def test_a_dry_run_plans_every_step_for_every_plan(workflow):
+    made = snakemake(workflow, "--dry-run", "--quiet", "rules")
+    assert made.returncode == 0, made.stderr
+    counts = dict(re.findall(r"^(\w+) +(\d+)$", snakemake(workflow, "--dry-run").stdout, re.M))
+    assert counts["plan_gguf"] == counts["bits"] == "6" and counts["baseline_gguf"] == "2" and counts["report"] == "1"
+
+
+@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed"])
+def test_named_targets_exist(workflow, target):
+    assert snakemake(workflow, "--dry-run", target).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "plans={x: {method: adaptive, taget_avg_bits: 4}}",
+            'plans.x.taget_avg_bits: unknown key. Did you mean "target_avg_bits"?',
+        ),
+        ("evaluation={length: 1}", "evaluation.length: input should be greater than or equal to 2"),
+        ("plans={x: {method: genetics}}", "plans.x"),
+    ],
+)
+def test_a_wrong_setting_stops_the_run_with_one_line_and_no_traceback(workflow, setting, message):
+    made = snakemake(workflow, "--dry-run", "--config", setting)
+    assert made.returncode == 1 and message in made.stdout and "Traceback" not in made.stdout + made.stderr
+
+
+def test_a_missing_model_is_named(workflow):
+    made = snakemake(
+        workflow,
+        "--dry-run",
+        "--config",
+        "models={m: {path: nowhere, calibration: demo/calibration.txt, evaluation: demo/evaluation.txt}}",
+    )
+    assert made.returncode == 1 and "nowhere/config.json" in made.stdout
+
+
+def test_environments_pin_what_the_lock_file_pins():
+    from set_up import locked
+
+    lock = dict(pin.split("==") for pin in locked(ROOT / "requirements.lock"))
+    for path in (ROOT / "envs").glob("*.yaml"):
+        pins = re.findall(r"^ +- ([\w-]+)==(\S+)$", path.read_text(), re.M)
+        assert pins and {name: lock[name] for name, _ in pins} == dict(pins), path.name
+
+
+def test_the_lock_file_pins_everything_and_names_no_place():
+    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", line) for line in lines)
+    assert "torch==2.13.0" in lines
+
+
+def test_set_up_names_what_the_machine_lacks(monkeypatch):
+    import set_up
+
+    monkeypatch.setattr(set_up.shutil, "which", lambda name: None)
+    assert ["install g++" in set_up.problems()[0], "install cmake" in set_up.problems()[1]] == [True, True]

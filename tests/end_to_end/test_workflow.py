@@ -35,18 +35,10 @@ PLAN = (
 )
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [
-        "snakemake",
-        "--snakefile",
-        str(ROOT / "Snakefile"),
-        "--cores",
-        "2",
-        "--configfile",
-        "mine.yaml",
-        "--replace-workflow-config",
-    ]
-    return subprocess.run([*line, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+def run(folder: Path, *arguments: str, settings: str = "mine.yaml") -> subprocess.CompletedProcess[str]:
+    line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+    line += ["--configfile", settings, "--replace-workflow-config", *arguments]
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +136,18 @@ def test_the_figure_is_an_image_with_every_plan_in_it(finished):
 
 
 def test_a_failed_step_shows_its_log_and_keeps_what_others_made(finished):
-    broken = SETTINGS | {"plans": {**SETTINGS["plans"], "hard": {"method": "random", "check": {"on_miss": "fail"}}}}
-    broken["models"] = {
-        "small": {**SETTINGS["models"]["small"], "path": "model"},
-        "gone": {**SETTINGS["models"]["small"], "evaluation": "empty.txt"},
-    }
+    gone = {**SETTINGS["models"]["small"], "evaluation": "empty.txt"}
     (finished / "empty.txt").write_text("\n")
-    (finished / "broken.yaml").write_text(yaml.safe_dump(broken))
-    made = run(finished, "--configfile", "broken.yaml", "results/gone/evaluation.safetensors")
-    assert made.returncode == 1 and "is empty" in made.stdout + made.stderr
-    assert (
-        not (finished / "results/gone/evaluation.safetensors").exists()
-        and (results(finished) / "comparison.tsv").exists()
-    )
+    (finished / "broken.yaml").write_text(yaml.safe_dump(SETTINGS | {"models": {"gone": gone}}))
+    made = run(finished, "results/gone/evaluation.safetensors", settings="broken.yaml")
+    assert made.returncode == 1 and "error: empty.txt: is empty" in made.stdout + made.stderr
+    assert not (finished / "results/gone/evaluation.safetensors").exists()
+    assert (results(finished) / "comparison.tsv").exists()
+
+
+def test_a_plan_that_must_hold_its_target_and_does_not_stops_before_it_is_exported(finished):
+    strict = {"method": "adaptive", "target_avg_bits": 1.0, "ppl_threshold": 0.001, "check": {"on_miss": "fail"}}
+    (finished / "strict.yaml").write_text(yaml.safe_dump(SETTINGS | {"plans": {"strict": strict}}))
+    made = run(finished, "gguf", settings="strict.yaml")
+    assert made.returncode == 1 and "over its target of 1" in made.stdout + made.stderr
+    assert not (results(finished) / "plans/strict/model.gguf").exists()

@@ -18,6 +18,7 @@ from bitplan.errors import user_error
 from bitplan.files import read_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
@@ -109,8 +110,11 @@ class Checkpoint:
         said = self.config.get("tie_word_embeddings")
         return said if said is not None else "lm_head.weight" not in self.tensors
 
-    def read(self, names: Iterable[str]) -> dict[str, "Tensor"]:
-        """Return tensors in their stored dtype. Files are opened for this call only, so that no mapped page stays resident."""
+    def read(self, names: Iterable[str], dtype: "torch.dtype | None" = None) -> dict[str, "Tensor"]:
+        """Return tensors in `dtype`, or as they are stored. Raises KeyError for a name that is not there.
+
+        Files are mapped for this call only, so that no page of them stays resident, and nothing is copied twice.
+        """
         from safetensors import safe_open
 
         by_file: dict[Path, list[str]] = {}
@@ -119,7 +123,9 @@ class Checkpoint:
         read: dict[str, Tensor] = {}
         for file, wanted in by_file.items():
             with safe_open(file, framework="pt") as handle:
-                read.update({name: handle.get_tensor(name).clone() for name in wanted})
+                for name in wanted:
+                    stored = handle.get_tensor(name)
+                    read[name] = stored.to(dtype or stored.dtype, copy=True)
         return read
 
     def read_rows(self, name: str, rows: "Tensor") -> "Tensor":

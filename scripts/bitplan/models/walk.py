@@ -6,7 +6,9 @@ forward is replaced by one that loads the weights, hands block and hidden states
 Memory: one block, the rows of the embedding that the text uses, the final norm, and the hidden states of all sequences.
 """
 
+import ctypes
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -154,7 +156,7 @@ class StreamedModel:
             raise user_error(
                 self.checkpoint.folder, f"lacks the tensor {absent[0]}", "Check that config.json belongs to the weights"
             )
-        tensors = self.checkpoint.read(stored.values())
+        tensors = self.checkpoint.read(stored.values(), self.dtype)
         for inner, name in stored.items():
             owner, _, leaf = inner.rpartition(".")
             place = module.get_submodule(owner)
@@ -169,6 +171,14 @@ class StreamedModel:
             owner, _, leaf = inner.rpartition(".")
             empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
             setattr(module.get_submodule(owner), leaf, nn.Parameter(empty, requires_grad=False))
+        return_free_memory()
+
+
+def return_free_memory() -> None:
+    """Give freed memory back to the system where the allocator is glibc's, which otherwise keeps most of a block."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _find_blocks(module: nn.Module, count: int) -> str:

@@ -1,14 +1,50 @@
 """The figure of the comparison: KL of each GGUF file against its size in bits per parameter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-SMALLEST_KL = 1e-8
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Below this a file is as good as full precision: it is drawn at the lower edge, so that the others keep the room.
+LOSSLESS_KL = 1e-6
 COLOURS = {"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f"}
+# About the room that a name takes, in bits and as a ratio of KL.
+NAME_BITS, NAME_RATIO = 2.0, 1.1
 
 
-def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+def _height(row: Mapping[str, Any], floor: float) -> float:
+    return max(row["file_kl"], floor)
+
+
+def _draw_points(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) -> None:
+    for method in sorted({row["method"] for row in rows}):
+        some = [row for row in rows if row["method"] == method]
+        x, y = [row["avg_bits_file"] for row in some], [_height(row, floor) for row in some]
+        errors = [min(row["file_kl_error"] or 0.0, 0.9 * kl) for row, kl in zip(some, y, strict=True)]
+        axes.errorbar(x, y, yerr=errors, fmt="o", label=method, color=COLOURS.get(method), capsize=3)
+
+
+def _has_neighbour(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], floor: float) -> bool:
+    """Return whether another point stands where this one's name would be written on its right, or the axes end there."""
+    aside = [
+        (other["avg_bits_file"] - row["avg_bits_file"], _height(other, floor) / _height(row, floor)) for other in rows
+    ]
+    return max(bits for bits, _ in aside) == 0 or any(
+        0 < bits < NAME_BITS and 1 / NAME_RATIO < ratio < NAME_RATIO for bits, ratio in aside
+    )
+
+
+def _draw_names(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) -> None:
+    for row in rows:
+        name = row["name"] if row["file_kl"] >= floor else f"{row['name']} ({row['file_kl']:.0e})"
+        left = _has_neighbour(row, rows, floor)
+        place, shift = (row["avg_bits_file"], _height(row, floor)), (-7 if left else 7, 5)
+        axes.annotate(name, place, textcoords="offset points", xytext=shift, fontsize=8, ha="right" if left else "left")
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Write an SVG: a point for each plan and baseline with its standard error, KL on a logarithmic axis.
 
     The bytes depend on the rows alone.
@@ -19,22 +55,18 @@ def draw(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "bitplan", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
+    floor = min((row["file_kl"] for row in rows if row["file_kl"] > LOSSLESS_KL), default=LOSSLESS_KL) / 2
     figure, axes = plt.subplots(figsize=(8, 5))
-    for method in sorted({row["method"] for row in rows}):
-        some = [row for row in rows if row["method"] == method]
-        x, y = [row["avg_bits_file"] for row in some], [max(row["file_kl"], SMALLEST_KL) for row in some]
-        errors = [min(row["file_kl_error"] or 0.0, 0.9 * kl) for row, kl in zip(some, y, strict=True)]
-        axes.errorbar(x, y, yerr=errors, fmt="o", label=method, color=COLOURS.get(method), capsize=3)
-    for row in rows:
-        place = (row["avg_bits_file"], max(row["file_kl"], SMALLEST_KL))
-        axes.annotate(row["name"], place, textcoords="offset points", xytext=(6, 4), fontsize=8)
+    _draw_points(axes, rows, floor)
+    _draw_names(axes, rows, floor)
     axes.set(
         yscale="log",
         xlabel="file size (bits per parameter)",
         ylabel="mean KL to full precision (nats per token)",
         title=title,
     )
-    axes.grid(alpha=0.3)
+    axes.margins(x=0.1)
+    axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.tight_layout()
     figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})

@@ -1,0 +1,43 @@
+"""Run the three presets of the adaptive search, conservative, balanced and aggressive, on a model."""
+
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_window_flags, parser, run
+
+PRESETS = {
+    "conservative": {"ppl_threshold": 0.05, "target_avg_bits": 10.0, "step_size": 0.3},
+    "balanced": {"ppl_threshold": 0.1, "target_avg_bits": 8.0, "step_size": 0.5},
+    "aggressive": {"ppl_threshold": 0.2, "target_avg_bits": 6.0, "step_size": 0.8},
+}
+
+
+def main(args) -> None:
+    from bitplan.opening import DEMO, opened, teacher_on
+    from bitplan.plan import LayerPlan, write_config
+    from bitplan.search.adaptive import AdaptiveSettings
+    from bitplan.search.adaptive_run import alphas_of, search
+
+    model = opened(args.model or DEMO / "model", args.dtype, args.device, args.threads)
+    alphas = alphas_of(model, None, "hill")
+    calibration = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
+    rows = []
+    for name, preset in PRESETS.items():
+        plan = search(model, alphas, calibration, None, AdaptiveSettings(**preset))
+        write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info, "search_summary")
+        figures = plan.summary
+        rows.append((name, figures["avg_bits"], figures["target_avg_bits"], 100 * figures["ppl_increase"]))
+    print(f"{'preset':<14} {'bits':>8} {'target':>8} {'ppl':>9}")
+    for name, bits, target, rise in rows:
+        print(f"{name:<14} {bits:>8.3f} {target:>8.1f} {rise:>+8.2f}%")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_compute_flags(flags)
+    add_window_flags(flags, sequences=16)
+    flags.add_argument("--model", type=Path, help="folder of a checkpoint; the bundled model by default")
+    flags.add_argument("--calibration", type=Path, help="calibration text; the bundled one by default")
+    flags.add_argument(
+        "--output", type=Path, default=Path("results/example"), help="folder for the three configurations"
+    )
+    run(flags, main)

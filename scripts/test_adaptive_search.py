@@ -1,0 +1,13 @@
+"""Run the tests of the adaptive search."""
+
+from bitplan.command import parser, run
+
+
+def main(args) -> None:
+    from bitplan.testing import run_tests
+
+    run_tests("tests/unit/test_adaptive.py", "tests/unit/test_alpha_hill.py")
+
+
+if __name__ == "__main__":
+    run(parser(__doc__), main)

@@ -1,0 +1,13 @@
+"""Run the tests of the random method: classification of layers, draws, files, edge cases."""
+
+from bitplan.command import parser, run
+
+
+def main(args) -> None:
+    from bitplan.testing import run_tests
+
+    run_tests("tests/unit/test_random_mixed.py", "tests/unit/test_layers.py")
+
+
+if __name__ == "__main__":
+    run(parser(__doc__), main)

@@ -13,5 +13,5 @@ rule bits:
         script=script("calculate_avg_bits.py"),
         flags=check_flags,
     shell:
-        "python {params.script} --config {input.config} --model {input.model} {params.flags}"
+        "python {params.script:q} --config {input.config} --model {input.model} {params.flags}"
         " --json {output.bits} > {log} 2>&1"

@@ -20,7 +20,7 @@ rule plan_speed:
         reference=SETTINGS.baselines[0],
         name=compared_name,
     shell:
-        "python {params.script} --models {params.reference}={input.reference} {params.name}={input.gguf}"
+        "python {params.script:q} --models {params.reference}={input.reference} {params.name}={input.gguf}"
         " {params.flags} --threads {threads} --output {output.speed} > {log} 2>&1"
 
 
@@ -57,5 +57,5 @@ rule report:
         script=script("report.py"),
         flags=report_flags,
     shell:
-        "python {params.script} --model {input.model} --results results/{wildcards.model} {params.flags}"
+        "python {params.script:q} --model {input.model} --results results/{wildcards.model} {params.flags}"
         " --output {output.table} --text {output.text} --page {output.page} --figure {output.figure} > {log} 2>&1"

@@ -21,7 +21,7 @@ rule evaluation:
         script=script("teacher.py"),
         flags=flags("compute", "evaluation"),
     shell:
-        "python {params.script} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
+        "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"
 
 
@@ -49,7 +49,7 @@ rule plan_perplexity:
         script=script("perplexity.py"),
         flags=flags("compute"),
     shell:
-        "python {params.script} --model {input.model} --plan {input.plan} --text {input.evaluation} {params.flags}"
+        "python {params.script:q} --model {input.model} --plan {input.plan} --text {input.evaluation} {params.flags}"
         " --threads {threads} --output {output.scores} > {log} 2>&1"
 
 
@@ -73,7 +73,7 @@ rule plan_gguf_perplexity:
         script=script("perplexity.py"),
         flags=flags(dtype=SETTINGS.compute.dtype),
     shell:
-        "python {params.script} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
+        "python {params.script:q} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
         " --threads {threads} --output {output.scores} > {log} 2>&1"
 
 

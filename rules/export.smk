@@ -15,7 +15,7 @@ rule base_gguf:
         *code("convert_gguf.py"),
         script=script("convert_gguf.py"),
     shell:
-        "python {params.script} --model {input.model} --output {output.gguf} > {log} 2>&1"
+        "python {params.script:q} --model {input.model} --output {output.gguf} > {log} 2>&1"
 
 
 rule plan_gguf:
@@ -42,7 +42,7 @@ rule plan_gguf:
         script=script("export_gguf.py"),
         flags=flags("export"),
     shell:
-        "python {params.script} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
+        "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
         " --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
 
 
@@ -63,5 +63,5 @@ rule baseline_gguf:
         *code("baseline_gguf.py"),
         script=script("baseline_gguf.py"),
     shell:
-        "python {params.script} --base {input.base} --recipe {wildcards.baseline} --threads {threads}"
+        "python {params.script:q} --base {input.base} --recipe {wildcards.baseline} --threads {threads}"
         " --output {output.gguf} > {log} 2>&1"

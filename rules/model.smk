@@ -12,4 +12,4 @@ rule model:
         script=script("describe_model.py"),
         folder=model_folder,
     shell:
-        "python {params.script} --model {params.folder:q} --output {output.model} > {log} 2>&1"
+        "python {params.script:q} --model {params.folder:q} --output {output.model} > {log} 2>&1"

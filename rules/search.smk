@@ -26,7 +26,7 @@ rule adaptive_plan:
         script=script("adaptive_quantization_search.py"),
         flags=adaptive_flags,
     shell:
-        "python {params.script} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
+        "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
         " {params.flags} --threads {threads} --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
@@ -47,5 +47,5 @@ rule random_plan:
         script=script("random_mixed_precision_quantization.py"),
         flags=random_flags,
     shell:
-        "python {params.script} --model {input.model} {params.flags}"
+        "python {params.script:q} --model {input.model} {params.flags}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"

@@ -22,5 +22,5 @@ rule layer_stats:
         script=script("layer_stats.py"),
         flags=flags("compute", "calibration"),
     shell:
-        "python {params.script} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
+        "python {params.script:q} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
         " --output {output.stats} --importance {output.importance} --save-text {output.calibration} > {log} 2>&1"

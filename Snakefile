@@ -52,5 +52,10 @@ rule speed:
         of_baselines("speed.json"),
 
 
+rule report:
+    input:
+        comparison_files(),
+
+
 onsuccess:
     show_comparisons()

@@ -2,6 +2,7 @@
 import os
 import re
 import sys
+import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -14,6 +15,7 @@ from bitplan.versions import code_versions
 
 NOT_A_FLAG = {"method", "check"}
 GIB_MB = 1024
+STARTED = time.time()
 
 
 def checked_settings():
@@ -189,12 +191,21 @@ def gpus(wildcards):
 
 
 def model_mem_mb(wildcards, attempt):
-    """Return memory for a walk: what imports take, and a share of the weights for the largest block; grows when retried."""
+    """Return memory for a walk: imports and logits, and a share of the weights for the largest block; grows when retried."""
     folder = Path(SETTINGS.models[wildcards.model].path)
     weights_mb = (
         sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     )
     return int((3 * GIB_MB + 0.3 * weights_mb) * attempt)
+
+
+def search_mem_mb(wildcards, attempt):
+    """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most."""
+    folder = Path(SETTINGS.models[wildcards.model].path)
+    weights_mb = (
+        sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    )
+    return model_mem_mb(wildcards, attempt) + int(min(4 * GIB_MB, weights_mb))
 
 
 def whole_machine(wildcards):
@@ -208,10 +219,10 @@ def compared_name(wildcards):
 
 
 def show_comparisons():
-    """Print the table of every model after a run."""
+    """Print the tables that this run made."""
     for model in SETTINGS.models:
         path = Path(f"results/{model}/comparison.txt")
-        if path.exists():
+        if path.exists() and path.stat().st_mtime >= STARTED:
             print(
                 f"\n{model}\n{path.read_text()}\n{path.with_suffix('.html')} has the figure.",
                 file=sys.stderr,

@@ -34,7 +34,7 @@ use rule plan_speed as baseline_speed with:
         "logs/{model}/{baseline}/speed.log",
 
 
-rule report:
+rule comparison:
     input:
         compared_plans,
         compared_baselines,
@@ -49,7 +49,7 @@ rule report:
             category="Comparison",
         ),
     log:
-        "logs/{model}/report.log",
+        "logs/{model}/comparison.log",
     conda:
         "../envs/report.yaml"
     params:

@@ -22,7 +22,7 @@ rule plan_gguf:
     input:
         model="results/{model}/model.json",
         base="results/{model}/base.gguf",
-        bits="results/{model}/plans/{plan}/bits.json",
+        bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),

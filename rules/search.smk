@@ -19,7 +19,7 @@ rule adaptive_plan:
     threads: 1
     resources:
         gpu=gpus,
-        mem_mb=model_mem_mb,
+        mem_mb=search_mem_mb,
         runtime="12h",
     params:
         *code("adaptive_quantization_search.py"),

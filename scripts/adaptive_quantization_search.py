@@ -8,7 +8,7 @@ from bitplan.command import add_compute_flags, add_model_flag, add_window_flags,
 
 def main(args) -> None:
     from bitplan.opening import opened, teacher_on
-    from bitplan.plan import LayerPlan, write_config, write_plan
+    from bitplan.plan import LayerPlan, Plan, write_config, write_plan
     from bitplan.provenance import write_provenance
     from bitplan.search.adaptive import AdaptiveSettings
     from bitplan.search.adaptive_run import alphas_of, print_result, search
@@ -17,12 +17,13 @@ def main(args) -> None:
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
     model = opened(args.model, args.dtype, args.device, args.threads)
-    model.model.tokens_per_batch = args.batch_size * args.length
     alphas = alphas_of(model, args.layer_stats, args.fit)
     calibration = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
+    model.model.tokens_per_batch = args.batch_size * calibration.tokens.shape[1]
     evaluation = teacher_on(args.evaluation, model, args.length, args.sequences, "") if args.evaluation else None
     plan = search(model, alphas, calibration, evaluation, settings)
     default = LayerPlan(group_size=settings.group_size)
+    plan = Plan(plan.layers, {**plan.summary, "fit": args.fit})
     write_config(args.output_config, plan, default, model.info, "search_summary")
     write_plan(args.output_plan, plan, default, model.info, "search_summary")
     write_provenance(args.output_plan, started)

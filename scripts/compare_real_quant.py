@@ -30,7 +30,9 @@ if __name__ == "__main__":
     flags.add_argument(
         "--models", nargs="+", required=True, metavar="NAME=FILE", help="files to compare; the first is the reference"
     )
-    flags.add_argument("--max_tokens", type=count, default=200, help="tokens to generate after each prompt")
+    flags.add_argument(
+        "--max_tokens", type=number(2, kind=int), default=200, help="tokens to generate after each prompt"
+    )
     flags.add_argument("--repeats", type=count, default=5, help="counted rounds over all models")
     flags.add_argument("--warmup", type=number(0, kind=int), default=1, help="rounds that are not counted, first")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")

@@ -14,7 +14,7 @@ def main(args) -> None:
     from bitplan.models.layers import model_info
     from bitplan.plan import read_plan
     from bitplan.provenance import write_provenance
-    from bitplan.statistics.table import read_importance
+    from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
     info = model_info(args.model)

@@ -7,7 +7,8 @@ from bitplan.command import add_compute_flags, add_model_flag, add_window_flags,
 
 
 def main(args) -> None:
-    from bitplan.evaluate.perplexity import score_gguf, score_plan
+    from bitplan.evaluate.gguf import score_gguf
+    from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.evaluate.text import BOS_POLICY
     from bitplan.files import write_json
@@ -15,7 +16,7 @@ def main(args) -> None:
     from bitplan.plan import read_plan, uniform
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
-    from bitplan.statistics.table import read_importance
+    from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads)
@@ -24,7 +25,7 @@ def main(args) -> None:
     if args.gguf:
         scores = score_gguf(args.gguf, teacher, args.threads)
     else:
-        weights = QuantizedWeights(importance=read_importance(args.imatrix))
+        weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix))
         scores = score_plan(model.model, model.info, plan, teacher, weights)
     kind = "gguf" if args.gguf else "plan" if args.plan else "model"
     result = {

@@ -14,7 +14,6 @@ from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer, ModelInfo
 
-DEFAULT_GROUP_SIZE = 32
 UNQUANTIZED_BITS = 16
 # What an override may hold beside its pattern; everything else is refused.
 FORMAT_KEYS = ("wq", "aq", "group_size", "skip")
@@ -23,11 +22,11 @@ NOTES = ("alpha_hill", "category", "precision")
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The formats of one layer: weights `wq`, input activations `aq`, values per block or group along `in`."""
+    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own)."""
 
     wq: str = UNQUANTIZED
     aq: str = UNQUANTIZED
-    group_size: int = DEFAULT_GROUP_SIZE
+    group_size: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
@@ -37,8 +36,12 @@ class LayerPlan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the override's keys: the formats, or "skip" for a layer that stays as it is."""
-        formats = {"wq": self.wq, "aq": self.aq, "group_size": self.group_size} if self.quantized else {"skip": True}
-        return {**formats, **self.notes}
+        return {**(_formats_of(self) if self.quantized else {"skip": True}), **self.notes}
+
+
+def _formats_of(made: LayerPlan) -> dict[str, Any]:
+    formats = {"wq": made.wq, "aq": made.aq}
+    return formats if made.group_size is None else {**formats, "group_size": made.group_size}
 
 
 @dataclass(frozen=True)
@@ -72,13 +75,15 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
             problems.append(
                 Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp4, mxfp8 or bf16")
             )
-    group = entry.get("group_size", DEFAULT_GROUP_SIZE)
+    group = entry.get("group_size", 1)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
         problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number"))
     return problems
 
 
 def _check(source: str, config: Mapping[str, Any], names: Sequence[str], formats: Mapping[str, Format]) -> None:
+    if not isinstance(config.get("default", {}), dict):
+        raise user_error(source, "default must be an object with wq, aq and group_size")
     overrides = config.get("overrides", [])
     if not isinstance(overrides, list) or not all(
         isinstance(entry, dict) and "pattern" in entry for entry in overrides
@@ -100,9 +105,7 @@ def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
     notes = {key: entry[key] for key in NOTES if key in entry}
     if entry.get("skip"):
         return LayerPlan(notes=notes)
-    return LayerPlan(
-        entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED), entry.get("group_size", DEFAULT_GROUP_SIZE), notes
-    )
+    return LayerPlan(entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED), entry.get("group_size"), notes)
 
 
 def expand(
@@ -139,7 +142,7 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = FORMA
     return expand(config, info.layers, str(path), formats)
 
 
-def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int = DEFAULT_GROUP_SIZE) -> Plan:
+def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
     """Return the plan that gives every quantizable layer the same formats."""
     return Plan(
         {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
@@ -169,9 +172,8 @@ def _protected(info: ModelInfo, name: str) -> bool:
 def _write(
     path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str
 ) -> None:
-    made = {"wq": default.wq, "aq": default.aq, "group_size": default.group_size}
     content = {
-        "default": made,
+        "default": _formats_of(default),
         "overrides": overrides,
         summary_key: dict(plan.summary),
         "model_fingerprint": info.fingerprint,
@@ -197,3 +199,15 @@ def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = FO
     stored = sum(layer_bits(layer, plan.of(layer.name), formats) for layer in info.quantizable)
     inside = sum(layer.params for layer in info.quantizable)
     return Bits((stored + UNQUANTIZED_BITS * (info.parameters - inside)) / info.parameters, stored / inside)
+
+
+def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = FORMATS) -> None:
+    """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format."""
+    problems = []
+    for layer in info.quantizable:
+        form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
+        if form.fixed_block and columns % form.block:
+            what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"
+            problems.append(Problem(layer.name, what, "Give it q8_0 or q4_0 (32), or a format without a fixed block"))
+    if problems:
+        raise UserError(problems)

@@ -1,7 +1,5 @@
 """Applying a plan while a model is walked: weights quantized as a block is loaded, activations at each layer's input."""
 
-import logging
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +11,8 @@ from bitplan.formats.base import Format, Quantized
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, Visit
-from bitplan.plan import LayerPlan, Plan
+from bitplan.plan import LayerPlan, Plan, check_columns
 
-log = logging.getLogger(__name__)
 GIB = 1 << 30
 
 
@@ -23,32 +20,31 @@ GIB = 1 << 30
 class QuantizedWeights:
     """Quantized matrices by (layer, format, group size), so that each is made once however many plans are evaluated.
 
-    The least recently used ones go when they take more than `limit` bytes. `made` counts quantizations.
+    At most `limit` bytes are kept. Every evaluation walks the layers in the same order, so what is kept first stays: dropping
+    the least recently used would drop each matrix just before it is wanted again. `made` counts quantizations.
     """
 
     limit: int = 4 * GIB
     formats: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     made: int = 0
-    _kept: OrderedDict[tuple[str, str, int], Quantized] = field(default_factory=OrderedDict)
+    _kept: dict[tuple[str, str, int], Quantized] = field(default_factory=dict)
+    _used: int = 0
 
     def get(self, layer: str, weight: Tensor, made: LayerPlan) -> Tensor:
         """Return `weight` (out, in) as its format holds it, float32."""
         form = self.formats[made.wq]
         group = form.group(made.group_size)
         key = (layer, made.wq, group)
-        if key not in self._kept:
+        quantized = self._kept.get(key)
+        if quantized is None:
             self.made += 1
-            self._kept[key] = form.quantize(weight.to(torch.float32), group, self.importance.get(layer))
-        self._kept.move_to_end(key)
-        values = form.dequantize(self._kept[key], group)
-        self._trim()
-        return values
-
-    def _trim(self) -> None:
-        used = sum(item.nbytes for item in self._kept.values())
-        while used > self.limit and self._kept:
-            used -= self._kept.popitem(last=False)[1].nbytes
+            quantized = form.quantize(weight.to(torch.float32), group, self.importance.get(layer))
+            packed = form.pack(quantized)
+            if self._used + packed.nbytes <= self.limit:
+                self._kept[key] = packed
+                self._used += packed.nbytes
+        return form.dequantize(quantized, group)
 
 
 def weight_of(module: nn.Module, layer: Layer) -> Tensor:
@@ -109,7 +105,8 @@ def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer]
 
 
 def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
-    """Return the visitor that runs every block as the plan has it."""
+    """Return the visitor that runs every block as the plan has it. Raises `UserError` where a format does not fit its layer."""
+    check_columns(plan, info, weights.formats)
     layers = {layer.name: layer for layer in info.layers}
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.errors import Problem, UserError
 
@@ -52,7 +52,7 @@ class ExportSettings(Section):
 class SpeedSettings(Section):
     """How GGUF files are timed."""
 
-    max_tokens: int = Field(200, ge=1, description="tokens to generate after each prompt")
+    max_tokens: int = Field(200, ge=2, description="tokens to generate after each prompt")
     repeats: int = Field(5, ge=1, description="counted rounds over all files")
     warmup: int = Field(1, ge=0, description="rounds before, not counted")
     prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
@@ -104,12 +104,19 @@ METHODS: Mapping[str, type[Section]] = {"adaptive": AdaptivePlan, "random": Rand
 AnyPlan = Annotated[AdaptivePlan | RandomPlan, Field(discriminator="method")]
 
 
+# llama.cpp's recipes by name; a test holds them known to the runtime.
+Recipe = Literal[
+    "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
+    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
+]  # fmt: skip
+
+
 class Settings(Section):
     """The whole configuration."""
 
     models: dict[Name, ModelSettings] = Field(min_length=1, description="models by name")
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
-    baselines: list[Name] = Field(
+    baselines: list[Recipe] = Field(
         ["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed"
     )
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
@@ -117,6 +124,16 @@ class Settings(Section):
     evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Settings":
+        """A plan, a baseline: each has a folder, a log and a row of its own."""
+        twice = sorted(
+            {name for name in self.baselines if self.baselines.count(name) > 1} | set(self.baselines) & set(self.plans)
+        )
+        if twice:
+            raise ValueError(f"baselines and plans need names of their own: {', '.join(twice)} is used twice")
+        return self
 
 
 def _keys_at(location: tuple) -> list[str]:
@@ -131,7 +148,7 @@ def _keys_at(location: tuple) -> list[str]:
 
 
 def _problem(error: Mapping[str, Any]) -> Problem:
-    location = error["loc"]
+    location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(location[-1]), _keys_at(location), n=1)

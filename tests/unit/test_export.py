@@ -10,8 +10,9 @@ from gguf import GGUFReader
 
 from bitplan.demo.stories import text_of
 from bitplan.errors import UserError
+from bitplan.evaluate.gguf import score_gguf
 from bitplan.evaluate.llama_runtime import opened
-from bitplan.evaluate.perplexity import score_gguf, score_plan
+from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
 from bitplan.evaluate.teacher import make_teacher
 from bitplan.export.convert import convert, exact_type

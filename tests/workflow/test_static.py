@@ -25,10 +25,12 @@ def test_a_dry_run_plans_every_step_for_every_plan(workflow):
     made = snakemake(workflow, "--dry-run", "--quiet", "rules")
     assert made.returncode == 0, made.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", snakemake(workflow, "--dry-run").stdout, re.M))
-    assert counts["plan_gguf"] == counts["bits"] == "6" and counts["baseline_gguf"] == "2" and counts["report"] == "1"
+    assert (
+        counts["plan_gguf"] == counts["bits"] == "6" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
+    )
 
 
-@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed"])
+@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report"])
 def test_named_targets_exist(workflow, target):
     assert snakemake(workflow, "--dry-run", target).returncode == 0
 

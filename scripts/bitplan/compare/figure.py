@@ -47,7 +47,7 @@ def _draw_names(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) -
 def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Write an SVG: a point for each plan and baseline with its standard error, KL on a logarithmic axis.
 
-    The bytes depend on the rows alone.
+    A file that answers with NaN has no point. The bytes depend on the rows alone.
     """
     import matplotlib
 
@@ -55,6 +55,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     matplotlib.rcParams.update({"svg.hashsalt": "bitplan", "svg.fonttype": "none", "font.size": 10})
     from matplotlib import pyplot as plt
 
+    rows = [row for row in rows if row["file_kl"] is not None]
     floor = min((row["file_kl"] for row in rows if row["file_kl"] > LOSSLESS_KL), default=LOSSLESS_KL) / 2
     figure, axes = plt.subplots(figsize=(8, 5))
     _draw_points(axes, rows, floor)

@@ -3,6 +3,8 @@
 import multiprocessing
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import chain, cycle, islice
 from pathlib import Path
@@ -70,9 +72,11 @@ def run_once(path: Path, settings: SpeedSettings) -> Run:
 
 
 def _in_process(path: Path, settings: SpeedSettings) -> Run:
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(run_once, (path, settings))
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(run_once, path, settings).result()
+        except BrokenProcessPool:
+            raise user_error(path, "was being timed when its process was killed", "Give the step more memory") from None
 
 
 def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
@@ -121,6 +125,8 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
             raise user_error("--models", f"{pair!r} is not NAME=FILE")
         if not Path(path).is_file():
             raise user_error(path, "does not exist", "Make it with scripts/export_gguf.py")
+        if models.get(name, Path(path)) != Path(path):
+            raise user_error("--models", f"names two files {name!r}", "Give each file a name of its own")
         models[name] = Path(path)
     return models
 

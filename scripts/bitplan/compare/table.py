@@ -74,7 +74,7 @@ def _plan_part(entry: Entry) -> dict[str, Any]:
         **{key: bits[key] for key in ("avg_bits", "avg_bits_layers", "target_avg_bits", "target_missed_by")},
         **_scores("", read_json(entry.folder / "perplexity.json")),
         "search_evaluations": cost.get("evaluations"),
-        "search_block_forward_tokens": cost.get("block_forward_tokens", 0),
+        "search_block_forward_tokens": cost["block_forward_tokens"],
     }
 
 
@@ -92,6 +92,11 @@ def _shown(value: Any, layout: str) -> str:
     return f"{'-':>{width}}" if value is None else layout.format(value)
 
 
+def _damage(row: dict[str, Any]) -> float:
+    """Return the row's KL for sorting; a file that answers with NaN comes last."""
+    return float("inf") if row["file_kl"] is None else row["file_kl"]
+
+
 def as_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return the readable table, sorted by the file's KL."""
     empty = dict.fromkeys(COLUMNS)
@@ -100,14 +105,14 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
         f"{title:<{w}}" if i == 0 else f"{title:>{w}}"
         for i, ((_, title, _), w) in enumerate(zip(SHOWN, widths, strict=True))
     )
-    ordered = sorted(rows, key=lambda each: each["file_kl"])
+    ordered = sorted(rows, key=_damage)
     lines = [" ".join(_shown({**empty, **each}[column], layout) for column, _, layout in SHOWN) for each in ordered]
     return "\n".join((head, *lines, "", LEGEND)) + "\n"
 
 
 def as_page(rows: Sequence[dict[str, Any]], figure: str, title: str) -> str:
     """Return a page of its own, with the table and the figure (SVG text) inside."""
-    ordered = sorted(rows, key=lambda each: each["file_kl"])
+    ordered = sorted(rows, key=_damage)
     head = "".join(f"<th>{escape(name)}</th>" for _, name, _ in SHOWN)
     body = "".join(
         "<tr>"

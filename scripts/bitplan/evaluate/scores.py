@@ -4,16 +4,19 @@ Standard errors are those of the mean over windows: tokens of one window are not
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bitplan.evaluate.teacher import LogitsOf, Teacher
+from bitplan.evaluate.teacher import Teacher
 
 # A few MiB at a time stay in the cache and are not asked of the system anew: twice as fast as 64 MiB.
 LOGIT_VALUES_AT_ONCE = 1 << 20
+# logits_of(window, positions) -> (positions, vocabulary) float32
+LogitsOf = Callable[[int, slice], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,43 +38,39 @@ def _score_rows(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tenso
     return -ours.gather(-1, picked).squeeze(-1), -theirs.gather(-1, picked).squeeze(-1), divergence, agree
 
 
+def _row_slices(teacher: Teacher) -> Iterator[tuple[int, slice]]:
+    """Yield (window, positions) that cover every scored position, with a bounded number of logits each."""
+    sequences, length = teacher.tokens.shape
+    step = max(1, LOGIT_VALUES_AT_ONCE // teacher.head.matrix.shape[0])
+    for window in range(sequences):
+        for start in range(0, length - 1, step):
+            yield window, slice(start, min(start + step, length - 1))
+
+
 @torch.inference_mode()
 def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
-    """Return the scores of the model whose logits `logits_of` gives, window by window within a bounded number of logits."""
-    sequences, length = teacher.tokens.shape
-    vocabulary = teacher.head.matrix.shape[0]
-    step = max(1, LOGIT_VALUES_AT_ONCE // (vocabulary * length))
-    parts = []
-    for start in range(0, sequences, step):
-        stop = min(start + step, sequences)
-        parts.append(_score_rows(logits_of(start, stop), teacher.logits(start, stop), teacher.tokens[start:stop, 1:]))
-    return TokenScores(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    """Return the scores of the model whose logits `logits_of` gives, within a bounded number of logits at a time."""
+    theirs, parts = hidden_logits(teacher, teacher.hidden), []
+    for window, rows in _row_slices(teacher):
+        targets = teacher.tokens[window, 1:][rows]
+        parts.append(_score_rows(logits_of(window, rows), theirs(window, rows), targets))
+    shape = (teacher.tokens.shape[0], -1)
+    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)))
 
 
+@torch.inference_mode()
 def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
     """Return the NLL alone, (sequences, length - 1), without the teacher's logits: what a search on perplexity needs."""
-    sequences, length = teacher.tokens.shape
-    step = max(1, LOGIT_VALUES_AT_ONCE // (teacher.head.matrix.shape[0] * length))
     parts = []
-    for start in range(0, sequences, step):
-        stop = min(start + step, sequences)
-        logits, targets = logits_of(start, stop), teacher.tokens[start:stop, 1:]
-        parts.append(
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(
-                targets.shape
-            )
-        )
-    return torch.cat(parts)
+    for window, rows in _row_slices(teacher):
+        targets = teacher.tokens[window, 1:][rows]
+        parts.append(torch.nn.functional.cross_entropy(logits_of(window, rows), targets, reduction="none"))
+    return torch.cat(parts).view(teacher.tokens.shape[0], -1)
 
 
 def hidden_logits(teacher: Teacher, hidden: Tensor) -> LogitsOf:
     """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave."""
-
-    def logits_of(start: int, stop: int) -> Tensor:
-        part = hidden[start:stop, :-1]
-        return teacher.head.logits(part.reshape(-1, part.shape[-1])).view(*part.shape[:2], -1)
-
-    return logits_of
+    return lambda window, rows: teacher.head.logits(hidden[window, rows])
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:

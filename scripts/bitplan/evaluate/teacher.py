@@ -1,7 +1,6 @@
 """The full-precision model's answer on a text: its final hidden states, from which logits are computed when needed."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,22 +19,33 @@ VOCABULARY_SLICE = 16_384
 
 @dataclass(frozen=True)
 class Head:
-    """The output matrix (vocabulary, hidden) in its stored dtype, and the soft cap of the logits (Gemma 2), if any."""
+    """What turns hidden states into logits: the output matrix (vocabulary, hidden) in its stored dtype, a bias (Phi), a factor
+    (Cohere's `logit_scale`, one over Granite's `logits_scaling`), a soft cap (Gemma 2)."""
 
     matrix: Tensor
-    softcap: float | None
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "Head":
-        """Read the output matrix of a checkpoint."""
+        """Read the head of a checkpoint."""
         name = output_tensor_name(checkpoint)
-        return cls(checkpoint.read([name])[name], checkpoint.config.get("final_logit_softcapping"))
+        bias = name.removesuffix(".weight") + ".bias"
+        read = checkpoint.read([name, bias] if bias in checkpoint.tensors else [name])
+        config = checkpoint.config
+        scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)
+        return cls(read[name], read.get(bias), scale, config.get("final_logit_softcapping"))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is widened slice by slice."""
         wide = hidden.to(torch.float32)
         parts = [wide @ part.to(torch.float32).T for part in self.matrix.split(VOCABULARY_SLICE)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        if self.bias is not None:
+            logits += self.bias.to(torch.float32)
+        if self.scale != 1.0:
+            logits *= self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
@@ -47,11 +57,6 @@ class Teacher:
     hidden: Tensor
     head: Head
     dtype: str
-
-    def logits(self, start: int, stop: int) -> Tensor:
-        """Return the logits of windows start..stop at every position that predicts a token, (windows, length - 1, vocabulary)."""
-        hidden = self.hidden[start:stop, :-1]
-        return self.head.logits(hidden.reshape(-1, hidden.shape[-1])).view(*hidden.shape[:2], -1)
 
 
 def make_teacher(model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str) -> Teacher:
@@ -98,7 +103,3 @@ def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: st
     if dtype and facts["dtype"] != dtype:
         raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
     return Teacher(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"])
-
-
-# logits_of(start, stop) -> (windows, length - 1, vocabulary) float32
-LogitsOf = Callable[[int, int], Tensor]

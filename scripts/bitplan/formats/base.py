@@ -24,6 +24,13 @@ class Quantized:
 Quantize = Callable[[Tensor, int, Tensor | None], Quantized]
 # dequantize(quantized, group_size) -> (out, in) float32
 Dequantize = Callable[[Quantized, int], Tensor]
+# pack(quantized) -> the same values in less memory, for keeping
+Pack = Callable[[Quantized], Quantized]
+
+
+def as_it_is(quantized: Quantized) -> Quantized:
+    """The packing of formats whose parts are small already."""
+    return quantized
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,7 @@ class Format:
     exact_in_gguf: bool
     for_activations: bool
     fixed_block: bool = False
+    pack: Pack = as_it_is
 
     def group(self, group_size: int | None) -> int:
         """Return the block length in force: the plan's `group_size`, unless the format fixes its own."""

@@ -16,26 +16,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitplan.formats.base import Dequantize, Quantize, Quantized, blocks_of, rows_of
+from bitplan.formats.base import Dequantize, Pack, Quantize, Quantized, blocks_of, rows_of
 
 E8M0_LIMIT = 127
 
 
 @dataclass(frozen=True)
 class Element:
-    """An element type: exponent of its largest binade, of its smallest normal binade, mantissa bits, largest value."""
+    """An element type: exponent of its largest binade, of its smallest normal binade, mantissa bits, largest value, and the
+    one-byte float that holds every value of it."""
 
     emax: int
     emin: int
     mantissa: int
     largest: float
+    storage: torch.dtype = torch.float8_e4m3fn
 
 
 E2M1 = Element(emax=2, emin=0, mantissa=1, largest=6.0)
 E2M3 = Element(emax=2, emin=0, mantissa=3, largest=7.5)
 E3M2 = Element(emax=4, emin=-2, mantissa=2, largest=28.0)
 E4M3 = Element(emax=8, emin=-6, mantissa=3, largest=448.0)
-E5M2 = Element(emax=15, emin=-14, mantissa=2, largest=57344.0)
+E5M2 = Element(emax=15, emin=-14, mantissa=2, largest=57344.0, storage=torch.float8_e5m2)
 
 
 def floor_log2(values: Tensor) -> Tensor:
@@ -79,12 +81,20 @@ def quantizer(element: Element) -> Quantize:
         exponent = scale_exponent(amax, element)
         elements = round_to_element(blocks * power_of_two(-exponent).unsqueeze(-1), element)
         elements.masked_fill_(~torch.isfinite(amax).unsqueeze(-1), float("nan"))
-        # Every element has at most 4 significant bits, so bfloat16 holds it exactly.
-        return Quantized(
-            {"elements": elements.to(torch.bfloat16), "exponent": exponent.to(torch.int8)}, tuple(values.shape)
-        )
+        return Quantized({"elements": elements, "exponent": exponent.to(torch.int8)}, tuple(values.shape))
 
     return quantize
+
+
+def packer(element: Element) -> Pack:
+    """Return the function that keeps elements in one byte each; their values stay exactly the same."""
+
+    def pack(quantized: Quantized) -> Quantized:
+        return Quantized(
+            {**quantized.parts, "elements": quantized.parts["elements"].to(element.storage)}, quantized.shape
+        )
+
+    return pack
 
 
 def dequantize(quantized: Quantized, group: int) -> Tensor:

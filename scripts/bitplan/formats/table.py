@@ -18,7 +18,9 @@ def _float(name: str, dtype: torch.dtype, gguf_type: str) -> Format:
 
 
 def _mx(name: str, element: mx.Element, bits: int, gguf_type: str) -> Format:
-    return Format(name, "mx", bits, 8, 32, mx.quantizer(element), mx.DEQUANTIZE, gguf_type, False, True)
+    return Format(
+        name, "mx", bits, 8, 32, mx.quantizer(element), mx.DEQUANTIZE, gguf_type, False, True, pack=mx.packer(element)
+    )
 
 
 def _int(bits: int, gguf_type: str) -> Format:

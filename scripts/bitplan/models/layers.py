@@ -70,10 +70,9 @@ def _layer(name: str, info: TensorInfo, model_type: str) -> Layer:
     pattern = TRANSPOSED.get(model_type)
     transposed = bool(pattern and pattern.search(layer))
     shape = tuple(reversed(info.shape)) if transposed else info.shape
-    group = fusion_group_of(layer, category)
-    return Layer(
-        layer, category, shape, place_of(layer).index, group, category in PROTECTED_CATEGORIES, transposed=transposed
-    )
+    group, block = fusion_group_of(layer, category), place_of(layer).index
+    protected = category in PROTECTED_CATEGORIES or block < 0
+    return Layer(layer, category, shape, block, group, protected, transposed=transposed)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

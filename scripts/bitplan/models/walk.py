@@ -7,7 +7,6 @@ Memory: one block, the rows of the embedding that the text uses, the final norm,
 """
 
 import ctypes
-import logging
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 from bitplan.errors import user_error
 from bitplan.models.checkpoint import Checkpoint
 
-log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
 
@@ -216,6 +214,8 @@ def open_model(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "cpu")
     for name, buffer in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, buffer.to(place))
+    # The table is cut down to the tokens in use, so an index into the whole one means nothing.
+    module.get_input_embeddings().padding_idx = None
     model = StreamedModel(checkpoint, module, DTYPES[dtype], place, _find_blocks(module, config.num_hidden_layers))
     outside = (module.get_input_embeddings(), module.get_output_embeddings())
     for name, part in module.named_modules():

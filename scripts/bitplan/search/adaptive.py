@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan, average_bits
 
@@ -79,8 +80,9 @@ class AdaptiveQuantizationSearch:
             form = "bf16" if layer.protected else self.format_of(layer.name, thresholds)
             alpha = self.alphas.get(layer.name)
             notes = {"category": layer.category} | ({} if alpha is None else {"alpha_hill": alpha})
+            inputs = form if FORMATS[form].for_activations else UNQUANTIZED
             layers[layer.name] = (
-                LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, form, self.settings.group_size, notes)
+                LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, inputs, self.settings.group_size, notes)
             )
         return Plan(layers)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bitplan.errors import user_error
-from bitplan.evaluate.perplexity import plan_nll
+from bitplan.evaluate.perplexity import hidden_nll, plan_nll
 from bitplan.evaluate.teacher import Teacher
 from bitplan.opening import Opened
 from bitplan.plan import Plan
@@ -59,7 +59,10 @@ def search(
         "block_forward_tokens": model.model.tokens_forwarded - before,
         "quantizations": weights.made,
     }
-    held_out = {} if evaluation is None else {"evaluation_ppl": ppl_on(evaluation)(plan)}
+    held_out = {}
+    if evaluation is not None:
+        whole = math.exp(hidden_nll(evaluation, evaluation.hidden).double().mean().item())
+        held_out = {"evaluation_base_ppl": whole, "evaluation_ppl": ppl_on(evaluation)(plan)}
     return Plan(plan.layers, {**plan.summary, "cost": cost, **held_out})
 
 
@@ -69,10 +72,9 @@ def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
     print(f"{'layer':<44} {'alpha':>8}  format")
     for name in sorted(alphas, key=lambda name: -alphas[name] if alphas[name] == alphas[name] else math.inf):
         print(f"{name:<44} {alphas[name]:>8.3f}  {plan.of(name).wq}")
-    shown = {
-        key: "none" if summary[key] is None else f"{summary[key]:.3f}" for key in ("mxfp4_threshold", "mxfp8_threshold")
-    }
-    print(f"\nmxfp4 threshold {shown['mxfp4_threshold']}, mxfp8 threshold {shown['mxfp8_threshold']}")
+    thresholds = {key.removesuffix("_threshold"): summary[key] for key in summary if key.endswith("_threshold")}
+    thresholds.pop("ppl")
+    print("\n" + ", ".join(f"{form} threshold {'none' if t is None else f'{t:.3f}'}" for form, t in thresholds.items()))
     print(
         f"perplexity {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)"
     )

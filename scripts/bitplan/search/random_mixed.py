@@ -63,7 +63,7 @@ def _summary(chosen: dict[str, str], settings: RandomSettings) -> dict[str, Any]
         **requested,
         "group_size": settings.group_size,
         "seed": settings.seed,
-        "cost": {"block_forwards_tokens": 0, "evaluations": 0},
+        "cost": {"block_forward_tokens": 0, "evaluations": 0},
     }
 
 

@@ -11,14 +11,24 @@ from torch import Tensor
 
 FITS = ("hill", "xmin_mid")
 SMALLEST_RATIO = 1e-12
+NOISY_RATIO = 1e-4
 
 
 def spectrum(weight: Tensor) -> Tensor:
-    """Return the eigenvalues of W^T W, rising, `(min(out, in),)` float32 or better, from the smaller Gram matrix.
+    """Return the eigenvalues of W^T W, rising, `(min(out, in),)`, from the smaller Gram matrix.
 
-    Twice as fast as the singular values of W, and the upper part of the spectrum, which alpha uses, is as exact.
+    Twice as fast as the singular values of W. In float32, unless the part of the spectrum that alpha uses reaches so far down
+    that float32's noise, about 1e-7 of the largest eigenvalue, would show: then in float64.
     """
-    values = weight.to(torch.float32)
+    eigenvalues = _gram_eigenvalues(weight.to(torch.float32))
+    n = len(eigenvalues)
+    lowest_used = min(n // 2, max(0, n - tail_length(n, "hill") - 1))
+    if n < 2 or eigenvalues[lowest_used] > NOISY_RATIO * eigenvalues[-1]:
+        return eigenvalues
+    return _gram_eigenvalues(weight.to(torch.float64))
+
+
+def _gram_eigenvalues(values: Tensor) -> Tensor:
     gram = values @ values.T if values.shape[0] <= values.shape[1] else values.T @ values
     return torch.linalg.eigvalsh(gram).clamp_(min=0)
 

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from bitplan.files import read_table, write_table, written_aside
+from bitplan.files import read_table, write_table
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel, Visit
 from bitplan.quantized_walk import weight_of
 from bitplan.statistics.activations import InputStatistics, collecting
 from bitplan.statistics.alpha_hill import FITS, alpha_hill, spectrum
+from bitplan.statistics.importance import write_importance
 from bitplan.statistics.weights import weight_moments
 
 COLUMNS = (
@@ -67,24 +67,12 @@ def write_statistics(
     table: Path, importance: Path, rows: list[dict[str, Any]], inputs: Mapping[str, InputStatistics]
 ) -> None:
     """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name."""
-    from safetensors.torch import save_file
-
     named = {row["layer"] for row in rows}
     write_table(table, rows, COLUMNS)
-    with written_aside(importance) as aside:
-        save_file({name: seen.mean_square.to(torch.float32) for name, seen in inputs.items() if name in named}, aside)
+    write_importance(importance, {name: seen.mean_square for name, seen in inputs.items() if name in named})
 
 
 def read_alphas(table: Path, fit: str) -> dict[str, float]:
     """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` when the table lacks the fit."""
     rows = read_table(table, ("layer", f"alpha_{fit}"))
     return {row["layer"]: float(row[f"alpha_{fit}"] or "nan") for row in rows}
-
-
-def read_importance(path: Path | None) -> dict[str, Tensor]:
-    """Return the importance matrix {layer: (in,)}; empty without a file."""
-    if path is None:
-        return {}
-    from safetensors.torch import load_file
-
-    return load_file(path)

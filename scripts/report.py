@@ -7,14 +7,15 @@ from bitplan.command import add_model_flag, parser, run
 
 def main(args) -> None:
     from bitplan.compare.figure import draw
-    from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, row
+    from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, reference_speed, row
     from bitplan.files import write_table, written_aside
     from bitplan.models.layers import model_info
 
     info = model_info(args.model)
     entries = [Entry(name, args.results / "plans" / name, True) for name in args.plan]
     entries += [Entry(name, args.results / "baselines" / name, False) for name in args.baseline]
-    rows = [row(entry, info.parameters) for entry in entries]
+    reference = reference_speed(args.results / "baselines" / args.baseline[0], args.baseline[0])
+    rows = [row(entry, info.parameters, reference) for entry in entries]
     title = f"{args.results.name}: plans compared"
     write_table(args.output, rows, COLUMNS)
     with written_aside(args.figure) as aside:
@@ -31,7 +32,9 @@ if __name__ == "__main__":
     add_model_flag(flags)
     flags.add_argument("--results", type=Path, required=True, help="folder of the model's results")
     flags.add_argument("--plan", action="append", default=[], help="a plan's name; may be given several times")
-    flags.add_argument("--baseline", action="append", default=[], help="a baseline's name; may be given several times")
+    flags.add_argument(
+        "--baseline", action="append", required=True, help="a baseline's name, the reference of speed first"
+    )
     flags.add_argument("--output", type=Path, required=True, help="comparison.tsv to write")
     flags.add_argument("--text", type=Path, required=True, help="readable table to write")
     flags.add_argument("--page", type=Path, required=True, help="comparison.html to write")

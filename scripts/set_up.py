@@ -79,19 +79,29 @@ def unpack_converter(archive: Path, target: Path) -> None:
         shutil.copytree(source, target)
 
 
+def _has_pip(python: Path) -> bool:
+    """Return whether an environment is whole enough to go on with: one that was interrupted may lack pip."""
+    known = [str(python), "-m", "pip", "--version"]
+    return python.exists() and subprocess.run(known, capture_output=True, check=False).returncode == 0
+
+
 def set_up(place: Path) -> None:
     """Make the environment at `place`. A half-made one has no `.complete` and is finished the next time."""
     started = time.monotonic()
     python = place / "bin" / "python"
-    if not python.exists():
-        venv.create(place, with_pip=True, symlinks=True)
+    if not _has_pip(python):
+        venv.create(place, with_pip=True, symlinks=True, clear=True)
     pins = locked(LOCK)
     runtime = next(pin for pin in pins if pin.startswith(RUNTIME))
     with tempfile.TemporaryDirectory() as folder:
         _say("downloading packages and building llama.cpp, about 5 minutes on 2 cores", started)
         packages = _pip(python, "install", "--no-deps", *(pin for pin in pins if pin != runtime))
         built = _pip(python, "wheel", "--no-deps", "--wheel-dir", folder, runtime, CMAKE_ARGS=LEAN)
-        _finish(packages, "installing the packages")
+        try:
+            _finish(packages, "installing the packages")
+        except SystemExit:
+            built.terminate()
+            raise
         _say("packages are installed", started)
         source = _pip(python, "download", "--no-deps", "--no-binary", RUNTIME, "--dest", folder, runtime)
         _finish(source, "downloading llama.cpp's source")

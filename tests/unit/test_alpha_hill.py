@@ -49,3 +49,22 @@ def test_alpha_of_the_shared_model_is_the_known_one(assets):
     names = {"model.layers.1.self_attn.q_proj.weight": 2.62, "model.layers.0.self_attn.v_proj.weight": 8.91}
     for name, tensor in checkpoint.read(names).items():
         assert alpha_hill(spectrum(tensor)) == pytest.approx(names[name], abs=0.005)
+
+
+@pytest.mark.parametrize("decay", [1.5, 2.0])
+def test_alpha_of_a_steep_spectrum_is_that_of_the_svd(decay):
+    generator = torch.Generator().manual_seed(0)
+    left, right = (
+        torch.linalg.qr(torch.randn(256, 256, generator=generator, dtype=torch.float64))[0] for _ in range(2)
+    )
+    sizes = torch.arange(1, 257, dtype=torch.float64) ** -decay
+    weight = (left * sizes) @ right
+    exact = torch.linalg.svdvals(weight.float().double()).square().flip(0)
+    for fit in ("hill", "xmin_mid"):
+        assert alpha_hill(spectrum(weight.float()), fit) == pytest.approx(alpha_hill(exact, fit), abs=1e-3)
+
+
+def test_a_rank_that_ends_inside_the_tail_gives_nan_and_not_the_noise_of_rounding():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(100, 5, generator=generator) @ torch.randn(5, 100, generator=generator)
+    assert math.isnan(alpha_hill(spectrum(weight)))

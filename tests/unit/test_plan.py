@@ -6,7 +6,7 @@ import pytest
 
 from bitplan.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plan import LayerPlan, average_bits, expand, read_plan, uniform, write_config, write_plan
+from bitplan.plan import LayerPlan, average_bits, check_columns, expand, read_plan, uniform, write_config, write_plan
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]
 
@@ -85,6 +85,21 @@ def test_average_bits_count_scales_and_every_parameter_once(info):
     bits = average_bits(plan, info)
     assert bits.avg_bits_layers == (4.25 + 16) / 2
     assert bits.avg_bits == (3 * 4.25 + 5 * 16) / 8
+
+
+def test_integers_take_groups_of_128_unless_a_plan_says_otherwise(info):
+    wide = ModelInfo("", "", "", "", 4 * 256, (layer("l", shape=(4, 256)),))
+    assert average_bits(uniform(wide, "int4"), wide).avg_bits_layers == 4 + 16 / 128
+    assert average_bits(uniform(wide, "int4", group_size=32), wide).avg_bits_layers == 4 + 16 / 32
+
+
+def test_a_format_that_does_not_fit_is_told_for_every_layer_before_any_work(info):
+    with pytest.raises(UserError) as caught:
+        check_columns(uniform(info, "q4_k"), info)
+    assert len(caught.value.problems) == 6
+    assert "model.layers.0.self_attn.q_proj: its 64 columns are no multiple of q4_k's block of 256" in str(
+        caught.value.problems[0]
+    )
 
 
 def test_config_and_plan_files_expand_to_the_plan_they_were_written_from(info, tmp_path):

@@ -48,6 +48,9 @@ def problems(**changes) -> list[str]:
         ({"models": {"demo": {"path": "m"}}}, "models.demo.calibration: field required"),
         ({"evaluation": {"length": 1}}, "evaluation.length: input should be greater than or equal to 2"),
         ({"evaluation": {"sequnces": 1}}, 'evaluation.sequnces: unknown key. Did you mean "sequences"?'),
+        ({"baselines": ["q4_kk"]}, "baselines.0: input should be 'f16'"),
+        ({"baselines": ["f16", "f16"]}, "f16 is used twice"),
+        ({"plans": {"f16": {"method": "random"}}}, "f16 is used twice"),
         ({"compute": {"device": "gpu"}}, "compute.device"),
         ({"speed": {"repeats": "many"}}, "speed.repeats: input should be a valid integer"),
     ],
@@ -81,6 +84,15 @@ def test_flags_are_sorted_quoted_and_repeat_lists():
 
 def test_the_order_of_keys_does_not_change_the_flags():
     assert cli_flags({"a": 1, "b": 2}) == cli_flags({"b": 2, "a": 1})
+
+
+def test_every_recipe_is_known_to_the_runtime():
+    from typing import get_args
+
+    from bitplan.export.llama_quantize import RECIPES
+    from bitplan.settings import Recipe
+
+    assert set(get_args(Recipe)) <= set(RECIPES)
 
 
 def test_config_and_schema_are_what_the_models_say():

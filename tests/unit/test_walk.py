@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitplan.errors import UserError
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher
+from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher, teacher_from
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
@@ -100,7 +100,26 @@ def test_a_second_plan_quantizes_only_what_the_first_one_did_not(opened, teacher
     assert weights.made == 15
 
 
-def test_quantized_weights_are_dropped_over_the_limit_and_the_result_is_the_same(opened, teacher):
+def test_a_store_that_is_too_small_for_all_still_spares_what_it_holds(opened, teacher):
+    _, info, model = opened
+    plan, some = uniform(info, "mxfp8"), QuantizedWeights()
+    plan_nll(model, info, plan, teacher, some)
+    half = QuantizedWeights(limit=some._used // 2)
+    for _ in range(2):
+        plan_nll(model, info, plan, teacher, half)
+    assert 14 < half.made < 28 and half._used <= half.limit
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "int4", "q8_0"])
+def test_a_kept_weight_is_the_weight_that_was_quantized(name):
+    from bitplan.quantized_walk import LayerPlan as Made
+
+    weight, weights = torch.randn(8, 256), QuantizedWeights()
+    wanted = FORMATS[name].roundtrip(weight)
+    assert all(torch.equal(weights.get("l", weight, Made(name)), wanted) for _ in range(2)) and weights.made == 1
+
+
+def test_quantized_weights_over_the_limit_are_not_kept_and_the_result_is_the_same(opened, teacher):
     _, info, model = opened
     plan = uniform(info, "int4")
     some, none = QuantizedWeights(), QuantizedWeights(limit=0)
@@ -119,6 +138,59 @@ def test_only_one_block_has_weights_at_a_time(opened, teacher):
 
     model.run(teacher.tokens, visit)
     assert loaded == [[0], [1]] and all(p.is_meta for part in model.blocks for p in part.parameters())
+
+
+def test_a_padding_token_outside_the_text_does_not_disturb(tiny, teacher, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"pad_token_id": 2000}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    assert open_model(Checkpoint.open(tmp_path / "m")).run(teacher.tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["phi", "granite", "cohere", "gemma2", "opt", "gpt2"])
+def test_heads_with_bias_scale_or_soft_cap_give_the_nll_of_a_plain_forward(family, tmp_path):
+    config = AutoConfig.for_model(family, **SMALL.get(family, SMALL["llama"]))
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made.save_pretrained(tmp_path)
+    tokens = torch.randint(3, 256, (3, 32), generator=torch.Generator().manual_seed(1))
+    checkpoint = Checkpoint.open(tmp_path)
+    model = open_model(checkpoint)
+    walked = teacher_from(checkpoint, tokens, model.run(tokens), "fp32")
+    with torch.inference_mode():
+        wanted = made(input_ids=tokens).logits[:, :-1]
+    ours = torch.stack([walked.head.logits(hidden[:-1]) for hidden in walked.hidden])
+    assert torch.allclose(ours, wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+SMALL = {
+    "llama": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+    },
+    "opt": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": 64,
+    },
+    "gpt2": {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+}
 
 
 def test_batches_do_not_change_the_result(opened, teacher):

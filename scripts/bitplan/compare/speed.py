@@ -85,16 +85,19 @@ def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict
         yield {name: _in_process(path, settings) for name, path in models.items()}
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> dict[str, float | None]:
+    if not values:
+        return {"median": None, "min": None, "max": None}
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], reference: str) -> dict[str, Any]:
     runs = [each[name] for each in counted]
     measured = {key: _spread([getattr(run, key) for run in runs]) for key in MEASURED}
-    ratios = [
-        each[name].generation_tokens_per_second / each[reference].generation_tokens_per_second for each in counted
+    speeds = [
+        (each[name].generation_tokens_per_second, each[reference].generation_tokens_per_second) for each in counted
     ]
+    ratios = [ours / theirs for ours, theirs in speeds if theirs]
     return {
         "file_bytes": path.stat().st_size,
         **measured,
@@ -139,8 +142,9 @@ def print_table(result: Mapping[str, Any]) -> None:
     for name, row in result["models"].items():
         speed, ratio = row["generation_tokens_per_second"], row["ratio"]["median"]
         spread = f"{speed['min']:.1f} - {speed['max']:.1f}"
+        times = "-" if ratio is None else f"{ratio:.2f}x"
         print(
             f"{name:<26} {row['file_bytes'] / 1e6:>8.2f} {row['load_seconds']['median']:>7.3f} "
-            f"{row['prompt_tokens_per_second']['median']:>13.1f} {speed['median']:>9.1f} {spread:>17} {ratio:>6.2f}x "
+            f"{row['prompt_tokens_per_second']['median']:>13.1f} {speed['median']:>9.1f} {spread:>17} {times:>7} "
             f"{row['peak_memory_bytes'] / 1e6:>10.1f}"
         )

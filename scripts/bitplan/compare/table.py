@@ -13,7 +13,14 @@ COLUMNS = (
     *("target_avg_bits", "target_missed_by"),
     *("ppl", "ppl_error", "kl", "kl_error", "top1"),
     *("file_ppl", "file_ppl_error", "file_kl", "file_kl_error", "file_top1"),
-    *("tokens_per_second", "ratio_to_reference", "search_evaluations", "search_block_forward_tokens"),
+    *(
+        "tokens_per_second",
+        "ratio_to_reference",
+        "ratio_min",
+        "ratio_max",
+        "search_evaluations",
+        "search_block_forward_tokens",
+    ),
 )
 # What the readable table shows: (column, heading, format).
 SHOWN = (
@@ -29,11 +36,14 @@ SHOWN = (
     ("file_top1", "top-1", "{:>7.4f}"),
     ("tokens_per_second", "tok/s", "{:>8.1f}"),
     ("ratio_to_reference", "ratio", "{:>6.2f}"),
+    ("ratio_min", "min", "{:>5.2f}"),
+    ("ratio_max", "max", "{:>5.2f}"),
 )
 LEGEND = (
     "bits: over all parameters; layers: over the quantizable layers; file: 8 x file bytes / parameters. "
     "PPL, KL: the plan with its activation formats, simulated. file PPL, file KL, top-1: the GGUF in llama.cpp, "
-    "which keeps activations whole. ratio: tokens/s over the reference file, paired."
+    "which keeps activations whole. ratio: tokens/s over the reference file in the same rounds, median, min and max; "
+    "tok/s: that ratio times the reference's own speed."
 )
 
 
@@ -46,12 +56,21 @@ class Entry:
     is_plan: bool
 
 
-def _speed(entry: Entry) -> dict[str, Any]:
-    speed = read_json(entry.folder / "speed.json")["models"][entry.name]
+def _speed(entry: Entry, reference: float) -> dict[str, Any]:
+    """Return the speeds of a file: its ratio was paired with the reference in one session, so tokens/s are that ratio times
+    the reference's own figure, and the rows of different sessions can be compared."""
+    ratio = read_json(entry.folder / "speed.json")["models"][entry.name]["ratio"]
     return {
-        "tokens_per_second": speed["generation_tokens_per_second"]["median"],
-        "ratio_to_reference": speed["ratio"]["median"],
+        "tokens_per_second": None if ratio["median"] is None else ratio["median"] * reference,
+        "ratio_to_reference": ratio["median"],
+        "ratio_min": ratio["min"],
+        "ratio_max": ratio["max"],
     }
+
+
+def reference_speed(folder: Path, name: str) -> float:
+    """Return the tokens/s of the reference file in its own session."""
+    return read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]["median"]
 
 
 def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -78,13 +97,13 @@ def _plan_part(entry: Entry) -> dict[str, Any]:
     }
 
 
-def row(entry: Entry, parameters: int) -> dict[str, Any]:
+def row(entry: Entry, parameters: int, reference: float) -> dict[str, Any]:
     """Return the entry's row from the files in its folder."""
     size = (entry.folder / "model.gguf").stat().st_size
     common = {"name": entry.name, "file_bytes": size, "avg_bits_file": 8 * size / parameters}
     method = _plan_part(entry) if entry.is_plan else {"method": "llama.cpp"}
     file_name = "gguf_perplexity.json" if entry.is_plan else "perplexity.json"
-    return {**common, **method, **_scores("file_", read_json(entry.folder / file_name)), **_speed(entry)}
+    return {**common, **method, **_scores("file_", read_json(entry.folder / file_name)), **_speed(entry, reference)}
 
 
 def _shown(value: Any, layout: str) -> str:

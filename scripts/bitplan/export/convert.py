@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "opt": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
 DEFAULT_PRE_TOKENIZER = "llama-bpe"
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+GUESSED = "unknown pre-tokenizer"
 OUT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -90,6 +91,9 @@ def _run(command: list[str], checkpoint: Checkpoint) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     log.debug("%s", made.stderr)
+    for line in made.stderr.splitlines():
+        if line.startswith(GUESSED):
+            log.warning("%s; check how the file tokenizes a prompt", line)
     if made.returncode:
         last = (made.stderr.strip().splitlines() or ["no output"])[-1]
         raise user_error(

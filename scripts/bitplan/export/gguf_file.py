@@ -1,6 +1,5 @@
 """Rewriting a full-precision GGUF under a plan: which type each tensor gets, and why, and the bytes by the runtime's quantizer."""
 
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -30,9 +29,8 @@ from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan
 from bitplan.progress import progress
 
-log = logging.getLogger(__name__)
 HALF_LIMIT = 65504.0
-FLOAT_TYPES = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
+ROWS_VALUES = 1 << 24
 NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
 # llama.cpp computes with these in float32.
 KEPT_AS_CONVERTED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
@@ -74,17 +72,21 @@ def architecture_names(reader: GGUFReader):
     return get_tensor_name_map(kind, int(reader.fields[f"{architecture}.block_count"].contents()))
 
 
+def _largest(tensor: ReaderTensor) -> float:
+    """Return the largest |x| of a tensor, widening some rows at a time."""
+    step = max(1, ROWS_VALUES // int(tensor.shape[0]))
+    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
+    parts = (dequantize(rows[i : i + step], tensor.tensor_type) for i in range(0, len(rows), step))
+    return max(float(np.abs(part).max()) for part in parts)
+
+
 def _sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GGMLQuantizationType, str]:
     """Return the 16-bit type for an unquantized matrix, and why: F16 cannot hold values over 65504."""
-    if (
-        wanted is GGMLQuantizationType.F16
-        and float(np.abs(dequantize(tensor.data, tensor.tensor_type)).max()) > HALF_LIMIT
-    ):
+    if wanted is not GGMLQuantizationType.F16:
+        return wanted, "not quantized"
+    if _largest(tensor) > HALF_LIMIT:
         return GGMLQuantizationType.BF16, "not quantized; values over 65504 do not fit F16"
-    return (
-        wanted,
-        "not quantized; bf16 is kept in 16 bits as F16" if wanted is GGMLQuantizationType.F16 else "not quantized",
-    )
+    return wanted, "not quantized; bf16 is kept in 16 bits as F16"
 
 
 def choose_type(
@@ -97,11 +99,13 @@ def choose_type(
     asked = GGMLQuantizationType[form.gguf_type]
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
-    reasons = (
-        []
-        if form.exact_in_gguf or asked.name == made.wq.upper()
-        else [f"{made.wq} is no GGUF type, {asked.name} comes nearest"]
-    )
+    reasons = []
+    if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
+        reasons.append("exact ties are rounded towards zero, not to even")
+    elif not form.exact_in_gguf:
+        reasons.append(f"{made.wq} is no GGUF type, {asked.name} comes nearest")
+    if not form.exact_in_gguf and form.group(made.group_size) != block_of(asked)[0]:
+        reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
     if kind is not asked:
         reasons.append(f"{columns} columns are no multiple of {asked.name}'s block of {block_of(asked)[0]}")
     return kind, "; ".join(reasons)

@@ -6,7 +6,6 @@ that rows are a multiple of the type's block: `check_columns` does, before any w
 
 import ctypes
 import importlib.util
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -42,8 +41,6 @@ def library() -> ctypes.CDLL:
         ctypes.c_void_p,
     ]
     base.ggml_quantize_init.argtypes = [ctypes.c_int]
-    base.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
-    base.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
     return base
 
 
@@ -137,8 +134,3 @@ def decoder(name: str) -> Dequantize:
         return torch.from_numpy(np.ascontiguousarray(decode(quantized.parts["data"].numpy(), kind), dtype=np.float32))
 
     return dequantize
-
-
-def layers_over_block(kind: GGMLQuantizationType, columns: Iterable[int]) -> bool:
-    """Return whether every one of the column counts is a multiple of the type's block."""
-    return all(count % block_of(kind)[0] == 0 for count in columns)

@@ -1,6 +1,5 @@
 """The adaptive search on a real model: alphas, perplexities by the walk, the printed result."""
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,6 @@ from bitplan.quantized_walk import QuantizedWeights
 from bitplan.search.adaptive import AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.table import read_alphas
-
-log = logging.getLogger(__name__)
 
 
 def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:

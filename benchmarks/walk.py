@@ -2,17 +2,21 @@
 
     python benchmarks/walk.py [--rounds 5] [--gigabytes 3]
 
-Prints a ratio of wall times (the two in turn, medians) and the peak memory over an interpreter that has only imported
-torch and transformers. Each memory figure is a process of its own.
+Prints the peak memory of scripts/perplexity.py over an interpreter that has only imported torch and transformers, each in a
+process of its own, and a ratio of wall times (the two in turn, medians).
 """
 
 import argparse
 import json
+import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -101,45 +105,38 @@ def make_checkpoint(folder: Path, gigabytes: float) -> None:
         shutil.copy(ROOT / "demo" / "model" / name, folder / name)
 
 
-PEAK = "print('PEAK', next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1])"
-EVALUATE = """
-import sys; sys.path.insert(0, {scripts!r})
-from pathlib import Path
-from bitplan.opening import opened
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.evaluate.perplexity import plan_nll
-from bitplan.plan import uniform
-from bitplan.quantized_walk import QuantizedWeights
-model = opened(Path({folder!r}), "fp32", "cpu", {threads})
-teacher = make_teacher(model.model, Path({text!r}), 512, 8, "fp32")
-plan_nll(model.model, model.info, uniform(model.info, {form!r}), teacher, QuantizedWeights(limit=0))
-"""
-
-
-def _peak_mb(code: str) -> float:
-    made = subprocess.run([sys.executable, "-c", f"{code}\n{PEAK}"], capture_output=True, text=True, check=True)
-    return int(made.stdout.split("PEAK")[1]) / 1024
+def _peak_mb(*command: str) -> float:
+    """Return the peak resident memory of a command in MB. This process stays small: a child starts from its parent's figure."""
+    child = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"failed: {command}")
+    return used.ru_maxrss / 1024
 
 
 def peak_memory(gigabytes: float, threads: int) -> dict[str, float]:
-    """Return the peak memory in MB of imports alone, and of 8 x 512 tokens on a large random model, plain and quantized."""
+    """Return the peak memory of imports alone, and of the perplexity command on 8 x 512 tokens of a large random model."""
     with tempfile.TemporaryDirectory() as place:
-        make_checkpoint(Path(place), gigabytes)
-        size = sum(path.stat().st_size for path in Path(place).glob("*.safetensors"))
-        imports = _peak_mb("import torch, transformers")
-        facts = {"scripts": str(ROOT / "scripts"), "folder": place, "threads": threads}
-        text = str(ROOT / "demo" / "evaluation.txt")
+        folder, plan = Path(place) / "model", Path(place) / "plan.json"
+        folder.mkdir()
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(make_checkpoint, folder, gigabytes).result()
+        size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        plan.write_text(json.dumps({"default": {"wq": "mxfp4", "aq": "mxfp4"}}))
+        text, output = str(ROOT / "demo" / "evaluation.txt"), str(Path(place) / "out.json")
+        command = [str(ROOT / "scripts" / "perplexity.py"), "--model", str(folder), "--text", text, "--sequences", "8"]
+        command += ["--length", "512", "--threads", str(threads), "--output", output]
+        imports = _peak_mb("-c", "import torch, transformers")
         started = time.perf_counter()
-        plain = _peak_mb(EVALUATE.format(form="bf16", text=text, **facts))
+        plain = _peak_mb(*command)
         seconds = time.perf_counter() - started
-        quantized = _peak_mb(EVALUATE.format(form="mxfp4", text=text, **facts))
+        quantized = _peak_mb(*command, "--plan", str(plan))
     return {
         "checkpoint_gb": size / 1e9,
         "imports_mb": imports,
-        "walk_mb": plain,
-        "walk_over_imports_mb": plain - imports,
-        "mxfp4_walk_over_imports_mb": quantized - imports,
-        "two_walks_seconds": seconds,
+        "perplexity_over_imports_mb": plain - imports,
+        "mxfp4_perplexity_over_imports_mb": quantized - imports,
+        "perplexity_seconds": seconds,
     }
 
 
@@ -149,7 +146,8 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    for figures in (wall_ratio(args.rounds, args.threads), peak_memory(args.gigabytes, args.threads)):
+    for measure in (partial(peak_memory, args.gigabytes), partial(wall_ratio, args.rounds)):
+        figures = measure(args.threads)
         print("\n".join(f"{name:<30} {value:12.5g}" for name, value in figures.items()), flush=True)
 
 

@@ -31,7 +31,8 @@ DEMO: dict[str, Any] = {
         "random-balanced": {"method": "random", "mxfp4_ratio": 0.25, "bf16_ratio": 0.25, "seed": 456},
         "random-high-precision": {"method": "random", "mxfp4_ratio": 0.1, "bf16_ratio": 0.4, "seed": 789},
     },
-    "evaluation": {"length": 512, "sequences": 64},
+    "calibration": {"length": 512, "sequences": 16},
+    "evaluation": {"length": 512, "sequences": 32},
     "speed": {"max_tokens": 64, "repeats": 3},
 }
 

@@ -60,14 +60,14 @@ CASES = {
     "a seed": ("config.yaml", "seed: 456", "seed: 457", plan_files("random-balanced") | COMPARISON),
     "evaluation windows": (
         "config.yaml",
-        "sequences: 64",
-        "sequences: 63",
+        "sequences: 32",
+        "sequences: 31",
         {"results/demo/evaluation.safetensors"} | SCORES | COMPARISON,
     ),
     "calibration windows": (
         "config.yaml",
-        "sequences: 32",
-        "sequences: 31",
+        "sequences: 16",
+        "sequences: 15",
         FROM_STATISTICS | plan_files(*ADAPTIVE) | COMPARISON,
     ),
     "type of unquantized layers": (

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from bitplan.errors import UserError
 
-log = logging.getLogger("bitplan")
-
 
 def number(
     low: float, high: float = float("inf"), *, kind: type = float, open_low: bool = False

@@ -73,7 +73,7 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
             problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
         elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
             problems.append(
-                Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp4, mxfp8 or bf16")
+                Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp*, int*_asym or bf16")
             )
     group = entry.get("group_size", 1)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:

@@ -1,7 +1,9 @@
 """Integers of b bits in groups along `in`, with a float16 scale per group.
 
 Symmetric: q in [-(2^(b-1) - 1), 2^(b-1) - 1], scale = amax / (2^(b-1) - 1), value = q x scale.
-(GPTQ, Frantar et al. 2022, section 4; the seed of group-wise W4 uses groups of 128.)
+Asymmetric: q in [0, 2^b - 1], scale = (max - min) / (2^b - 1) where min <= 0 <= max, so that 0 stays 0; a zero point of b
+bits per group, zero = round(-min / scale), value = (q - zero) x scale.
+(GPTQ, Frantar et al. 2022, section 4, in groups as is usual for 4 bits.)
 """
 
 import torch
@@ -10,18 +12,24 @@ from torch import Tensor
 from bitplan.formats.base import Dequantize, Quantize, Quantized, blocks_of, rows_of
 
 FLOAT16_MAX = 65504.0
+FLOAT16_TINY = 2.0**-24  # its smallest number over 0, a subnormal
+
+
+def stored_scale(scale: Tensor, reach: Tensor) -> Tensor:
+    """Return `scale` as float16 within its numbers over 0; NaN where `reach`, the largest |x| of the group, is not finite."""
+    held = scale.clamp(FLOAT16_TINY, FLOAT16_MAX).masked_fill_(~torch.isfinite(reach), float("nan"))
+    return held.to(torch.float16)
 
 
 def symmetric(bits: int) -> Quantize:
-    """Return the symmetric quantizer for `bits` from 2 to 8. A NaN makes its whole group NaN."""
+    """Return the symmetric quantizer for `bits` from 2 to 8. A NaN or infinity makes its whole group NaN."""
     largest = 2 ** (bits - 1) - 1
 
     def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
         blocks = blocks_of(values, group)
         amax = blocks.abs().amax(dim=-1, keepdim=True)
-        scale = (amax / largest).clamp(max=FLOAT16_MAX).to(torch.float16)  # (out, blocks, 1); NaN stays NaN
-        divisor = scale.to(torch.float32).masked_fill(scale == 0, 1.0)
-        codes = torch.round(blocks / divisor).nan_to_num_(0.0).clamp_(-largest, largest)
+        scale = stored_scale(amax / largest, amax)  # (out, blocks, 1)
+        codes = (blocks / scale.to(torch.float32)).round_().nan_to_num_(0.0).clamp_(-largest, largest)
         return Quantized({"codes": codes.to(torch.int8), "scale": scale.squeeze(-1)}, tuple(values.shape))
 
     return quantize
@@ -34,3 +42,30 @@ def dequantize(quantized: Quantized, group: int) -> Tensor:
 
 
 DEQUANTIZE: Dequantize = dequantize
+
+
+def asymmetric(bits: int) -> Quantize:
+    """Return the asymmetric quantizer for `bits` from 2 to 8. A NaN or infinity makes its whole group NaN."""
+    largest = 2**bits - 1
+
+    def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+        blocks = blocks_of(values, group)
+        low, high = torch.aminmax(blocks, dim=-1, keepdim=True)
+        low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)
+        scale = stored_scale((high - low) / largest, torch.maximum(high, -low))  # (out, blocks, 1)
+        divisor = scale.to(torch.float32)
+        zero = (-low / divisor).round_().nan_to_num_(0.0).clamp_(0, largest)
+        codes = (blocks / divisor).round_().add_(zero).nan_to_num_(0.0).clamp_(0, largest)
+        whole = {"codes": codes.to(torch.uint8), "zero": zero.squeeze(-1).to(torch.uint8)}
+        return Quantized({**whole, "scale": scale.squeeze(-1)}, tuple(values.shape))
+
+    return quantize
+
+
+def dequantize_asymmetric(quantized: Quantized, group: int) -> Tensor:
+    """Return (code - zero) x scale, `(out, in)` float32."""
+    scale, zero = (quantized.parts[name].to(torch.float32).unsqueeze(-1) for name in ("scale", "zero"))
+    return rows_of((quantized.parts["codes"].to(torch.float32) - zero).mul_(scale), quantized.shape)
+
+
+DEQUANTIZE_ASYMMETRIC: Dequantize = dequantize_asymmetric

@@ -1,7 +1,6 @@
 """The table of number formats. A new format is one entry here plus its quantize and dequantize functions."""
 
 from collections.abc import Mapping
-from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -17,16 +16,19 @@ def _float(name: str, dtype: torch.dtype, gguf_type: str) -> Format:
     )
 
 
-def _mx(name: str, element: mx.Element, bits: int, gguf_type: str) -> Format:
-    return Format(
-        name, "mx", bits, 8, 32, mx.quantizer(element), mx.DEQUANTIZE, gguf_type, False, True, pack=mx.packer(element)
-    )
+def _mx(name: str, element: mx.Element, bits: int, gguf_type: str, rule: mx.ScaleRule) -> Format:
+    quantize, pack = mx.quantizer(element, rule), mx.packer(element)
+    return Format(name, "mx", bits, 8, 32, quantize, mx.DEQUANTIZE, gguf_type, False, True, pack=pack)
 
 
 def _int(bits: int, gguf_type: str) -> Format:
-    return Format(
-        f"int{bits}", "int", bits, 16, 128, integer.symmetric(bits), integer.DEQUANTIZE, gguf_type, False, False
-    )
+    quantize = integer.symmetric(bits)
+    return Format(f"int{bits}", "int", bits, 16, 128, quantize, integer.DEQUANTIZE, gguf_type, False, False)
+
+
+def _asymmetric(bits: int, gguf_type: str) -> Format:
+    quantize, dequantize = integer.asymmetric(bits), integer.DEQUANTIZE_ASYMMETRIC
+    return Format(f"int{bits}_asym", "int", bits, 16 + bits, 128, quantize, dequantize, gguf_type, False, True)
 
 
 def _ggml(name: str, kind: str) -> Format:
@@ -35,20 +37,28 @@ def _ggml(name: str, kind: str) -> Format:
     return Format(name, "gguf", 8 * size / values, 0, values, quantize, dequantize, kind, True, False, fixed_block=True)
 
 
+# mxfp4's GGUF twin has the same codes and scales; only exact ties round differently (to even here, towards 0 there).
+_MX = (
+    ("mxfp4", mx.E2M1, 4, "MXFP4"),
+    ("mxfp6_e2m3", mx.E2M3, 6, "Q6_K"),
+    ("mxfp6_e3m2", mx.E3M2, 6, "Q6_K"),
+    ("mxfp8", mx.E4M3, 8, "Q8_0"),
+    ("mxfp8_e5m2", mx.E5M2, 8, "Q8_0"),
+)
+_SUFFIXES = {"floor": "", "rceil": "_rceil", "mse": "_mse"}
+_BITS = range(2, 9)
+_GGML = (
+    *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs"),
+)
+
 _ENTRIES = (
     _float("bf16", torch.bfloat16, "BF16"),
     _float("fp16", torch.float16, "F16"),
-    # mxfp4's GGUF twin has the same codes and scales; only exact ties round differently (to even here, towards 0 there).
-    _mx("mxfp4", mx.E2M1, 4, "MXFP4"),
-    _mx("mxfp8", mx.E4M3, 8, "Q8_0"),
-    *map(partial(_int), range(2, 9), ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "Q8_0")),
-    _ggml("q2_k", "Q2_K"),
-    _ggml("q3_k", "Q3_K"),
-    _ggml("q4_k", "Q4_K"),
-    _ggml("q5_k", "Q5_K"),
-    _ggml("q6_k", "Q6_K"),
-    _ggml("q8_0", "Q8_0"),
-    _ggml("q4_0", "Q4_0"),
+    *(_mx(name + _SUFFIXES[key], *rest, rule) for name, *rest in _MX for key, rule in mx.RULES.items()),
+    *map(_int, _BITS, ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "Q8_0")),
+    *map(_asymmetric, _BITS, ("Q2_K", "Q3_K", "Q4_1", "Q5_1", "Q6_K", "Q8_0", "Q8_0")),
+    *(_ggml(name, name.upper()) for name in _GGML),
     _ggml("gguf_mxfp4", "MXFP4"),
 )
 FORMATS: Mapping[str, Format] = MappingProxyType({entry.name: entry for entry in _ENTRIES})

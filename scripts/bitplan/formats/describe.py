@@ -1,0 +1,85 @@
+"""What each number format of the table costs and keeps: bits, scales, signal to noise, and its type in a GGUF file."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitplan.errors import user_error
+from bitplan.formats.base import Format
+
+COLUMNS = 1024  # a multiple of every block in the table
+BEGIN, END = "<!-- formats: begin -->", "<!-- formats: end -->"
+# Each with variance 1: Student's t of n degrees of freedom has n / (n - 2), Laplace's of scale b has 2 b^2.
+DRAWS = {
+    "Gaussian": lambda random, shape: random.standard_normal(shape),
+    "Student-t": lambda random, shape: random.standard_t(5, shape) * math.sqrt(3 / 5),
+    "Laplace": lambda random, shape: random.laplace(0.0, math.sqrt(1 / 2), shape),
+}
+HEADINGS = ("format", "bits", "block", "scales", *(f"{name} dB" for name in DRAWS), "activations", "GGUF type", "exact")
+
+
+@dataclass(frozen=True)
+class Described:
+    """A format's row. `scales` are bits per value, None where they are inside a GGUF type's block; `sqnr` is in dB by distribution."""
+
+    name: str
+    bits: float
+    block: int
+    scales: float | None
+    sqnr: Mapping[str, float]
+    for_activations: bool
+    gguf_type: str
+    exact_in_gguf: bool
+
+    def cells(self) -> tuple[str, ...]:
+        """Return the row's cells under `HEADINGS`."""
+        scales = "inside" if self.scales is None else f"{self.scales:.9g}"
+        figures = (f"{self.sqnr[name]:.1f}" for name in DRAWS)
+        facts = (_yes(self.for_activations), self.gguf_type, _yes(self.exact_in_gguf))
+        return (self.name, f"{self.bits:.9g}", str(self.block), scales, *figures, *facts)
+
+
+def _yes(holds: bool) -> str:
+    return "yes" if holds else "no"
+
+
+def draws(values: int, seed: int) -> dict[str, Tensor]:
+    """Return {distribution: at least `values` numbers of unit variance as (rows, 1024) float32}, each drawn from `seed` afresh."""
+    shape = (-(-values // COLUMNS), COLUMNS)
+    return {
+        name: torch.from_numpy(draw(np.random.default_rng(seed), shape).astype(np.float32))
+        for name, draw in DRAWS.items()
+    }
+
+
+def sqnr(values: Tensor, made: Tensor) -> float:
+    """Return the signal to noise ratio 10 log10(sum x^2 / sum (x - q)^2) in dB; infinity where nothing was lost."""
+    noise = (made.double() - values.double()).square().sum().item()
+    return 10 * math.log10(values.double().square().sum().item() / noise) if noise else math.inf
+
+
+def describe(form: Format, samples: Mapping[str, Tensor]) -> Described:
+    """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32."""
+    ratios = {name: sqnr(values, form.roundtrip(values)) for name, values in samples.items()}
+    scales = None if form.family == "gguf" else form.scale_bits / form.block
+    facts = (form.for_activations, form.gguf_type, form.exact_in_gguf)
+    return Described(form.name, form.bits_per_value(), form.block, scales, ratios, *facts)
+
+
+def markdown_table(rows: Iterable[Described]) -> str:
+    """Return the rows as a Markdown table, with no line end after the last row."""
+    lines = (HEADINGS, ("---",) * len(HEADINGS), *(row.cells() for row in rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_table(text: str, table: str, where: object) -> str:
+    """Return `text` with what stands between the two marks replaced by `table`. Raises `UserError` when a mark is missing."""
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise user_error(where, f"has no place for the table: {BEGIN} and {END}", "Add these two lines to it")
+    return f"{head}{BEGIN}\n{table}\n{END}{tail}"

@@ -26,6 +26,10 @@ def main(args) -> None:
     write_provenance(args.output, started)
     print(f"{args.output}: {report['file_bytes']:,} bytes, {report['avg_bits_file']:.3f} bits per parameter")
     print(", ".join(f"{number} x {kind}" for kind, number in sorted(report["types"].items())))
+    agreed = report["experts_made_to_agree"]
+    if agreed["tensors"]:
+        cost = f"{agreed['extra_bytes']:,} bytes, {agreed['extra_avg_bits']:.3f} bits per parameter"
+        print(f"{agreed['tensors']} tensors hold experts of unlike formats; the most precise one for all costs {cost}")
     print(f"{report['differences']} layers differ from the plan; {args.report} says how and why")
 
 

@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 
 from bitplan.errors import user_error
-from bitplan.export import known_tokenizer
+from bitplan.export import run_converter
 from bitplan.files import folder_aside, written_aside
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import output_tensor_name
@@ -22,6 +23,11 @@ PRE_TOKENIZERS = {"gpt2": "gpt-2", "opt": "gpt-2", "qwen2": "qwen2", "qwen3": "q
 DEFAULT_PRE_TOKENIZER = "llama-bpe"
 EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 GUESSED = "unknown pre-tokenizer"
+# What the converter reads from config.json and transformers 5 does not write: {model type: {key: where its value stands}}.
+OLD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
+    "gpt2": {"n_ctx": ("n_positions",)},
+    "gpt_neox": {"rotary_pct": ("rope_parameters", "partial_rotary_factor")},
+}
 OUT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -53,6 +59,29 @@ def _renamed(source: Path, target: Path) -> None:
         shutil.copyfileobj(read, write, 1 << 24)
 
 
+def _old_keys(config: dict) -> dict:
+    """Return the keys that the converter looks for in vain in a configuration, with their values."""
+    found = {}
+    for key, path in OLD_KEYS.get(config.get("model_type", ""), {}).items():
+        newer = reduce(lambda held, part: held.get(part) if isinstance(held, dict) else None, path, config)
+        value = config.get(key, newer)
+        if value is not None:
+            found[key] = value
+    return found
+
+
+def _replace_output_(stand_in: Path, checkpoint: Checkpoint) -> None:
+    """Put in place of the file with the output matrix a copy in which it is called the embedding."""
+    stored = checkpoint.tensors[OUTPUT].file
+    (stand_in / stored.name).unlink()
+    _renamed(stored, stand_in / stored.name)
+    index = stand_in / "model.safetensors.index.json"
+    if index.exists():
+        text = index.read_text(encoding="utf-8").replace(f'"{OUTPUT}"', f'"{EMBEDDING}"')
+        index.unlink()
+        index.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def _readable_by_converter(checkpoint: Checkpoint, beside: Path) -> Iterator[Path]:
     """Yield the checkpoint's folder, or a stand-in for the time of the block where a tensor needs another name."""
@@ -64,14 +93,7 @@ def _readable_by_converter(checkpoint: Checkpoint, beside: Path) -> Iterator[Pat
         stand_in.mkdir()
         for file in checkpoint.folder.iterdir():
             (stand_in / file.name).symlink_to(file.resolve())
-        stored = checkpoint.tensors[OUTPUT].file
-        (stand_in / stored.name).unlink()
-        _renamed(stored, stand_in / stored.name)
-        index = stand_in / "model.safetensors.index.json"
-        if index.exists():
-            text = index.read_text(encoding="utf-8").replace(f'"{OUTPUT}"', f'"{EMBEDDING}"')
-            index.unlink()
-            index.write_text(text, encoding="utf-8")
+        _replace_output_(stand_in, checkpoint)
         yield stand_in
 
 
@@ -80,11 +102,19 @@ def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -
     folder = converter_folder()
     name = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
     with written_aside(output) as aside, _readable_by_converter(checkpoint, aside.parent) as source:
-        command = [sys.executable, known_tokenizer.__file__, str(folder), name, str(source), "--outfile", str(aside)]
-        _run(
-            [*command, "--outtype", out_type or exact_type(checkpoint), "--model-name", source.resolve().name],
-            checkpoint,
-        )
+        keys = json.dumps(_old_keys(checkpoint.config))
+        command = [
+            sys.executable,
+            run_converter.__file__,
+            str(folder),
+            name,
+            keys,
+            str(source),
+            "--outfile",
+            str(aside),
+        ]
+        kind = out_type or exact_type(checkpoint)
+        _run([*command, "--outtype", kind, "--model-name", source.resolve().name], checkpoint)
 
 
 def _run(command: list[str], checkpoint: Checkpoint) -> None:

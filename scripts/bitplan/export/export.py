@@ -41,7 +41,7 @@ def export_plan(
 ) -> dict[str, Any]:
     """Write the plan's GGUF and return its report. Raises `UserError` when the base file lacks a layer that the plan changes."""
     records = plan_tensors(GGUFReader(base), info, plan, unquantized)
-    held = {record.layer for record in records}
+    held = {layer for record in records for layer in record.layers}
     missing = [layer.name for layer in info.quantizable if plan.of(layer.name).quantized and layer.name not in held]
     if missing:
         raise user_error(

@@ -1,7 +1,7 @@
 """Rewriting a full-precision GGUF under a plan: which type each tensor gets, and why, and the bytes by the runtime's quantizer."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bitplan.files import written_aside
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import block_of, encode, fallback
 from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan
 from bitplan.progress import progress
@@ -45,7 +46,11 @@ FILE_TYPES = {
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One tensor of the file: what the plan asked for, what was written, and why they differ ("" where they do not)."""
+    """One tensor of the file: what the plan asked for, what was written, and why they differ ("" where they do not).
+
+    A tensor that holds the experts of a projection stands for several `layers`; `extra_bytes` is what it costs that they all
+    have the type of the most precise one.
+    """
 
     tensor: str
     layer: str
@@ -55,14 +60,19 @@ class TensorRecord:
     params: int
     bytes: int
     why: str
+    layers: tuple[str, ...] = ()
+    extra_bytes: int = 0
 
 
-def layer_names(reader: GGUFReader, info: ModelInfo) -> dict[str, str]:
-    """Return {tensor name in the file: layer name} for every layer of the model that the file holds."""
-    names = architecture_names(reader)
-    found = {f"{mapped}.weight": layer.name for layer in info.layers if (mapped := names.get_name(layer.name))}
-    held = {tensor.name for tensor in reader.tensors}
-    return {tensor: layer for tensor, layer in found.items() if tensor in held}
+def layer_names(reader: GGUFReader, info: ModelInfo) -> dict[str, tuple[str, ...]]:
+    """Return {tensor name in the file: layers that it holds}; several only where experts are stored as one, in their order."""
+    names, held = architecture_names(reader), {tensor.name for tensor in reader.tensors}
+    found: dict[str, tuple[str, ...]] = {}
+    for layer in info.layers:
+        tensor = f"{names.get_name(layer.name) or names.get_name(merged_name(layer.name))}.weight"
+        if tensor in held:
+            found[tensor] = (*found.get(tensor, ()), layer.name)
+    return found
 
 
 def architecture_names(reader: GGUFReader):
@@ -116,28 +126,60 @@ def _bytes_of(shape: Iterable[int], kind: GGMLQuantizationType) -> int:
     return int(np.prod([int(n) for n in shape])) // values * size
 
 
+def _most_precise(asked: Iterable[LayerPlan], formats: Mapping[str, Format]) -> LayerPlan:
+    """Return the plan with most bits per value: what a tensor that several layers share is written in."""
+    return max(asked, key=lambda made: formats[made.wq].bits_per_value(made.group_size))
+
+
+def _asked(plans: Sequence[LayerPlan], field: str) -> str:
+    """Return what the layers of a tensor ask for: one name, or "mxfp4 x 3, mxfp8 x 1"."""
+    counts = Counter(getattr(made, field) for made in plans)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{name} x {n}" for name, n in sorted(counts.items()))
+
+
+def _record(
+    tensor: ReaderTensor,
+    layers: tuple[str, ...],
+    plans: Sequence[LayerPlan],
+    choose: Callable[[LayerPlan], tuple[GGMLQuantizationType, str]],
+    formats: Mapping[str, Format],
+) -> TensorRecord:
+    """Return the record of a tensor that holds the matrices of some layers."""
+    made = _most_precise(plans, formats)
+    kind, why = choose(made)
+    reasons, size = [why] if why else [], _bytes_of(tensor.shape, kind)
+    apart = sum(_bytes_of(tensor.shape, choose(each)[0]) for each in plans) // len(plans)
+    if len({each.wq for each in plans}) > 1:
+        reasons.append(f"experts are stored as one tensor: {made.wq} is the most precise format asked for")
+    inputs = sorted({each.aq for each in plans} - {UNQUANTIZED})
+    if inputs:
+        reasons.append(f"a GGUF cannot hold activation format {', '.join(inputs)}")
+    name = merged_name(layers[0]) if len(layers) > 1 else layers[0]
+    asked, params = (_asked(plans, "wq"), _asked(plans, "aq")), int(np.prod(tensor.shape))
+    return TensorRecord(tensor.name, name, *asked, kind.name, params, size, "; ".join(reasons), layers, size - apart)
+
+
 def plan_tensors(
     reader: GGUFReader, info: ModelInfo, plan: Plan, unquantized: str, formats: Mapping[str, Format] = FORMATS
 ) -> list[TensorRecord]:
     """Return a record for every tensor of the file, in the file's order: the report, before a byte is written."""
     names, protected = layer_names(reader, info), {layer.name for layer in info.layers if layer.protected}
+    sixteen = GGMLQuantizationType[unquantized.upper()]
     records = []
     for tensor in reader.tensors:
-        layer = names.get(tensor.name, "")
-        made = plan.of(layer)
-        kind, why = tensor.tensor_type, "kept as converted"
-        if layer and not tensor.name.endswith(KEPT_AS_CONVERTED):
-            kind, why = choose_type(
-                tensor, made, formats[made.wq], layer in protected, GGMLQuantizationType[unquantized.upper()]
+        layers = names.get(tensor.name, ())
+        if not layers or tensor.name.endswith(KEPT_AS_CONVERTED):
+            shape = (int(np.prod(tensor.shape)), _bytes_of(tensor.shape, tensor.tensor_type))
+            kept = (layers[0], UNQUANTIZED, UNQUANTIZED) if layers else ("", "", "")
+            records.append(
+                TensorRecord(tensor.name, *kept, tensor.tensor_type.name, *shape, "kept as converted", layers)
             )
-        if made.aq != UNQUANTIZED:
-            why = "; ".join(filter(None, (why, f"a GGUF cannot hold activation format {made.aq}")))
-        params, size = int(np.prod(tensor.shape)), _bytes_of(tensor.shape, kind)
-        records.append(
-            TensorRecord(
-                tensor.name, layer, made.wq if layer else "", made.aq if layer else "", kind.name, params, size, why
-            )
-        )
+            continue
+
+        def choose(made: LayerPlan, tensor=tensor, layers=layers) -> tuple[GGMLQuantizationType, str]:
+            return choose_type(tensor, made, formats[made.wq], layers[0] in protected, sixteen)
+
+        records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
     return records
 
 
@@ -162,11 +204,29 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, 
         writer.add_key_value(key, value, GGUFValueType.UINT32)
 
 
-def _data(tensor: ReaderTensor, kind: GGMLQuantizationType, importance: np.ndarray | None, threads: int) -> np.ndarray:
-    """Return a tensor's bytes in a type; the matrices of a 3-D tensor (experts) are quantized one by one."""
+def _encoded(
+    values: np.ndarray, kind: GGMLQuantizationType, importance: Sequence[np.ndarray | None], threads: int
+) -> np.ndarray:
+    """Return a matrix in a type, or the matrices of a 3-D tensor (experts), each with its own importance.
+
+    An expert that no calibration token reached has no importance: it is quantized as without.
+    """
+    weights = [w if w is not None and w.any() else None for w in importance]
+    if values.ndim == 2:
+        return encode(values, kind, weights[0] if weights else None, threads)
+    each = weights if len(weights) == len(values) else [None] * len(values)
+    return np.stack([encode(matrix, kind, w, threads) for matrix, w in zip(values, each, strict=True)])
+
+
+def _data(
+    tensor: ReaderTensor, kind: GGMLQuantizationType, importance: Sequence[np.ndarray | None], threads: int
+) -> np.ndarray:
+    """Return a tensor's bytes in a type. Raises `UserError` when it holds NaN or infinity."""
     if kind is tensor.tensor_type:
         return tensor.data
     values = dequantize(tensor.data, tensor.tensor_type)
+    if not np.isfinite(values.sum(dtype=np.float32)):
+        raise user_error(f"tensor {tensor.name}", "holds NaN or infinity", "Get a sound checkpoint")
     if kind is GGMLQuantizationType.F16:
         return values.astype(np.float16)
     if kind is GGMLQuantizationType.F32:
@@ -175,9 +235,7 @@ def _data(tensor: ReaderTensor, kind: GGMLQuantizationType, importance: np.ndarr
         from gguf import quantize
 
         return quantize(values, kind)
-    if values.ndim == 3:
-        return np.stack([encode(matrix, kind, importance, threads) for matrix in values])
-    return encode(values, kind, importance, threads)
+    return _encoded(values, kind, importance, threads)
 
 
 def rewrite(
@@ -208,7 +266,8 @@ def rewrite(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
-            data = _data(tensor, GGMLQuantizationType[record.written], importance.get(record.layer), threads)
+            columns = [importance.get(layer) for layer in record.layers]
+            data = _data(tensor, GGMLQuantizationType[record.written], columns, threads)
             writer.write_tensor_data(np.ascontiguousarray(data))
         writer.close()
         check_written(aside, records, output)
@@ -226,6 +285,18 @@ def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | Non
         )
 
 
+def _agreement(records: Iterable[TensorRecord], info: ModelInfo) -> dict[str, Any]:
+    """Return how many tensors hold experts of unlike formats, and what making these agree cost."""
+    mixed = [record for record in records if record.extra_bytes]
+    extra = sum(record.extra_bytes for record in mixed)
+    return {"tensors": len(mixed), "extra_bytes": extra, "extra_avg_bits": 8 * extra / info.parameters}
+
+
+def _shown(record: TensorRecord) -> dict[str, Any]:
+    """Return a record for the report, in which `layers` is a number: how many the tensor holds."""
+    return {**asdict(record), "layers": len(record.layers)}
+
+
 def report(records: list[TensorRecord], path: Path, info: ModelInfo) -> dict[str, Any]:
     """Return the content of gguf.json: every tensor, the file's size and its average bits over all parameters."""
     size = path.stat().st_size
@@ -236,5 +307,6 @@ def report(records: list[TensorRecord], path: Path, info: ModelInfo) -> dict[str
         "parameters": info.parameters,
         "types": dict(types),
         "differences": sum(1 for record in records if record.why and record.layer),
-        "tensors": [asdict(record) for record in records],
+        "experts_made_to_agree": _agreement(records, info),
+        "tensors": [_shown(record) for record in records],
     }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bitplan.errors import user_error
 from bitplan.files import read_json
+from bitplan.models.families import BUFFERS
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +101,9 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor by name, in the files' order."""
-        return {name: info for file in _weight_files(self.folder) for name, info in _header(file).items()}
+        """Every parameter by name, in the files' order; masks and constants that old checkpoints store are left out."""
+        held = (item for file in _weight_files(self.folder) for item in _header(file).items())
+        return {name: info for name, info in held if not BUFFERS.search(name)}
 
     @property
     def tied(self) -> bool:

@@ -1,29 +1,43 @@
 """What differs between model families: where the blocks are, what a layer is for, which layers a runtime fuses."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 # A layer's category is the first entry whose pattern matches the end of its name.
 CATEGORIES: tuple[tuple[str, str], ...] = (
     (r"(lm_head|embed_out)$", "lm_head"),
-    (r"(embed_tokens|embed_positions|embed_in|wte|wpe)$", "embedding"),
+    (r"(embed_tokens|embed_positions|embed_in|wte|wpe|word_embeddings)$", "embedding"),
     (r"(mlp|block_sparse_moe|feed_forward)\.(gate|router|shared_expert_gate)$", "router"),
+    (r"(router\.layer)$", "router"),
     (r"experts\.\d+\.(gate_proj|w1)$", "expert_gate"),
     (r"experts\.\d+\.(up_proj|w3)$", "expert_up"),
     (r"experts\.\d+\.(down_proj|w2)$", "expert_down"),
     (r"(q_proj)$", "attn_q"),
     (r"(k_proj)$", "attn_k"),
     (r"(v_proj)$", "attn_v"),
-    (r"(query_key_value|c_attn|qkv_proj)$", "attn_qkv"),
-    (r"(o_proj|out_proj|attention\.dense|attn\.c_proj)$", "attn_o"),
+    (r"(query_key_value|c_attn|qkv_proj|Wqkv)$", "attn_qkv"),
+    (r"(o_proj|out_proj|\w*(attn|attention)\.(dense|c_proj))$", "attn_o"),
     (r"(gate_proj)$", "mlp_gate"),
-    (r"(up_proj|fc1|c_fc|dense_h_to_4h|gate_up_proj)$", "mlp_up"),
+    (r"(gate_up_proj)$", "mlp_gate_up"),
+    (r"(up_proj|fc1|c_fc|dense_h_to_4h)$", "mlp_up"),
     (r"(down_proj|fc2|mlp\.c_proj|dense_4h_to_h)$", "mlp_down"),
 )
 PROTECTED_CATEGORIES = frozenset({"lm_head", "embedding", "router"})
 KINDS = {"expert": "expert", "attn": "attention"}
 # Layers of one block that read the same input, and that runtimes store as one matrix.
 FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "mlp_gate": "gate_up", "mlp_up": "gate_up"}
+# Values that old checkpoints store beside the parameters: masks, constants, rotary frequencies. transformers makes them anew.
+BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
+# transformers 5 renames some tensors as it loads a checkpoint: (end of its name, end of the stored one).
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"\.mlp\.experts\.(\d+)\.gate_proj\.weight$", r".block_sparse_moe.experts.\1.w1.weight"),
+    (r"\.mlp\.experts\.(\d+)\.down_proj\.weight$", r".block_sparse_moe.experts.\1.w2.weight"),
+    (r"\.mlp\.experts\.(\d+)\.up_proj\.weight$", r".block_sparse_moe.experts.\1.w3.weight"),
+    (r"\.mlp\.(gate|router)\.weight$", r".block_sparse_moe.gate.weight"),
+)
+TOKEN_TABLE = re.compile(r"(embed_tokens|wte|embed_in|word_embeddings)$")
+EXPERT = re.compile(r"^(?P<before>.*\.experts)\.(?P<number>\d+)\.(?P<projection>[^.]+)$")
 BLOCK = re.compile(r"^(?P<prefix>(?:.*\.)?(?:layers|h|blocks))\.(?P<index>\d+)\.")
 
 
@@ -33,6 +47,20 @@ class Place:
 
     prefix: str
     index: int
+
+
+def stored_names(name: str) -> Iterator[str]:
+    """Yield the names under which a checkpoint may store the parameter that transformers calls `name`, its own first."""
+    yield name
+    for pattern, stored in RENAMED:
+        if re.search(pattern, name):
+            yield re.sub(pattern, stored, name)
+
+
+def merged_name(layer: str) -> str:
+    """Return the name under which a runtime merges the experts of a projection: the layer's without the expert's number."""
+    found = EXPERT.match(layer)
+    return f"{found['before']}.{found['projection']}" if found else layer
 
 
 def category_of(layer: str) -> str:
@@ -52,6 +80,11 @@ def place_of(name: str) -> Place:
 
 
 def fusion_group_of(layer: str, category: str) -> str:
-    """Return the name of the layer's fusion group, e.g. "model.layers.0.qkv"; "" when it stands alone."""
+    """Return the name of the layer's fusion group, e.g. "model.layers.0.qkv"; "" when it stands alone.
+
+    The experts of one projection are a group: a runtime stores them as one tensor.
+    """
+    if kind_of(category) == "expert":
+        return merged_name(layer)
     place, fused = place_of(layer), FUSED.get(category)
     return f"{place.prefix}.{place.index}.{fused}" if fused and place.index >= 0 else ""

@@ -9,10 +9,11 @@ from typing import Any
 from bitplan.errors import user_error
 from bitplan.files import read_json
 from bitplan.models.checkpoint import FLOATS, Checkpoint, TensorInfo
-from bitplan.models.families import PROTECTED_CATEGORIES, category_of, fusion_group_of, kind_of, place_of
+from bitplan.models.families import PROTECTED_CATEGORIES, TOKEN_TABLE, category_of, fusion_group_of, kind_of, place_of
 
 # GPT-2 keeps these matrices as Conv1D: (in, out).
-TRANSPOSED = {"gpt2": re.compile(r"\.(c_attn|c_proj|c_fc)$")}
+CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)$")
+TRANSPOSED = {"gpt2": CONV1D, "openai-gpt": CONV1D}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
 def _with_tied_output(layers: Sequence[Layer]) -> list[Layer]:
     """Return `layers` with both names of a tied matrix, whichever of the two the checkpoint stores."""
     rest = [layer for layer in layers if layer.category != "lm_head"]
-    table = next((layer for layer in rest if re.search(r"(embed_tokens|wte|embed_in)$", layer.name)), None)
+    table = next((layer for layer in rest if TOKEN_TABLE.search(layer.name)), None)
     output = next((layer for layer in layers if layer.category == "lm_head"), None)
     stored = table or output
     if stored is None:
@@ -122,11 +123,13 @@ def _with_tied_output(layers: Sequence[Layer]) -> list[Layer]:
 def output_tensor_name(checkpoint: Checkpoint) -> str:
     """Return the name under which a checkpoint stores the output matrix: its own, or the embedding's when they are tied."""
     own = [name for name in checkpoint.tensors if category_of(name.removesuffix(".weight")) == "lm_head"]
-    tables = [name for name in checkpoint.tensors if re.search(r"(embed_tokens|wte|embed_in)\.weight$", name)]
+    tables = [name for name in checkpoint.tensors if TOKEN_TABLE.search(name.removesuffix(".weight"))]
     candidates = (tables + own) if checkpoint.tied else (own + tables)
     if not candidates:
         raise user_error(
-            checkpoint.folder, "has neither an output matrix nor an embedding", "Looked for lm_head and embed_tokens"
+            checkpoint.folder,
+            "has neither an output matrix nor an embedding",
+            "Looked for lm_head, embed_out, embed_tokens, embed_in, wte and word_embeddings",
         )
     return candidates[0]
 
@@ -140,9 +143,26 @@ def count_parameters(checkpoint: Checkpoint) -> int:
     return sum(counted.values())
 
 
+def _check_supported(checkpoint: Checkpoint) -> None:
+    """Raise `UserError` for checkpoints whose matrices are not there as plain ones."""
+    method = (checkpoint.config.get("quantization_config") or {}).get("quant_method")
+    if method is not None:
+        raise user_error(checkpoint.folder, f"is quantized already ({method})", "Give the full-precision checkpoint")
+    stacked = [
+        n for n, t in checkpoint.tensors.items() if len(t.shape) == 3 and place_of(n).index >= 0 and t.shape[0] > 1
+    ]
+    experts = [name for name in stacked if re.search(r"experts|_linear", name)]
+    if experts:
+        what = f"stores the experts of a projection in one tensor ({experts[0]})"
+        raise user_error(
+            checkpoint.folder, what, "Families that store every expert by itself are supported: docs/families.md"
+        )
+
+
 def describe(checkpoint: Checkpoint) -> ModelInfo:
     """Return what later steps need to know of a checkpoint. Raises `UserError` when it has no layer that can be quantized."""
     config = checkpoint.config
+    _check_supported(checkpoint)
     info = ModelInfo(
         str(checkpoint.folder),
         checkpoint.fingerprint(),
@@ -153,7 +173,9 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
     )
     if not info.quantizable:
         raise user_error(
-            checkpoint.folder, "has no weight matrix inside decoder blocks", "Looked for 2-D `*.layers.N.*.weight`"
+            checkpoint.folder,
+            "has no weight matrix inside decoder blocks",
+            "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight",
         )
     return info
 

@@ -7,6 +7,7 @@ Memory: one block, the rows of the embedding that the text uses, the final norm,
 """
 
 import ctypes
+import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from bitplan.errors import user_error
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.experts import separate_experts_
+from bitplan.models.families import stored_names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
@@ -48,12 +51,17 @@ def _is_layer(module: nn.Module) -> bool:
     return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
 
 
-def _slice(value: object, start: int, stop: int, sequences: int) -> object:
-    """Return the part of a block's argument that belongs to some of the sequences; what has no batch dimension stays whole."""
+def _slice(value: object, start: int, stop: int, sequences: int, heads: int) -> object:
+    """Return the part of a block's argument that belongs to some of the sequences; what has no batch dimension stays whole.
+
+    ALiBi biases have a row for each head of each sequence: (sequences x heads, 1, length).
+    """
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == sequences:
         return value[start:stop]
+    if isinstance(value, Tensor) and value.dim() == 3 and value.shape[0] == sequences * heads:
+        return value[start * heads : stop * heads]
     if isinstance(value, tuple):
-        return tuple(_slice(item, start, stop, sequences) for item in value)
+        return tuple(_slice(item, start, stop, sequences, heads) for item in value)
     return value
 
 
@@ -78,9 +86,10 @@ class StreamedModel:
     def stored_name(self, name: str) -> str | None:
         """Return the checkpoint's name of a parameter of the module; None where it is tied to another or absent."""
         prefix = f"{self.module.base_model_prefix}."
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in self.checkpoint.tensors:
-                return candidate
+        for called in stored_names(name):
+            for candidate in (called, called.removeprefix(prefix), prefix + called):
+                if candidate in self.checkpoint.tensors:
+                    return candidate
         return None
 
     @property
@@ -103,8 +112,9 @@ class StreamedModel:
         for index, block in enumerate(self.blocks):
             block.forward = partial(self._visit_block, index, block, visit)
         try:
-            positions = torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)
-            output = self.module.base_model(input_ids=tokens.to(self.device), position_ids=positions, use_cache=False)
+            output = self.module.base_model(
+                input_ids=tokens.to(self.device), use_cache=False, **self._positions(tokens)
+            )
         finally:
             hook.remove()
             table.weight = nn.Parameter(torch.empty_like(table.weight, device="meta"), requires_grad=False)
@@ -112,38 +122,49 @@ class StreamedModel:
                 block.__dict__.pop("forward", None)
         return output.last_hidden_state
 
+    def _positions(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Return 0, 1, 2 ... as the argument of families that take positions; those with ALiBi have none."""
+        if "position_ids" not in inspect.signature(self.module.base_model.forward).parameters:
+            return {}
+        return {"position_ids": torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)}
+
     def _parameter(self, tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor.to(device=self.device, dtype=self.dtype), requires_grad=False)
 
     def _visit_block(
         self, index: int, module: nn.Module, visit: Visit, hidden: Tensor, *args: object, **kwargs: object
-    ) -> Tensor:
+    ) -> Tensor | tuple:
         name = f"{self.block_list}.{index}"
         self.load_(name, module)
         layers = {
             self._layer_name(f"{name}.{inner}"): part for inner, part in module.named_modules() if _is_layer(part)
         }
         block = Block(index, name, module, layers)
+        beside: list[int] = []
         try:
-            return visit(block, hidden, partial(self._in_batches, module, args, kwargs))
+            made = visit(block, hidden, partial(self._in_batches, module, args, kwargs, beside))
+            return (made, *[None] * beside[0]) if beside else made
         finally:
             self.drop_(module)
 
     def _layer_name(self, name: str) -> str:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
 
-    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
+    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, beside: list[int], hidden: Tensor) -> Tensor:
+        """Return the block's hidden states; note in `beside` how many values a family's block returns beside them."""
         sequences, length = hidden.shape[:2]
         step = max(1, self.tokens_per_batch // length)
         self.block_forwards += 1
         self.tokens_forwarded += sequences * length
         outputs = torch.empty_like(hidden)
+        heads = getattr(self.module.config, "num_attention_heads", 1)
         for start in range(0, sequences, step):
             stop = min(start + step, sequences)
-            some = {key: _slice(value, start, stop, sequences) for key, value in kwargs.items()}
-            rest = [_slice(value, start, stop, sequences) for value in args]
+            some = {key: _slice(value, start, stop, sequences, heads) for key, value in kwargs.items()}
+            rest = [_slice(value, start, stop, sequences, heads) for value in args]
             output = type(module).forward(module, hidden[start:stop], *rest, **some)
             outputs[start:stop] = output[0] if isinstance(output, tuple) else output
+            beside[:] = [len(output) - 1] if isinstance(output, tuple) else []
         return outputs
 
     def load_(self, prefix: str, module: nn.Module) -> None:
@@ -155,6 +176,7 @@ class StreamedModel:
                 self.checkpoint.folder, f"lacks the tensor {absent[0]}", "Check that config.json belongs to the weights"
             )
         tensors = self.checkpoint.read(stored.values(), self.dtype)
+        check_finite(tensors, self.checkpoint.folder)
         for inner, name in stored.items():
             owner, _, leaf = inner.rpartition(".")
             place = module.get_submodule(owner)
@@ -172,6 +194,18 @@ class StreamedModel:
         return_free_memory()
 
 
+def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
+    """Raise `UserError` naming a tensor that holds NaN or infinity. A sum is not finite as soon as one value is not."""
+    broken = [name for name, values in tensors.items() if not values.sum(dtype=torch.float32).isfinite()]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise user_error(
+            source,
+            f"tensor {broken[0]}{more} holds NaN or infinity",
+            "Get a sound checkpoint; such weights cannot be measured",
+        )
+
+
 def return_free_memory() -> None:
     """Give freed memory back to the system where the allocator is glibc's, which otherwise keeps most of a block."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
@@ -179,14 +213,39 @@ def return_free_memory() -> None:
         trim(0)
 
 
-def _find_blocks(module: nn.Module, count: int) -> str:
+def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
+    """Return the checkpoint's model as transformers builds it, all parameters on the meta device, experts apart.
+
+    Code that a checkpoint brings along is never run. Raises `UserError` for a family that transformers does not know.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = checkpoint.config.get("model_type", "no model_type")
+        first = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        raise user_error(
+            checkpoint.folder / "config.json",
+            f"does not describe a causal language model that transformers builds ({kind}): {first}",
+            "docs/families.md lists the families",
+        ) from None
+    separate_experts_(module)
+    return module
+
+
+def find_blocks(module: nn.Module) -> str:
+    """Return the name of the list of decoder blocks. Raises `UserError` saying what was looked for."""
+    count = getattr(module.config, "num_hidden_layers", None)
     lists = {
         name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count
     }
-    if not lists:
-        raise user_error(
-            type(module).__name__, f"has no list of {count} decoder blocks", "This family is not supported"
-        )
+    if not lists or not count:
+        what = f"has no list of {count or 'num_hidden_layers'} decoder blocks among its modules"
+        raise user_error(type(module).__name__, what, "This family cannot be walked block by block: docs/families.md")
     return min(lists, key=len)
 
 
@@ -204,19 +263,14 @@ def pick_device(name: str) -> torch.device:
 
 def open_model(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "cpu") -> StreamedModel:
     """Return a model whose blocks are still without weights; what stands outside the blocks, but embedding and output, is loaded."""
-    from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     place = pick_device(device)
-    config = AutoConfig.from_pretrained(checkpoint.folder)
-    with init_empty_weights(include_buffers=False):
-        module = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype]).eval()
+    module = _without_weights(checkpoint, DTYPES[dtype])
     for name, buffer in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, buffer.to(place))
     # The table is cut down to the tokens in use, so an index into the whole one means nothing.
     module.get_input_embeddings().padding_idx = None
-    model = StreamedModel(checkpoint, module, DTYPES[dtype], place, _find_blocks(module, config.num_hidden_layers))
+    model = StreamedModel(checkpoint, module, DTYPES[dtype], place, find_blocks(module))
     outside = (module.get_input_embeddings(), module.get_output_embeddings())
     for name, part in module.named_modules():
         inside = f"{name}.".startswith(f"{model.block_list}.")

@@ -60,6 +60,9 @@ def measure_layers(
     rows: dict[str, dict[str, Any]] = {}
     inputs: dict[str, InputStatistics] = {}
     hidden = model.run(tokens, _measuring(layers, rows, inputs))
+    # An expert that the router never chose has seen no token.
+    for name, layer in layers.items():
+        inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))
     return [{**rows[name], **_input_row(inputs[name])} for name in layers], inputs, hidden
 
 

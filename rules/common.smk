@@ -9,7 +9,8 @@ from snakemake.exceptions import WorkflowError
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from bitplan.errors import UserError
+from bitplan.errors import Problem, UserError
+from bitplan.models.hub import looks_like_id
 from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
 from bitplan.versions import code_versions
 
@@ -18,12 +19,26 @@ GIB_MB = 1024
 STARTED = time.time()
 
 
+def check_revisions(settings):
+    """Raise `UserError` for a revision of a model that is a folder here."""
+    what = "is for a model on the model hub, and its path is a folder here"
+    folders = [
+        name
+        for name, model in settings.models.items()
+        if model.revision is not None and Path(model.path).exists()
+    ]
+    if folders:
+        raise UserError(Problem(f"models.{name}.revision", what) for name in folders)
+
+
 def checked_settings():
     """Return the validated settings; every problem is one line, and none is a traceback."""
     try:
         for path in workflow.configfiles:
             check_duplicate_keys(Path(path))
-        return parse_settings(config)
+        settings = parse_settings(config)
+        check_revisions(settings)
+        return settings
     except UserError as error:
         raise WorkflowError("\n".join(f"{problem}" for problem in error.problems))
 
@@ -97,9 +112,24 @@ def speed_flags(wildcards):
     return cli_flags(SETTINGS.speed.model_dump())
 
 
+def from_hub(name):
+    """Return whether a model is fetched from the model hub. A path that exists always wins."""
+    path = SETTINGS.models[name].path
+    return looks_like_id(path) and not Path(path).exists()
+
+
+def model_folder(wildcards):
+    """Return the folder of a checkpoint: the user's, or the one that the rule `download` fills."""
+    if from_hub(wildcards.model):
+        return f"results/{wildcards.model}/checkpoint"
+    return SETTINGS.models[wildcards.model].path
+
+
 def model_files(wildcards):
-    """Return the files of a checkpoint that decide what it computes."""
-    folder = Path(SETTINGS.models[wildcards.model].path)
+    """Return the files of a checkpoint that decide what it computes, or the record of its download."""
+    if from_hub(wildcards.model):
+        return [f"results/{wildcards.model}/download.json"]
+    folder = Path(model_folder(wildcards))
     found = [
         *folder.glob("*.safetensors"),
         *folder.glob("*.json"),
@@ -108,8 +138,9 @@ def model_files(wildcards):
     return sorted(str(path) for path in found) or [str(folder / "config.json")]
 
 
-def model_folder(wildcards):
-    return SETTINGS.models[wildcards.model].path
+def download_flags(wildcards):
+    model = SETTINGS.models[wildcards.model]
+    return cli_flags({"model": model.path, "revision": model.revision})
 
 
 def calibration_text(wildcards):
@@ -192,7 +223,7 @@ def gpus(wildcards):
 
 def model_mem_mb(wildcards, attempt):
     """Return memory for a walk: imports and logits, and a share of the weights for the largest block; grows when retried."""
-    folder = Path(SETTINGS.models[wildcards.model].path)
+    folder = Path(model_folder(wildcards))
     weights_mb = (
         sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     )
@@ -201,7 +232,7 @@ def model_mem_mb(wildcards, attempt):
 
 def search_mem_mb(wildcards, attempt):
     """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most."""
-    folder = Path(SETTINGS.models[wildcards.model].path)
+    folder = Path(model_folder(wildcards))
     weights_mb = (
         sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     )

@@ -1,3 +1,21 @@
+# The checkpoint is no output: a download that breaks off keeps what has come, and goes on from there.
+rule download:
+    output:
+        record="results/{model}/download.json",
+    log:
+        "logs/{model}/download.log",
+    localrule: True
+    conda:
+        "../envs/torch.yaml"
+    params:
+        *code("download_model.py"),
+        script=script("download_model.py"),
+        flags=download_flags,
+        folder=model_folder,
+    shell:
+        "python {params.script:q} {params.flags} --output {params.folder:q} --record {output.record} > {log} 2>&1"
+
+
 rule model:
     input:
         model_files,

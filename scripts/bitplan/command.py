@@ -1,6 +1,7 @@
 """What every command shares: typed flags, logging to stderr, errors as one line each and an exit code."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -58,8 +59,10 @@ def add_window_flags(made: argparse.ArgumentParser, length: int = 512, sequences
 
 
 def add_model_flag(made: argparse.ArgumentParser) -> None:
-    """Add --model."""
-    made.add_argument("--model", type=Path, required=True, help="folder of a checkpoint, or the model.json of one")
+    """Add --model and --revision."""
+    told = "folder of a checkpoint, the model.json of one, or an id on the model hub (organization/name)"
+    made.add_argument("--model", type=Path, required=True, help=told)
+    made.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
 
 
 def _configure_logging(verbose: bool) -> None:
@@ -67,8 +70,18 @@ def _configure_logging(verbose: bool) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
-    for noisy in ("transformers", "httpx", "filelock", "urllib3", "matplotlib", "gguf"):
+    for noisy in ("transformers", "httpx", "httpx2", "httpcore2", "filelock", "urllib3", "matplotlib", "gguf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _fetch_model(args: argparse.Namespace) -> None:
+    """Put the folder of a model of the hub in the place of its id. A path that exists always wins. Raises `UserError`."""
+    model, revision = getattr(args, "model", None), getattr(args, "revision", None)
+    if not isinstance(model, Path) or (model.exists() and revision is None):
+        return
+    # No import statement: how a model is fetched is behind no result, and a change there is to rerun none.
+    hub = importlib.import_module("bitplan.models.hub")
+    args.model = hub.located(model, revision)
 
 
 def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
@@ -77,6 +90,7 @@ def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None
     _configure_logging(args.verbose)
     os.environ.update({**ENVIRONMENT, **os.environ})
     try:
+        _fetch_model(args)
         main(args)
     except UserError as error:
         for problem in error.problems[:3]:

@@ -24,7 +24,8 @@ class Section(BaseModel):
 class ModelSettings(Section):
     """A model and its texts."""
 
-    path: str = Field(description="folder of the checkpoint")
+    path: str = Field(description="folder of the checkpoint, or an id on the model hub")
+    revision: str | None = Field(None, description="revision on the model hub: branch, tag or commit")
     calibration: str = Field(description="text on which statistics are taken and searches run")
     evaluation: str = Field(description="held-out text on which plans are compared")
 

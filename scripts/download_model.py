@@ -1,0 +1,32 @@
+"""Fetch a model from a model hub into a folder: safetensors, settings and tokenizer, every file checked by size and hash."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import parser, run
+
+
+def main(args) -> None:
+    from bitplan.files import write_json
+    from bitplan.models.hub import RECORD, download
+    from bitplan.provenance import write_provenance
+
+    started = time.monotonic()
+    source = download(args.id, args.revision, args.output)
+    if args.record:
+        write_json(args.record, source.to_json())
+    write_provenance(args.record or args.output / RECORD, started)
+    fetched = len(source.transferred)
+    print(
+        f"{source.id} at {source.commit[:12]}: {len(source.files)} files, {source.size / 1e6:,.1f} MB, checked in {args.output};"
+        f" {fetched} fetched, {len(source.files) - fetched} were there"
+    )
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    flags.add_argument("--model", dest="id", metavar="ID", required=True, help="id on the model hub: organization/name")
+    flags.add_argument("--revision", help="branch, tag or commit; the hub's main branch by default")
+    flags.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the model")
+    flags.add_argument("--record", type=Path, help="JSON to write: commit, and every file with its size and hash")
+    run(flags, main)

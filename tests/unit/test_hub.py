@@ -1,0 +1,503 @@
+"""Models of a hub, against a stand-in on loopback: what is fetched, what breaks, what is refused, what the user reads."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bitplan.errors import UserError
+from bitplan.models import hub as library
+from bitplan.models import transfer
+from tests.conftest import ROOT, SCRIPTS
+from tests.hub_stand_in import Fault, Hub, serving
+from tests.workflow.conftest import copy_workflow
+
+TOKEN = "hf_aVerySecretToken"
+WEIGHTS = "model.safetensors"
+FETCHED = ["config.json", WEIGHTS, "tokenizer.json", "tokenizer.model"]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Hub:
+    """A stand-in that the library takes for the hub; pauses are short, and the cache and the login are the test's own."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    source = tmp_path / "source"
+    (source / "onnx").mkdir(parents=True)
+    (source / WEIGHTS).write_bytes(os.urandom(300_000))
+    (source / "tokenizer.model").write_bytes(os.urandom(30_000))
+    (source / "config.json").write_text('{"model_type": "llama"}')
+    (source / "tokenizer.json").write_text('{"version": "1.0"}')
+    for unwanted in ("pytorch_model.bin", "modeling.py", "flax_model.msgpack", "README.md", "consolidated.safetensors"):
+        (source / unwanted).write_bytes(b"unwanted")
+    (source / "onnx" / WEIGHTS).write_bytes(b"unwanted")
+    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("BITPLAN_HUB_PAUSE", "0.01")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    huggingface_hub.close_session()
+    with serving(source) as served:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", served.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        yield served
+    huggingface_hub.close_session()
+
+
+def environment(served: Hub, tmp_path: Path, **more: str) -> dict[str, str]:
+    """The environment in which a command takes the stand-in for the hub."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    own = {"HF_ENDPOINT": served.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+    return {**kept, **own, "BITPLAN_HUB_PAUSE": "0.01", **more}
+
+
+def run(name: str, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
+
+
+def visible(folder: Path) -> list[str]:
+    """What a reader of the folder could take for a file of a model."""
+    return sorted(path.name for path in folder.glob("*") if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def assert_whole(folder: Path, served: Hub) -> None:
+    assert visible(folder) == FETCHED
+    assert all((folder / name).read_bytes() == served.files[name] for name in FETCHED)
+    assert not list(folder.glob(".*.part"))
+
+
+def holds(folder: Path, text: str) -> list[Path]:
+    """The files below a folder that hold a text."""
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_id"),
+    [
+        ("org/name", True),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", True),
+        ("o/n_", True),
+        ("name", False),
+        ("a/b/c", False),
+        ("/org/name", False),
+        ("org/", False),
+        ("../name", False),
+        ("org/.name", False),
+        ("org/name-", False),
+        ("org/na--me", False),
+        ("org/na..me", False),
+        ("org/name.git", False),
+        ("org/na me", False),
+        ("org/größe", False),
+        ("org/" + "n" * 97, False),
+        ("results/model.json", False),
+    ],
+)
+def test_an_id_has_the_form_that_the_hub_asks_for(text, is_id):
+    assert library.looks_like_id(text) is is_id
+
+
+def test_a_download_is_the_source_byte_for_byte_and_its_record_says_what_it_is(hub, tmp_path):
+    env = environment(hub, tmp_path)
+    asked = ("--model", hub.id, "--revision", "v1", "--output", tmp_path / "out", "--record", tmp_path / "r.json")
+    made = run("download_model.py", *asked, env=env)
+    assert made.returncode == 0, made.stderr
+    assert_whole(tmp_path / "out", hub)
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert (record["id"], record["revision"], record["commit"]) == (hub.id, "v1", hub.commit)
+    assert [file["name"] for file in record["files"]] == FETCHED
+    assert {"sha256", "blob_id"} == {key for file in record["files"] for key in file} - {"name", "size"}
+    assert (tmp_path / "r.json.meta.json").is_file() and "4 files, 0.3 MB" in made.stdout
+
+
+def test_only_files_that_a_checkpoint_is_read_from_are_asked_for(hub, tmp_path):
+    library.download(hub.id, None, tmp_path / "out")
+    got = {one.path.rpartition("/")[2] for one in hub.asked if "/resolve/" in one.path}
+    assert got == set(FETCHED) and len(hub.of(WEIGHTS)) == 1
+
+
+def test_a_second_download_checks_every_file_and_transfers_nothing(hub, tmp_path):
+    library.download(hub.id, None, tmp_path / "out")
+    hub.asked.clear()
+    assert library.download(hub.id, None, tmp_path / "out").transferred == ()
+    assert not [one for one in hub.asked if "/resolve/" in one.path]
+
+
+def test_a_file_that_was_damaged_on_disk_is_found_and_fetched_again(hub, tmp_path):
+    library.download(hub.id, None, tmp_path / "out")
+    damaged = bytearray((tmp_path / "out" / WEIGHTS).read_bytes())
+    damaged[1000] ^= 1
+    (tmp_path / "out" / WEIGHTS).write_bytes(damaged)
+    assert library.download(hub.id, None, tmp_path / "out").transferred == (WEIGHTS,)
+    assert_whole(tmp_path / "out", hub)
+
+
+@pytest.mark.parametrize("how", ["drop", "reset", "truncate"])
+def test_a_broken_transfer_goes_on_where_it_stopped(hub, tmp_path, how):
+    hub.faults = [Fault(how, WEIGHTS, times=2, at=100_000)]
+    library.download(hub.id, None, tmp_path / "out")
+    assert_whole(tmp_path / "out", hub)
+    ranges = [one.headers.get("range") for one in hub.of(WEIGHTS)]
+    assert ranges == [None, "bytes=100000-", "bytes=200000-"]
+    assert sum(sum(one.sent) for one in hub.of(WEIGHTS)) == 300_000
+
+
+def test_a_hub_that_cannot_continue_a_file_gives_it_from_the_start(hub, tmp_path):
+    hub.ignores_range = True
+    hub.faults = [Fault("drop", WEIGHTS, times=1, at=100_000)]
+    library.download(hub.id, None, tmp_path / "out")
+    assert_whole(tmp_path / "out", hub)
+
+
+@pytest.mark.parametrize("how", ["corrupt", "long"])
+def test_a_damaged_file_is_fetched_anew(hub, tmp_path, how):
+    hub.faults = [Fault(how, WEIGHTS, times=1)]
+    library.download(hub.id, None, tmp_path / "out")
+    assert_whole(tmp_path / "out", hub)
+    assert [one.headers.get("range") for one in hub.of(WEIGHTS)] == [None, None]
+
+
+@pytest.mark.parametrize(("name", "how"), [(WEIGHTS, "corrupt"), ("tokenizer.json", "corrupt"), (WEIGHTS, "long")])
+def test_a_file_that_stays_damaged_is_refused_and_nothing_looks_like_it(hub, tmp_path, name, how):
+    hub.faults = [Fault(how, name)]
+    with pytest.raises(UserError, match=f"{name}: came 3 times with another content"):
+        library.download(hub.id, None, tmp_path / "out")
+    assert name not in visible(tmp_path / "out") and not list((tmp_path / "out").glob(f".{name}*.part"))
+
+
+def test_a_file_that_stays_too_short_is_refused_after_a_bounded_number_of_tries(hub, tmp_path):
+    hub.faults = [Fault("drop", WEIGHTS, at=0)]
+    with pytest.raises(UserError, match="cannot be reached"):
+        library.download(hub.id, None, tmp_path / "out")
+    assert WEIGHTS not in visible(tmp_path / "out") and len(hub.of(WEIGHTS)) == transfer.TRIES
+
+
+def test_a_download_that_was_killed_ends_whole_and_does_not_begin_again(hub, tmp_path):
+    env, out = environment(hub, tmp_path), tmp_path / "out"
+    hub.faults = [Fault("stall", WEIGHTS, times=1, at=200_000)]
+    line = [sys.executable, str(SCRIPTS / "download_model.py"), "--model", hub.id, "--output", str(out)]
+    process = subprocess.Popen(line, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 20
+    while time.monotonic() < until and not any(part.stat().st_size > 100_000 for part in out.glob(f".{WEIGHTS}*.part")):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert WEIGHTS not in visible(out)
+    made = run("download_model.py", "--model", hub.id, "--output", out, env=env)
+    assert made.returncode == 0, made.stderr
+    assert_whole(out, hub)
+    begun = int(hub.of(WEIGHTS)[1].headers["range"].removeprefix("bytes=").rstrip("-"))
+    assert begun > 100_000 and hub.of(WEIGHTS)[1].sent == [300_000 - begun]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429])
+def test_an_error_that_passes_is_waited_for(hub, tmp_path, status):
+    hub.faults = [Fault("status", status=status, times=2), Fault("status", WEIGHTS, status=status, times=2)]
+    library.download(hub.id, None, tmp_path / "out")
+    assert_whole(tmp_path / "out", hub)
+
+
+def test_pauses_grow(monkeypatch):
+    slept, tries = [], iter(range(9))
+    monkeypatch.setenv("BITPLAN_HUB_PAUSE", "2")
+    monkeypatch.setattr(transfer.time, "sleep", slept.append)
+
+    def action() -> str:
+        import httpx2
+
+        if next(tries) < 4:
+            raise httpx2.ConnectError("no")
+        return "done"
+
+    assert transfer.retried(action, 6) == "done" and slept == [2, 4, 8, 16]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [({"Retry-After": "7"}, 7), ({"ratelimit": '"api";r=0;t=9'}, 9), ({"ratelimit": '"api";r=5;t=9'}, 0), ({}, 0)],
+)
+def test_the_pause_that_the_hub_asks_for_is_kept(hub, tmp_path, monkeypatch, headers, seconds):
+    slept = []
+    monkeypatch.setattr(transfer.time, "sleep", slept.append)
+    hub.faults = [Fault("status", WEIGHTS, status=429, times=1, headers=headers)]
+    library.download(hub.id, None, tmp_path / "out")
+    assert slept == [max(seconds, 0.01)]
+
+
+def test_a_retry_after_that_is_a_date_is_understood():
+    from email.utils import formatdate
+
+    assert 50 < transfer.pause_asked({"Retry-After": formatdate(time.time() + 60, usegmt=True)}) <= 60
+    assert transfer.pause_asked({"Retry-After": "soon"}) == 0
+
+
+@pytest.mark.parametrize(
+    ("faults", "arguments", "token", "message"),
+    [
+        ([], ("--model", "org/other"), "", "no such folder here, and 127.0.0.1:"),
+        ([Fault("status", status=401)], (), "", "shows no such model without a token"),
+        ([Fault("status", status=404)], (), TOKEN, "shows no such model to the token in HF_TOKEN"),
+        ([], ("--revision", "v9"), TOKEN, "has no revision 'v9'"),
+        ([], ("--revision", "../../x"), "", "cannot be a revision"),
+        ([], ("--model", "no-id"), "", "is not the id of a model on a hub"),
+        (
+            [Fault("status", status=401, headers={"X-Error-Message": "Invalid credentials in Authorization header"})],
+            (),
+            TOKEN,
+            "does not accept the token in HF_TOKEN",
+        ),
+        ([Fault("status", WEIGHTS, status=403, headers={"X-Error-Code": "GatedRepo"})], (), TOKEN, "is gated"),
+        ([Fault("status", status=403)], (), TOKEN, "(403)"),
+        ([Fault("status", status=429)], (), TOKEN, "limits how much may be asked of it (429)"),
+        ([Fault("status", status=429, headers={"Retry-After": "86400"})], (), "", "asks to wait 86400 s"),
+        ([Fault("status", status=500)], (), TOKEN, "answered 500"),
+        ([Fault("status", WEIGHTS, status=404, headers={"X-Error-Code": "EntryNotFound"})], (), "", "answered 404"),
+        ([Fault("html")], (), TOKEN, "does not answer as a model hub does"),
+        ([Fault("corrupt", WEIGHTS)], (), TOKEN, "with another content"),
+        ([], (), f"{TOKEN}\x07", "holds a character that no token has"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line_with_a_way_out_and_without_the_token(
+    hub, tmp_path, faults, arguments, token, message
+):
+    hub.faults = [Fault(**vars(fault)) for fault in faults]
+    env = environment(hub, tmp_path, **({"HF_TOKEN": token} if token else {}))
+    arguments = ("--model", hub.id, "--output", tmp_path / "out", "--record", tmp_path / "r.json", *arguments)
+    made = run("download_model.py", *arguments, "--verbose", env=env)
+    told = [line for line in made.stderr.splitlines() if line.startswith("error:")]
+    assert made.returncode == 2 and len(told) == 1 and message in told[0] and ". " in told[0], made.stderr
+    assert "Traceback" not in made.stderr and TOKEN not in made.stdout + made.stderr
+    assert not holds(tmp_path, TOKEN) and not (tmp_path / "r.json").exists()
+    short = run("download_model.py", *arguments, env=env) if faults == [Fault("status", status=429)] else made
+    assert short is made or len(short.stderr.splitlines()) <= 3, short.stderr
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_of_a_command(hub, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    env = environment(hub, tmp_path, HF_ENDPOINT=f"http://user:{TOKEN}@127.0.0.1:{port}")
+    made = run("describe_model.py", "--model", "org/tiny", "--output", tmp_path / "m.json", env=env)
+    assert made.returncode == 2 and len(made.stderr.splitlines()) <= 3 and TOKEN not in made.stderr
+    assert f"no such folder here, and 127.0.0.1:{port} cannot be reached (ConnectError)" in made.stderr
+
+
+def test_without_a_connection_and_without_the_model_in_the_cache_the_message_says_so(hub, tmp_path):
+    env = environment(hub, tmp_path, HF_HUB_OFFLINE="1")
+    made = run("describe_model.py", "--model", "demo/modle", "--output", tmp_path / "m.json", env=env)
+    assert made.returncode == 2 and len(made.stderr.splitlines()) == 1 and not hub.asked
+    assert "no such folder here, the hub's cache has no such model, and HF_HUB_OFFLINE is set" in made.stderr
+
+
+def test_the_token_is_sent_to_the_hub_and_to_no_other_host(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving(hub.folder) as storage:
+        where = f"{storage.url}/{hub.id}/resolve/main/{WEIGHTS}"
+        hub.faults = [Fault("status", WEIGHTS, status=302, headers={"Location": where})]
+        library.download(hub.id, None, tmp_path / "out")
+        assert_whole(tmp_path / "out", hub)
+        sent = [one.headers.get("authorization") for one in hub.asked if hub.id in one.path]
+        assert len(sent) == 5 and set(sent) == {f"Bearer {TOKEN}"}
+        assert [one.headers.get("authorization") for one in storage.asked] == [None]
+
+
+def test_a_login_that_is_stored_on_the_machine_is_not_used(hub, tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "token").write_text(TOKEN)
+    made = run("download_model.py", "--model", hub.id, "--output", tmp_path / "out", env=environment(hub, tmp_path))
+    assert made.returncode == 0 and not [one for one in hub.asked if "authorization" in one.headers]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.safetensors",
+        "a/../../config.json",
+        "/tmp/evil.safetensors",
+        "..\\evil.safetensors",
+        "C:\\x\\config.json",
+    ],
+)
+def test_a_name_that_leads_out_of_the_folder_is_refused_before_any_transfer(hub, tmp_path, name):
+    hub.names = {name: b"evil"}
+    with pytest.raises(UserError, match="not a place inside its folder"):
+        library.download(hub.id, None, tmp_path / "deep" / "out")
+    assert not [one for one in hub.asked if "/resolve/" in one.path] and not (tmp_path / "deep").exists()
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        ((WEIGHTS, "consolidated.safetensors"), "only as pickle .pytorch_model.bin.*save_pretrained"),
+        ((WEIGHTS, "consolidated.safetensors", "pytorch_model.bin"), "has no safetensors file"),
+        (("config.json",), "has no config.json"),
+    ],
+)
+def test_a_repository_that_cannot_be_read_is_refused_before_any_transfer(hub, tmp_path, gone, message):
+    for name in gone:
+        (hub.folder / name).unlink()
+    with pytest.raises(UserError, match=message):
+        library.download(hub.id, None, tmp_path / "out")
+    assert not [one for one in hub.asked if "/resolve/" in one.path] and not (tmp_path / "out").exists()
+
+
+def test_a_file_that_could_not_be_checked_is_refused(hub, tmp_path):
+    hub.blind = True
+    with pytest.raises(UserError, match="listed without size and hash"):
+        library.download(hub.id, None, tmp_path / "out")
+
+
+def test_a_file_that_is_too_large_for_the_transfer_is_refused_with_another_way(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 200_000)
+    with pytest.raises(UserError, match="too much for a transfer over HTTP.*hf download org/tiny"):
+        library.download(hub.id, None, tmp_path / "out")
+
+
+def test_a_new_revision_leaves_no_shard_of_the_old_one(hub, tmp_path):
+    library.download(hub.id, None, tmp_path / "out")
+    (hub.folder / WEIGHTS).rename(hub.folder / "model-00001-of-00001.safetensors")
+    (hub.folder / "config.json").write_text('{"model_type": "gpt2"}')
+    source = library.download(hub.id, None, tmp_path / "out")
+    assert visible(tmp_path / "out") == [file.name for file in source.files] and WEIGHTS not in visible(
+        tmp_path / "out"
+    )
+    assert (tmp_path / "out" / "config.json").read_text() == '{"model_type": "gpt2"}'
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "other.safetensors"])
+def test_files_that_no_download_put_there_are_neither_lost_nor_mixed_in(hub, tmp_path, name):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_bytes(b"mine")
+    with pytest.raises(UserError, match=f"holds {name}, which is not from this download"):
+        library.download(hub.id, None, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_bytes() == b"mine" and visible(tmp_path / "out") == [name]
+
+
+def test_a_disk_without_room_is_told_before_the_transfer(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(library.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    with pytest.raises(UserError, match=r"has room for 0\.0 GB, and 0\.0 GB are to come"):
+        library.download(hub.id, None, tmp_path / "out")
+    assert not [one for one in hub.asked if "/resolve/" in one.path]
+
+
+def test_a_downloaded_folder_is_checked_without_a_connection(hub, tmp_path, monkeypatch):
+    library.download(hub.id, "v1", tmp_path / "out")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    assert library.download(hub.id, "v1", tmp_path / "out").commit == hub.commit and not hub.asked
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        library.download(hub.id, "v2", tmp_path / "out")
+    (tmp_path / "out" / WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match=f"lacks {WEIGHTS}, or has it damaged"):
+        library.download(hub.id, "v1", tmp_path / "out")
+
+
+def test_the_cache_is_filled_checked_repaired_and_used_without_a_connection(hub, tmp_path, monkeypatch):
+    hub.faults = [Fault("drop", WEIGHTS, times=1, at=100_000)]
+    folder = library.fetch(hub.id, None, None)
+    assert_whole(folder, hub)
+    assert folder.parent.parent == tmp_path / "cache" / "models--org--tiny" and folder.name == hub.commit
+    assert hub.of(WEIGHTS)[-1].headers["range"] == "bytes=100000-"
+    (folder / WEIGHTS).resolve().write_bytes(b"damaged")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="damaged in the hub's cache"):
+        library.fetch(hub.id, None, None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert library.fetch(hub.id, None, None) == folder
+    assert_whole(folder, hub)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    hub.asked.clear()
+    assert library.fetch(hub.id, None, None) == folder and not hub.asked
+
+
+def test_a_cached_model_serves_while_the_hub_is_away(hub, monkeypatch, caplog):
+    folder = library.fetch(hub.id, "v1", None)
+    monkeypatch.setattr(library, "listed", lambda *_: (_ for _ in ()).throw(unreachable()))
+    assert library.fetch(hub.id, "v1", None) == folder and "as it is in the hub's cache" in caplog.text
+
+
+def unreachable() -> Exception:
+    import httpx2
+
+    return httpx2.ConnectError("away")
+
+
+def test_what_the_library_of_the_hub_finds_in_the_cache_is_the_same(hub, monkeypatch):
+    from huggingface_hub import snapshot_download
+
+    folder = library.fetch(hub.id, "v1", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert snapshot_download(hub.id, revision="v1", allow_patterns=FETCHED) == str(folder)
+
+
+def test_a_path_that_exists_always_wins_and_has_no_revision(hub, tmp_path, monkeypatch):
+    (tmp_path / "org" / "tiny").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert library.located(Path("org/tiny"), None) == Path("org/tiny") and not hub.asked
+    with pytest.raises(UserError, match="--revision is for a model of the hub"):
+        library.located(Path("org/tiny"), "main")
+
+
+def test_a_command_takes_an_id_for_a_model(tiny, tmp_path):
+    with serving(tiny) as served:
+        env = environment(served, tmp_path, HF_TOKEN=TOKEN)
+        arguments = ("--model", served.id, "--revision", "v1", "--output", tmp_path / "m.json", "--verbose")
+        made = run("describe_model.py", *arguments, env=env)
+        assert made.returncode == 0, made.stderr
+        local = run("describe_model.py", "--model", tiny, "--output", tmp_path / "l.json", env=env)
+        assert local.returncode == 0
+        offline = run("describe_model.py", *arguments, env=env | {"HF_HUB_OFFLINE": "1"})
+        assert offline.returncode == 0, offline.stderr
+    described, same = (json.loads((tmp_path / name).read_text()) for name in ("m.json", "l.json"))
+    assert described["fingerprint"] == same["fingerprint"] and described["layers"] == same["layers"]
+    assert served.commit in described["path"]
+    assert TOKEN not in made.stdout + made.stderr and not holds(tmp_path, TOKEN)
+
+
+def snakemake(folder: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["snakemake", *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def with_model(folder: Path, model: str) -> tuple[str, str]:
+    settings = {"models": {"x": {"path": model, "revision": "v1"}}, "plans": {"r": {"method": "random", "seed": 1}}}
+    settings["models"]["x"] |= {"calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}
+    (folder / "mine.yaml").write_text(json.dumps(settings))
+    return "--configfile=mine.yaml", "--replace-workflow-config"
+
+
+def test_a_revision_of_a_folder_is_refused_by_the_workflow(hub, tmp_path):
+    folder = copy_workflow(tmp_path / "workflow")
+    made = snakemake(folder, environment(hub, tmp_path), "-n", *with_model(folder, "demo/model"))
+    assert made.returncode == 1 and "models.x.revision: is for a model on the model hub" in made.stdout + made.stderr
+
+
+def test_the_workflow_plans_a_download_without_a_connection_and_then_fetches(tiny, tmp_path):
+    folder = copy_workflow(tmp_path / "workflow")
+    with serving(tiny) as served:
+        env = environment(served, tmp_path, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        settings = with_model(folder, served.id)
+        planned = snakemake(folder, env | {"HF_HUB_OFFLINE": "1"}, "-n", *settings)
+        assert planned.returncode == 0, planned.stdout + planned.stderr
+        assert "rule download:" in planned.stdout and not served.asked
+        served.faults = [Fault("status", WEIGHTS, status=404)]
+        failed = snakemake(folder, env, "--cores", "1", *settings, "results/x/model.json")
+        assert failed.returncode == 1 and (folder / "results/x/checkpoint/config.json").is_file()
+        served.faults = []
+        made = snakemake(folder, env, "--cores", "1", *settings, "results/x/model.json")
+        assert made.returncode == 0, made.stdout + made.stderr
+        assert [sum(one.sent) for one in served.of("config.json")] == [(tiny / "config.json").stat().st_size]
+        again = snakemake(folder, env, "-n", *settings, "results/x/model.json")
+        assert "Nothing to be done" in again.stdout + again.stderr
+    record = json.loads((folder / "results/x/download.json").read_text())
+    assert record["commit"] == served.commit and record["revision"] == "v1"
+    assert json.loads((folder / "results/x/model.json").read_text())["path"] == "results/x/checkpoint"

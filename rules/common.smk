@@ -112,6 +112,20 @@ def speed_flags(wildcards):
     return cli_flags(SETTINGS.speed.model_dump())
 
 
+def task_flags(wildcards):
+    tasks = SETTINGS.tasks.model_dump()
+    named = {"tasks": tasks.pop("names"), "include-path": tasks.pop("include_path")}
+    return cli_flags({**named, **tasks, **SETTINGS.compute.model_dump()})
+
+
+def task_files(wildcards):
+    """Return the files of the bundled tasks and of the user's own."""
+    folders = [Path(workflow.basedir) / "demo/tasks"]
+    folders += [Path(path) for path in [SETTINGS.tasks.include_path] if path]
+    found = [path for folder in folders for path in folder.glob("*")]
+    return sorted(os.path.relpath(path) for path in found if path.is_file())
+
+
 def from_hub(name):
     """Return whether a model is fetched from the model hub. A path that exists always wins."""
     path = SETTINGS.models[name].path
@@ -195,8 +209,13 @@ def compared_plans(wildcards):
         "results/{model}/plans/{plan}/{name}",
         model=wildcards.model,
         plan=SETTINGS.plans,
-        name=PLAN_FILES,
+        name=(*PLAN_FILES, *(("tasks.json",) if SETTINGS.tasks.names else ())),
     )
+
+
+def compared_model(wildcards):
+    """Return the full-precision model's own figures on the tasks, where there are any."""
+    return [f"results/{wildcards.model}/tasks.json"] if SETTINGS.tasks.names else []
 
 
 def compared_baselines(wildcards):
@@ -209,7 +228,14 @@ def compared_baselines(wildcards):
 
 
 def report_flags(wildcards):
-    return cli_flags({"plan": list(SETTINGS.plans), "baseline": SETTINGS.baselines})
+    tasks = f"results/{wildcards.model}/tasks.json" if SETTINGS.tasks.names else None
+    return cli_flags(
+        {
+            "plan": list(SETTINGS.plans),
+            "baseline": SETTINGS.baselines,
+            "model-tasks": tasks,
+        }
+    )
 
 
 def reference_file(wildcards):
@@ -237,6 +263,15 @@ def search_mem_mb(wildcards, attempt):
         sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
     )
     return model_mem_mb(wildcards, attempt) + int(min(4 * GIB_MB, weights_mb))
+
+
+def whole_mem_mb(wildcards, attempt):
+    """Return memory for lm-eval, which wants the whole model at once, in up to twice its stored size."""
+    folder = Path(model_folder(wildcards))
+    weights_mb = (
+        sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    )
+    return int((4 * GIB_MB + 2.2 * weights_mb) * attempt)
 
 
 def whole_machine(wildcards):

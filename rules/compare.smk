@@ -38,6 +38,7 @@ rule comparison:
     input:
         compared_plans,
         compared_baselines,
+        compared_model,
         model="results/{model}/model.json",
     output:
         table="results/{model}/comparison.tsv",

@@ -87,3 +87,54 @@ use rule plan_gguf_perplexity as baseline_perplexity with:
         scores="results/{model}/baselines/{baseline}/perplexity.json",
     log:
         "logs/{model}/{baseline}/perplexity.log",
+
+
+# lm-eval's tasks are optional: no target asks for these files unless the settings name some.
+rule model_tasks:
+    input:
+        task_files,
+        model="results/{model}/model.json",
+    output:
+        figures="results/{model}/tasks.json",
+    log:
+        "logs/{model}/tasks.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=whole_mem_mb,
+        runtime="12h",
+    params:
+        *code("eval_with_lm_eval.py"),
+        script=script("eval_with_lm_eval.py"),
+        flags=task_flags,
+    shell:
+        "python {params.script:q} --model {input.model} {params.flags} --threads {threads}"
+        " --output {output.figures} > {log} 2>&1"
+
+
+rule plan_tasks:
+    input:
+        task_files,
+        model="results/{model}/model.json",
+        bits=ancient("results/{model}/plans/{plan}/bits.json"),
+        plan="results/{model}/plans/{plan}/plan.json",
+    output:
+        figures="results/{model}/plans/{plan}/tasks.json",
+    log:
+        "logs/{model}/{plan}/tasks.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=whole_mem_mb,
+        runtime="12h",
+    params:
+        *code("eval_with_lm_eval.py"),
+        script=script("eval_with_lm_eval.py"),
+        flags=task_flags,
+    shell:
+        "python {params.script:q} --model {input.model} --plan {input.plan} {params.flags} --threads {threads}"
+        " --output {output.figures} > {log} 2>&1"

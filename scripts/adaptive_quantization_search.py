@@ -7,23 +7,31 @@ from bitplan.command import add_compute_flags, add_model_flag, add_window_flags,
 
 
 def main(args) -> None:
+    from bitplan.evaluate.tasks import TaskSettings
     from bitplan.opening import opened, teacher_on
     from bitplan.plan import LayerPlan, Plan, write_config, write_plan
     from bitplan.provenance import write_provenance
-    from bitplan.search.adaptive import AdaptiveSettings
-    from bitplan.search.adaptive_run import alphas_of, print_result, search
+    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
+    from bitplan.search.adaptive_run import alphas_of, held_out, print_result, search, task_metric, token_perplexity
 
     started = time.monotonic()
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
-    model = opened(args.model, args.dtype, args.device, args.threads)
-    alphas = alphas_of(model, args.layer_stats, args.fit)
-    calibration = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
-    model.model.tokens_per_batch = args.batch_size * calibration.tokens.shape[1]
+    model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()
     evaluation = teacher_on(args.evaluation, model, args.length, args.sequences, "") if args.evaluation else None
-    plan = search(model, alphas, calibration, evaluation, settings)
+    alphas = alphas_of(model, args.layer_stats, args.fit)
+    if args.task:
+        tasks = TaskSettings((args.task,), args.task_limit, args.batch_size, args.length, args.include_path)
+        measure = task_metric(model, tasks, args.metric, weights)
+    else:
+        text = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
+        model.model.tokens_per_batch = args.batch_size * text.tokens.shape[1]
+        measure = token_perplexity(model, text, weights)
+    plan = search(model, alphas, measure, settings, args.formats or FORMAT_OF_STAGE)
+    found = held_out(model, evaluation, plan, weights)
     default = LayerPlan(group_size=settings.group_size)
-    plan = Plan(plan.layers, {**plan.summary, "fit": args.fit})
+    plan = Plan(plan.layers, {**plan.summary, **found, "fit": args.fit})
     write_config(args.output_config, plan, default, model.info, "search_summary")
     write_plan(args.output_plan, plan, default, model.info, "search_summary")
     write_provenance(args.output_plan, started)
@@ -48,6 +56,16 @@ if __name__ == "__main__":
         "--polarity", choices=polarities, default=polarities[0], help="which end of alpha is compressed first"
     )
     flags.add_argument("--group-size", type=count, default=32, help="values per block")
+    flags.add_argument(
+        "--formats",
+        nargs="+",
+        action="extend",
+        help="a format for each stage, fewest bits first; mxfp4 mxfp8 by default",
+    )
+    flags.add_argument("--task", help="limit a metric of this lm-eval task instead of the perplexity per token")
+    flags.add_argument("--metric", help="which metric of the task; its usual one by default")
+    flags.add_argument("--task-limit", type=count, help="documents of the task; all by default")
+    flags.add_argument("--include-path", type=Path, help="folder with your own tasks (YAML files of lm-eval)")
     flags.add_argument("--layer-stats", type=Path, help="layer_stats.tsv; computed when absent")
     flags.add_argument("--calibration", type=Path, help="text that the search measures perplexity on, or a saved one")
     flags.add_argument("--evaluation", type=Path, help="held-out text to score the plan found on, or a saved one")

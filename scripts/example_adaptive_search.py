@@ -14,15 +14,17 @@ PRESETS = {
 def main(args) -> None:
     from bitplan.opening import DEMO, opened, teacher_on
     from bitplan.plan import LayerPlan, write_config
+    from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import AdaptiveSettings
-    from bitplan.search.adaptive_run import alphas_of, search
+    from bitplan.search.adaptive_run import alphas_of, search, token_perplexity
 
     model = opened(args.model or DEMO / "model", args.dtype, args.device, args.threads)
     alphas = alphas_of(model, None, "hill")
     calibration = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
+    measure = token_perplexity(model, calibration, QuantizedWeights())
     rows = []
     for name, preset in PRESETS.items():
-        plan = search(model, alphas, calibration, None, AdaptiveSettings(**preset))
+        plan = search(model, alphas, measure, AdaptiveSettings(**preset))
         write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info, "search_summary")
         figures = plan.summary
         rows.append((name, figures["avg_bits"], figures["target_avg_bits"], 100 * figures["ppl_increase"]))

@@ -1,16 +1,21 @@
 """Train the bundled model from a seed: text, tokenizer, model."""
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
 import torch
 
+from bitplan.demo.questions import questions
 from bitplan.demo.stories import text_of
 from bitplan.demo.training import TrainingSettings, train_model, train_tokenizer
 
-# The three texts come from streams of their own, so that no story is in two of them on purpose.
-SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003}
+# Texts and questions come from streams of their own, so that no story is in two of them on purpose.
+SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003, "questions": 3_000_003}
+
+
+QUESTIONS = 200
 
 
 def main() -> None:
@@ -24,6 +29,10 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     for name in ("calibration", "evaluation"):
         (args.output / f"{name}.txt").write_text(text_of(SEEDS[name] + args.seed, 250_000), encoding="utf-8")
+    tasks = args.output / "tasks" / "questions.jsonl"
+    tasks.parent.mkdir(exist_ok=True)
+    asked = questions(SEEDS["questions"] + args.seed, QUESTIONS)
+    tasks.write_text("".join(json.dumps(question) + "\n" for question in asked), encoding="utf-8")
     text = text_of(SEEDS["training"] + args.seed, settings.text_characters)
     tokenizer = train_tokenizer(text, settings.pieces, args.output / "model")
     tokens = torch.tensor(tokenizer(text, add_special_tokens=False).input_ids)

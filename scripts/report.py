@@ -8,6 +8,7 @@ from bitplan.command import add_model_flag, parser, run
 def main(args) -> None:
     from bitplan.compare.figure import draw
     from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, reference_speed, row
+    from bitplan.compare.tasks import task_columns, task_rows, tasks_html, tasks_text
     from bitplan.files import write_table, written_aside
     from bitplan.models.layers import model_info
 
@@ -16,11 +17,15 @@ def main(args) -> None:
     entries += [Entry(name, args.results / "baselines" / name, False) for name in args.baseline]
     reference = reference_speed(args.results / "baselines" / args.baseline[0], args.baseline[0])
     rows = [row(entry, info.parameters, reference) for entry in entries]
+    tasks = task_rows(args.model_tasks, entries) if args.model_tasks else []
     title = f"{args.results.name}: plans compared"
-    write_table(args.output, rows, COLUMNS)
+    with_tasks = {each["name"]: each for each in tasks}
+    figures = [{**each, **with_tasks.get(each["name"], {})} for each in rows]
+    write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     with written_aside(args.figure) as aside:
         draw(rows, aside, title)
-    texts = {args.text: as_text(rows), args.page: as_page(rows, args.figure.read_text(encoding="utf-8"), title)}
+    texts = {args.text: as_text(rows) + tasks_text(tasks)}
+    texts[args.page] = as_page(rows, tasks_html(tasks), args.figure.read_text(encoding="utf-8"), title)
     for path, text in texts.items():
         with written_aside(path) as aside:
             aside.write_text(text, encoding="utf-8")
@@ -35,6 +40,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--baseline", action="append", required=True, help="a baseline's name, the reference of speed first"
     )
+    flags.add_argument("--model-tasks", type=Path, help="the model's tasks.json, where the plans have theirs too")
     flags.add_argument("--output", type=Path, required=True, help="comparison.tsv to write")
     flags.add_argument("--text", type=Path, required=True, help="readable table to write")
     flags.add_argument("--page", type=Path, required=True, help="comparison.html to write")

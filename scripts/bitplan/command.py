@@ -5,10 +5,11 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from bitplan.errors import UserError
+from bitplan.errors import Problem, UserError
 
 
 def number(
@@ -28,6 +29,7 @@ def number(
     return parse
 
 
+MOST_LINES = 3
 # Set before torch is imported, and only where the user has not. MKL's results may otherwise differ in the last digits from run
 # to run, with the place in memory at which a buffer happens to lie: the same command is to write the same bytes.
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -36,9 +38,17 @@ ratio = number(0.0, 1.0)
 positive = number(0.0, open_low=True)
 
 
+class _OneLineParser(argparse.ArgumentParser):
+    """A parser that says what is wrong with a flag in one line, as every other error; `--help` has the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}. {self.prog} --help lists the flags", file=sys.stderr)
+        sys.exit(2)
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser that shows defaults, refuses abbreviated flags and knows `--verbose`."""
-    made = argparse.ArgumentParser(
+    made = _OneLineParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     made.add_argument("--verbose", action="store_true", help="log details")
@@ -72,6 +82,11 @@ def _configure_logging(verbose: bool) -> None:
     )
     for noisy in ("transformers", "httpx", "httpx2", "httpcore2", "filelock", "urllib3", "matplotlib", "gguf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisier in ("lm_eval", "evaluate", "datasets"):
+        logging.getLogger(noisier).setLevel(logging.DEBUG if verbose else logging.ERROR)
+    if not sys.stderr.isatty():
+        # The bars of libraries would fill a log; what takes long here says so in lines of its own.
+        os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 def _fetch_model(args: argparse.Namespace) -> None:
@@ -84,6 +99,36 @@ def _fetch_model(args: argparse.Namespace) -> None:
     args.model = hub.located(model, revision)
 
 
+def _tell(problems: Sequence[Problem]) -> None:
+    """Print at most three lines, one for each problem; the last one counts what is left."""
+    shown = problems if len(problems) <= MOST_LINES else problems[: MOST_LINES - 1]
+    for problem in shown:
+        print(f"error: {problem}", file=sys.stderr)
+    if len(shown) < len(problems):
+        print(f"error: and {len(problems) - len(shown)} more problems of this kind", file=sys.stderr)
+
+
+# What the machine lacks, by the words of the system, of safetensors and of torch.
+SHORTAGES: tuple[tuple[str, str, str], ...] = (
+    ("No space left on device", "no space is left on the device", "Free some, or write to another one"),
+    ("Disk quota exceeded", "the disk quota is used up", "Free some, or write to another place"),
+    ("Read-only file system", "the file system is read-only", "Write to another place"),
+    ("Permission denied", "permission is denied", "Choose a place that you may read and write"),
+    ("out of memory", "memory is used up", "Use fewer --sequences, a smaller --dtype or a larger machine"),
+    ("can't allocate memory", "memory is used up", "Use fewer --sequences, a smaller --dtype or a larger machine"),
+)
+
+
+def _of_the_system(error: Exception) -> Problem | None:
+    """Return an error of the machine (disk full, no right to write, no memory) as a problem; None for any other error."""
+    text = f"{error} {getattr(error, 'strerror', '') or ''}"
+    if isinstance(error, MemoryError):
+        text += " out of memory"
+    found = next(((what, hint) for words, what, hint in SHORTAGES if words in text), None)
+    where = getattr(error, "filename", None) or type(error).__name__
+    return Problem(str(where), *found) if found else None
+
+
 def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parse the flags, run `main` and exit: 0 done, 1 interrupted, 2 something the user has to change."""
     args = made.parse_args()
@@ -93,10 +138,13 @@ def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None
         _fetch_model(args)
         main(args)
     except UserError as error:
-        for problem in error.problems[:3]:
-            print(f"error: {problem}", file=sys.stderr)
-        if len(error.problems) > 3:
-            print(f"error: and {len(error.problems) - 3} more problems of this kind", file=sys.stderr)
+        _tell(error.problems)
+        sys.exit(2)
+    except Exception as error:
+        problem = _of_the_system(error)
+        if problem is None:
+            raise
+        _tell((problem,))
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; results so far are kept where the step keeps them", file=sys.stderr)

@@ -93,7 +93,7 @@ def _lines() -> Iterator[str]:
     for name, values in DEMO["plans"].items():
         yield f"  {name}: {_value(values)}"
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
-    for name in ("compute", "calibration", "evaluation", "export", "speed"):
+    for name in ("compute", "calibration", "evaluation", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"
         yield from _section(type(fields[name].default), {**default, **DEMO.get(name, {})}, 2)

@@ -34,6 +34,11 @@ class LayerPlan:
         """Whether weights or activations leave 16 bits."""
         return (self.wq, self.aq) != (UNQUANTIZED, UNQUANTIZED)
 
+    @property
+    def weights_change(self) -> bool:
+        """Whether the weights leave 16 bits."""
+        return self.wq != UNQUANTIZED
+
     def to_json(self) -> dict[str, Any]:
         """Return the override's keys: the formats, or "skip" for a layer that stays as it is."""
         return {**(_formats_of(self) if self.quantized else {"skip": True}), **self.notes}

@@ -7,12 +7,32 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from bitplan.errors import Problem, UserError
+from bitplan.errors import Problem, UserError, nearest
+from bitplan.formats.names import NAMES
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
+
+
+def _known_format(name: str) -> str:
+    """Return a format's name. Raises ValueError that names the nearest ones for another word."""
+    if name not in NAMES:
+        raise ValueError(f"format {name!r} is not known. {nearest(name, NAMES) or 'docs/formats.md lists them'}")
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(_known_format)]
 
 
 class Section(BaseModel):
@@ -59,6 +79,16 @@ class SpeedSettings(Section):
     prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
 
 
+class TaskSettings(Section):
+    """Which lm-eval tasks are run on the model and on every plan."""
+
+    names: list[str] = Field([], description="tasks, e.g. demo_stories and demo_memory; none by default")
+    include_path: str | None = Field(None, description="folder with your own tasks (YAML files of lm-eval)")
+    limit: int | None = Field(None, ge=1, description="documents of each task; all when absent")
+    batch_size: int = Field(8, ge=1, description="requests in one batch; changes speed only")
+    max_length: int = Field(512, ge=2, description="tokens that the model sees at once; changes the figures")
+
+
 class CheckSettings(Section):
     """What a plan over its target does."""
 
@@ -80,6 +110,13 @@ class AdaptivePlan(Section):
         "high_alpha_fewer_bits", description="which end of alpha is compressed first"
     )
     group_size: int = Field(32, ge=1, description="values per block")
+    formats: list[FormatName] = Field(
+        ["mxfp4", "mxfp8"], min_length=1, description="a format for each stage, fewest bits first: docs/formats.md"
+    )
+    task: str | None = Field(None, description="limit a metric of this lm-eval task instead of perplexity per token")
+    metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
+    task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
+    include_path: str | None = Field(None, description="folder with your own lm-eval tasks")
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
 
@@ -125,6 +162,7 @@ class Settings(Section):
     evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
+    tasks: TaskSettings = Field(TaskSettings(), description="optional lm-eval tasks")
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Settings":
@@ -140,7 +178,7 @@ class Settings(Section):
 def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
     sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
-    sections |= {"export": ExportSettings, "speed": SpeedSettings}
+    sections |= {"export": ExportSettings, "speed": SpeedSettings, "tasks": TaskSettings}
     if len(location) == 1:
         return list(Settings.model_fields)
     if location[0] == "plans":

@@ -121,9 +121,7 @@ def test_bisecting_finds_the_thresholds_of_the_linear_search(damage, target):
 def test_bisecting_says_when_perplexity_was_not_monotone():
     ups = {7: 20.0, 3: 30.0}
     search = searching({}, search="bisect")
-    search.evaluate_ppl = lambda plan: (
-        100 + ups.get(formats(plan).count("mxfp4"), 0.0) + 30 * formats(plan).count("mxfp8")
-    )
+    search.evaluate = lambda plan: 100 + ups.get(formats(plan).count("mxfp4"), 0.0) + 30 * formats(plan).count("mxfp8")
     assert search.run().summary["monotone"] is False
 
 

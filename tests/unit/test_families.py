@@ -24,7 +24,7 @@ from bitplan.opening import Opened
 from bitplan.plan import LayerPlan, Plan, average_bits, uniform
 from bitplan.quantized_walk import QuantizedWeights
 from bitplan.search.adaptive import AdaptiveSettings
-from bitplan.search.adaptive_run import alphas_of, search
+from bitplan.search.adaptive_run import alphas_of, search, token_perplexity
 from bitplan.search.random_mixed import RandomSettings, random_plan
 from bitplan.statistics.table import measure_layers
 from tests.families import FAMILIES, TEXT, make_family
@@ -93,7 +93,8 @@ def test_average_bits_agree_with_a_count_over_the_stored_tensors(made):
 
 def test_the_adaptive_search_holds_its_limit(made):
     model = Opened(made.checkpoint, made.info, made.model, "fp32")
-    plan = search(model, alphas_of(model, None, "hill"), made.teacher, None, AdaptiveSettings(ppl_threshold=0.02))
+    measure = token_perplexity(model, made.teacher, QuantizedWeights())
+    plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
     assert plan.summary["ppl_increase"] <= 0.02 and plan.summary["cost"]["evaluations"] >= 2
     assert set(plan.counts(made.info)) <= BITS.keys()
 
@@ -276,7 +277,8 @@ def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(a
         info, model = describe(checkpoint), open_model(checkpoint)
         made = teacher_from(checkpoint, tokens, model.run(tokens), "fp32")
         opened = Opened(checkpoint, info, model, "fp32")
-        plan = search(opened, alphas_of(opened, None, "hill"), made, None, AdaptiveSettings(ppl_threshold=0.02))
+        measure = token_perplexity(opened, made, QuantizedWeights())
+        plan = search(opened, alphas_of(opened, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
         path = tmp_path / f"{info.model_type}.gguf"
         convert(checkpoint, tmp_path / "base.gguf", "f32")
         export_plan(tmp_path / "base.gguf", path, info, plan, "f16", {}, 1)

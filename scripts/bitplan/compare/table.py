@@ -129,8 +129,8 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join((head, *lines, "", LEGEND)) + "\n"
 
 
-def as_page(rows: Sequence[dict[str, Any]], figure: str, title: str) -> str:
-    """Return a page of its own, with the table and the figure (SVG text) inside."""
+def as_page(rows: Sequence[dict[str, Any]], more: str, figure: str, title: str) -> str:
+    """Return a page of its own, with the table, `more` (HTML of further tables) and the figure (SVG text) inside."""
     ordered = sorted(rows, key=_damage)
     head = "".join(f"<th>{escape(name)}</th>" for _, name, _ in SHOWN)
     body = "".join(
@@ -150,5 +150,5 @@ def as_page(rows: Sequence[dict[str, Any]], figure: str, title: str) -> str:
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{style}</style>\n<h1>{escape(title)}</h1>\n"
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n'
-        f"<p>{escape(LEGEND)}</p>\n{drawing}</html>\n"
+        f"<p>{escape(LEGEND)}</p>\n{more}\n{drawing}</html>\n"
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from bitplan.errors import user_error
 from bitplan.files import read_json
@@ -22,21 +22,38 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+PIECE = 1 << 24
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a checkpoint: the file it is in, its dtype as safetensors names it, its shape."""
+    """A tensor of a checkpoint: the file it is in, its dtype as safetensors names it, its shape, its bytes in the file."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
+    stop: int
 
     @property
     def params(self) -> int:
         """Number of values."""
         return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in the file."""
+        return self.stop - self.start
+
+    def copy_to(self, handle: BinaryIO) -> None:
+        """Copy the tensor's bytes, a few MiB at a time."""
+        with open(self.file, "rb") as source:
+            source.seek(self.start)
+            left = self.nbytes
+            while piece := source.read(min(left, PIECE)):
+                handle.write(piece)
+                left -= len(piece)
 
 
 def _header(file: Path) -> dict[str, TensorInfo]:
@@ -54,7 +71,12 @@ def _header(file: Path) -> dict[str, TensorInfo]:
     end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if 8 + length + end != size:
         raise user_error(file, f"has {size} bytes, its header says {8 + length + end}", "Download the checkpoint again")
-    return {name: TensorInfo(file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    return {
+        name: TensorInfo(
+            file, entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"])
+        )
+        for name, entry in entries.items()
+    }
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -128,24 +128,34 @@ class StreamedModel:
             return {}
         return {"position_ids": torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)}
 
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return a tensor of the checkpoint as a parameter. Raises KeyError for a name that is not there."""
+        tensors = self.checkpoint.read([name], self.dtype)
+        check_finite(tensors, self.checkpoint.folder)
+        return self._parameter(tensors[name])
+
     def _parameter(self, tensor: Tensor) -> nn.Parameter:
         return nn.Parameter(tensor.to(device=self.device, dtype=self.dtype), requires_grad=False)
 
     def _visit_block(
         self, index: int, module: nn.Module, visit: Visit, hidden: Tensor, *args: object, **kwargs: object
     ) -> Tensor | tuple:
-        name = f"{self.block_list}.{index}"
-        self.load_(name, module)
-        layers = {
-            self._layer_name(f"{name}.{inner}"): part for inner, part in module.named_modules() if _is_layer(part)
-        }
-        block = Block(index, name, module, layers)
+        block = self.block_(index)
         beside: list[int] = []
         try:
             made = visit(block, hidden, partial(self._in_batches, module, args, kwargs, beside))
             return (made, *[None] * beside[0]) if beside else made
         finally:
             self.drop_(module)
+
+    def block_(self, index: int) -> Block:
+        """Load the weights of a block and return it."""
+        name, module = f"{self.block_list}.{index}", self.blocks[index]
+        self.load_(name, module)
+        layers = {
+            self._layer_name(f"{name}.{inner}"): part for inner, part in module.named_modules() if _is_layer(part)
+        }
+        return Block(index, name, module, layers)
 
     def _layer_name(self, name: str) -> str:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")

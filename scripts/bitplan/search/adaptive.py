@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.base import Format
+from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan, average_bits
 
@@ -36,15 +37,17 @@ class AdaptiveSettings:
 class AdaptiveQuantizationSearch:
     """The search. Subclass it for another strategy: `search_stage` decides which thresholds are tried.
 
-    `alphas` holds the alpha of each quantizable layer; NaN is never compressed. `evaluate_ppl(plan)` returns a perplexity,
-    or whatever other figure rises with damage. `bit_mapping` names the format of each stage.
+    `alphas` holds the alpha of each quantizable layer; NaN is never compressed. `evaluate(plan)` returns a perplexity, or
+    whatever other figure rises with damage; a subclass may override `evaluate_ppl` instead. `bit_mapping` names the format of
+    each stage, fewest bits first, and `formats` is the table that these names are looked up in.
     """
 
     info: ModelInfo
     alphas: Mapping[str, float]
-    evaluate_ppl: Callable[[Plan], float]
+    evaluate: Callable[[Plan], float]
     settings: AdaptiveSettings = AdaptiveSettings()
     bit_mapping: tuple[str, ...] = FORMAT_OF_STAGE
+    formats: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     history: list[dict[str, Any]] = field(default_factory=list)
     evaluations: int = 0
     monotone: bool = True
@@ -52,6 +55,8 @@ class AdaptiveQuantizationSearch:
     _known: dict[tuple[str, ...], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in self.bit_mapping:
+            format_named(name, self.formats)
         self.sign = 1 if self.settings.polarity == POLARITIES[0] else -1
         self.scores = {name: self.sign * alpha for name, alpha in self.alphas.items() if not math.isnan(alpha)}
 
@@ -80,13 +85,17 @@ class AdaptiveQuantizationSearch:
             form = "bf16" if layer.protected else self.format_of(layer.name, thresholds)
             alpha = self.alphas.get(layer.name)
             notes = {"category": layer.category} | ({} if alpha is None else {"alpha_hill": alpha})
-            inputs = form if FORMATS[form].for_activations else UNQUANTIZED
+            inputs = form if self.formats[form].for_activations else UNQUANTIZED
             layers[layer.name] = (
                 LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, inputs, self.settings.group_size, notes)
             )
         return Plan(layers)
 
     # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def evaluate_ppl(self, plan: Plan) -> float:
+        """Return the figure that the limit is on: a perplexity, or another one that rises with damage."""
+        return self.evaluate(plan)
 
     def ppl(self, plan: Plan) -> tuple[float, bool]:
         """Return the plan's perplexity and whether it had to be evaluated: a plan that is known costs nothing."""
@@ -102,7 +111,7 @@ class AdaptiveQuantizationSearch:
         plan = self.plan(thresholds)
         ppl, fresh = self.ppl(plan)
         increase = (ppl - self.base_ppl) / self.base_ppl
-        bits = average_bits(plan, self.info).avg_bits
+        bits = average_bits(plan, self.info, self.formats).avg_bits
         counts = plan.counts(self.info)
         threshold = self.sign * thresholds[stage]
         step = {
@@ -159,7 +168,7 @@ class AdaptiveQuantizationSearch:
         return candidates[low] if low >= 0 else None
 
     def _bits(self, thresholds: Sequence[float | None]) -> float:
-        return average_bits(self.plan(thresholds), self.info).avg_bits
+        return average_bits(self.plan(thresholds), self.info, self.formats).avg_bits
 
     def _check_monotone(self, stage: int) -> None:
         steps = sorted(
@@ -199,7 +208,7 @@ class AdaptiveQuantizationSearch:
 
     def summary(self, thresholds: Sequence[float | None], plan: Plan, ppl: float) -> dict[str, Any]:
         """Return the `search_summary` of the configuration."""
-        s, bits = self.settings, average_bits(plan, self.info)
+        s, bits = self.settings, average_bits(plan, self.info, self.formats)
         named = {
             f"{form}_threshold": None if t is None else self.sign * t
             for form, t in zip(self.bit_mapping, thresholds, strict=True)

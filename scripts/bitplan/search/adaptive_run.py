@@ -1,16 +1,22 @@
 """The adaptive search on a real model: alphas, perplexities by the walk, the printed result."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from bitplan.errors import user_error
 from bitplan.evaluate.perplexity import hidden_nll, plan_nll
+from bitplan.evaluate.tasks import TaskSettings, damage_figure, load_tasks, main_metric, metrics_of, run_tasks
 from bitplan.evaluate.teacher import Teacher
+from bitplan.evaluate.whole_model import whole
+from bitplan.formats.base import Format
+from bitplan.formats.table import FORMATS
 from bitplan.opening import Opened
 from bitplan.plan import Plan
 from bitplan.quantized_walk import QuantizedWeights
-from bitplan.search.adaptive import AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.table import read_alphas
 
@@ -36,31 +42,68 @@ def _weight(model: Opened, layer: str, transposed: bool):
     return weight.T if transposed else weight
 
 
+@dataclass(frozen=True)
+class Measure:
+    """What the search holds within its limit: a figure of a plan that rises with damage, and what it is called."""
+
+    figure: Callable[[Plan], float]
+    name: str = "perplexity"
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) -> Measure:
+    """Return the perplexity per token on a text, walked block by block."""
+
+    def figure(plan: Plan) -> float:
+        return math.exp(plan_nll(model.model, model.info, plan, text, weights).double().mean().item())
+
+    return Measure(figure)
+
+
+def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weights: QuantizedWeights) -> Measure:
+    """Return a metric of an lm-eval task: the one wanted, or the task's usual one. Where higher is better: 1 - metric.
+
+    Loads the whole model; walking it afterwards ends that. Raises `UserError` for an unknown task or metric.
+    """
+    tasks, task = load_tasks(settings), settings.tasks[0]
+    rising = metrics_of(tasks, task)
+    metric = main_metric(rising, task, wanted)
+    loaded = whole(model.model, model.info, weights)
+
+    def figure(plan: Plan) -> float:
+        with loaded.under(plan) as module:
+            row = run_tasks(tasks, module, model.checkpoint.folder)[task]
+        return damage_figure(row[metric], rising[metric])
+
+    name = f"1 - {metric}" if rising[metric] else metric
+    told = {"task": task, "metric": metric, "limit": settings.limit, "max_length": settings.max_length}
+    return Measure(figure, f"{task} {name}", {"evaluated_on": told})
+
+
+def held_out(model: Opened, evaluation: Teacher | None, plan: Plan, weights: QuantizedWeights) -> dict[str, float]:
+    """Return perplexity on held-out text, of the model and of the plan found; nothing without a text."""
+    if evaluation is None:
+        return {}
+    base = math.exp(hidden_nll(evaluation, evaluation.hidden).double().mean().item())
+    found = token_perplexity(model, evaluation, weights).figure(plan)
+    return {"evaluation_base_ppl": base, "evaluation_ppl": found}
+
+
 def search(
     model: Opened,
     alphas: Mapping[str, float],
-    calibration: Teacher,
-    evaluation: Teacher | None,
+    measure: Measure,
     settings: AdaptiveSettings,
+    bit_mapping: Sequence[str] = FORMAT_OF_STAGE,
+    strategy: type[AdaptiveQuantizationSearch] = AdaptiveQuantizationSearch,
+    formats: Mapping[str, Format] = FORMATS,
 ) -> Plan:
-    """Return the plan found on the calibration text; its summary has the perplexity on held-out text where there is one."""
-    weights = QuantizedWeights()
-
-    def ppl_on(teacher: Teacher):
-        return lambda plan: math.exp(plan_nll(model.model, model.info, plan, teacher, weights).double().mean().item())
-
+    """Return the plan found within the limit on `measure`; its summary has what was measured and what that cost."""
     before = model.model.tokens_forwarded
-    plan = AdaptiveQuantizationSearch(model.info, alphas, ppl_on(calibration), settings).run()
-    cost = {
-        **plan.summary["cost"],
-        "block_forward_tokens": model.model.tokens_forwarded - before,
-        "quantizations": weights.made,
-    }
-    held_out = {}
-    if evaluation is not None:
-        whole = math.exp(hidden_nll(evaluation, evaluation.hidden).double().mean().item())
-        held_out = {"evaluation_base_ppl": whole, "evaluation_ppl": ppl_on(evaluation)(plan)}
-    return Plan(plan.layers, {**plan.summary, "cost": cost, **held_out})
+    plan = strategy(model.info, alphas, measure.figure, settings, tuple(bit_mapping), formats).run()
+    forwarded = model.model.tokens_forwarded - before
+    cost = {**plan.summary["cost"], "block_forward_tokens": forwarded}
+    return Plan(plan.layers, {**plan.summary, "measure": measure.name, **measure.summary, "cost": cost})
 
 
 def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
@@ -73,7 +116,7 @@ def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
     thresholds.pop("ppl")
     print("\n" + ", ".join(f"{form} threshold {'none' if t is None else f'{t:.3f}'}" for form, t in thresholds.items()))
     print(
-        f"perplexity {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)"
+        f"{summary['measure']} {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)"
     )
     print(
         f"average bits {summary['avg_bits']:.3f} over all parameters, {summary['avg_bits_layers']:.3f} over the layers"

@@ -1,0 +1,60 @@
+"""The lm-eval tasks in the comparison: a table of their own, since their figures are of another kind."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from bitplan.compare.table import Entry
+from bitplan.files import read_json
+
+FULL_PRECISION = "full precision"
+NOTE = "lm-eval's figures of plans with their activation formats, in torch. Word and byte perplexity are per word and byte of a document."
+
+
+def _figures(path: Path) -> dict[str, float]:
+    """Return {"task metric": value} of a tasks.json."""
+    tasks = read_json(path)["tasks"]
+    return {
+        f"{task} {metric}": value
+        for task, row in tasks.items()
+        for metric, value in row.items()
+        if isinstance(value, float) and not metric.endswith("_stderr")
+    }
+
+
+def task_rows(model: Path, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return a row for the full-precision model and one for every plan: its name, and its figure of every task's metric."""
+    rows = [{"name": FULL_PRECISION, **_figures(model)}]
+    return rows + [{"name": e.name, **_figures(e.folder / "tasks.json")} for e in entries if e.is_plan]
+
+
+def task_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the columns of the tasks, in the order of the full-precision model's figures; none without rows."""
+    return [name for name in (rows[0] if rows else {}) if name != "name"]
+
+
+def tasks_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the readable table of the tasks; nothing without rows."""
+    columns = task_columns(rows)
+    if not columns:
+        return ""
+    head = f"{'plan':<24} " + "  ".join(columns)
+    lines = [
+        f"{row['name']:<24} " + "  ".join(f"{row[column]:>{len(column)}.4f}" for column in columns) for row in rows
+    ]
+    return "\n" + "\n".join((head, *lines, "", NOTE)) + "\n"
+
+
+def tasks_html(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of the tasks for the page; nothing without rows."""
+    columns = task_columns(rows)
+    if not columns:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("plan", *columns))
+    body = "".join(
+        f"<tr><td>{escape(row['name'])}</td>" + "".join(f"<td>{row[column]:.4f}</td>" for column in columns) + "</tr>"
+        for row in rows
+    )
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<h2>lm-eval tasks</h2><div class="wide">{table}</div><p>{escape(NOTE)}</p>'

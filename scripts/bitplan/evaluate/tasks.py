@@ -1,0 +1,158 @@
+"""Tasks of lm-eval on a model: bundled ones, a user's own, or those of the harness.
+
+Their figures are not ours: a word or byte perplexity is per word or byte of a document, over rolling windows that begin with
+BOS, and does not belong in one column with the perplexity per token of `evaluate.scores`.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitplan.errors import Problem, UserError, nearest, user_error
+from bitplan.opening import DEMO
+
+log = logging.getLogger(__name__)
+BUNDLED = DEMO / "tasks"
+BUNDLED_TASKS = ("demo_stories", "demo_memory")
+BOOTSTRAPS = 100
+# Of a task's metrics, the one that stands for it.
+PREFERRED = ("word_perplexity", "byte_perplexity", "perplexity", "acc_norm", "acc", "exact_match", "f1")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Which tasks, and how: documents of a task (all: None), requests in a batch, tokens of a window, a folder of own tasks."""
+
+    tasks: tuple[str, ...]
+    limit: int | None = None
+    batch_size: int = 8
+    max_length: int = 512
+    include_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class LoadedTasks:
+    """Tasks with their documents, ready to be run on one model after another."""
+
+    settings: TaskSettings
+    manager: Any
+    loaded: Mapping[str, Any]
+
+    @property
+    def runnable(self) -> list[Any]:
+        """The loaded tasks, or the names where some are groups, whose averages lm-eval makes by name."""
+        single = self.loaded.get("tasks", {})
+        return list(single.values()) if set(single) == set(self.settings.tasks) else list(self.settings.tasks)
+
+
+def _manager(settings: TaskSettings):
+    """Return lm-eval's index of tasks: the harness's own only where a name is not among the bundled and the user's."""
+    from lm_eval.tasks import TaskManager
+
+    folders = [str(folder) for folder in (BUNDLED, settings.include_path) if folder is not None]
+    near = TaskManager(include_path=folders, include_defaults=False)
+    if set(settings.tasks) <= set(near.all_tasks):
+        return near
+    return TaskManager(include_path=folders, include_defaults=True)
+
+
+def _check(settings: TaskSettings, known: Sequence[str]) -> None:
+    problems = [
+        Problem(f"task {name!r}", "is not known to lm-eval", nearest(name, known) or "Give its folder: --include-path")
+        for name in settings.tasks
+        if name not in known
+    ]
+    if problems:
+        raise UserError(problems)
+
+
+def load_tasks(settings: TaskSettings) -> LoadedTasks:
+    """Return the tasks with their data. Raises `UserError` for unknown names, and where the data is out of reach."""
+    if settings.include_path is not None and not settings.include_path.is_dir():
+        raise user_error(settings.include_path, "is not a folder", "Give the folder that holds the task's YAML file")
+    manager = _manager(settings)
+    _check(settings, manager.all_tasks)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            loaded = manager.load(list(settings.tasks))
+    except (OSError, ValueError, KeyError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        hint = "Hub data sets need a network, or a copy in the cache; demo_stories and demo_memory need neither"
+        raise user_error(f"task {', '.join(settings.tasks)}", f"is not loaded: {first[:200]}", hint) from None
+    return LoadedTasks(settings, manager, loaded)
+
+
+def _harness_model(module: nn.Module, folder: Path, settings: TaskSettings):
+    """Return the model as lm-eval's own wrapper for transformers models."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return HFLM(pretrained=module, tokenizer=tokenizer, batch_size=settings.batch_size, max_length=settings.max_length)
+
+
+def run_tasks(tasks: LoadedTasks, module: nn.Module, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return {task: its figures} of a transformers model with the tokenizer of `folder`.
+
+    Figures: every metric, its standard error as `{metric}_stderr` where the harness gives one, `documents`, and
+    `higher_is_better`, the names of the metrics of which that holds.
+    """
+    from lm_eval.evaluator import simple_evaluate
+
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    s = tasks.settings
+    with contextlib.redirect_stdout(sys.stderr):
+        made = simple_evaluate(
+            model=_harness_model(module, folder, s),
+            tasks=tasks.runnable,
+            task_manager=tasks.manager,
+            limit=s.limit,
+            bootstrap_iters=BOOTSTRAPS,
+            log_samples=False,
+        )
+    return {name: _figures(made, name) for name in sorted(made["results"])}
+
+
+def _figures(made: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the figures of one task; lm-eval calls a metric "acc,none", after the filter of the answers."""
+    numbers = {
+        key.replace(",none", "").replace(",", "."): value
+        for key, value in made["results"][task].items()
+        if isinstance(value, (int, float)) and "," in key
+    }
+    rising = [metric for metric, higher in made.get("higher_is_better", {}).get(task, {}).items() if higher]
+    documents = made.get("n-samples", {}).get(task, {}).get("effective")
+    return {**numbers, "higher_is_better": sorted(rising), "documents": documents}
+
+
+def metrics_of(tasks: LoadedTasks, task: str) -> dict[str, bool]:
+    """Return {metric: whether higher is better} of a task, before it is run. Raises `UserError` for a group of tasks."""
+    made = tasks.loaded.get("tasks", {}).get(task)
+    if made is None:
+        raise user_error(f"task {task!r}", "is a group of tasks", "Name one of its tasks")
+    rising = made.higher_is_better()
+    return {metric: bool(rising.get(metric)) for metric in made.aggregation()}
+
+
+def main_metric(metrics: Iterable[str], task: str, wanted: str | None = None) -> str:
+    """Return the metric that stands for a task: the one wanted, or the first of the usual ones.
+
+    Raises `UserError` when the task has no such metric.
+    """
+    held = list(metrics)
+    chosen = wanted or next((name for name in PREFERRED if name in held), next(iter(held), ""))
+    if chosen not in held:
+        raise user_error(f"task {task!r}", f"has no metric {chosen!r}", f"It has: {', '.join(held)}")
+    return chosen
+
+
+def damage_figure(value: float, higher_is_better: bool) -> float:
+    """Return a metric as a figure that rises with damage: itself, or 1 - itself where higher is better (an error rate)."""
+    return 1.0 - value if higher_is_better else value

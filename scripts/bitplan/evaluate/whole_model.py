@@ -1,0 +1,68 @@
+"""A model with all of its weights at once, under one plan after another: for evaluations that call it as transformers does."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from bitplan.models.layers import ModelInfo, output_tensor_name
+from bitplan.models.walk import StreamedModel
+from bitplan.plan import Plan, check_columns
+from bitplan.quantized_walk import QuantizedWeights, quantize_weights_, quantized_inputs
+
+
+@dataclass
+class WholeModel:
+    """A transformers model whose blocks can be given the weights of any plan. Everything else stays as it is in the checkpoint."""
+
+    streamed: StreamedModel
+    info: ModelInfo
+    weights: QuantizedWeights
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers model."""
+        return self.streamed.module
+
+    @contextmanager
+    def under(self, plan: Plan) -> Iterator[nn.Module]:
+        """Yield the model with the plan's weights and activation formats, until the context ends.
+
+        Raises `UserError` where a format does not fit its layer.
+        """
+        check_columns(plan, self.info, self.weights.formats)
+        layers = {layer.name: layer for layer in self.info.layers}
+        with ExitStack() as stack:
+            for index in range(len(self.streamed.blocks)):
+                block = self.streamed.block_(index)
+                stack.callback(self.streamed.drop_, block.module)
+                stack.callback(block.module.register_forward_pre_hook(self._count, with_kwargs=True).remove)
+                quantize_weights_(block, plan, layers, self.weights)
+                stack.enter_context(quantized_inputs(block, plan, self.weights.formats))
+            yield self.module
+
+    def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Count the tokens that a block is run on, as the walk does."""
+        hidden = args[0] if args else kwargs["hidden_states"]
+        self.streamed.tokens_forwarded += hidden.shape[0] * hidden.shape[1]
+
+
+def load_outside_(model: StreamedModel) -> None:
+    """Load the embedding and the output matrix, which a walk does without. A tied output shares the embedding's weight."""
+    table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
+    named = {id(part): name for name, part in model.module.named_modules()}
+    matrix = output_tensor_name(model.checkpoint)
+    table.weight = model.parameter(model.table_name)
+    if output is None:
+        return
+    output.weight = table.weight if matrix == model.table_name else model.parameter(matrix)
+    bias = model.stored_name(f"{named[id(output)]}.bias")
+    if bias is not None:
+        output.bias = model.parameter(bias)
+
+
+def whole(model: StreamedModel, info: ModelInfo, weights: QuantizedWeights) -> WholeModel:
+    """Return the model with everything outside its blocks loaded. A walk of `model` ends this: it takes the embedding away."""
+    load_outside_(model)
+    return WholeModel(model, info, weights)

@@ -1,0 +1,153 @@
+"""A plan as a checkpoint that transformers loads: each weight replaced by the value that its format holds.
+
+The tensors are written one at a time, into files of the same names as the original's; what a plan leaves alone is copied byte by
+byte. Formats whose values bfloat16 holds exactly keep a bfloat16 checkpoint's size; all others need float32.
+"""
+
+import json
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitplan.errors import user_error
+from bitplan.files import write_json
+from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.walk import check_finite
+from bitplan.plan import Plan, check_columns
+from bitplan.progress import progress
+from bitplan.quantized_walk import QuantizedWeights
+
+COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
+INDEX = "model.safetensors.index.json"
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of bfloat16
+
+
+def stored_dtypes(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> dict[str, str]:
+    """Return {tensor: safetensors dtype} for the tensors that the plan changes."""
+    chosen = {}
+    for layer in info.quantizable:
+        form, name = weights.formats[plan.of(layer.name).wq], f"{layer.name}.weight"
+        if plan.of(layer.name).weights_change:
+            exact = form.family in BFLOAT16_FAMILIES and checkpoint.tensors[name].dtype == "BF16"
+            chosen[name] = "BF16" if exact else "F32"
+    return chosen
+
+
+def _new_size(info: TensorInfo, dtype: str | None) -> int:
+    return info.params * BYTES[dtype] if dtype else info.nbytes
+
+
+def _header(tensors: Mapping[str, TensorInfo], dtypes: Mapping[str, str]) -> bytes:
+    """Return length and JSON of a safetensors header, tensors in the given order, padded to 8 bytes."""
+    entries, start = {"__metadata__": {"format": "pt"}}, 0
+    for name, info in tensors.items():
+        stop = start + _new_size(info, dtypes.get(name))
+        entries[name] = {
+            "dtype": dtypes.get(name, info.dtype),
+            "shape": list(info.shape),
+            "data_offsets": [start, stop],
+        }
+        start = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _quantized(name: str, checkpoint: Checkpoint, layer: Layer, plan: Plan, weights: QuantizedWeights) -> Tensor:
+    """Return the value of a layer's weight under the plan, in the checkpoint's layout, float32."""
+    read = checkpoint.read([name], torch.float32)
+    check_finite(read, checkpoint.folder)
+    stored = read[name]
+    made = weights.get(layer.name, stored.T if layer.transposed else stored, plan.of(layer.name))
+    return (made.T if layer.transposed else made).contiguous()
+
+
+def _bytes(values: Tensor, dtype: str, name: str) -> memoryview:
+    """Return values as a dtype's bytes. Raises AssertionError should the dtype not hold them exactly."""
+    made = values.to(DTYPES[dtype])
+    if not torch.equal(made.to(torch.float32), values):
+        raise AssertionError(f"{name}: {dtype} does not hold the format's values")
+    return memoryview(made.view(torch.uint8).numpy().reshape(-1))
+
+
+@contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """Yield a folder beside `output` that becomes it when the block ends without an error.
+
+    Raises `UserError` when there is something at `output` already: nothing is overwritten.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise user_error(output, "exists already", "Choose another folder, or remove this one")
+    aside = output.with_name(f".{output.name}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise user_error(output, what, "Choose a folder that you may write to") from None
+    try:
+        yield aside
+        if output.exists():
+            output.rmdir()
+        aside.rename(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_checkpoint(
+    output: Path, checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: QuantizedWeights
+) -> dict[str, int]:
+    """Write the checkpoint under a plan to the folder `output`. Returns how many tensors were changed, and the bytes written.
+
+    One tensor is in memory at a time. Raises `UserError` where a format does not fit its layer, or `output` is not free.
+    """
+    check_columns(plan, info, weights.formats)
+    dtypes, layers = (
+        stored_dtypes(checkpoint, info, plan, weights),
+        {f"{layer.name}.weight": layer for layer in info.layers},
+    )
+    by_file: dict[Path, dict[str, TensorInfo]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        by_file.setdefault(tensor.file, {})[name] = tensor
+    with new_folder(output) as aside:
+        _copy_others(checkpoint.folder, aside)
+        for file, tensors in by_file.items():
+            with open(aside / file.name, "wb") as write:
+                write.write(_header(tensors, dtypes))
+                for name, tensor in progress(tensors.items(), len(tensors), file.name):
+                    if name in dtypes:
+                        values = _quantized(name, checkpoint, layers[name], plan, weights)
+                        write.write(_bytes(values, dtypes[name], name))
+                    else:
+                        tensor.copy_to(write)
+        size = sum(_new_size(tensor, dtypes.get(name)) for name, tensor in checkpoint.tensors.items())
+        _finish(aside, checkpoint, dtypes, size)
+    return {"changed": len(dtypes), "bytes": size}
+
+
+def _copy_others(source: Path, target: Path) -> None:
+    """Copy configuration and tokenizer."""
+    for pattern in COPIED:
+        for file in source.glob(pattern):
+            if not file.name.startswith("."):
+                shutil.copyfile(file, target / file.name)
+
+
+def _finish(folder: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str], size: int) -> None:
+    """Write the dtype into the configuration, and sizes and names into the index, where there is one."""
+    if "F32" in dtypes.values():
+        config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
+        text = json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+    if (folder / INDEX).exists():
+        names = {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}
+        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": names})

@@ -1,0 +1,58 @@
+"""Run lm-eval tasks on a model, or on a model under a plan: bundled tasks, your own, or the harness's."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_model_flag, count, number, parser, run
+
+
+def main(args) -> None:
+    from bitplan.evaluate.tasks import BUNDLED_TASKS, TaskSettings, load_tasks, run_tasks
+    from bitplan.evaluate.whole_model import whole
+    from bitplan.files import write_json
+    from bitplan.opening import opened
+    from bitplan.plan import read_plan, uniform
+    from bitplan.provenance import write_provenance
+    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.statistics.importance import read_importance
+
+    started = time.monotonic()
+    settings = TaskSettings(
+        tuple(args.tasks or BUNDLED_TASKS), args.limit, args.batch_size, args.max_length, args.include_path
+    )
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    plan = read_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    tasks = load_tasks(settings)
+    weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix))
+    with whole(model.model, model.info, weights).under(plan) as module:
+        figures = run_tasks(tasks, module, model.checkpoint.folder)
+    if args.output:
+        how = {"limit": args.limit, "max_length": args.max_length, "dtype": args.dtype}
+        write_json(args.output, {"scored": "plan" if args.plan else "model", "tasks": figures, **how})
+        write_provenance(args.output, started)
+    print(f"{'task':<24} {'metric':<20} {'value':>12} {'error':>10} {'documents':>10}")
+    for task, row in figures.items():
+        for metric in (m for m, v in row.items() if isinstance(v, float) and not m.endswith("_stderr")):
+            error = row.get(f"{metric}_stderr")
+            shown = "" if error is None else f"{error:.4f}"
+            print(f"{task:<24} {metric:<20} {row[metric]:>12.4f} {shown:>10} {row['documents'] or '':>10}")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    add_compute_flags(flags)
+    flags.add_argument("--plan", type=Path, help="config.json or plan.json to apply")
+    flags.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["demo_stories", "demo_memory"],
+        help="names of tasks; the bundled ones by default",
+    )
+    flags.add_argument("--include-path", type=Path, help="folder with your own tasks (YAML files of lm-eval)")
+    flags.add_argument("--batch_size", type=count, default=8, help="requests in one batch")
+    flags.add_argument("--max_length", type=number(2, kind=int), default=512, help="tokens that the model sees at once")
+    flags.add_argument("--limit", type=count, help="documents of each task; all by default")
+    flags.add_argument("--imatrix", type=Path, help="importance matrix: the safetensors beside layer_stats.tsv")
+    flags.add_argument("--output", type=Path, help="tasks.json to write")
+    run(flags, main)

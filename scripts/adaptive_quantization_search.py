@@ -1,24 +1,28 @@
 """Adaptive Alpha-Hill threshold search: as few bits as a limit on perplexity allows, in mxfp4, mxfp8 and bf16."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, count, parser, positive, run
+from bitplan.flag_files import input_file, input_folder, output_file
 
 
 def main(args) -> None:
     from bitplan.evaluate.tasks import TaskSettings
+    from bitplan.formats.table import format_named
     from bitplan.opening import opened, teacher_on
-    from bitplan.plan import LayerPlan, Plan, write_config, write_plan
+    from bitplan.plan import LayerPlan, Plan, check_columns, uniform, write_config, write_plan
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
     from bitplan.search.adaptive_run import alphas_of, held_out, print_result, search, task_metric, token_perplexity
 
     started = time.monotonic()
+    formats = [format_named(name).name for name in args.formats or FORMAT_OF_STAGE]
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
     model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()
+    for name in formats:
+        check_columns(uniform(model.info, name), model.info)
     evaluation = teacher_on(args.evaluation, model, args.length, args.sequences, "") if args.evaluation else None
     alphas = alphas_of(model, args.layer_stats, args.fit)
     if args.task:
@@ -28,7 +32,7 @@ def main(args) -> None:
         text = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
         model.model.tokens_per_batch = args.batch_size * text.tokens.shape[1]
         measure = token_perplexity(model, text, weights)
-    plan = search(model, alphas, measure, settings, args.formats or FORMAT_OF_STAGE)
+    plan = search(model, alphas, measure, settings, formats)
     found = held_out(model, evaluation, plan, weights)
     default = LayerPlan(group_size=settings.group_size)
     plan = Plan(plan.layers, {**plan.summary, **found, "fit": args.fit})
@@ -65,10 +69,12 @@ if __name__ == "__main__":
     flags.add_argument("--task", help="limit a metric of this lm-eval task instead of the perplexity per token")
     flags.add_argument("--metric", help="which metric of the task; its usual one by default")
     flags.add_argument("--task-limit", type=count, help="documents of the task; all by default")
-    flags.add_argument("--include-path", type=Path, help="folder with your own tasks (YAML files of lm-eval)")
-    flags.add_argument("--layer-stats", type=Path, help="layer_stats.tsv; computed when absent")
-    flags.add_argument("--calibration", type=Path, help="text that the search measures perplexity on, or a saved one")
-    flags.add_argument("--evaluation", type=Path, help="held-out text to score the plan found on, or a saved one")
-    flags.add_argument("--output-config", type=Path, required=True, help="config.json to write")
-    flags.add_argument("--output-plan", type=Path, required=True, help="plan.json to write")
+    flags.add_argument("--include-path", type=input_folder, help="folder with your own tasks (YAML files of lm-eval)")
+    flags.add_argument("--layer-stats", type=input_file, help="layer_stats.tsv; computed when absent")
+    flags.add_argument(
+        "--calibration", type=input_file, help="text that the search measures perplexity on, or a saved one"
+    )
+    flags.add_argument("--evaluation", type=input_file, help="held-out text to score the plan found on, or a saved one")
+    flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
+    flags.add_argument("--output-plan", type=output_file, required=True, help="plan.json to write")
     run(flags, main)

@@ -1,38 +1,39 @@
 """Average bits of a configuration: over all parameters, over the layers, and of the GGUF file if there is one."""
 
-from pathlib import Path
-
 from bitplan.command import add_model_flag, number, parser, positive, run
+from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
     from bitplan.bits_report import TargetMissed, bits_report, check_target, print_report
     from bitplan.files import write_json, write_table
     from bitplan.models.layers import model_info
-    from bitplan.plan import read_plan
+    from bitplan.torch_config import read_any_plan
 
     info = model_info(args.model)
-    plan = read_plan(args.config, info)
+    plan = read_any_plan(args.config, info)
     report, rows = bits_report(plan, info, args.gguf, args.target_avg_bits)
     print_report(report, rows)
+    check_target(report, args.config, TargetMissed(args.on_miss), args.tolerance)
     if args.output and not args.dry_run:
         write_table(args.output, rows, tuple(rows[0]), delimiter=",")
-    check_target(report, args.config, TargetMissed(args.on_miss), args.tolerance)
     if args.json and not args.dry_run:
         write_json(args.json, report)
 
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument("--config", type=Path, required=True, help="config.json or plan.json")
+    flags.add_argument(
+        "--config", type=input_file, required=True, help="config.json, plan.json or mixed_precision_config.pt"
+    )
     add_model_flag(flags)
-    flags.add_argument("--gguf", type=Path, help="GGUF file of the plan, for the average bits of the file")
+    flags.add_argument("--gguf", type=input_file, help="GGUF file of the plan, for the average bits of the file")
     flags.add_argument(
         "--target-avg-bits", type=positive, help="target; by default the one in the configuration, if any"
     )
     flags.add_argument("--on-miss", choices=("fail", "warn"), default="warn", help="what a missed target does")
     flags.add_argument("--tolerance", type=number(0.0), default=0.0, help="bits over the target that still pass")
-    flags.add_argument("--output", type=Path, help="CSV of the layers to write")
-    flags.add_argument("--json", type=Path, help="bits.json to write")
+    flags.add_argument("--output", type=output_file, help="CSV of the layers to write")
+    flags.add_argument("--json", type=output_file, help="bits.json to write")
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")
     run(flags, main)

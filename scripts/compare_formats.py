@@ -1,9 +1,9 @@
 """Mean KL, perplexity and bits of a model with every layer in one format, format by format."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.flag_files import input_file, output_file
 
 COLUMNS = ("format", "avg_bits_layers", "avg_bits", "ppl", "kl", "kl_error", "top1", "kl_over_previous")
 
@@ -14,7 +14,7 @@ def main(args) -> None:
     from bitplan.files import write_table
     from bitplan.formats.table import format_named
     from bitplan.opening import opened, teacher_on
-    from bitplan.plan import average_bits, uniform
+    from bitplan.plan import average_bits, check_columns, uniform
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
 
@@ -22,6 +22,8 @@ def main(args) -> None:
     for name in args.formats:
         format_named(name)
     model = opened(args.model, args.dtype, args.device, args.threads)
+    for name in args.formats:
+        check_columns(uniform(model.info, name), model.info)
     teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
     rows: list[dict] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
@@ -49,6 +51,6 @@ if __name__ == "__main__":
     add_window_flags(flags)
     default = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]
     flags.add_argument("--formats", nargs="+", default=default, help="formats by name, from gentle to hard")
-    flags.add_argument("--text", type=Path, help="text, or one saved by teacher.py; the bundled one by default")
-    flags.add_argument("--output", type=Path, help="TSV to write")
+    flags.add_argument("--text", type=input_file, help="text, or one saved by teacher.py; the bundled one by default")
+    flags.add_argument("--output", type=output_file, help="TSV to write")
     run(flags, main)

@@ -2,19 +2,21 @@
 
 import os
 import time
-from pathlib import Path
 
 from bitplan.command import count, number, parser, run
+from bitplan.flag_files import output_file
 
 
 def main(args) -> None:
     from bitplan.compare.speed import PROMPTS, SpeedSettings, parse_models, print_table, rounds, summarize
     from bitplan.files import write_json
+    from bitplan.flag_files import clashes, refuse
     from bitplan.progress import progress
     from bitplan.provenance import write_provenance
 
     started = time.monotonic()
     models = parse_models(args.models)
+    refuse(clashes([args.output], models.values()))
     settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, tuple(args.prompts or PROMPTS))
     measured = list(progress(rounds(models, settings), settings.warmup + settings.repeats, "rounds"))
     result = summarize(models, measured, settings)
@@ -37,5 +39,5 @@ if __name__ == "__main__":
     flags.add_argument("--warmup", type=number(0, kind=int), default=1, help="rounds that are not counted, first")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
-    flags.add_argument("--output", type=Path, required=True, help="speed.json to write")
+    flags.add_argument("--output", type=output_file, required=True, help="speed.json to write")
     run(flags, main)

@@ -1,9 +1,9 @@
 """Write a model as GGUF in its own precision, with llama.cpp's converter."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_model_flag, parser, run
+from bitplan.flag_files import output_file
 
 
 def main(args) -> None:
@@ -21,5 +21,5 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument("--type", choices=("f32", "f16", "bf16"), help="precision; the checkpoint's own by default")
-    flags.add_argument("--output", type=Path, required=True, help="GGUF file to write")
+    flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     run(flags, main)

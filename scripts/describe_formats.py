@@ -1,17 +1,17 @@
 """Bits, scales, signal to noise ratio and GGUF type of each number format, as a table."""
 
-from pathlib import Path
-
 from bitplan.command import count, number, parser, run
+from bitplan.flag_files import output_file
 
 
 def main(args) -> None:
+    from bitplan.evaluate.text import read_text
     from bitplan.files import written_aside
     from bitplan.formats.describe import BEGIN, END, describe, draws, markdown_table, with_table
     from bitplan.formats.table import FORMATS, format_named
 
     formats = [format_named(name) for name in args.formats or FORMATS]
-    old = args.output.read_text(encoding="utf-8") if args.output and args.output.exists() else f"{BEGIN}\n{END}\n"
+    old = read_text(args.output) if args.output and args.output.exists() else f"{BEGIN}\n{END}\n"
     with_table(old, "", args.output)  # refuses a file without a place for the table before anything slow
     samples = draws(args.values, args.seed)
     table = markdown_table(describe(form, samples) for form in formats)
@@ -26,5 +26,5 @@ if __name__ == "__main__":
     flags.add_argument("--formats", nargs="+", help="formats by name; all by default")
     flags.add_argument("--values", type=count, default=512 * 1024, help="values drawn from each distribution")
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="seed of the values")
-    flags.add_argument("--output", type=Path, help="Markdown file to write the table into, as docs/formats.md")
+    flags.add_argument("--output", type=output_file, help="Markdown file to write the table into, as docs/formats.md")
     run(flags, main)

@@ -1,9 +1,9 @@
 """List a model's layers: names, categories, shapes, fusion groups, parameters."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_model_flag, parser, run
+from bitplan.flag_files import output_file
 
 
 def main(args) -> None:
@@ -21,5 +21,5 @@ def main(args) -> None:
 if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_flag(flags)
-    flags.add_argument("--output", type=Path, required=True, help="model.json to write")
+    flags.add_argument("--output", type=output_file, required=True, help="model.json to write")
     run(flags, main)

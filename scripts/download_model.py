@@ -1,9 +1,9 @@
 """Fetch a model from a model hub into a folder: safetensors, settings and tokenizer, every file checked by size and hash."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import parser, run
+from bitplan.flag_files import output_file, output_folder
 
 
 def main(args) -> None:
@@ -27,6 +27,8 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     flags.add_argument("--model", dest="id", metavar="ID", required=True, help="id on the model hub: organization/name")
     flags.add_argument("--revision", help="branch, tag or commit; the hub's main branch by default")
-    flags.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the model")
-    flags.add_argument("--record", type=Path, help="JSON to write: commit, and every file with its size and hash")
+    flags.add_argument("--output", type=output_folder, required=True, metavar="DIR", help="folder for the model")
+    flags.add_argument(
+        "--record", type=output_file, help="JSON to write: commit, and every file with its size and hash"
+    )
     run(flags, main)

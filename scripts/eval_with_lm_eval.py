@@ -1,9 +1,9 @@
 """Run lm-eval tasks on a model, or on a model under a plan: bundled tasks, your own, or the harness's."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, count, number, parser, run
+from bitplan.flag_files import input_file, input_folder, output_file
 
 
 def main(args) -> None:
@@ -11,19 +11,21 @@ def main(args) -> None:
     from bitplan.evaluate.whole_model import whole
     from bitplan.files import write_json
     from bitplan.opening import opened
-    from bitplan.plan import read_plan, uniform
+    from bitplan.plan import check_columns, uniform
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.statistics.importance import read_importance
+    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     settings = TaskSettings(
         tuple(args.tasks or BUNDLED_TASKS), args.limit, args.batch_size, args.max_length, args.include_path
     )
     model = opened(args.model, args.dtype, args.device, args.threads)
-    plan = read_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    check_columns(plan, model.info)
+    weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     tasks = load_tasks(settings)
-    weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix))
     with whole(model.model, model.info, weights).under(plan) as module:
         figures = run_tasks(tasks, module, model.checkpoint.folder)
     if args.output:
@@ -42,17 +44,17 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
-    flags.add_argument("--plan", type=Path, help="config.json or plan.json to apply")
+    flags.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
     flags.add_argument(
         "--tasks",
         nargs="+",
         default=["demo_stories", "demo_memory"],
         help="names of tasks; the bundled ones by default",
     )
-    flags.add_argument("--include-path", type=Path, help="folder with your own tasks (YAML files of lm-eval)")
+    flags.add_argument("--include-path", type=input_folder, help="folder with your own tasks (YAML files of lm-eval)")
     flags.add_argument("--batch_size", type=count, default=8, help="requests in one batch")
     flags.add_argument("--max_length", type=number(2, kind=int), default=512, help="tokens that the model sees at once")
     flags.add_argument("--limit", type=count, help="documents of each task; all by default")
-    flags.add_argument("--imatrix", type=Path, help="importance matrix: the safetensors beside layer_stats.tsv")
-    flags.add_argument("--output", type=Path, help="tasks.json to write")
+    flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    flags.add_argument("--output", type=output_file, help="tasks.json to write")
     run(flags, main)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_window_flags, parser, run
+from bitplan.flag_files import input_file, output_folder
 
 PRESETS = {
     "conservative": {"ppl_threshold": 0.05, "target_avg_bits": 10.0, "step_size": 0.3},
@@ -38,8 +39,8 @@ if __name__ == "__main__":
     add_compute_flags(flags)
     add_window_flags(flags, sequences=16)
     flags.add_argument("--model", type=Path, help="folder of a checkpoint; the bundled model by default")
-    flags.add_argument("--calibration", type=Path, help="calibration text; the bundled one by default")
+    flags.add_argument("--calibration", type=input_file, help="calibration text; the bundled one by default")
     flags.add_argument(
-        "--output", type=Path, default=Path("results/example"), help="folder for the three configurations"
+        "--output", type=output_folder, default=Path("results/example"), help="folder for the three configurations"
     )
     run(flags, main)

@@ -1,24 +1,27 @@
 """Statistics of every layer: spectrum and moments of the weights, size of the activations on calibration text."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
     from bitplan.evaluate.teacher import save_teacher, teacher_from
     from bitplan.evaluate.text import windows
+    from bitplan.flag_files import clashes, refuse
     from bitplan.opening import DEMO, opened
     from bitplan.provenance import write_provenance
     from bitplan.statistics.table import measure_layers, write_statistics
 
     started = time.monotonic()
+    importance = args.importance or args.output.with_suffix(".safetensors")
+    outputs = [path for path in (args.output, importance, args.save_text) if path]
+    refuse(clashes(outputs, [args.calibration] if args.calibration else [], args.model))
     model = opened(args.model, args.dtype, args.device, args.threads)
     text = args.calibration or DEMO / "calibration.txt"
     tokens = windows(model.checkpoint.folder, text, args.length, args.sequences)
     rows, inputs, hidden = measure_layers(model.model, model.info, tokens)
-    importance = args.importance or args.output.with_suffix(".safetensors")
     write_statistics(args.output, importance, rows, inputs)
     if args.save_text:
         made = teacher_from(model.checkpoint, tokens, hidden, args.dtype)
@@ -32,10 +35,10 @@ if __name__ == "__main__":
     add_model_flag(flags)
     add_compute_flags(flags)
     add_window_flags(flags)
-    flags.add_argument("--calibration", type=Path, help="calibration text; the bundled one by default")
-    flags.add_argument("--output", type=Path, required=True, help="layer_stats.tsv to write")
-    flags.add_argument("--importance", type=Path, help="importance matrix to write; beside --output by default")
+    flags.add_argument("--calibration", type=input_file, help="calibration text; the bundled one by default")
+    flags.add_argument("--output", type=output_file, required=True, help="layer_stats.tsv to write")
+    flags.add_argument("--importance", type=output_file, help="importance matrix to write; beside --output by default")
     flags.add_argument(
-        "--save-text", type=Path, help="also write tokens and final hidden states on the calibration text"
+        "--save-text", type=output_file, help="also write tokens and final hidden states on the calibration text"
     )
     run(flags, main)

@@ -1,15 +1,15 @@
 """Train the bundled model from a seed: text, tokenizer, model."""
 
-import argparse
 import json
-import logging
 from pathlib import Path
 
 import torch
 
+from bitplan.command import count, number, parser, run
 from bitplan.demo.questions import questions
 from bitplan.demo.stories import text_of
 from bitplan.demo.training import TrainingSettings, train_model, train_tokenizer
+from bitplan.flag_files import output_folder
 
 # Texts and questions come from streams of their own, so that no story is in two of them on purpose.
 SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003, "questions": 3_000_003}
@@ -18,13 +18,7 @@ SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003, "ques
 QUESTIONS = 200
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo"))
-    parser.add_argument("--seed", type=int, default=TrainingSettings.seed)
-    parser.add_argument("--steps", type=int, default=TrainingSettings.steps)
-    args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+def main(args) -> None:
     settings = TrainingSettings(seed=args.seed, steps=args.steps)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in ("calibration", "evaluation"):
@@ -40,4 +34,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    flags = parser(__doc__)
+    flags.add_argument("--output", type=output_folder, default=Path("demo"), help="folder for texts, tasks and model")
+    flags.add_argument("--seed", type=number(0, kind=int), default=TrainingSettings.seed, help="seed of everything")
+    flags.add_argument("--steps", type=count, default=TrainingSettings.steps, help="steps of the training")
+    run(flags, main)

@@ -1,9 +1,9 @@
 """Perplexity of a model, of a plan, or of a GGUF file, and its KL divergence from the full-precision model."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
@@ -11,21 +11,25 @@ def main(args) -> None:
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.evaluate.text import BOS_POLICY
-    from bitplan.files import write_json
+    from bitplan.files import check_gguf, write_json
     from bitplan.opening import opened, teacher_on
-    from bitplan.plan import read_plan, uniform
+    from bitplan.plan import check_columns, uniform
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.statistics.importance import read_importance
+    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads)
-    plan = read_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
+    check_columns(plan, model.info)
+    if args.gguf:
+        check_gguf(args.gguf)
     teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
     if args.gguf:
         scores = score_gguf(args.gguf, teacher, args.threads)
     else:
-        weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix))
         scores = score_plan(model.model, model.info, plan, teacher, weights)
     kind = "gguf" if args.gguf else "plan" if args.plan else "model"
     result = {
@@ -50,11 +54,11 @@ if __name__ == "__main__":
     add_compute_flags(flags)
     add_window_flags(flags)
     scored = flags.add_mutually_exclusive_group()
-    scored.add_argument("--plan", type=Path, help="config.json or plan.json to apply")
-    scored.add_argument("--gguf", type=Path, help="GGUF file to score in llama.cpp")
-    flags.add_argument("--text", type=Path, help="text, or one saved by teacher.py; the bundled one by default")
+    scored.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
+    scored.add_argument("--gguf", type=input_file, help="GGUF file to score in llama.cpp")
+    flags.add_argument("--text", type=input_file, help="text, or one saved by teacher.py; the bundled one by default")
     flags.add_argument(
-        "--imatrix", type=Path, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
+        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )
-    flags.add_argument("--output", type=Path, required=True, help="perplexity.json to write")
+    flags.add_argument("--output", type=output_file, required=True, help="perplexity.json to write")
     run(flags, main)

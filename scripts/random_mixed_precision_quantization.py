@@ -1,9 +1,9 @@
 """Random mixed precision: shares of mxfp4 and bf16 drawn by seed, experts and attention first, the rest mxfp8."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, count, number, parser, ratio, run
+from bitplan.flag_files import output_file
 
 
 def main(args) -> None:
@@ -34,6 +34,6 @@ if __name__ == "__main__":
     flags.add_argument("--bf16-ratio", type=ratio, default=0.2, help="share of layers in bf16")
     flags.add_argument("--seed", type=number(0, kind=int), default=42, help="the same seed gives the same plan")
     flags.add_argument("--group-size", type=count, default=32, help="values per block")
-    flags.add_argument("--output-config", type=Path, required=True, help="config.json to write")
-    flags.add_argument("--output-plan", type=Path, help="plan.json to write")
+    flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
+    flags.add_argument("--output-plan", type=output_file, help="plan.json to write")
     run(flags, main)

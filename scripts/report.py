@@ -1,13 +1,12 @@
 """Put all plans and baselines of a model into one table, one page and one figure."""
 
-from pathlib import Path
-
 from bitplan.command import add_model_flag, parser, run
+from bitplan.flag_files import input_file, input_folder, output_file
 
 
 def main(args) -> None:
     from bitplan.compare.figure import draw
-    from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, reference_speed, row
+    from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
     from bitplan.compare.tasks import task_columns, task_rows, tasks_html, tasks_text
     from bitplan.files import write_table, written_aside
     from bitplan.models.layers import model_info
@@ -15,8 +14,9 @@ def main(args) -> None:
     info = model_info(args.model)
     entries = [Entry(name, args.results / "plans" / name, True) for name in args.plan]
     entries += [Entry(name, args.results / "baselines" / name, False) for name in args.baseline]
+    check_results(entries)
     reference = reference_speed(args.results / "baselines" / args.baseline[0], args.baseline[0])
-    rows = [row(entry, info.parameters, reference) for entry in entries]
+    rows = [checked_row(entry, info.parameters, reference) for entry in entries]
     tasks = task_rows(args.model_tasks, entries) if args.model_tasks else []
     title = f"{args.results.name}: plans compared"
     with_tasks = {each["name"]: each for each in tasks}
@@ -35,14 +35,14 @@ def main(args) -> None:
 if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_flag(flags)
-    flags.add_argument("--results", type=Path, required=True, help="folder of the model's results")
+    flags.add_argument("--results", type=input_folder, required=True, help="folder of the model's results")
     flags.add_argument("--plan", action="append", default=[], help="a plan's name; may be given several times")
     flags.add_argument(
         "--baseline", action="append", required=True, help="a baseline's name, the reference of speed first"
     )
-    flags.add_argument("--model-tasks", type=Path, help="the model's tasks.json, where the plans have theirs too")
-    flags.add_argument("--output", type=Path, required=True, help="comparison.tsv to write")
-    flags.add_argument("--text", type=Path, required=True, help="readable table to write")
-    flags.add_argument("--page", type=Path, required=True, help="comparison.html to write")
-    flags.add_argument("--figure", type=Path, required=True, help="SVG to write")
+    flags.add_argument("--model-tasks", type=input_file, help="the model's tasks.json, where the plans have theirs too")
+    flags.add_argument("--output", type=output_file, required=True, help="comparison.tsv to write")
+    flags.add_argument("--text", type=output_file, required=True, help="readable table to write")
+    flags.add_argument("--page", type=output_file, required=True, help="comparison.html to write")
+    flags.add_argument("--figure", type=output_file, required=True, help="SVG to write")
     run(flags, main)

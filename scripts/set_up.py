@@ -122,6 +122,8 @@ def main() -> None:
         "--converter-only", action="store_true", help="only the converter, into this interpreter's environment"
     )
     args = parser.parse_args()
+    if os.path.exists(args.venv) and not os.path.isdir(args.venv):
+        parser.error(f"--venv {args.venv}: is a file; choose a folder")
     missing = problems()
     if missing:
         raise SystemExit("\n".join(f"error: {problem}" for problem in missing))

@@ -1,9 +1,9 @@
 """Save a text's tokens and the full-precision model's final hidden states, with which plans are compared."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
@@ -24,6 +24,6 @@ if __name__ == "__main__":
     add_model_flag(flags)
     add_compute_flags(flags)
     add_window_flags(flags)
-    flags.add_argument("--text", type=Path, required=True, help="UTF-8 text")
-    flags.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    flags.add_argument("--text", type=input_file, required=True, help="UTF-8 text")
+    flags.add_argument("--output", type=output_file, required=True, help="safetensors file to write")
     run(flags, main)

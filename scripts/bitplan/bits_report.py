@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.errors import user_error
+from bitplan.files import check_gguf
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import Plan, average_bits, layer_bits
 
@@ -57,8 +58,8 @@ def bits_report(
     """Return the content of bits.json and the layer table. `avg_bits_file` is None without a file."""
     rows, bits = _layer_rows(plan, info), average_bits(plan, info)
     wanted = target if target is not None else plan.summary.get("target_avg_bits")
-    if gguf is not None and not gguf.is_file():
-        raise user_error(gguf, "does not exist")
+    if gguf is not None:
+        check_gguf(gguf)
     report = {
         "parameters": info.parameters,
         "avg_bits": bits.avg_bits,

@@ -9,20 +9,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bitplan.errors import Problem, UserError
+from bitplan.errors import Problem, UserError, nearest
+from bitplan.flag_files import check_files, outputs_of
+
+MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
 
 
 def number(
     low: float, high: float = float("inf"), *, kind: type = float, open_low: bool = False
 ) -> Callable[[str], float]:
-    """Return an argparse type that accepts numbers from `low` to `high` (`low` itself not, when `open_low`)."""
+    """Return an argparse type that accepts numbers from `low` to `high` (`low` itself not, when `open_low`), none infinite."""
+    end = "" if high == float("inf") else f" to {high:g}"
+    high = min(high, MOST if kind is int else sys.float_info.max)
 
     def parse(text: str) -> float:
         value = kind(text)
-        if not (low < value or (low == value and not open_low)) or not value <= high:
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: expected {'over' if open_low else 'from'} {low} to {high}"
-            )
+        fits = low < value if open_low else low <= value
+        if not (fits and value <= high):
+            begin = f"{'over' if open_low else 'from'} {low:g}"
+            raise argparse.ArgumentTypeError(f"{text} is out of range: expected a number {begin}{end}")
         return value
 
     parse.__name__ = kind.__name__
@@ -42,6 +47,12 @@ class _OneLineParser(argparse.ArgumentParser):
     """A parser that says what is wrong with a flag in one line, as every other error; `--help` has the usage."""
 
     def error(self, message: str) -> NoReturn:
+        known = self._option_string_actions
+        # A misspelt flag is told before the one that is missing because of it.
+        unknown = [word for word in sys.argv[1:] if word.startswith("--") and word.split("=")[0] not in known]
+        if unknown:
+            close = nearest(unknown[0], known, 1)
+            message = f"unrecognized arguments: {' '.join(unknown)}{'. ' + close.rstrip('?') if close else ''}"
         print(f"error: {message}. {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(2)
 
@@ -55,9 +66,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32") -> None:
+def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32", device: str = "cpu") -> None:
     """Add --device, --dtype and --threads."""
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or mps")
+    made.add_argument("--device", default=device, help="cpu, cuda, cuda:N, mps, or auto: the best that is there")
     made.add_argument("--dtype", default=dtype, choices=("fp32", "fp16", "bf16"), help="number type to compute in")
     made.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
 
@@ -92,7 +103,7 @@ def _configure_logging(verbose: bool) -> None:
 def _fetch_model(args: argparse.Namespace) -> None:
     """Put the folder of a model of the hub in the place of its id. A path that exists always wins. Raises `UserError`."""
     model, revision = getattr(args, "model", None), getattr(args, "revision", None)
-    if not isinstance(model, Path) or (model.exists() and revision is None):
+    if not isinstance(model, Path) or (os.path.exists(model) and revision is None):
         return
     # No import statement: how a model is fetched is behind no result, and a change there is to rerun none.
     hub = importlib.import_module("bitplan.models.hub")
@@ -119,13 +130,17 @@ SHORTAGES: tuple[tuple[str, str, str], ...] = (
 )
 
 
-def _of_the_system(error: Exception) -> Problem | None:
-    """Return an error of the machine (disk full, no right to write, no memory) as a problem; None for any other error."""
+def _of_the_system(error: Exception, outputs: Sequence[Path]) -> Problem | None:
+    """Return an error of the machine (disk full, no right to write, no memory) as a problem; None for any other error.
+
+    What is written aside has a name that means nothing to the user: the problem names the outputs.
+    """
     text = f"{error} {getattr(error, 'strerror', '') or ''}"
     if isinstance(error, MemoryError):
         text += " out of memory"
     found = next(((what, hint) for words, what, hint in SHORTAGES if words in text), None)
-    where = getattr(error, "filename", None) or type(error).__name__
+    written = " or ".join(map(str, outputs)) if isinstance(error, OSError) or "os error" in text else ""
+    where = written or getattr(error, "filename", None) or type(error).__name__
     return Problem(str(where), *found) if found else None
 
 
@@ -135,13 +150,14 @@ def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None
     _configure_logging(args.verbose)
     os.environ.update({**ENVIRONMENT, **os.environ})
     try:
+        check_files(made, args)
         _fetch_model(args)
         main(args)
     except UserError as error:
         _tell(error.problems)
         sys.exit(2)
     except Exception as error:
-        problem = _of_the_system(error)
+        problem = _of_the_system(error, outputs_of(made, args))
         if problem is None:
             raise
         _tell((problem,))

@@ -24,6 +24,10 @@ class UserError(Exception):
         self.problems = tuple(problems)
         super().__init__("; ".join(str(problem) for problem in self.problems))
 
+    def __reduce__(self) -> tuple:
+        """Keep the problems on the way from another process; what exceptions do by themselves keeps the joined text only."""
+        return UserError, (self.problems,)
+
 
 def user_error(where: object, what: str, hint: str = "") -> UserError:
     """Return a `UserError` with a single problem."""

@@ -13,6 +13,8 @@ from typing import Any
 from bitplan.errors import user_error
 
 SCHEMA_VERSION = 1
+GGUF_BEGIN = b"GGUF"
+MADE_AGAIN = "Make it again with the command that wrote it"
 
 
 @contextmanager
@@ -76,17 +78,28 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         aside.write_text(json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, hint: str = MADE_AGAIN) -> dict[str, Any]:
     """Return the object in a JSON file. Raises `UserError` when it is missing, broken or not an object."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise user_error(path, f"is not JSON: {error}", "Make it again with the command that wrote it") from None
+        raise user_error(path, f"cannot be read: {error.strerror}", hint) from None
+    except (ValueError, RecursionError) as error:
+        raise user_error(path, f"is not JSON: {error}", hint) from None
     if not isinstance(content, dict):
-        raise user_error(path, "holds no JSON object", "Make it again with the command that wrote it")
+        raise user_error(path, "holds no JSON object", hint)
     return content
+
+
+def check_gguf(path: Path) -> None:
+    """Raise `UserError` for a file that is missing or does not begin as a GGUF file does."""
+    try:
+        with open(path, "rb") as handle:
+            begin = handle.read(len(GGUF_BEGIN))
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}", "Make it with scripts/export_gguf.py") from None
+    if begin != GGUF_BEGIN:
+        raise user_error(path, "is no GGUF file", "Make one with scripts/export_gguf.py or scripts/convert_gguf.py")
 
 
 def _cell(value: Any) -> str:
@@ -106,14 +119,17 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence
 
 
 def read_table(path: Path, required: Sequence[str] = (), delimiter: str = "\t") -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of strings. Raises `UserError` when a required column is missing."""
+    """Return the rows of a table as dicts of strings. Raises `UserError` when it is no table or a required column is missing."""
     try:
         with open(path, encoding="utf-8", newline="") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter)
             rows, columns = list(reader), reader.fieldnames or []
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}") from None
+        raise user_error(path, f"cannot be read: {error.strerror}", MADE_AGAIN) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise user_error(path, f"is no table: {error}", MADE_AGAIN) from None
     missing = [column for column in required if column not in columns]
     if missing:
-        raise user_error(path, f"has no column {', '.join(missing)}", f"Its columns are: {', '.join(columns)}")
+        held = ", ".join(columns)[:200] or "none"
+        raise user_error(path, f"has no column {', '.join(missing)}", f"Its columns are: {held}. {MADE_AGAIN}")
     return rows

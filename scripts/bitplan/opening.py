@@ -8,7 +8,7 @@ import torch
 
 from bitplan.evaluate.teacher import Teacher, load_teacher, make_teacher
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.models.layers import ModelInfo, model_info
+from bitplan.models.layers import ModelInfo, described_checkpoint, model_info
 from bitplan.models.walk import StreamedModel, open_model
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,9 @@ class Opened:
 def opened(path: Path, dtype: str, device: str, threads: int) -> Opened:
     """Open a model for computing with `threads` threads. Raises `UserError`."""
     torch.set_num_threads(threads)
-    checkpoint = Checkpoint.open(path)
-    return Opened(checkpoint, model_info(path), open_model(checkpoint, dtype, device), dtype)
+    info = model_info(path)
+    checkpoint = described_checkpoint(path, info)
+    return Opened(checkpoint, info, open_model(checkpoint, dtype, device), dtype)
 
 
 def teacher_on(source: Path | None, model: Opened, length: int, sequences: int | None, bundled: str) -> Teacher:

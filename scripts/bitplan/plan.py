@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import translate
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ from bitplan.files import read_json, write_json
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 
 UNQUANTIZED_BITS = 16
 # What an override may hold beside its pattern; everything else is refused.
 FORMAT_KEYS = ("wq", "aq", "group_size", "skip")
 NOTES = ("alpha_hill", "category", "precision")
+SUMMARIES = ("search_summary", "summary")
+KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing")
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ def _formats_of(made: LayerPlan) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Plan:
-    """A format for each layer of a model, in model order, and how it was found."""
+    """A format for each layer of a model, in model order, how it was found, and what is smoothed before it is applied."""
 
     layers: Mapping[str, LayerPlan]
     summary: Mapping[str, Any] = field(default_factory=dict)
+    smoothing: Smoothing | None = None
 
     def of(self, layer: str) -> LayerPlan:
         """Return the layer's formats; 16 bits for a layer that the plan does not name."""
@@ -73,27 +77,64 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
     known = ("pattern", *FORMAT_KEYS, *NOTES)
     problems = [Problem(f"{where}.{key}", "unknown key", nearest(key, known)) for key in entry if key not in known]
     for key in ("wq", "aq"):
-        if key in entry and entry[key] not in formats:
+        if key in entry and not (isinstance(entry[key], str) and entry[key] in formats):
             hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
             problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
         elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
             problems.append(
-                Problem(f"{where}.{key}", f"{entry[key]} is a format for weights only", "Use mxfp*, int*_asym or bf16")
+                Problem(
+                    f"{where}.{key}",
+                    f"{entry[key]} is a format for weights only",
+                    "Use mxfp*, int*_asym, int*_token or bf16",
+                )
             )
-    group = entry.get("group_size", 1)
+    group, skip = entry.get("group_size", 1), entry.get("skip", True)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
-        problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number"))
+        problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number", "Give one, as 32"))
+    if not isinstance(skip, bool):
+        problems.append(Problem(f"{where}.skip", f"{skip!r} is neither true nor false", "Give true, or leave it out"))
     return problems
 
 
-def _check(source: str, config: Mapping[str, Any], names: Sequence[str], formats: Mapping[str, Format]) -> None:
-    if not isinstance(config.get("default", {}), dict):
-        raise user_error(source, "default must be an object with wq, aq and group_size")
+def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
+    """Return the targets of the summaries that are no numbers."""
+    held = {key: config[key].get("target_avg_bits", 1) for key in SUMMARIES if isinstance(config.get(key), dict)}
+    return [
+        Problem(f"{source}: {key}.target_avg_bits", f"{target!r} is no number", "Give one, as 8.0, or leave it out")
+        for key, target in held.items()
+        if isinstance(target, bool) or not isinstance(target, (int, float))
+    ]
+
+
+def _check_shape(source: str, config: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the parts of a configuration are objects and lists where they have to be, and no others."""
+    problems = [
+        Problem(f"{source}: {key}", "unknown key", nearest(key, KEYS) or f"Known: {', '.join(KEYS)}")
+        for key in config
+        if key not in KEYS
+    ]
+    for key in ("default", *SUMMARIES):
+        if not isinstance(config.get(key, {}), dict):
+            problems.append(Problem(f"{source}: {key}", f"{config[key]!r} is no object", "Put it as {...}"))
+    problems += _target_problems(source, config)
+    smoothing = config.get("smoothing", {"sha256": ""})
+    if not isinstance(smoothing, dict) or not isinstance(smoothing.get("sha256"), str):
+        hint = "Search again: it is written with the factors beside it"
+        problems.append(Problem(f"{source}: smoothing", "is no object with a sha256", hint))
     overrides = config.get("overrides", [])
-    if not isinstance(overrides, list) or not all(
-        isinstance(entry, dict) and "pattern" in entry for entry in overrides
-    ):
-        raise user_error(source, "overrides must be a list of objects with a pattern")
+    if not isinstance(overrides, list):
+        problems.append(Problem(f"{source}: overrides", "is no list", 'Put it as [{"pattern": ..., "wq": ...}]'))
+    for number, entry in enumerate(overrides if isinstance(overrides, list) else []):
+        if not isinstance(entry, dict) or not isinstance(entry.get("pattern"), str):
+            hint = 'Put it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
+            problems.append(Problem(f"{source}: overrides[{number}]", "is no object with a pattern (text)", hint))
+    if problems:
+        raise UserError(problems)
+
+
+def _check(source: str, config: Mapping[str, Any], names: Sequence[str], formats: Mapping[str, Format]) -> None:
+    _check_shape(source, config)
+    overrides = config.get("overrides", [])
     problems = _entry_problems(f"{source}: default", config.get("default", {}), formats)
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
@@ -144,7 +185,10 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = FORMA
         raise user_error(
             path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same"
         )
-    return expand(config, info.layers, str(path), formats)
+    plan = expand(config, info.layers, str(path), formats)
+    if "smoothing" not in config:
+        return plan
+    return replace(plan, smoothing=read_smoothing(smoothing_path(path), config["smoothing"]["sha256"]))
 
 
 def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
@@ -183,6 +227,9 @@ def _write(
         summary_key: dict(plan.summary),
         "model_fingerprint": info.fingerprint,
     }
+    if plan.smoothing is not None:
+        write_smoothing(smoothing_path(path), plan.smoothing)
+        content["smoothing"] = {"alpha": plan.smoothing.alpha, "sha256": plan.smoothing.digest}
     write_json(path, content)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitplan.formats.base import Format, Quantized
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.smoothing import Smoothing, fold_norms_
 from bitplan.models.walk import Block, Forward, Visit
 from bitplan.plan import LayerPlan, Plan, check_columns
 
@@ -28,14 +29,14 @@ class QuantizedWeights:
     formats: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     made: int = 0
-    _kept: dict[tuple[str, str, int], Quantized] = field(default_factory=dict)
+    _kept: dict[tuple[str, str, int, str], Quantized] = field(default_factory=dict)
     _used: int = 0
 
-    def get(self, layer: str, weight: Tensor, made: LayerPlan) -> Tensor:
-        """Return `weight` (out, in) as its format holds it, float32."""
+    def get(self, layer: str, weight: Tensor, made: LayerPlan, smoothed: str = "") -> Tensor:
+        """Return `weight` (out, in) as its format holds it, float32. `smoothed` tells weights of one name apart."""
         form = self.formats[made.wq]
         group = form.group(made.group_size)
-        key = (layer, made.wq, group)
+        key = (layer, made.wq, group, smoothed)
         quantized = self._kept.get(key)
         if quantized is None:
             self.made += 1
@@ -64,30 +65,33 @@ class _QuantizedInputs:
 
     def __init__(self, formats: Mapping[str, Format]) -> None:
         self.formats = formats
-        self._last: tuple[Tensor, str, int, Tensor] | None = None
+        self._last: tuple[Tensor, tuple, Tensor] | None = None
 
-    def hook(self, made: LayerPlan):
+    def hook(self, made: LayerPlan, divisor: Tensor | None):
         def quantize(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (self._quantized(args[0], made), *args[1:])
+            return (self._quantized(args[0], made, divisor), *args[1:])
 
         return quantize
 
-    def _quantized(self, values: Tensor, made: LayerPlan) -> Tensor:
-        if self._last and self._last[0] is values and self._last[1:3] == (made.aq, made.group_size):
-            return self._last[3]
-        result = self.formats[made.aq].roundtrip(values, made.group_size).to(values.dtype)
-        self._last = (values, made.aq, made.group_size, result)
-        return result
+    def _quantized(self, values: Tensor, made: LayerPlan, divisor: Tensor | None) -> Tensor:
+        asked = (made.aq, made.group_size, id(divisor))
+        if self._last and self._last[0] is values and self._last[1] == asked:
+            return self._last[2]
+        given = values if divisor is None else values / divisor.to(values.device, values.dtype)
+        result = given if made.aq == UNQUANTIZED else self.formats[made.aq].roundtrip(given, made.group_size)
+        self._last = (values, asked, result.to(values.dtype))
+        return self._last[2]
 
 
 @contextmanager
 def quantized_inputs(block: Block, plan: Plan, formats: Mapping[str, Format]) -> Iterator[None]:
-    """Quantize the input of each of the block's layers as the plan says, until the context ends."""
+    """Smooth and quantize the input of each of the block's layers as the plan says, until the context ends."""
     inputs = _QuantizedInputs(formats)
+    divisors = {name: plan.smoothing.input_divisor(name) if plan.smoothing else None for name in block.layers}
     hooks = [
-        module.register_forward_pre_hook(inputs.hook(plan.of(name)))
+        module.register_forward_pre_hook(inputs.hook(plan.of(name), divisors[name]))
         for name, module in block.layers.items()
-        if plan.of(name).aq != UNQUANTIZED
+        if plan.of(name).aq != UNQUANTIZED or divisors[name] is not None
     ]
     try:
         yield
@@ -97,11 +101,24 @@ def quantized_inputs(block: Block, plan: Plan, formats: Mapping[str, Format]) ->
 
 
 def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer], weights: QuantizedWeights) -> None:
-    """Replace each weight of the block by its quantized value."""
+    """Replace each weight of the block by its quantized value, smoothed before where the plan says so."""
+    if plan.smoothing is not None:
+        smooth_(block, plan.smoothing, info_layers)
+    smoothed = plan.smoothing.digest if plan.smoothing else ""
     for name, module in block.layers.items():
         layer, made = info_layers.get(name), plan.of(name)
         if layer is not None and made.wq != UNQUANTIZED:
-            set_weight_(module, layer, weights.get(name, weight_of(module, layer), made))
+            set_weight_(module, layer, weights.get(name, weight_of(module, layer), made, smoothed))
+
+
+def smooth_(block: Block, smoothing: Smoothing, info_layers: Mapping[str, Layer]) -> None:
+    """Multiply the columns of the block's layers by their factors, and divide its norms."""
+    fold_norms_(block, smoothing)
+    for name, module in block.layers.items():
+        factor = smoothing.factor(name)
+        if factor is not None:
+            layer = info_layers[name]
+            set_weight_(module, layer, weight_of(module, layer).to(torch.float32) * factor.to(module.weight.device))
 
 
 def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:

@@ -38,7 +38,7 @@ FormatName = Annotated[str, AfterValidator(_known_format)]
 class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, numbers may come as strings (--config gives them so)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=False, allow_inf_nan=False)
 
 
 class ModelSettings(Section):
@@ -53,7 +53,11 @@ class ModelSettings(Section):
 class ComputeSettings(Section):
     """Where and in what numbers a model is run."""
 
-    device: str = Field("cpu", pattern=r"^(cpu|mps|cuda(:\d+)?)$", description="cpu, cuda, cuda:N or mps")
+    device: str = Field(
+        "cpu",
+        pattern=r"^(cpu|mps|auto|cuda(:\d+)?)$",
+        description="cpu, cuda, cuda:N, mps, or auto: the best that is there",
+    )
     dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="number type to compute in")
 
 
@@ -68,6 +72,9 @@ class ExportSettings(Section):
     """How plans become GGUF files."""
 
     unquantized: Literal["f16", "bf16"] = Field("f16", description="type of layers that a plan leaves at 16 bits")
+    match: Literal["bits", "distortion"] = Field(
+        "bits", description="how the type for a format that GGUF lacks is chosen"
+    )
 
 
 class SpeedSettings(Section):
@@ -190,13 +197,15 @@ def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _keys_at(location), n=1)
-        return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else "")
+        known = _keys_at(location)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}")
     if error["type"] == "union_tag_not_found":
         return Problem(shown, "has no method", f"Add one of: {', '.join(METHODS)}")
     what = error["msg"].removeprefix("Value error, ")
+    hint = "Add it" if error["type"] == "missing" else ""
     given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"
-    return Problem(shown, what[0].lower() + what[1:] + given)
+    return Problem(shown, what[0].lower() + what[1:] + given, hint)
 
 
 def parse_settings(config: Mapping[str, Any]) -> Settings:

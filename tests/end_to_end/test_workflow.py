@@ -22,6 +22,7 @@ SETTINGS = {
     "calibration": {"length": 128, "sequences": 4},
     "evaluation": {"length": 128, "sequences": 8},
     "speed": {"max_tokens": 8, "repeats": 1, "warmup": 0},
+    "tasks": {"names": ["demo_memory"], "limit": 10},
 }
 PLAN = (
     "config.json",
@@ -32,6 +33,7 @@ PLAN = (
     "model.gguf",
     "gguf.json",
     "speed.json",
+    "tasks.json",
 )
 
 

@@ -331,7 +331,8 @@ def test_activations_are_quantized_along_their_features(name):
 
 def test_mx_and_asymmetric_integers_serve_activations_and_symmetric_ones_do_not():
     serving = {name for name, form in FORMATS.items() if form.for_activations}
-    assert serving == {"bf16", "fp16", *MX, *ASYMMETRIC}
+    dynamic = {f"int{bits}_{scope}" for bits in (4, 8) for scope in ("token", "tensor")}
+    assert serving == {"bf16", "fp16", *MX, *ASYMMETRIC, *dynamic}
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -562,3 +563,21 @@ def test_the_command_replaces_the_table_and_nothing_else(command, tmp_path):
 def test_a_file_without_a_place_for_the_table_is_refused():
     with pytest.raises(UserError, match="x.md: has no place for the table"):
         with_table(f"text {END} {BEGIN}", "table", "x.md")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_token_has_its_own_scale_and_a_window_one_for_all_its_tokens(bits):
+    sizes = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1)
+    values = sizes * torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
+    steps = 2**bits - 1
+    by_token, by_window = (FORMATS[f"int{bits}_{scope}"].roundtrip(values) for scope in ("token", "tensor"))
+    for made, dims in ((by_token, (-1,)), (by_window, (-2, -1))):
+        step = (values.amax(dims, keepdim=True) - values.amin(dims, keepdim=True)) / steps
+        assert ((made - values).abs() <= step * (0.5 + 2.0 ** (bits - 10))).all()
+    assert torch.equal(by_window[1], FORMATS[f"int{bits}_tensor"].roundtrip(values[1]))
+    assert (by_token - values).square().mean() < (by_window - values).square().mean()
+
+
+def test_bits_of_a_row_and_of_a_tensor_count_their_scales_once():
+    assert FORMATS["int4_token"].bits_of((3, 100)) == 3 * (100 * 4 + 20)
+    assert FORMATS["int8_tensor"].bits_of((3, 100)) == 3 * 100 * 8 + 24

@@ -95,6 +95,13 @@ def test_every_recipe_is_known_to_the_runtime():
     assert set(get_args(Recipe)) <= set(RECIPES)
 
 
+def test_the_names_that_settings_accept_are_those_of_the_table():
+    from bitplan.formats.names import NAMES
+    from bitplan.formats.table import FORMATS
+
+    assert sorted(NAMES) == sorted(FORMATS)
+
+
 def test_config_and_schema_are_what_the_models_say():
     from tests.conftest import ROOT
 

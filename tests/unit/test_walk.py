@@ -1,15 +1,17 @@
 """The walk: the same numbers as a plain forward, plans applied as blocks are loaded, nothing quantized twice."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitplan.errors import UserError
+from bitplan.evaluate.head_check import check_head
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher, teacher_from
+from bitplan.evaluate.teacher import Head, load_teacher, make_teacher, save_teacher, teacher_from
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
@@ -191,6 +193,19 @@ SMALL = {
     },
     "gpt2": {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
 }
+
+
+def test_a_family_with_a_head_of_its_own_is_refused_and_not_scored_wrongly(tmp_path):
+    config = AutoConfig.for_model("cohere", **SMALL["llama"])
+    made = AutoModelForCausalLM.from_config(config)
+    made.save_pretrained(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    model = open_model(checkpoint)
+    hidden = model.run(torch.arange(3, 35).view(2, 16))
+    check_head(model, Head.of(checkpoint), hidden)
+    with pytest.raises(UserError, match="family 'cohere' makes logits"):
+        check_head(model, replace(Head.of(checkpoint), scale=1.0), hidden)
+    assert model.run(torch.arange(3, 35).view(2, 16)).equal(hidden)
 
 
 def test_batches_do_not_change_the_result(opened, teacher):

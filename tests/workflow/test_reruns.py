@@ -88,6 +88,18 @@ CASES = {
         "mxfp4_ratio: 0.1, check: {on_miss: fail}, bf16_ratio: 0.4",
         plan_files("random-high-precision", names={"bits.json"}) | COMPARISON,
     ),
+    "tasks of lm-eval": (
+        "config.yaml",
+        "names: []",
+        "names: [demo_memory]",
+        plan_files(*PLANS, names={"tasks.json"}) | {"results/demo/tasks.json"} | COMPARISON,
+    ),
+    "formats of a search": (
+        "config.yaml",
+        "ppl_threshold: 0.1, target_avg_bits: 8.0",
+        "formats: [mxfp4, mxfp6_e2m3], ppl_threshold: 0.1, target_avg_bits: 8.0",
+        plan_files("adaptive-balanced") | COMPARISON,
+    ),
     "a comment in the settings": ("config.yaml", "seed: 456", "seed:  456 ", set()),
     "the code of one method": (
         "scripts/bitplan/search/adaptive.py",

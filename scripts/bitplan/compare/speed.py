@@ -1,6 +1,7 @@
 """Speed of GGUF files in llama.cpp: every run in a process of its own, models interleaved, so that drift hits all alike."""
 
 import multiprocessing
+import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.errors import user_error
+from bitplan.files import check_gguf
 
 PROMPT_TOKENS = 256
 PROMPTS = (
@@ -120,17 +122,19 @@ def summarize(
 
 
 def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
-    """Return {name: path} of NAME=FILE words. Raises `UserError` for a word without name and for a missing file."""
+    """Return {name: path} of NAME=FILE words. Raises `UserError` for a word without name, and for what is no GGUF file."""
     models = {}
     for pair in pairs:
         name, _, path = pair.partition("=")
         if not name or not path:
-            raise user_error("--models", f"{pair!r} is not NAME=FILE")
-        if not Path(path).is_file():
+            raise user_error("--models", f"{pair!r} is not NAME=FILE", "Write it as plan=results/model.gguf")
+        if not os.path.isfile(path):
             raise user_error(path, "does not exist", "Make it with scripts/export_gguf.py")
         if models.get(name, Path(path)) != Path(path):
             raise user_error("--models", f"names two files {name!r}", "Give each file a name of its own")
         models[name] = Path(path)
+    for path in models.values():
+        check_gguf(path)
     return models
 
 

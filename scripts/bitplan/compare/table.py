@@ -1,13 +1,17 @@
 """The comparison of all plans and baselines of a model: one row each, as TSV, as text and as a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from bitplan.errors import Problem, UserError, user_error
 from bitplan.files import read_json
 
+AGAIN = "Make the results again, with snakemake"
+BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
+PLAN_FILES = ("bits.json", "plan.json", "perplexity.json", "gguf_perplexity.json", "model.gguf", "speed.json")
 COLUMNS = (
     *("name", "method", "avg_bits", "avg_bits_layers", "avg_bits_file", "file_bytes"),
     *("target_avg_bits", "target_missed_by"),
@@ -69,8 +73,11 @@ def _speed(entry: Entry, reference: float) -> dict[str, Any]:
 
 
 def reference_speed(folder: Path, name: str) -> float:
-    """Return the tokens/s of the reference file in its own session."""
-    return read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]["median"]
+    """Return the tokens/s of the reference file in its own session. Raises `UserError` when it has none."""
+    try:
+        return float(read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]["median"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise user_error(folder / "speed.json", f"lacks the speed of {name}: {error}", AGAIN) from None
 
 
 def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +102,22 @@ def _plan_part(entry: Entry) -> dict[str, Any]:
         "search_evaluations": cost.get("evaluations"),
         "search_block_forward_tokens": cost["block_forward_tokens"],
     }
+
+
+def check_results(entries: Iterable[Entry]) -> None:
+    """Raise `UserError` with every result that an entry's row is made of and that is not there."""
+    wanted = [entry.folder / name for entry in entries for name in (PLAN_FILES if entry.is_plan else BASELINE_FILES)]
+    problems = [Problem(str(path), "does not exist", AGAIN) for path in wanted if not path.is_file()]
+    if problems:
+        raise UserError(problems)
+
+
+def checked_row(entry: Entry, parameters: int, reference: float) -> dict[str, Any]:
+    """Return the entry's row. Raises `UserError` when a file lacks a figure."""
+    try:
+        return row(entry, parameters, reference)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise user_error(entry.folder, f"has a result that lacks a figure: {error}", AGAIN) from None
 
 
 def row(entry: Entry, parameters: int, reference: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.compare.table import Entry
+from bitplan.errors import user_error
 from bitplan.files import read_json
 
 FULL_PRECISION = "full precision"
@@ -14,7 +15,9 @@ NOTE = "lm-eval's figures of plans with their activation formats, in torch. Word
 
 def _figures(path: Path) -> dict[str, float]:
     """Return {"task metric": value} of a tasks.json."""
-    tasks = read_json(path)["tasks"]
+    tasks = read_json(path).get("tasks")
+    if not isinstance(tasks, dict) or not all(isinstance(row, dict) for row in tasks.values()):
+        raise user_error(path, "has no tasks", "Make it with scripts/eval_with_lm_eval.py")
     return {
         f"{task} {metric}": value
         for task, row in tasks.items()

@@ -26,5 +26,5 @@ def score_gguf(path: Path, teacher: Teacher, threads: int) -> TokenScores:
         expected = teacher.head.matrix.shape[0]
         if runtime.vocabulary != expected:
             what = f"has {runtime.vocabulary} tokens, the model has {expected}"
-            raise user_error(path, what, "It was made from another model")
+            raise user_error(path, what, "It was made from another model: give the file of this one")
         return score(teacher, _runtime_logits(runtime, teacher.tokens))

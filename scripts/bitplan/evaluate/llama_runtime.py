@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bitplan.errors import user_error
+from bitplan.files import check_gguf
 
 LOG_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 
@@ -129,13 +130,13 @@ class Runtime:
 @contextmanager
 def opened(path: Path, context: int, threads: int) -> Iterator[Runtime]:
     """Yield the runtime of a GGUF file, and free it at the end. Raises `UserError` when llama.cpp does not load the file."""
-    if not Path(path).is_file():
-        raise user_error(path, "does not exist")
+    check_gguf(path)
     api = quiet_api()
     started = time.perf_counter()
     model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
     if not model:
-        raise user_error(path, f"is not loaded by llama.cpp: {last_error()}", "If it is cut short, export it again")
+        said = last_error() or "it does not say why"
+        raise user_error(path, f"is not loaded by llama.cpp: {said}", "If it is cut short, export it again")
     params = api.llama_context_default_params()
     params.n_ctx = params.n_batch = params.n_ubatch = context
     params.n_threads = params.n_threads_batch = threads

@@ -4,6 +4,7 @@ Standard errors are those of the mean over windows: tokens of one window are not
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from bitplan.evaluate.teacher import Teacher
 
 # A few MiB at a time stay in the cache and are not asked of the system anew: twice as fast as 64 MiB.
 LOGIT_VALUES_AT_ONCE = 1 << 20
+LARGEST_NLL = math.log(sys.float_info.max)
 # logits_of(window, positions) -> (positions, vocabulary) float32
 LogitsOf = Callable[[int, slice], Tensor]
 
@@ -86,7 +88,7 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
     kl, kl_error = mean_and_error(scores.kl)
     ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
     base = scores.teacher_nll.to(torch.float64).mean().item()
-    ppl = math.exp(nll)
+    ppl = perplexity(nll)
     return {
         "windows": scores.nll.shape[0],
         "tokens": scores.nll.numel(),
@@ -94,7 +96,7 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
         "nll_error": nll_error,
         "ppl": ppl,
         "ppl_error": None if nll_error is None else ppl * nll_error,
-        "base_ppl": math.exp(base),
+        "base_ppl": perplexity(base),
         "kl_mean": kl,
         "kl_mean_error": kl_error,
         "kl_p99": torch.quantile(_sample(scores.kl), 0.99).item(),
@@ -102,6 +104,11 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
         "ln_ppl_ratio": ratio,
         "ln_ppl_ratio_error": ratio_error,
     }
+
+
+def perplexity(nll: float) -> float:
+    """Return e to the mean NLL per token; infinity where that is beyond all numbers."""
+    return math.exp(nll) if nll < LARGEST_NLL else math.inf
 
 
 def _sample(values: Tensor, most: int = 1 << 24) -> Tensor:

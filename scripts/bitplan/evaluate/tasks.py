@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from bitplan.errors import Problem, UserError, nearest, user_error
+from bitplan.evaluate.text import load_tokenizer
 from bitplan.opening import DEMO
 
 log = logging.getLogger(__name__)
@@ -73,29 +74,56 @@ def _check(settings: TaskSettings, known: Sequence[str]) -> None:
         raise UserError(problems)
 
 
+def _check_yaml(folder: Path | None) -> None:
+    """Raise `UserError` for a file of the user's tasks that is no YAML: lm-eval passes over it, and its task is unknown."""
+    import yaml
+
+    for path in sorted(folder.rglob("*.yaml")) if folder else ():
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            what = f"is not YAML: {' '.join(str(error).split())[:200]}"
+            raise user_error(path, what, "Mend it, or choose another folder with --include-path") from None
+
+
+def _named(settings: TaskSettings) -> str:
+    return f"task {', '.join(settings.tasks)}"
+
+
+def _hint(settings: TaskSettings) -> str:
+    """Return what to do about a task that is found and cannot be used."""
+    data = "Hub data sets need a network, or a copy in the cache; demo_stories and demo_memory need neither"
+    return f"Check its YAML file in {settings.include_path}. {data}" if settings.include_path else data
+
+
 def load_tasks(settings: TaskSettings) -> LoadedTasks:
     """Return the tasks with their data. Raises `UserError` for unknown names, and where the data is out of reach."""
     if settings.include_path is not None and not settings.include_path.is_dir():
         raise user_error(settings.include_path, "is not a folder", "Give the folder that holds the task's YAML file")
+    from jinja2 import TemplateError
+
+    _check_yaml(settings.include_path)
     manager = _manager(settings)
     _check(settings, manager.all_tasks)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             loaded = manager.load(list(settings.tasks))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        hint = "Hub data sets need a network, or a copy in the cache; demo_stories and demo_memory need neither"
-        raise user_error(f"task {', '.join(settings.tasks)}", f"is not loaded: {first[:200]}", hint) from None
+        raise user_error(_named(settings), f"is not loaded: {first[:200]}", _hint(settings)) from None
     return LoadedTasks(settings, manager, loaded)
 
 
 def _harness_model(module: nn.Module, folder: Path, settings: TaskSettings):
     """Return the model as lm-eval's own wrapper for transformers models."""
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return HFLM(pretrained=module, tokenizer=tokenizer, batch_size=settings.batch_size, max_length=settings.max_length)
+    return HFLM(
+        pretrained=module,
+        tokenizer=load_tokenizer(folder),
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+    )
 
 
 def run_tasks(tasks: LoadedTasks, module: nn.Module, folder: Path) -> dict[str, dict[str, Any]]:
@@ -104,19 +132,23 @@ def run_tasks(tasks: LoadedTasks, module: nn.Module, folder: Path) -> dict[str, 
     Figures: every metric, its standard error as `{metric}_stderr` where the harness gives one, `documents`, and
     `higher_is_better`, the names of the metrics of which that holds.
     """
+    from jinja2 import TemplateError
     from lm_eval.evaluator import simple_evaluate
 
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
     s = tasks.settings
     with contextlib.redirect_stdout(sys.stderr):
-        made = simple_evaluate(
-            model=_harness_model(module, folder, s),
-            tasks=tasks.runnable,
-            task_manager=tasks.manager,
-            limit=s.limit,
-            bootstrap_iters=BOOTSTRAPS,
-            log_samples=False,
-        )
+        try:
+            made = simple_evaluate(
+                model=_harness_model(module, folder, s),
+                tasks=tasks.runnable,
+                task_manager=tasks.manager,
+                limit=s.limit,
+                bootstrap_iters=BOOTSTRAPS,
+                log_samples=False,
+            )
+        except TemplateError as error:
+            raise user_error(_named(s), f"has a template that does not fit its data: {error}", _hint(s)) from None
     return {name: _figures(made, name) for name in sorted(made["results"])}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -12,9 +13,15 @@ from bitplan.evaluate.text import BOS_POLICY, windows
 from bitplan.files import written_aside
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import output_tensor_name
-from bitplan.models.walk import StreamedModel
+from bitplan.models.walk import StreamedModel, check_finite
 
 VOCABULARY_SLICE = 16_384
+MADE_BY = "Make it again with scripts/teacher.py"
+# Factors of the logits by family: {model type: {key of config.json: power}}.
+SCALES = {
+    **{family: {"logit_scale": 1} for family in ("cohere", "cohere2")},
+    **{family: {"logits_scaling": -1} for family in ("granite", "granitemoe", "granitemoeshared", "granitemoehybrid")},
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,10 @@ class Head:
         name = output_tensor_name(checkpoint)
         bias = name.removesuffix(".weight") + ".bias"
         read = checkpoint.read([name, bias] if bias in checkpoint.tensors else [name])
+        check_finite(read, checkpoint.folder)
         config = checkpoint.config
-        scale = config.get("logit_scale", 1.0) / config.get("logits_scaling", 1.0)
+        factors = SCALES.get(config.get("model_type", ""), {})
+        scale = prod(float(config.get(key, 1.0)) ** power for key, power in factors.items())
         return cls(read[name], read.get(bias), scale, config.get("final_logit_softcapping"))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -60,9 +69,13 @@ class Teacher:
 
 
 def make_teacher(model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str) -> Teacher:
-    """Run the unquantized model over a text."""
+    """Run the unquantized model over a text. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
+    from bitplan.evaluate.head_check import check_head
+
     tokens = windows(model.checkpoint.folder, text, length, sequences)
-    return teacher_from(model.checkpoint, tokens, model.run(tokens), dtype)
+    made = teacher_from(model.checkpoint, tokens, model.run(tokens), dtype)
+    check_head(model, made.head, made.hidden)
+    return made
 
 
 def teacher_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Teacher:
@@ -88,18 +101,26 @@ def save_teacher(path: Path, teacher: Teacher, fingerprint: str, text: Path) -> 
         )
 
 
-def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Teacher:
-    """Return the teacher saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
+def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
+    """Return the facts, the tokens and the hidden states in a file. Raises `UserError` when it does not hold them."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as handle:
             facts = dict(pair.split("=", 1) for pair in handle.metadata()["facts"].split(";"))
             tokens, hidden = handle.get_tensor("tokens").clone(), handle.get_tensor("hidden").clone()
-    except (OSError, SafetensorError, TypeError, KeyError) as error:
-        raise user_error(path, f"is no saved evaluation: {error}", "Make it again with scripts/teacher.py") from None
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise user_error(path, f"is no saved text: {error}", MADE_BY) from None
+    if not {"model_fingerprint", "dtype"} <= facts.keys() or tokens.dim() != 2 or hidden.shape[:2] != tokens.shape:
+        raise user_error(path, "is no saved text: tokens and hidden states do not belong together", MADE_BY)
+    return facts, tokens, hidden
+
+
+def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Teacher:
+    """Return the teacher saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
+    facts, tokens, hidden = _saved(path)
     if facts["model_fingerprint"] != fingerprint:
-        raise user_error(path, "was made with another model", "Make it again with scripts/teacher.py")
+        raise user_error(path, "was made with another model", MADE_BY)
     if dtype and facts["dtype"] != dtype:
         raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
     return Teacher(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"])

@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from bitplan.errors import user_error
 from bitplan.files import write_json
-from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.checkpoint import BYTES, FLOATS, Checkpoint, TensorInfo
 from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.smoothing import folded_norm
 from bitplan.models.walk import check_finite
 from bitplan.plan import Plan, check_columns
 from bitplan.progress import progress
@@ -25,7 +27,6 @@ from bitplan.quantized_walk import QuantizedWeights
 
 COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
 INDEX = "model.safetensors.index.json"
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of bfloat16
 
@@ -38,7 +39,16 @@ def stored_dtypes(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: 
         if plan.of(layer.name).weights_change:
             exact = form.family in BFLOAT16_FAMILIES and checkpoint.tensors[name].dtype == "BF16"
             chosen[name] = "BF16" if exact else "F32"
-    return chosen
+    return chosen | dict.fromkeys(_smoothed_tensors(checkpoint, plan), "F32")
+
+
+def _smoothed_tensors(checkpoint: Checkpoint, plan: Plan) -> list[str]:
+    """Return the tensors that smoothing changes: norms, and the matrices that read them or divide their own input."""
+    if plan.smoothing is None:
+        return []
+    norms = (f"{norm}.{end}" for norm in plan.smoothing.by_norm for end in ("weight", "bias"))
+    changed = {name for name, group in plan.smoothing.by_layer.items() if group.norm or plan.of(name).weights_change}
+    return [name for name in (*norms, *(f"{name}.weight" for name in changed)) if name in checkpoint.tensors]
 
 
 def _new_size(info: TensorInfo, dtype: str | None) -> int:
@@ -61,13 +71,27 @@ def _header(tensors: Mapping[str, TensorInfo], dtypes: Mapping[str, str]) -> byt
     return struct.pack("<Q", len(text)) + text
 
 
-def _quantized(name: str, checkpoint: Checkpoint, layer: Layer, plan: Plan, weights: QuantizedWeights) -> Tensor:
-    """Return the value of a layer's weight under the plan, in the checkpoint's layout, float32."""
+def _changed(name: str, checkpoint: Checkpoint, layer: Layer | None, plan: Plan, weights: QuantizedWeights) -> Tensor:
+    """Return the value of a tensor under the plan, in the checkpoint's layout, float32: a layer's weight, or part of a norm."""
     read = checkpoint.read([name], torch.float32)
     check_finite(read, checkpoint.folder)
-    stored = read[name]
-    made = weights.get(layer.name, stored.T if layer.transposed else stored, plan.of(layer.name))
-    return (made.T if layer.transposed else made).contiguous()
+    if layer is not None:
+        stored = read[name].T if layer.transposed else read[name]
+        made = _layer_value(stored, layer.name, plan, weights)
+        return (made.T if layer.transposed else made).contiguous()
+    norm, _, end = name.rpartition(".")
+    group = plan.smoothing.by_norm[norm]
+    return folded_norm(read[name], group if end == "weight" else replace(group, offset=0.0))
+
+
+def _layer_value(weight: Tensor, layer: str, plan: Plan, weights: QuantizedWeights) -> Tensor:
+    """Return a weight (out, in) smoothed, quantized, and divided again where its input would have to be divided."""
+    smoothing, made = plan.smoothing, plan.of(layer)
+    factor = smoothing.factor(layer) if smoothing else None
+    divisor = smoothing.input_divisor(layer) if smoothing else None
+    wide = weight if factor is None else weight * factor
+    value = weights.get(layer, wide, made, smoothing.digest if smoothing else "") if made.weights_change else wide
+    return value if divisor is None else value / divisor
 
 
 def _bytes(values: Tensor, dtype: str, name: str) -> memoryview:
@@ -86,6 +110,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise user_error(output, "exists already", "Choose another folder, or remove this one")
+    output = output.absolute()
     aside = output.with_name(f".{output.name}.tmp")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -125,9 +150,11 @@ def write_checkpoint(
                 write.write(_header(tensors, dtypes))
                 for name, tensor in progress(tensors.items(), len(tensors), file.name):
                     if name in dtypes:
-                        values = _quantized(name, checkpoint, layers[name], plan, weights)
+                        values = _changed(name, checkpoint, layers.get(name), plan, weights)
                         write.write(_bytes(values, dtypes[name], name))
                     else:
+                        if tensor.dtype in FLOATS:
+                            check_finite(checkpoint.read([name]), checkpoint.folder)
                         tensor.copy_to(write)
         size = sum(_new_size(tensor, dtypes.get(name)) for name, tensor in checkpoint.tensors.items())
         _finish(aside, checkpoint, dtypes, size)

@@ -15,8 +15,9 @@ from pathlib import Path
 from bitplan.errors import user_error
 from bitplan.export import run_converter
 from bitplan.files import folder_aside, written_aside
-from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.checkpoint import FLOATS, Checkpoint
 from bitplan.models.layers import output_tensor_name
+from bitplan.models.walk import check_finite
 
 log = logging.getLogger(__name__)
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "opt": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
@@ -97,9 +98,17 @@ def _readable_by_converter(checkpoint: Checkpoint, beside: Path) -> Iterator[Pat
         yield stand_in
 
 
+def _check_weights(checkpoint: Checkpoint) -> None:
+    """Raise `UserError` when a tensor holds NaN or infinity, which the converter would write as it is."""
+    for name, info in checkpoint.tensors.items():
+        if info.dtype in FLOATS:
+            check_finite(checkpoint.read([name]), checkpoint.folder)
+
+
 def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -> None:
     """Write the checkpoint as GGUF in its own precision, or in `out_type`. Raises `UserError` with the converter's last words."""
     folder = converter_folder()
+    _check_weights(checkpoint)
     name = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
     with written_aside(output) as aside, _readable_by_converter(checkpoint, aside.parent) as source:
         keys = json.dumps(_old_keys(checkpoint.config))
@@ -114,10 +123,10 @@ def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -
             str(aside),
         ]
         kind = out_type or exact_type(checkpoint)
-        _run([*command, "--outtype", kind, "--model-name", source.resolve().name], checkpoint)
+        _run([*command, "--outtype", kind, "--model-name", source.resolve().name], checkpoint, output)
 
 
-def _run(command: list[str], checkpoint: Checkpoint) -> None:
+def _run(command: list[str], checkpoint: Checkpoint, output: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     log.debug("%s", made.stderr)
@@ -125,7 +134,9 @@ def _run(command: list[str], checkpoint: Checkpoint) -> None:
         if line.startswith(GUESSED):
             log.warning("%s; check how the file tokenizes a prompt", line)
     if made.returncode:
-        last = (made.stderr.strip().splitlines() or ["no output"])[-1]
+        last = (made.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("ERROR:hf-to-gguf:")
         raise user_error(
-            checkpoint.folder, f"is not converted by llama.cpp: {last}", "Run with --verbose for all it says"
+            checkpoint.folder,
+            f"is not converted to {output} by llama.cpp: {last}",
+            "Run with --verbose for all it says",
         )

@@ -10,7 +10,9 @@ from gguf import GGUFReader
 
 from bitplan.errors import user_error
 from bitplan.export.convert import convert
-from bitplan.export.gguf_file import plan_tensors, report, rewrite
+from bitplan.export.folding import column_factors
+from bitplan.export.gguf_file import layer_names, plan_tensors, read_gguf, report, rewrite
+from bitplan.export.nearest_type import nearest_types
 from bitplan.files import folder_aside
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo
@@ -21,13 +23,22 @@ from bitplan.plan import Plan
 def base_file(given: Path | None, checkpoint: Checkpoint, beside: Path) -> Iterator[Path]:
     """Yield the full-precision GGUF: the given one, or one converted for the time of the block."""
     if given is not None:
-        if not given.is_file():
-            raise user_error(given, "does not exist", "Make it with scripts/convert_gguf.py")
         yield given
         return
     with folder_aside(beside) as folder:
         convert(checkpoint, folder / "base.gguf")
         yield folder / "base.gguf"
+
+
+def _check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
+    """Raise `UserError` where a tensor has not the shape of the layer, or of the experts, that its name says it holds."""
+    layers, names = {layer.name: layer for layer in info.layers}, layer_names(reader, info)
+    for tensor in reader.tensors:
+        held = [layers[name].shape for name in names.get(tensor.name, ())]
+        wanted = (*held[0][::-1], *((len(held),) if len(held) > 1 else ())) if held else ()
+        if wanted and tuple(int(n) for n in tensor.shape) != wanted:
+            what = f"tensor {tensor.name} is {' x '.join(map(str, tensor.shape))}, the model's {' x '.join(map(str, wanted))}"
+            raise user_error(base, what, "It belongs to another model: make it with scripts/convert_gguf.py")
 
 
 def export_plan(
@@ -38,9 +49,16 @@ def export_plan(
     unquantized: str,
     importance: Mapping[str, np.ndarray],
     threads: int,
+    match: str = "bits",
 ) -> dict[str, Any]:
-    """Write the plan's GGUF and return its report. Raises `UserError` when the base file lacks a layer that the plan changes."""
-    records = plan_tensors(GGUFReader(base), info, plan, unquantized)
+    """Write the plan's GGUF and return its report.
+
+    Formats that no GGUF type holds get the type of the table with `match` "bits", and with "distortion" the one whose error on
+    the layer is nearest. Raises `UserError` when the base file lacks a layer that the plan changes."""
+    reader = read_gguf(base)
+    _check_shapes(reader, base, info)
+    types = nearest_types(reader, info, plan) if match == "distortion" else {}
+    records = plan_tensors(reader, info, plan, unquantized, types=types)
     held = {layer for record in records for layer in record.layers}
     missing = [layer.name for layer in info.quantizable if plan.of(layer.name).quantized and layer.name not in held]
     if missing:
@@ -49,5 +67,31 @@ def export_plan(
             f"has no tensor for {missing[0]}",
             "It belongs to another model, or its family has no GGUF name for it",
         )
-    rewrite(base, output, records, importance, threads)
-    return report(records, output, info)
+    factors = column_factors(reader, info, plan.smoothing)
+    rewrite(base, output, records, importance, threads, factors=factors)
+    return {**report(records, output, info), "smoothing": _smoothing_report(plan)}
+
+
+def _smoothing_report(plan: Plan) -> dict[str, Any] | None:
+    """Return what of a plan's smoothing the file holds: groups folded into norms, layers whose input would have to be divided."""
+    if plan.smoothing is None:
+        return None
+    folded, rest = plan.smoothing.folded.groups, [g for g in plan.smoothing.groups if not g.norm]
+    why = "a GGUF holds no division of a layer's input; its weights are stored unsmoothed"
+    unstored = sorted(layer for group in rest for layer in group.layers)
+    return {"alpha": plan.smoothing.alpha, "folded": len(folded), "not_stored": unstored, "why": why if rest else ""}
+
+
+def print_report(output: Path, report: Mapping[str, Any]) -> None:
+    """Print size and types of an exported file, and what it cannot hold of its plan."""
+    print(f"{output}: {report['file_bytes']:,} bytes, {report['avg_bits_file']:.3f} bits per parameter")
+    print(", ".join(f"{number} x {kind}" for kind, number in sorted(report["types"].items())))
+    agreed, smoothing = report["experts_made_to_agree"], report["smoothing"]
+    if agreed["tensors"]:
+        cost = f"{agreed['extra_bytes']:,} bytes, {agreed['extra_avg_bits']:.3f} bits per parameter"
+        print(f"{agreed['tensors']} tensors hold experts of unlike formats; the most precise one for all costs {cost}")
+    if smoothing:
+        rest = f"the inputs of {len(smoothing['not_stored'])} layers cannot be divided in a GGUF"
+        print(f"smoothing: {smoothing['folded']} norms folded; {rest}")
+    if any(record["asked_activations"] not in ("", "bf16") for record in report["tensors"]):
+        print("activation formats are not stored: llama.cpp computes with activations of its own precision")

@@ -2,8 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from gguf import (
 )
 
 from bitplan.errors import user_error
-from bitplan.files import written_aside
+from bitplan.files import check_gguf, written_aside
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import block_of, encode, fallback
 from bitplan.formats.table import FORMATS, UNQUANTIZED
@@ -31,6 +32,7 @@ from bitplan.plan import LayerPlan, Plan
 from bitplan.progress import progress
 
 HALF_LIMIT = 65504.0
+FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
 ROWS_VALUES = 1 << 24
 NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
 # llama.cpp computes with these in float32.
@@ -62,6 +64,19 @@ class TensorRecord:
     why: str
     layers: tuple[str, ...] = ()
     extra_bytes: int = 0
+
+
+def read_gguf(path: Path) -> GGUFReader:
+    """Return the header and the mapped tensors of a GGUF file. Raises `UserError` when it is none, or is cut short."""
+    check_gguf(path)
+    try:
+        reader = GGUFReader(path)
+        architecture_names(reader)
+    except (ValueError, KeyError, IndexError, OverflowError, StopIteration, AttributeError):
+        # What gguf raises is about its arrays and says nothing of the file.
+        what = "is cut short, or no GGUF file of a model"
+        raise user_error(path, what, "Make it again with scripts/convert_gguf.py") from None
+    return reader
 
 
 def layer_names(reader: GGUFReader, info: ModelInfo) -> dict[str, tuple[str, ...]]:
@@ -160,9 +175,17 @@ def _record(
 
 
 def plan_tensors(
-    reader: GGUFReader, info: ModelInfo, plan: Plan, unquantized: str, formats: Mapping[str, Format] = FORMATS
+    reader: GGUFReader,
+    info: ModelInfo,
+    plan: Plan,
+    unquantized: str,
+    formats: Mapping[str, Format] = FORMATS,
+    types: Mapping[str, str] = MappingProxyType({}),
 ) -> list[TensorRecord]:
-    """Return a record for every tensor of the file, in the file's order: the report, before a byte is written."""
+    """Return a record for every tensor of the file, in the file's order: the report, before a byte is written.
+
+    `types` names for some layers the GGUF type that stands for their format, in the place of the format's own.
+    """
     names, protected = layer_names(reader, info), {layer.name for layer in info.layers if layer.protected}
     sixteen = GGMLQuantizationType[unquantized.upper()]
     records = []
@@ -177,7 +200,9 @@ def plan_tensors(
             continue
 
         def choose(made: LayerPlan, tensor=tensor, layers=layers) -> tuple[GGMLQuantizationType, str]:
-            return choose_type(tensor, made, formats[made.wq], layers[0] in protected, sixteen)
+            form = formats[made.wq]
+            form = replace(form, gguf_type=types.get(layers[0], form.gguf_type))
+            return choose_type(tensor, made, form, layers[0] in protected, sixteen)
 
         records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
     return records
@@ -219,14 +244,23 @@ def _encoded(
 
 
 def _data(
-    tensor: ReaderTensor, kind: GGMLQuantizationType, importance: Sequence[np.ndarray | None], threads: int
+    tensor: ReaderTensor,
+    kind: GGMLQuantizationType,
+    importance: Sequence[np.ndarray | None],
+    threads: int,
+    factor: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return a tensor's bytes in a type. Raises `UserError` when it holds NaN or infinity."""
-    if kind is tensor.tensor_type:
+    """Return a tensor's bytes in a type, its columns multiplied by `factor`. Raises `UserError` when it holds NaN or infinity."""
+    if kind is tensor.tensor_type and kind not in FLOATS:
         return tensor.data
     values = dequantize(tensor.data, tensor.tensor_type)
     if not np.isfinite(values.sum(dtype=np.float32)):
         raise user_error(f"tensor {tensor.name}", "holds NaN or infinity", "Get a sound checkpoint")
+    if factor is not None:
+        values = values * factor
+        importance = [None if weight is None else weight / factor**2 for weight in importance]
+    elif kind is tensor.tensor_type:
+        return tensor.data
     if kind is GGMLQuantizationType.F16:
         return values.astype(np.float16)
     if kind is GGMLQuantizationType.F32:
@@ -245,10 +279,11 @@ def rewrite(
     importance: Mapping[str, np.ndarray],
     threads: int,
     file_type: int | None = None,
+    factors: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Write `base` with each tensor in its record's type. One tensor is in memory at a time.
 
-    `importance` maps layers to mean x^2 per column. The file is read back: types and sizes must be the records'.
+    `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by. The file is read back: types and sizes must be the records'.
     """
     reader = GGUFReader(base)
     fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
@@ -267,7 +302,8 @@ def rewrite(
         writer.write_ti_data_to_file()
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
             columns = [importance.get(layer) for layer in record.layers]
-            data = _data(tensor, GGMLQuantizationType[record.written], columns, threads)
+            factor = factors.get(tensor.name)
+            data = _data(tensor, GGMLQuantizationType[record.written], columns, threads, factor)
             writer.write_tensor_data(np.ascontiguousarray(data))
         writer.close()
         check_written(aside, records, output)

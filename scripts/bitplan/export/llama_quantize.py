@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitplan.errors import user_error
 from bitplan.evaluate.llama_runtime import last_error, quiet_api
-from bitplan.files import written_aside
+from bitplan.files import check_gguf, written_aside
 
 RECIPES = {
     name.removeprefix("MOSTLY_").lower(): name for name in LlamaFileType.__members__ if name.startswith("MOSTLY_")
@@ -32,6 +32,7 @@ def quantize_by_recipe(
     """
     if recipe not in RECIPES:
         raise user_error(f"recipe {recipe!r}", "is not known to llama.cpp", f"Known: {', '.join(sorted(RECIPES))}")
+    check_gguf(base)
     api = quiet_api()
     params = api.llama_model_quantize_default_params()
     params.ftype, params.nthread = int(LlamaFileType[RECIPES[recipe]]), threads
@@ -42,4 +43,6 @@ def quantize_by_recipe(
     with written_aside(output) as aside:
         code = api.llama_model_quantize(str(base).encode(), str(aside).encode(), ctypes.byref(params))
         if code:
-            raise user_error(base, f"is not quantized to {recipe} by llama.cpp: {last_error()}")
+            said = last_error() or "it does not say why"
+            hint = "Is there room for the output? If not that, make the file again with scripts/convert_gguf.py"
+            raise user_error(base, f"is not quantized to {recipe}, as {output}, by llama.cpp: {said}", hint)

@@ -39,6 +39,8 @@ class Format:
 
     `element_bits` are the bits of one value; `scale_bits` are stored once per block of `block` values along `in`
     (0: no scales). A `fixed_block` cannot be changed by a plan's group size, and rows must be a multiple of it.
+    `scope` says what shares a scale: a block, a whole row ("row": a token of activations) or everything ("tensor": a window of
+    activations, so that results do not depend on how windows are batched).
     `gguf_type` is the type that holds the format, or comes nearest to it, in a GGUF file; `exact_in_gguf` says which.
     """
 
@@ -54,6 +56,7 @@ class Format:
     for_activations: bool
     fixed_block: bool = False
     pack: Pack = as_it_is
+    scope: str = "block"
 
     def group(self, group_size: int | None) -> int:
         """Return the block length in force: the plan's `group_size`, unless the format fixes its own."""
@@ -62,15 +65,17 @@ class Format:
     def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
         """Return the exact stored size of an `(out, in)` matrix in bits; a last short block has a whole scale."""
         rows, columns = shape
-        blocks = -(-columns // self.group(group_size))
-        return rows * (columns * self.element_bits + blocks * self.scale_bits)
+        scales = {"block": rows * -(-columns // self.group(group_size)), "row": rows, "tensor": 1}[self.scope]
+        return rows * columns * self.element_bits + scales * self.scale_bits
 
     def bits_per_value(self, group_size: int | None = None) -> float:
-        """Return bits per value where rows are a multiple of the block, e.g. 4.25 for mxfp4."""
-        return self.element_bits + self.scale_bits / self.group(group_size)
+        """Return bits per value where rows are a multiple of the block, e.g. 4.25 for mxfp4; of rows without end for other scopes."""
+        return self.element_bits + (self.scale_bits / self.group(group_size) if self.scope == "block" else 0)
 
     def roundtrip(self, values: Tensor, group_size: int | None = None, importance: Tensor | None = None) -> Tensor:
         """Return `values` (..., in) as the format holds them, float32."""
+        if self.scope == "tensor" and values.dim() > 2:
+            return torch.stack([self.roundtrip(window, group_size, importance) for window in values])
         flat = values.detach().reshape(-1, values.shape[-1]).to(torch.float32)
         group = self.group(group_size)
         return self.dequantize(self.quantize(flat, group, importance), group).reshape(values.shape)

@@ -28,7 +28,7 @@ class Described:
 
     name: str
     bits: float
-    block: int
+    block: str
     scales: float | None
     sqnr: Mapping[str, float]
     for_activations: bool
@@ -40,7 +40,7 @@ class Described:
         scales = "inside" if self.scales is None else f"{self.scales:.9g}"
         figures = (f"{self.sqnr[name]:.1f}" for name in DRAWS)
         facts = (_yes(self.for_activations), self.gguf_type, _yes(self.exact_in_gguf))
-        return (self.name, f"{self.bits:.9g}", str(self.block), scales, *figures, *facts)
+        return (self.name, f"{self.bits:.9g}", self.block, scales, *figures, *facts)
 
 
 def _yes(holds: bool) -> str:
@@ -65,9 +65,10 @@ def sqnr(values: Tensor, made: Tensor) -> float:
 def describe(form: Format, samples: Mapping[str, Tensor]) -> Described:
     """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32."""
     ratios = {name: sqnr(values, form.roundtrip(values)) for name, values in samples.items()}
-    scales = None if form.family == "gguf" else form.scale_bits / form.block
+    scales = None if form.family == "gguf" else form.bits_per_value() - form.element_bits
+    block = str(form.block) if form.scope == "block" else form.scope
     facts = (form.for_activations, form.gguf_type, form.exact_in_gguf)
-    return Described(form.name, form.bits_per_value(), form.block, scales, ratios, *facts)
+    return Described(form.name, form.bits_per_value(), block, scales, ratios, *facts)
 
 
 def markdown_table(rows: Iterable[Described]) -> str:

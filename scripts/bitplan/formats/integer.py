@@ -69,3 +69,27 @@ def dequantize_asymmetric(quantized: Quantized, group: int) -> Tensor:
 
 
 DEQUANTIZE_ASYMMETRIC: Dequantize = dequantize_asymmetric
+
+
+def whole_rows(quantize: Quantize) -> Quantize:
+    """Return the quantizer whose group is a whole row: a token of activations, an output channel of weights."""
+    return lambda values, group, importance=None: quantize(values, values.shape[1], importance)
+
+
+def whole_tensor(quantize: Quantize) -> Quantize:
+    """Return the quantizer with one group for all values."""
+
+    def at_once(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+        made = quantize(values.reshape(1, -1), values.numel(), importance)
+        return Quantized(made.parts, tuple(values.shape))
+
+    return at_once
+
+
+def dequantize_at_once(quantized: Quantized, group: int) -> Tensor:
+    """Return (code - zero) x scale of a tensor with one group, `(out, in)` float32."""
+    flat = Quantized(quantized.parts, (1, quantized.shape[0] * quantized.shape[1]))
+    return dequantize_asymmetric(flat, group).reshape(quantized.shape)
+
+
+DEQUANTIZE_AT_ONCE: Dequantize = dequantize_at_once

@@ -9,5 +9,6 @@ NAMES: tuple[str, ...] = (
     *("bf16", "fp16"),
     *(f"{element}{rule}" for element in MX_ELEMENTS for rule in ("", "_rceil", "_mse")),
     *(f"int{bits}{kind}" for kind in ("", "_asym") for bits in range(2, 9)),
+    *(f"int{bits}_{scope}" for scope in ("token", "tensor") for bits in (4, 8)),
     *GGUF_TYPES,
 )

@@ -31,6 +31,15 @@ def _asymmetric(bits: int, gguf_type: str) -> Format:
     return Format(f"int{bits}_asym", "int", bits, 16 + bits, 128, quantize, dequantize, gguf_type, False, True)
 
 
+def _dynamic(bits: int, scope: str, gguf_type: str) -> Format:
+    """Asymmetric integers with a scale found for every token, or every window, of activations as it comes."""
+    over = {"row": integer.whole_rows, "tensor": integer.whole_tensor}[scope]
+    back = {"row": integer.DEQUANTIZE_ASYMMETRIC, "tensor": integer.DEQUANTIZE_AT_ONCE}[scope]
+    name = f"int{bits}_{'token' if scope == 'row' else scope}"
+    quantize, scale_bits = over(integer.asymmetric(bits)), 16 + bits
+    return Format(name, "int", bits, scale_bits, 1, quantize, back, gguf_type, False, True, True, scope=scope)
+
+
 def _ggml(name: str, kind: str) -> Format:
     values, size = ggml.block_of(ggml.GGMLQuantizationType[kind])
     quantize, dequantize = ggml.encoder(kind), ggml.decoder(kind)
@@ -58,6 +67,7 @@ _ENTRIES = (
     *(_mx(name + _SUFFIXES[key], *rest, rule) for name, *rest in _MX for key, rule in mx.RULES.items()),
     *map(_int, _BITS, ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "Q8_0")),
     *map(_asymmetric, _BITS, ("Q2_K", "Q3_K", "Q4_1", "Q5_1", "Q6_K", "Q8_0", "Q8_0")),
+    *(_dynamic(bits, scope, kind) for scope in ("row", "tensor") for bits, kind in ((4, "Q4_1"), (8, "Q8_0"))),
     *(_ggml(name, name.upper()) for name in _GGML),
     _ggml("gguf_mxfp4", "MXFP4"),
 )

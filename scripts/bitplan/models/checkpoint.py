@@ -6,13 +6,14 @@ so that listing layers needs neither torch nor the weights.
 
 import hashlib
 import json
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bitplan.errors import user_error
 from bitplan.files import read_json
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PIECE = 1 << 24
+DOWNLOAD_AGAIN = "Download the checkpoint again"
 FLOATS = ("F64", "F32", "F16", "BF16")
+BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
@@ -62,38 +65,62 @@ def _header(file: Path) -> dict[str, TensorInfo]:
         start = handle.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length + 8 > size:
-            raise user_error(file, "is cut short: its header is incomplete", "Download the checkpoint again")
+            raise user_error(file, "is cut short: its header is incomplete", DOWNLOAD_AGAIN)
         try:
             entries = json.loads(handle.read(length))
-        except ValueError:
-            raise user_error(file, "is not a safetensors file", "Save the model with `save_pretrained`") from None
-    entries.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    if 8 + length + end != size:
-        raise user_error(file, f"has {size} bytes, its header says {8 + length + end}", "Download the checkpoint again")
-    return {
-        name: TensorInfo(
-            file, entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"])
-        )
-        for name, entry in entries.items()
-    }
+            entries.pop("__metadata__", None)
+            held = {name: _tensor_info(file, entry, 8 + length) for name, entry in entries.items()}
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            hint = "Download the checkpoint again, or save it with `save_pretrained`"
+            raise user_error(file, "is not a safetensors file: its header is broken", hint) from None
+    _check_places(file, held, 8 + length, size)
+    return held
+
+
+def _tensor_info(file: Path, entry: Mapping[str, Any], begin: int) -> TensorInfo:
+    """Return an entry of a header. Raises KeyError, TypeError or ValueError for one that safetensors does not allow."""
+    start, stop = entry["data_offsets"]
+    shape = tuple(entry["shape"])
+    if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
+        raise ValueError("sizes and offsets are whole numbers from 0")
+    return TensorInfo(file, str(entry["dtype"]), shape, begin + start, begin + stop)
+
+
+def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, size: int) -> None:
+    """Raise `UserError` unless the tensors lie one after another, each as long as its shape says, and fill the file."""
+    at = begin
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        long = info.params * BYTES[info.dtype] if info.dtype in BYTES else info.nbytes
+        if info.start != at or info.nbytes != long:
+            what = f"its header puts tensor {name} at bytes {info.start} to {info.stop}, which does not fit"
+            raise user_error(file, what, DOWNLOAD_AGAIN)
+        at = info.stop
+    if at != size:
+        raise user_error(file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
+
+
+def _indexed_names(index: Path) -> list[str]:
+    """Return the names of the files in an index, sorted. Raises `UserError` for one that is broken or points elsewhere."""
+    named = read_json(index, DOWNLOAD_AGAIN).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
+        raise user_error(index, "has no weight_map from tensors to files", DOWNLOAD_AGAIN)
+    outside = sorted(name for name in named.values() if Path(name).name != name)
+    if outside:
+        raise user_error(index, f"names {outside[0]!r}, which is no file of its folder", DOWNLOAD_AGAIN)
+    return sorted(set(named.values()))
 
 
 def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = [folder / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        files = [folder / name for name in _indexed_names(index)]
     else:
         files = sorted(folder.glob("*.safetensors"))
-    absent = [
-        file.name
-        for file in files
-        if not file.is_file() or (file.resolve().parent != folder.resolve() and not file.is_symlink())
-    ]
+    absent = [file.name for file in files if not file.is_file()]
+    if absent and not index.is_file():
+        raise user_error(folder / absent[0], "is not a file", DOWNLOAD_AGAIN)
     if absent:
-        raise user_error(
-            folder, f"lacks {', '.join(absent[:3])}, which its index names", "Download the checkpoint again"
-        )
+        raise user_error(folder, f"lacks {', '.join(absent[:3])}, which its index names", DOWNLOAD_AGAIN)
     return files
 
 
@@ -107,8 +134,10 @@ class Checkpoint:
     def open(cls, path: Path) -> "Checkpoint":
         """Return the checkpoint at a folder, or the one that a `model.json` describes. Raises `UserError` if there is none."""
         path = Path(path)
-        folder = Path(read_json(path)["path"]) if path.is_file() and path.suffix == ".json" else path
-        if not (folder / "config.json").is_file():
+        # Not Path.is_file, which raises for a name that the system finds too long.
+        described = os.path.isfile(path) and path.suffix == ".json"
+        folder = Path(str(read_json(path).get("path", path))) if described else path
+        if not os.path.isfile(folder / "config.json"):
             raise user_error(folder, "is not a model folder: it has no config.json", "Give the folder of a checkpoint")
         if not _weight_files(folder):
             pickles = sorted(p.name for p in folder.glob("*.bin"))
@@ -119,7 +148,7 @@ class Checkpoint:
     @cached_property
     def config(self) -> dict:
         """The content of `config.json`."""
-        return read_json(self.folder / "config.json")
+        return read_json(self.folder / "config.json", DOWNLOAD_AGAIN)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -13,15 +13,16 @@ CATEGORIES: tuple[tuple[str, str], ...] = (
     (r"experts\.\d+\.(gate_proj|w1)$", "expert_gate"),
     (r"experts\.\d+\.(up_proj|w3)$", "expert_up"),
     (r"experts\.\d+\.(down_proj|w2)$", "expert_down"),
-    (r"(q_proj)$", "attn_q"),
+    (r"(q_proj|q_a_proj|q_b_proj)$", "attn_q"),
     (r"(k_proj)$", "attn_k"),
     (r"(v_proj)$", "attn_v"),
+    (r"(kv_a_proj_with_mqa|kv_b_proj)$", "attn_kv"),
     (r"(query_key_value|c_attn|qkv_proj|Wqkv)$", "attn_qkv"),
     (r"(o_proj|out_proj|\w*(attn|attention)\.(dense|c_proj))$", "attn_o"),
     (r"(gate_proj)$", "mlp_gate"),
     (r"(gate_up_proj)$", "mlp_gate_up"),
-    (r"(up_proj|fc1|c_fc|dense_h_to_4h)$", "mlp_up"),
-    (r"(down_proj|fc2|mlp\.c_proj|dense_4h_to_h)$", "mlp_down"),
+    (r"(up_proj|fc1|fc_in|c_fc|dense_h_to_4h)$", "mlp_up"),
+    (r"(down_proj|fc2|fc_out|mlp\.c_proj|dense_4h_to_h)$", "mlp_down"),
 )
 PROTECTED_CATEGORIES = frozenset({"lm_head", "embedding", "router"})
 KINDS = {"expert": "expert", "attn": "attention"}

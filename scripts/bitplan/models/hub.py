@@ -440,6 +440,7 @@ def fetch(model_id: str, revision: str | None, folder: Path | None) -> Path:
 
 def located(path: Path, revision: str | None) -> Path:
     """Return `path`, or the folder of the model of the hub that it names where there is no such path. Raises `UserError`."""
-    if path.exists() and revision is not None:
+    here = os.path.exists(path)  # Path.exists raises for a name that the system finds too long
+    if here and revision is not None:
         raise user_error(path, "is here, and --revision is for a model of the hub", "Leave --revision out")
-    return fetch(path.as_posix(), revision, None) if not path.exists() and looks_like_id(path.as_posix()) else path
+    return fetch(path.as_posix(), revision, None) if not here and looks_like_id(path.as_posix()) else path

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.errors import user_error
-from bitplan.files import read_json
+from bitplan.files import SCHEMA_VERSION, read_json
 from bitplan.models.checkpoint import FLOATS, Checkpoint, TensorInfo
 from bitplan.models.families import PROTECTED_CATEGORIES, TOKEN_TABLE, category_of, fusion_group_of, kind_of, place_of
 
@@ -85,7 +85,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 ORDER = {
     name: i
     for i, name in enumerate(
-        ("attn_q", "attn_k", "attn_v", "attn_qkv", "attn_o", "router", "mlp_gate", "mlp_up", "mlp_down")
+        ("attn_q", "attn_k", "attn_v", "attn_kv", "attn_qkv", "attn_o", "router", "mlp_gate", "mlp_up", "mlp_down")
     )
 }
 
@@ -97,7 +97,7 @@ def _position(layer: Layer) -> tuple:
 
 def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
     """Return every matrix of a checkpoint in model order: embeddings, blocks, output. Tied outputs are listed, and marked."""
-    model_type = checkpoint.config.get("model_type", "")
+    model_type = _model_type(checkpoint.config)
     matrices = {
         n: t for n, t in checkpoint.tensors.items() if n.endswith(".weight") and len(t.shape) == 2 and t.dtype in FLOATS
     }
@@ -145,7 +145,8 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 def _check_supported(checkpoint: Checkpoint) -> None:
     """Raise `UserError` for checkpoints whose matrices are not there as plain ones."""
-    method = (checkpoint.config.get("quantization_config") or {}).get("quant_method")
+    settings = checkpoint.config.get("quantization_config")
+    method = settings.get("quant_method", "unnamed method") if isinstance(settings, dict) else settings
     if method is not None:
         raise user_error(checkpoint.folder, f"is quantized already ({method})", "Give the full-precision checkpoint")
     stacked = [
@@ -166,8 +167,8 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
     info = ModelInfo(
         str(checkpoint.folder),
         checkpoint.fingerprint(),
-        (config.get("architectures") or ["unknown"])[0],
-        config.get("model_type", "unknown"),
+        _first_architecture(config),
+        _model_type(config) or "unknown",
         count_parameters(checkpoint),
         list_layers(checkpoint),
     )
@@ -180,10 +181,41 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
     return info
 
 
+def _model_type(config: Mapping[str, Any]) -> str:
+    """Return the family's name in a `config.json`; "" when it has none."""
+    held = config.get("model_type")
+    return held if isinstance(held, str) else ""
+
+
+def _first_architecture(config: Mapping[str, Any]) -> str:
+    held = config.get("architectures")
+    return str(held[0]) if isinstance(held, list) and held else "unknown"
+
+
 def _from_json(content: Mapping[str, Any]) -> ModelInfo:
+    """Return what a model.json says. Raises KeyError, TypeError or ValueError for what `describe_model.py` does not write."""
     layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"])
     fields = {key: content[key] for key in ("path", "fingerprint", "architecture", "model_type", "parameters")}
-    return ModelInfo(**fields, layers=layers)
+    info = ModelInfo(**fields, layers=layers)
+    sizes = (info.parameters, *(number for layer in layers for number in layer.shape))
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"schema_version is {content.get('schema_version')!r}, not {SCHEMA_VERSION}")
+    matrices = all(len(layer.shape) == 2 for layer in layers)
+    if not (info.quantizable and matrices and all(type(number) is int and number > 0 for number in sizes)):
+        raise ValueError("it has no layer that can be quantized, or sizes that are none")
+    return info
+
+
+def described_checkpoint(path: Path, info: ModelInfo) -> Checkpoint:
+    """Return the checkpoint at a path. Raises `UserError` when the path is a `model.json` and the checkpoint another by now."""
+    checkpoint = Checkpoint.open(path)
+    if Path(path).suffix == ".json":
+        held = {layer.name: layer.shape for layer in list_layers(checkpoint)}
+        other = [layer.name for layer in info.layers if held.get(layer.name) != layer.shape]
+        if other:
+            what = f"describes another model than the one in {checkpoint.folder}, which lacks such a {other[0]}"
+            raise user_error(path, what, "Make it again with scripts/describe_model.py")
+    return checkpoint
 
 
 def model_info(path: Path) -> ModelInfo:
@@ -191,6 +223,6 @@ def model_info(path: Path) -> ModelInfo:
     if Path(path).suffix == ".json":
         try:
             return _from_json(read_json(path))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise user_error(path, f"is not a model.json: {error}", "Make it with scripts/describe_model.py") from None
     return describe(Checkpoint.open(path))

@@ -17,25 +17,28 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.errors import user_error
-from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.checkpoint import Checkpoint, TensorInfo
 from bitplan.models.experts import separate_experts_
 from bitplan.models.families import stored_names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
+BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+OF_WEIGHTS = "Check that config.json belongs to the weights"
 
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block with its weights loaded, and its layers by checkpoint name."""
+    """A decoder block with its weights loaded, and by checkpoint name its layers and its norms (modules with a 1-D weight)."""
 
     index: int
     name: str
     module: nn.Module
     layers: Mapping[str, nn.Module]
+    norms: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-# forward(hidden (sequences, length, hidden)) -> the same shape, after the block
+# forward(hidden (sequences, length, hidden)) -> the same shape, after the block; of all sequences, or of the first ones
 Forward = Callable[[Tensor], Tensor]
 # visit(block, hidden, forward) -> the hidden states that the next block gets
 Visit = Callable[[Block, Tensor, Forward], Tensor]
@@ -46,9 +49,10 @@ def run_plainly(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
     return forward(hidden)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def _dims(module: nn.Module) -> int:
+    """Return 2 for a layer, 1 for a norm, 0 for a module without a weight of its own, and for an embedding."""
     weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2 and not isinstance(module, nn.Embedding)
+    return weight.dim() if isinstance(weight, Tensor) and not isinstance(module, nn.Embedding) else 0
 
 
 def _slice(value: object, start: int, stop: int, sequences: int, heads: int) -> object:
@@ -77,6 +81,7 @@ class StreamedModel:
     tokens_per_batch: int = TOKENS_PER_BATCH
     block_forwards: int = field(default=0, init=False)
     tokens_forwarded: int = field(default=0, init=False)
+    _sequences: int = field(default=0, init=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -106,8 +111,10 @@ class StreamedModel:
         Every block is loaded once, and `visit` decides what runs on it. Shape (sequences, length, hidden), dtype of the walk.
         """
         rows, inverse = torch.unique(tokens, return_inverse=True)
+        self._check_length(tokens.shape[1])
+        self._sequences = len(tokens)
         table = self.module.get_input_embeddings()
-        table.weight = self._parameter(self.checkpoint.read_rows(self.table_name, rows))
+        table.weight = self._parameter(self._table_rows(rows))
         hook = table.register_forward_pre_hook(lambda module, args: (inverse.to(self.device),))
         for index, block in enumerate(self.blocks):
             block.forward = partial(self._visit_block, index, block, visit)
@@ -121,6 +128,34 @@ class StreamedModel:
             for block in self.blocks:
                 block.__dict__.pop("forward", None)
         return output.last_hidden_state
+
+    def _table_rows(self, rows: Tensor) -> Tensor:
+        """Return the embeddings of some tokens. Raises `UserError` when the table has no row for one, or NaN in one."""
+        folder, name = self.checkpoint.folder, self.table_name
+        shape = self._stored(name).shape
+        if int(rows.max()) >= shape[0]:
+            what = f"{name} has {shape[0]} rows, and the tokenizer gives token {int(rows.max())}"
+            raise user_error(folder, what, "Check that the tokenizer belongs to the weights")
+        held = self.checkpoint.read_rows(name, rows)
+        check_finite({name: held}, folder)
+        return held
+
+    def _stored(self, name: str) -> TensorInfo:
+        """Return what the checkpoint says of a tensor. Raises `UserError` when it lacks it."""
+        if name not in self.checkpoint.tensors:
+            raise user_error(self.checkpoint.folder, f"lacks the tensor {name}", OF_WEIGHTS)
+        return self.checkpoint.tensors[name]
+
+    def _check_length(self, length: int) -> None:
+        """Raise `UserError` for windows longer than a table of learned positions; rotary positions have no end."""
+        table, most = self.module.get_input_embeddings(), getattr(self.module.config, "max_position_embeddings", None)
+        learned = any(
+            isinstance(part, nn.Embedding) and part is not table and not name.startswith(f"{self.block_list}.")
+            for name, part in self.module.named_modules()
+        )
+        if learned and most is not None and length > most:
+            what = f"{length} tokens are more than the {most} positions that the model has learned"
+            raise user_error("--length", what, f"Use --length {most} or less")
 
     def _positions(self, tokens: Tensor) -> dict[str, Tensor]:
         """Return 0, 1, 2 ... as the argument of families that take positions; those with ALiBi have none."""
@@ -152,10 +187,9 @@ class StreamedModel:
         """Load the weights of a block and return it."""
         name, module = f"{self.block_list}.{index}", self.blocks[index]
         self.load_(name, module)
-        layers = {
-            self._layer_name(f"{name}.{inner}"): part for inner, part in module.named_modules() if _is_layer(part)
-        }
-        return Block(index, name, module, layers)
+        named = [(self._layer_name(f"{name}.{inner}"), part) for inner, part in module.named_modules() if _dims(part)]
+        layers, norms = ({called: part for called, part in named if _dims(part) == dims} for dims in (2, 1))
+        return Block(index, name, module, layers, norms)
 
     def _layer_name(self, name: str) -> str:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
@@ -163,6 +197,7 @@ class StreamedModel:
     def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, beside: list[int], hidden: Tensor) -> Tensor:
         """Return the block's hidden states; note in `beside` how many values a family's block returns beside them."""
         sequences, length = hidden.shape[:2]
+        called_with = self._sequences
         step = max(1, self.tokens_per_batch // length)
         self.block_forwards += 1
         self.tokens_forwarded += sequences * length
@@ -170,8 +205,8 @@ class StreamedModel:
         heads = getattr(self.module.config, "num_attention_heads", 1)
         for start in range(0, sequences, step):
             stop = min(start + step, sequences)
-            some = {key: _slice(value, start, stop, sequences, heads) for key, value in kwargs.items()}
-            rest = [_slice(value, start, stop, sequences, heads) for value in args]
+            some = {key: _slice(value, start, stop, called_with, heads) for key, value in kwargs.items()}
+            rest = [_slice(value, start, stop, called_with, heads) for value in args]
             output = type(module).forward(module, hidden[start:stop], *rest, **some)
             outputs[start:stop] = output[0] if isinstance(output, tuple) else output
             beside[:] = [len(output) - 1] if isinstance(output, tuple) else []
@@ -182,9 +217,7 @@ class StreamedModel:
         stored = {inner: self.stored_name(f"{prefix}.{inner}") for inner, _ in module.named_parameters()}
         absent = [f"{prefix}.{inner}" for inner, name in stored.items() if name is None]
         if absent:
-            raise user_error(
-                self.checkpoint.folder, f"lacks the tensor {absent[0]}", "Check that config.json belongs to the weights"
-            )
+            raise user_error(self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
         tensors = self.checkpoint.read(stored.values(), self.dtype)
         check_finite(tensors, self.checkpoint.folder)
         for inner, name in stored.items():
@@ -192,7 +225,8 @@ class StreamedModel:
             place = module.get_submodule(owner)
             if tensors[name].shape != getattr(place, leaf).shape:
                 expected = tuple(getattr(place, leaf).shape)
-                raise user_error(name, f"has shape {tuple(tensors[name].shape)}, config.json asks for {expected}")
+                what = f"{name} has shape {tuple(tensors[name].shape)}, config.json asks for {expected}"
+                raise user_error(self.checkpoint.folder, what, OF_WEIGHTS)
             setattr(place, leaf, self._parameter(tensors.pop(name)))
 
     def drop_(self, module: nn.Module) -> None:
@@ -229,15 +263,16 @@ def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     Code that a checkpoint brings along is never run. Raises `UserError` for a family that transformers does not know.
     """
     from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
         with init_empty_weights(include_buffers=False):
             module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*BAD_CONFIG, StrictDataclassError) as error:
         kind = checkpoint.config.get("model_type", "no model_type")
-        first = next(iter(str(error).splitlines()), type(error).__name__)[:160]
+        first = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise user_error(
             checkpoint.folder / "config.json",
             f"does not describe a causal language model that transformers builds ({kind}): {first}",
@@ -260,12 +295,18 @@ def find_blocks(module: nn.Module) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the torch device called `name`. Raises `UserError` when this machine has no such device."""
+    """Return the torch device called `name`; "auto" is cuda, mps or cpu, the first that is there.
+
+    Raises `UserError` when this machine has no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise user_error("--device", f"{name!r} is no device", "Use cpu, cuda, cuda:N or mps") from None
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        raise user_error("--device", f"{name!r} is no device", "Use cpu, cuda, cuda:N, mps or auto") from None
+    index = device.index or 0
+    present = {"cpu": index == 0, "cuda": index < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
     if not present.get(device.type, False):
         raise user_error("--device", f"{name} is not available on this machine", "Use --device cpu")
     return device

@@ -8,11 +8,13 @@ from typing import Any
 
 from bitplan.errors import user_error
 from bitplan.evaluate.perplexity import hidden_nll, plan_nll
+from bitplan.evaluate.scores import perplexity
 from bitplan.evaluate.tasks import TaskSettings, damage_figure, load_tasks, main_metric, metrics_of, run_tasks
 from bitplan.evaluate.teacher import Teacher
 from bitplan.evaluate.whole_model import whole
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS
+from bitplan.models.walk import check_finite
 from bitplan.opening import Opened
 from bitplan.plan import Plan
 from bitplan.quantized_walk import QuantizedWeights
@@ -38,7 +40,9 @@ def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
 
 
 def _weight(model: Opened, layer: str, transposed: bool):
-    weight = model.checkpoint.read([f"{layer}.weight"])[f"{layer}.weight"]
+    read = model.checkpoint.read([f"{layer}.weight"])
+    check_finite(read, model.checkpoint.folder)
+    weight = read[f"{layer}.weight"]
     return weight.T if transposed else weight
 
 
@@ -55,7 +59,7 @@ def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) ->
     """Return the perplexity per token on a text, walked block by block."""
 
     def figure(plan: Plan) -> float:
-        return math.exp(plan_nll(model.model, model.info, plan, text, weights).double().mean().item())
+        return perplexity(plan_nll(model.model, model.info, plan, text, weights).double().mean().item())
 
     return Measure(figure)
 
@@ -84,7 +88,7 @@ def held_out(model: Opened, evaluation: Teacher | None, plan: Plan, weights: Qua
     """Return perplexity on held-out text, of the model and of the plan found; nothing without a text."""
     if evaluation is None:
         return {}
-    base = math.exp(hidden_nll(evaluation, evaluation.hidden).double().mean().item())
+    base = perplexity(hidden_nll(evaluation, evaluation.hidden).double().mean().item())
     found = token_perplexity(model, evaluation, weights).figure(plan)
     return {"evaluation_base_ppl": base, "evaluation_ppl": found}
 

@@ -1,12 +1,16 @@
 """The importance matrix: mean x^2 of every input column of every layer, on calibration text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from bitplan.errors import user_error
 from bitplan.files import written_aside
+from bitplan.models.layers import Layer
+
+MADE_BY = "Make it with scripts/layer_stats.py"
 
 
 def write_importance(path: Path, columns: Mapping[str, Tensor]) -> None:
@@ -17,10 +21,20 @@ def write_importance(path: Path, columns: Mapping[str, Tensor]) -> None:
         save_file({name: values.to(torch.float32) for name, values in columns.items()}, aside)
 
 
-def read_importance(path: Path | None) -> dict[str, Tensor]:
-    """Return {layer: (in,)} float32; empty without a file."""
+def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Tensor]:
+    """Return {layer: (in,)} float32; empty without a file. Raises `UserError` when it is not the one of these layers."""
     if path is None:
         return {}
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    return load_file(path)
+    try:
+        columns = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise user_error(path, f"is no importance matrix: {error}", MADE_BY) from None
+    for layer in layers:
+        held, wanted = columns.get(layer.name), (layer.shape[1],)
+        if held is None or tuple(held.shape) != wanted or held.dtype != torch.float32:
+            what = f"has no {wanted[0]} values of float32 for {layer.name}"
+            raise user_error(path, what, f"It is none, or of another model. {MADE_BY}")
+    return columns

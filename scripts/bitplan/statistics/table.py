@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bitplan.errors import user_error
 from bitplan.files import read_table, write_table
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel, Visit
@@ -76,6 +77,16 @@ def write_statistics(
 
 
 def read_alphas(table: Path, fit: str) -> dict[str, float]:
-    """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` when the table lacks the fit."""
-    rows = read_table(table, ("layer", f"alpha_{fit}"))
-    return {row["layer"]: float(row[f"alpha_{fit}"] or "nan") for row in rows}
+    """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` for no number, or no column of the fit."""
+    column = f"alpha_{fit}"
+    return {
+        row["layer"]: _number(table, row["layer"], column, row[column]) for row in read_table(table, ("layer", column))
+    }
+
+
+def _number(table: Path, layer: str, column: str, cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        what = f"has {cell!r} where {column} of {layer} is to stand"
+        raise user_error(table, what, "Make it again with scripts/layer_stats.py") from None

@@ -1,0 +1,87 @@
+"""What every model family gives on its way through the whole workflow: the table of docs/families.md.
+
+    python benchmarks/families.py > families.txt
+
+A tiny random model of each family is made on the spot (tests/families.py): 2 blocks, hidden size 64, 4 experts where there are any.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import torch  # noqa: E402
+
+from bitplan.errors import UserError  # noqa: E402
+from bitplan.evaluate.gguf import score_gguf  # noqa: E402
+from bitplan.evaluate.llama_runtime import opened as opened_gguf  # noqa: E402
+from bitplan.evaluate.scores import summarize  # noqa: E402
+from bitplan.evaluate.teacher import make_teacher  # noqa: E402
+from bitplan.export.convert import convert  # noqa: E402
+from bitplan.export.export import export_plan  # noqa: E402
+from bitplan.models.checkpoint import Checkpoint  # noqa: E402
+from bitplan.models.layers import describe  # noqa: E402
+from bitplan.models.walk import open_model  # noqa: E402
+from bitplan.opening import Opened  # noqa: E402
+from bitplan.quantized_walk import QuantizedWeights  # noqa: E402
+from bitplan.search.adaptive import AdaptiveSettings  # noqa: E402
+from bitplan.search.adaptive_run import alphas_of, search, token_perplexity  # noqa: E402
+from bitplan.search.random_mixed import RandomSettings, random_plan  # noqa: E402
+from tests.families import FAMILIES, TEXT, make_family  # noqa: E402
+
+HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "speaks")
+
+
+def _logit_difference(folder: Path, teacher) -> float:
+    """Return the largest difference between the walk's logits and those of transformers."""
+    from transformers import AutoModelForCausalLM
+
+    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        wanted = module(input_ids=teacher.tokens).logits[:, :-1]
+    ours = torch.stack([teacher.head.logits(hidden[:-1]) for hidden in teacher.hidden])
+    return (ours - wanted).abs().max().item()
+
+
+def _gguf(model: Opened, teacher, plan, folder: Path) -> Iterator[str]:
+    """Yield the cells of the file: KL of the base, KL and bits of the plan's, and the first token it says."""
+    convert(model.checkpoint, folder / "base.gguf")
+    yield f"{summarize(score_gguf(folder / 'base.gguf', teacher, 1))['kl_mean']:.0e}"
+    report = export_plan(folder / "base.gguf", folder / "o.gguf", model.info, plan, "f16", {}, 1)
+    yield f"{summarize(score_gguf(folder / 'o.gguf', teacher, 1))['kl_mean']:.5f}"
+    yield f"{report['avg_bits_file']:.2f}"
+    with opened_gguf(folder / "o.gguf", 64, 1) as runtime:
+        tokens, _, _ = runtime.generate(runtime.tokenize("Near the mill"), 1)
+        yield "yes" if len(tokens) == 1 else "no"
+
+
+def row(name: str, folder: Path) -> list[str]:
+    """Return the cells of a family."""
+    checkpoint = Checkpoint.open(make_family(name, folder / "model"))
+    info, streamed = describe(checkpoint), open_model(checkpoint)
+    model, teacher = Opened(checkpoint, info, streamed, "fp32"), make_teacher(streamed, TEXT, 32, 5, "fp32")
+    cells = [name, str(len(info.quantizable) // 2), f"{_logit_difference(checkpoint.folder, teacher):.0e}"]
+    measure = token_perplexity(model, teacher, QuantizedWeights())
+    found = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02)).summary
+    cells.append(f"{found['avg_bits_layers']:.2f} bits, {100 * found['ppl_increase']:+.2f} %")
+    plan = random_plan(info, RandomSettings(0.4, 0.2, seed=3))
+    cells.append(f"{plan.summary['avg_bits_layers']:.2f} bits")
+    try:
+        return cells + list(_gguf(model, teacher, plan, folder))
+    except UserError as error:
+        return [*cells, error.problems[0].what.split(": ")[-1], "-", "-", "-"]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
+    for name in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            print("| " + " | ".join(row(name, Path(folder))) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

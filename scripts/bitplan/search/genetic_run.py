@@ -1,0 +1,229 @@
+"""The genetic search on a model: W4 with A4 or A8 under a compression, or any palette under average bits, from a sensitivity table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitplan.errors import nearest, user_error
+from bitplan.files import read_table
+from bitplan.formats.table import FORMATS
+from bitplan.models.layers import ModelInfo
+from bitplan.models.smoothing import Smoothing
+from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
+from bitplan.search.choices import Choices, as_choice, weighted
+from bitplan.search.exact import Solution, optimal
+from bitplan.search.genetic import GeneticResult, GeneticSettings, gap_to_optimal, search
+from bitplan.statistics.sensitivity import EDGE_LAYERS, Choice, classes, sensitivity_ratio
+
+W4 = "int4"
+ACTIVATION_BITS = (4, 8)
+EDGE_BOOST = 1.5
+# (4 + mean activation bits) / 12: all A4 0.667, all A8 1.
+COMPRESSION_UNIT = 12
+METRICS = ("mse", "relative_mse", "weighted_error", "kld")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What bounds the size: `compression`, (4 + mean activation bits) / 12, or `avg_bits` over all parameters with a `palette`."""
+
+    compression: float | None = 0.75
+    avg_bits: float | None = None
+    palette: tuple[str, ...] = ()
+    metric: str = "mse"
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The rows of a sensitivity table by layer and (weight format, activation format), in the table's order."""
+
+    rows: Mapping[str, Mapping[tuple[str, str], Mapping[str, str]]]
+    source: str
+
+    def value(self, layer: str, choice: tuple[str, str], column: str) -> float:
+        """Return a figure; 0 for an expert that no token reached. Raises `UserError` when the table has no such row or number."""
+        row = self.rows.get(layer, {}).get(choice)
+        if row is None:
+            hint = nearest(layer, self.rows) or "Make it again with scripts/sensitivity.py"
+            raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", hint)
+        try:
+            return float(row[column] or 0.0)
+        except ValueError:
+            raise user_error(f"{self.source}: {layer}", f"{column} {row[column]!r} is no number") from None
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """Return a sensitivity table. Raises `UserError` when it lacks a column."""
+    return sensitivity_of(read_table(path, ("layer", "format", "inputs", "bytes", "mse")), str(path))
+
+
+def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity") -> Sensitivity:
+    """Return the rows of a table by layer and formats."""
+    found: dict[str, dict[tuple[str, str], Mapping[str, str]]] = {}
+    for row in rows:
+        found.setdefault(row["layer"], {})[row["format"], row["inputs"]] = row
+    return Sensitivity(found, source)
+
+
+def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choice]:
+    """Return W4A4 and W4A8: weights in groups of `group_size`, activations with a scale per `scope` (tensor or token)."""
+    return tuple(Choice(W4, f"int{bits}_{scope}", group_size) for bits in ACTIVATION_BITS)
+
+
+def ratios_of(table: Sensitivity, layers: Sequence[str], scope: str) -> list[float]:
+    """Return MSE(W4A4) / MSE(W4A8) of each layer."""
+    both = [[(c.wq, c.aq) for c in activation_choices(scope)] for _ in layers]
+    return [
+        sensitivity_ratio(*(table.value(name, choice, "mse") for choice in pair))
+        for name, pair in zip(layers, both, strict=True)
+    ]
+
+
+def importance_of(ratios: Sequence[float]) -> np.ndarray:
+    """Return w = 0.5 + 1.5 minmax(log1p(ratio x (1.5 at the edges))) of each layer, (L,) in [0.5, 2]."""
+    edge = [i < EDGE_LAYERS or i >= len(ratios) - EDGE_LAYERS for i in range(len(ratios))]
+    finite = np.nan_to_num(np.asarray(ratios, dtype=np.float64), posinf=np.finfo(np.float32).max)
+    scores = np.log1p(finite * np.where(edge, EDGE_BOOST, 1.0))
+    spread = scores.max() - scores.min()
+    return 0.5 + 1.5 * ((scores - scores.min()) / spread if spread > 0 else np.zeros_like(scores))
+
+
+def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metric: str) -> Choices:
+    """Return the choices A4 and A8 of each layer: their error, and their activation bits as size."""
+    pair = [(c.wq, c.aq) for c in activation_choices(scope)]
+    damage = [[table.value(name, choice, metric) for choice in pair] for name in layers]
+    return Choices(
+        tuple(layers), ("A4", "A8"), np.asarray(damage), np.tile(np.asarray(ACTIVATION_BITS), (len(layers), 1))
+    )
+
+
+def palette_table(table: Sensitivity, layers: Sequence[str], palette: Sequence[str], metric: str) -> Choices:
+    """Return the choices of weight formats of each layer: their error, and their stored bits as size."""
+    damage = [[table.value(name, (form, "bf16"), metric) for form in palette] for name in layers]
+    size = [[8 * table.value(name, (form, "bf16"), "bytes") for form in palette] for name in layers]
+    return Choices(tuple(layers), tuple(palette), np.asarray(damage), np.asarray(size))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the searches found: the genetic result, the exact one beside it, the tables and weights they searched."""
+
+    result: GeneticResult
+    exact: Solution
+    choices: Choices
+    importance: np.ndarray
+    ratios: tuple[float, ...]
+    labels: tuple[str, ...]
+
+
+def budget_of(target: Target, info: ModelInfo) -> float:
+    """Return the bound on the sum of sizes: activation bits, or bits of the quantizable layers."""
+    if target.avg_bits is None:
+        return (COMPRESSION_UNIT * target.compression - 4) * len(info.quantizable)
+    inside = sum(layer.params for layer in info.quantizable)
+    return target.avg_bits * info.parameters - UNQUANTIZED_BITS * (info.parameters - inside)
+
+
+def find(table: Sensitivity, info: ModelInfo, target: Target, scope: str, settings: GeneticSettings) -> Found:
+    """Return the genetic and the exact choice under a target. Raises `UserError` for a target out of reach."""
+    layers = [layer.name for layer in info.quantizable]
+    ratios = ratios_of(table, layers, scope)
+    importance, labels = importance_of(ratios), classes(ratios)
+    if target.avg_bits is None:
+        plain, seeds = activation_table(table, layers, scope, target.metric), []
+        seeds = [as_choice(plain, ["A8" if label == "high" else "A4" for label in labels])]
+    else:
+        plain, seeds = palette_table(table, layers, target.palette, target.metric), []
+    choices, budget = weighted(plain, importance), budget_of(target, info)
+    result = search(choices, budget, settings, importance, ratios, seeds)
+    return Found(result, optimal(choices, budget), choices, importance, tuple(ratios), tuple(labels))
+
+
+def plan_of(
+    found: Found, choice: np.ndarray, info: ModelInfo, target: Target, scope: str, smoothing: Smoothing | None
+) -> Plan:
+    """Return the plan of a choice vector (L,): W4 with A4 or A8 under smoothing, or the formats of a palette."""
+    options = [found.choices.options[k] for k in choice]
+    both = dict(zip(("A4", "A8"), activation_choices(scope), strict=True))
+    layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
+    for layer, option in zip(info.quantizable, options, strict=True):
+        notes = {"category": layer.category}
+        made = both.get(option, Choice(option))
+        layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
+    return Plan(layers, smoothing=smoothing if target.avg_bits is None else None)
+
+
+def compression_of(plan: Plan, info: ModelInfo) -> float:
+    """Return (4 + mean activation bits) / 12 over the quantizable layers; whole activations count 16 bits."""
+    bits = [FORMATS[plan.of(layer.name).aq].element_bits for layer in info.quantizable]
+    return (4 + sum(bits) / len(bits)) / COMPRESSION_UNIT
+
+
+def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settings: GeneticSettings) -> dict[str, Any]:
+    """Return the plan's summary: what was searched, what was found, the exact optimum and the gap to it, the history."""
+    bits, result, exact = average_bits(plan, info), found.result, found.exact
+    sizes = {"target_compression": target.compression} if target.avg_bits is None else {"palette": list(target.palette)}
+    reached = {"compression": compression_of(plan, info)} if target.avg_bits is None else {}
+    missed = 0.0 if target.avg_bits is None else max(0.0, bits.avg_bits - target.avg_bits)
+    return {
+        "method": "genetic",
+        **sizes,
+        **reached,
+        "target_avg_bits": target.avg_bits,
+        "target_missed_by": missed,
+        "metric": target.metric,
+        "population": settings.population,
+        "generations": settings.generations,
+        "seed": settings.seed,
+        "avg_bits": bits.avg_bits,
+        "avg_bits_layers": bits.avg_bits_layers,
+        "fitness": -result.damage,
+        "exact_fitness": -exact.damage,
+        "gap": gap_to_optimal(result, exact),
+        "exact_is_proven": exact.exact,
+        "high_sensitivity_layers": found.labels.count("high"),
+        "stopped_early": result.stopped_early,
+        "history": list(result.history),
+        "cost": {"evaluations": result.evaluations, "block_forward_tokens": 0},
+    }
+
+
+def genetic_plan(
+    table: Sensitivity,
+    smoothing: Smoothing | None,
+    info: ModelInfo,
+    target: Target,
+    scope: str,
+    settings: GeneticSettings,
+    use_exact: bool = False,
+) -> tuple[Plan, Found]:
+    """Return the plan found, with its summary, and everything it was found with; `use_exact` takes the exact choice instead."""
+    found = find(table, info, target, scope, settings)
+    choice = found.exact.choice if use_exact else found.result.choice
+    plan = plan_of(found, choice, info, target, scope, smoothing)
+    summary = summary_of(found, plan, info, target, settings)
+    return replace(plan, summary={**summary, "solution": "exact" if use_exact else "genetic"}), found
+
+
+def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:
+    """Print the sensitivity of every layer with its choice, then size, fitness and the gap to the exact optimum."""
+    summary = plan.summary
+    print(f"{'layer':<44} {'ratio':>10} {'class':>6} {'weight':>7}  weights inputs")
+    for i, layer in enumerate(info.quantizable):
+        made, ratio = plan.of(layer.name), found.ratios[i]
+        shown = f"{ratio:>10.2f}" if math.isfinite(ratio) else f"{'-':>10}"
+        print(f"{layer.name:<44} {shown} {found.labels[i]:>6} {found.importance[i]:>7.3f}  {made.wq:<7} {made.aq}")
+    if "compression" in summary:
+        eight = sum(FORMATS[plan.of(layer.name).aq].element_bits == 8 for layer in info.quantizable)
+        print(f"\nA4: {len(info.quantizable) - eight} layers, A8: {eight} layers")
+        print(f"compression {summary['compression']:.4f}, target {summary['target_compression']:g}: held")
+    else:
+        print(f"\naverage bits {summary['avg_bits']:.4f}, target {summary['target_avg_bits']:g}: held")
+    print(
+        f"fitness {summary['fitness']:.6g}, exact optimum {summary['exact_fitness']:.6g}, gap {100 * summary['gap']:.4f} %"
+        f" after {len(summary['history']) - 1} generations of {summary['population']}"
+    )

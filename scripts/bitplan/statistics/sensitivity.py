@@ -1,0 +1,211 @@
+"""How much each layer's output suffers from a format, measured at the layer, in one walk over calibration text.
+
+`mse` is the mean squared difference of the layer's output on the full-precision model's inputs (per output value), `relative_mse` the
+same over the output's own mean square; `weighted_error` is sum_ij m_j (W - W')_ij^2 / out with m_j = mean x_j^2: the mse, were the
+columns of the input uncorrelated. All see one layer alone. Candidates with an activation format are measured under smoothing, if any;
+the others on the weights as they are.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitplan.formats.base import Format
+from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.smoothing import SmoothGroup, Smoothing
+from bitplan.models.walk import Block, Forward, StreamedModel
+from bitplan.quantized_walk import weight_of
+from bitplan.statistics.inputs import BlockInputs, observed
+from bitplan.statistics.smooth_factors import groups_of
+
+COLUMNS = (
+    *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
+    *("mse", "relative_mse", "weighted_error", "kld"),
+)
+EDGE_LAYERS = 7
+LIMIT, EDGE_LIMIT = 2.5, 1.5
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate for a layer: the formats of its weights and of its inputs, values per group (None: the format's own)."""
+
+    wq: str
+    aq: str = UNQUANTIZED
+    group_size: int | None = None
+
+    @property
+    def inputs_change(self) -> bool:
+        """Whether the layer's inputs are quantized."""
+        return self.aq != UNQUANTIZED
+
+    def weights(self, weight: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
+        """Return Q(W s) of weights (out, in)."""
+        wide = weight if scale is None else weight * scale
+        return wide if self.wq == UNQUANTIZED else formats[self.wq].roundtrip(wide, self.group_size)
+
+    def activations(self, window: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
+        """Return Q(X / s) of a window (tokens, in)."""
+        given = window if scale is None else window / scale
+        return formats[self.aq].roundtrip(given, self.group_size) if self.inputs_change else given
+
+
+@dataclass(frozen=True)
+class SensitivitySettings:
+    """What is measured: the candidates, SmoothQuant's alphas to choose from (none: no smoothing), tokens looked at for each layer."""
+
+    choices: tuple[Choice, ...]
+    alphas: tuple[float, ...] = ()
+    at_inputs: bool = True
+    tokens: int = 2048
+
+
+def output_errors(
+    weight: Tensor,
+    windows: Sequence[Tensor],
+    choices: Sequence[Choice],
+    scale: Tensor | None = None,
+    formats: Mapping[str, Format] = FORMATS,
+) -> list[float]:
+    """Return for each choice mean((Q(X / s) Q(W s)^T - X W^T)^2), over all tokens of the windows and all outputs.
+
+    weight (out, in); windows of inputs (tokens, in), each quantized by itself; s (in,) is `scale`, and 1 for choices that leave
+    activations whole.
+    """
+    exact = [window @ weight.T for window in windows]
+    total = sum(answer.numel() for answer in exact)
+    quantized: dict[tuple[str, int | None, bool], Tensor] = {}
+    errors = []
+    for choice in choices:
+        smooth = scale if choice.inputs_change else None
+        key = (choice.wq, choice.group_size, smooth is None)
+        if key not in quantized:
+            quantized[key] = choice.weights(weight, smooth, formats)
+        squares = (
+            (choice.activations(window, smooth, formats) @ quantized[key].T - answer).square().sum(dtype=torch.float64)
+            for window, answer in zip(windows, exact, strict=True)
+        )
+        errors.append(sum(square.item() for square in squares) / total)
+    return errors
+
+
+def output_mean_square(weight: Tensor, windows: Sequence[Tensor]) -> float:
+    """Return the mean square of a layer's output on windows of inputs (tokens, in)."""
+    answers = [window @ weight.T for window in windows]
+    return sum(a.square().sum(dtype=torch.float64).item() for a in answers) / sum(a.numel() for a in answers)
+
+
+def weighted_error(weight: Tensor, made: Tensor, mean_square: Tensor) -> float:
+    """Return sum_ij m_j (W - W')_ij^2 / out of weights (out, in) and mean squares of the inputs (in,)."""
+    squares = (weight - made).square().to(torch.float64)
+    return (squares * mean_square.to(squares.device)).sum().item() / len(weight)
+
+
+def _put_gaussian_(seen: BlockInputs, wanted: int) -> None:
+    """Put standard normal numbers in the place of every layer's inputs, from a seed that depends on the layer alone."""
+    for name in list(seen.samples):
+        rows, columns = sum(map(len, seen.samples[name])), seen.samples[name][0].shape[1]
+        seed = int.from_bytes(name.encode(), "little") % (2**63)
+        values = torch.randn(min(rows, wanted), columns, generator=torch.Generator().manual_seed(seed))
+        seen.samples[name] = [values]
+        seen.absmax[name] = values.abs().amax(0)
+        seen.squares[name] = torch.full((columns,), float(seen.tokens[name]), dtype=torch.float64)
+    for layer, norm in seen.norm_of.items():
+        seen.absmax[norm] = seen.absmax[layer]
+
+
+def _best_alpha(
+    block: Block, seen: BlockInputs, layers: Mapping[str, Layer], settings: SensitivitySettings
+) -> list[SmoothGroup]:
+    """Return each group with the alpha under which the candidates' errors, summed over its layers, are smallest."""
+    grid = [groups_of(block, seen, layers, alpha, settings.at_inputs) for alpha in settings.alphas]
+    if len(grid) <= 1:
+        return grid[0] if grid else []
+    smoothed = [choice for choice in settings.choices if choice.inputs_change]
+
+    def damage(group: SmoothGroup) -> float:
+        held = [name for name in group.layers if name in seen.samples and not layers[name].protected]
+        return sum(sum(output_errors(_weight(block, layers[n]), seen.samples[n], smoothed, group.scale)) for n in held)
+
+    return [min(same, key=damage) for same in zip(*grid, strict=True)]
+
+
+def _weight(block: Block, layer: Layer) -> Tensor:
+    return weight_of(block.layers[layer.name], layer).detach().to(torch.float32)
+
+
+def _rows(
+    block: Block, layer: Layer, seen: BlockInputs, group: SmoothGroup | None, settings: SensitivitySettings
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for every candidate of a layer. A layer that no token reached has empty figures."""
+    weight, windows = _weight(block, layer), seen.samples.get(layer.name, [])
+    reached, scale = seen.tokens.get(layer.name, 0), None if group is None else group.scale
+    errors = output_errors(weight, windows, settings.choices, scale) if reached else [math.nan] * len(settings.choices)
+    signal = output_mean_square(weight, windows) if reached else math.nan
+    mean_square = seen.squares[layer.name] / reached if reached else None
+    for choice, error in zip(settings.choices, errors, strict=True):
+        smooth = scale if choice.inputs_change else None
+        made = choice.weights(weight, smooth)
+        back = made if smooth is None else made / smooth
+        yield {
+            **{"layer": layer.name, "category": layer.category, "params": layer.params},
+            **{"format": choice.wq, "inputs": choice.aq, "group_size": choice.group_size},
+            "smoothed": "" if smooth is None else "yes",
+            "bytes": math.ceil(FORMATS[choice.wq].bits_of(layer.shape, choice.group_size) / 8),
+            "mse": error,
+            "relative_mse": error / signal if signal > 0 else math.nan,
+            "weighted_error": math.nan if mean_square is None else weighted_error(weight, back, mean_square),
+            "kld": None,
+        }
+
+
+def measure_sensitivity(
+    model: StreamedModel,
+    info: ModelInfo,
+    tokens: Tensor,
+    settings: SensitivitySettings,
+    random: bool = False,
+) -> tuple[list[dict[str, Any]], Smoothing | None]:
+    """Return a row for every quantizable layer and candidate, in model order, and the smoothing they were measured under.
+
+    One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. None for smoothing
+    where the settings have no alpha.
+    """
+    layers = {layer.name: layer for layer in info.layers}
+    rows: dict[str, list[dict[str, Any]]] = {}
+    groups: list[SmoothGroup] = []
+
+    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        with observed(block, settings.tokens) as seen:
+            output = forward(hidden)
+        if random:
+            _put_gaussian_(seen, settings.tokens)
+        found = _best_alpha(block, seen, layers, settings)
+        by_layer = {name: group for group in found for name in group.layers}
+        for name in block.layers:
+            if not layers[name].protected:
+                rows[name] = list(_rows(block, layers[name], seen, by_layer.get(name), settings))
+        groups.extend(found)
+        return output
+
+    model.run(tokens, visit)
+    ordered = [row for layer in info.quantizable for row in rows[layer.name]]
+    alpha = settings.alphas[0] if len(settings.alphas) == 1 else math.nan
+    return ordered, Smoothing(tuple(groups), alpha) if settings.alphas else None
+
+
+def sensitivity_ratio(a4: float, a8: float) -> float:
+    """Return MSE(W4A4) / MSE(W4A8), the sensitivity of a layer; 1 where both are zero, NaN where a figure is missing."""
+    return 1.0 if a4 == a8 == 0 else (math.inf if a8 == 0 else a4 / a8)
+
+
+def classes(ratios: Sequence[float]) -> list[str]:
+    """Return "high" or "low" for each layer in model order: above 2.5, and above 1.5 for the first and last 7."""
+    last = len(ratios) - EDGE_LAYERS
+    limits = (EDGE_LIMIT if i < EDGE_LAYERS or i >= last else LIMIT for i in range(len(ratios)))
+    return ["high" if ratio > limit else "low" for ratio, limit in zip(ratios, limits, strict=True)]

@@ -1,0 +1,49 @@
+"""Write the configuration of the W4 + A4/A8 search as a GGUF file: W4 layers in q4_0, the rest in f16, smoothing folded in."""
+
+import os
+import time
+from pathlib import Path
+
+from bitplan.command import count, parser, run
+from bitplan.flag_files import input_file, output_file
+
+
+def main(args) -> None:
+    from bitplan.export.export import base_file, export_plan, print_report
+    from bitplan.files import write_json
+    from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.provenance import write_provenance
+    from bitplan.torch_config import read_any_plan
+
+    started = time.monotonic()
+    info = model_info(args.model)
+    plan = read_any_plan(args.config, info)
+    with base_file(None, described_checkpoint(args.model, info), args.output.parent) as base:
+        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match)
+    write_json(args.output.with_suffix(".json"), report)
+    write_provenance(args.output, started)
+    print_report(args.output, report)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    flags.add_argument(
+        "--model_id",
+        "--model",
+        dest="model",
+        type=Path,
+        default=Path("Qwen/Qwen2.5-7B-Instruct"),
+        help="folder of a checkpoint, a model.json, or an id on the model hub",
+    )
+    flags.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
+    flags.add_argument(
+        "--config", type=input_file, default=Path("mixed_precision_config.pt"), help="the search's configuration"
+    )
+    flags.add_argument(
+        "--match", choices=("bits", "distortion"), default="bits", help="q4_0 for W4, or the type of nearest distortion"
+    )
+    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    flags.add_argument(
+        "--output", type=output_file, default=Path("models/qwen2.5-7b-mixed.gguf"), help="GGUF file to write"
+    )
+    run(flags, main)

@@ -1,0 +1,118 @@
+"""Search W4 weights with A4 or A8 activations for every layer: sensitivity, SmoothQuant, a genetic search under a compression."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_window_flags, count, number, parser, positive, run
+from bitplan.flag_files import input_file, output_file
+
+
+def main(args) -> None:
+    from bitplan.models.smoothing import read_smoothing, smoothing_path
+    from bitplan.opening import opened
+    from bitplan.plan import LayerPlan, write_config, write_plan
+    from bitplan.provenance import write_provenance
+    from bitplan.search.genetic import GeneticSettings
+    from bitplan.search.genetic_figure import draw_history
+    from bitplan.search.genetic_run import (
+        Target,
+        activation_choices,
+        genetic_plan,
+        print_result,
+        read_sensitivity,
+        sensitivity_of,
+    )
+    from bitplan.search.sensitivity_run import measured
+    from bitplan.statistics.sensitivity import Choice, SensitivitySettings
+    from bitplan.torch_config import write_pt
+
+    started = time.monotonic()
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    target = Target(args.target_compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
+    if args.sensitivity:
+        table, beside = read_sensitivity(args.sensitivity), smoothing_path(args.sensitivity)
+        smoothing = read_smoothing(beside) if beside.exists() else None
+    else:
+        palette = tuple(map(Choice, target.palette))
+        choices = (*activation_choices(args.activation_scope), *palette)
+        settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
+        rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
+        table = sensitivity_of(rows)
+    genetic = GeneticSettings(population=args.ga_pop, generations=args.ga_gen, seed=args.seed)
+    plan, found = genetic_plan(
+        table, smoothing, model.info, target, args.activation_scope, genetic, args.solution == "exact"
+    )
+    default = LayerPlan()
+    if args.output:
+        write_pt(args.output, plan, model.info)
+    if args.output_config:
+        write_config(args.output_config, plan, default, model.info, "search_summary")
+    if args.output_plan:
+        write_plan(args.output_plan, plan, default, model.info, "search_summary")
+    if args.figure:
+        draw_history(found.result.history, found.exact.damage, args.figure, "genetic search")
+    write_provenance(args.output_plan or args.output_config or args.output, started)
+    print_result(plan, found, model.info)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    flags.add_argument(
+        "--model_id",
+        "--model",
+        dest="model",
+        type=Path,
+        default=Path("Qwen/Qwen2.5-7B-Instruct"),
+        help="folder of a checkpoint, a model.json, or an id on the model hub",
+    )
+    flags.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
+    add_compute_flags(flags, device="auto")
+    add_window_flags(flags, sequences=16)
+    flags.add_argument("--ga_pop", type=number(2, kind=int), default=30, help="plans in a generation")
+    flags.add_argument("--ga_gen", type=count, default=25, help="generations")
+    flags.add_argument(
+        "--target_compression",
+        type=number(0.0, 1.0, open_low=True),
+        default=0.75,
+        help="bound on (4 + mean activation bits) / 12",
+    )
+    flags.add_argument(
+        "--target-avg-bits", type=positive, help="bound on average bits over all parameters instead, with --palette"
+    )
+    flags.add_argument(
+        "--palette", nargs="+", action="extend", help="weight formats to choose from, with --target-avg-bits"
+    )
+    flags.add_argument(
+        "--metric",
+        choices=("mse", "relative_mse", "weighted_error", "kld"),
+        default="mse",
+        help="column of the table that the search minimizes",
+    )
+    flags.add_argument(
+        "--solution", choices=("genetic", "exact"), default="genetic", help="which of the two solutions the plan holds"
+    )
+    flags.add_argument("--seed", type=number(0, kind=int), default=0, help="the same seed gives the same plan")
+    flags.add_argument("--sensitivity", type=input_file, help="table of scripts/sensitivity.py; measured when absent")
+    flags.add_argument(
+        "--calibration", help="calibration text, or `random` for Gaussian inputs; the bundled text by default"
+    )
+    flags.add_argument(
+        "--activation-scope", choices=("tensor", "token"), default="tensor", help="what an activation scale spans"
+    )
+    flags.add_argument(
+        "--smooth-alpha",
+        type=number(0.0, 1.0),
+        nargs="+",
+        action="extend",
+        help="SmoothQuant's alpha, or several to choose from; 0.5 by default",
+    )
+    flags.add_argument(
+        "--output",
+        type=output_file,
+        default=Path("mixed_precision_config.pt"),
+        help="the configuration as torch writes it",
+    )
+    flags.add_argument("--output-config", type=output_file, help="config.json to write")
+    flags.add_argument("--output-plan", type=output_file, help="plan.json to write")
+    flags.add_argument("--figure", type=output_file, help="SVG of the search's history to write")
+    run(flags, main)

@@ -1,0 +1,154 @@
+"""lm-eval on models and plans: bundled tasks, own tasks, the search on a task's metric."""
+
+import json
+
+import pytest
+import torch
+
+from bitplan.demo.questions import CHOICES, questions
+from bitplan.errors import UserError
+from bitplan.evaluate.tasks import TaskSettings, load_tasks, main_metric, metrics_of, run_tasks
+from bitplan.evaluate.whole_model import whole
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.layers import describe
+from bitplan.models.walk import open_model
+from bitplan.opening import Opened
+from bitplan.plan import uniform
+from bitplan.quantized_walk import QuantizedWeights
+from bitplan.search.adaptive import AdaptiveSettings
+from bitplan.search.adaptive_run import alphas_of, search, task_metric
+from tests.families import make_family
+
+
+@pytest.fixture(scope="module")
+def bundled(demo):
+    checkpoint = Checkpoint.open(demo / "model")
+    return checkpoint, describe(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def figures(bundled):
+    """The bundled tasks on the bundled model, whole and with every layer in a format, 60 documents each."""
+    checkpoint, info = bundled
+    tasks = load_tasks(TaskSettings(("demo_stories", "demo_memory"), limit=60))
+    model = whole(open_model(checkpoint), info, QuantizedWeights())
+    made = {}
+    for name in ("bf16", "mxfp8", "int2", "bf16 again"):
+        with model.under(uniform(info, name.split()[0])) as module:
+            made[name] = run_tasks(tasks, module, checkpoint.folder)
+    return made
+
+
+def test_the_bundled_tasks_tell_a_whole_model_from_a_broken_one(figures):
+    whole_, broken = figures["bf16"], figures["int2"]
+    assert whole_["demo_stories"]["word_perplexity"] < 5 < broken["demo_stories"]["word_perplexity"]
+    # Four choices: a model that has forgotten the story is right once in four.
+    assert whole_["demo_memory"]["acc"] > 0.45 > broken["demo_memory"]["acc"]
+    assert whole_["demo_stories"]["word_perplexity"] < figures["mxfp8"]["demo_stories"]["word_perplexity"] * 1.01
+
+
+def test_the_model_is_itself_again_after_a_plan(figures):
+    assert figures["bf16"] == figures["bf16 again"]
+
+
+def test_the_three_figures_of_a_text_are_one(figures):
+    row = figures["bf16"]["demo_stories"]
+    assert row["bits_per_byte"] == pytest.approx(torch.log2(torch.tensor(row["byte_perplexity"])).item(), rel=1e-5)
+    assert row["documents"] == 60
+
+
+def test_the_harness_sees_the_perplexity_that_a_forward_gives(bundled, figures, demo):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    checkpoint, _ = bundled
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder)
+    module = AutoModelForCausalLM.from_pretrained(checkpoint.folder, dtype=torch.float32)
+    pages = [line for line in (demo / "evaluation.txt").read_text().splitlines() if line][:60]
+    nll = 0.0
+    for page in pages:
+        tokens = tokenizer(page, add_special_tokens=False, return_tensors="pt").input_ids
+        with_start = torch.cat([torch.tensor([[tokenizer.bos_token_id]]), tokens], dim=1)
+        with torch.inference_mode():
+            logits = module(input_ids=with_start).logits[0, :-1]
+        nll += torch.nn.functional.cross_entropy(logits, with_start[0, 1:], reduction="sum").item()
+    size = sum(len(page.encode()) for page in pages)
+    assert figures["bf16"]["demo_stories"]["byte_perplexity"] == pytest.approx(2.718281828 ** (nll / size), rel=1e-4)
+
+
+def test_a_whole_model_under_a_plan_gives_the_logits_of_the_walk(tmp_path):
+    checkpoint = Checkpoint.open(make_family("mixtral", tmp_path / "model"))
+    info = describe(checkpoint)
+    plan = uniform(info, "mxfp4", "mxfp8")
+    tokens = torch.arange(3, 67).view(2, 32)
+    from bitplan.evaluate.perplexity import plan_hidden
+    from bitplan.evaluate.teacher import Head
+
+    hidden = plan_hidden(open_model(checkpoint), info, plan, tokens, QuantizedWeights())
+    wanted = Head.of(checkpoint).logits(hidden.flatten(0, 1)).view(2, 32, -1)
+    with whole(open_model(checkpoint), info, QuantizedWeights()).under(plan) as module, torch.inference_mode():
+        assert torch.allclose(module(input_ids=tokens).logits, wanted, atol=1e-4)
+
+
+def test_questions_have_one_right_answer_that_the_story_has_told(demo):
+    made = questions(7, 40)
+    assert made == questions(7, 40) and made != questions(8, 40)
+    for question in made:
+        right = question["choices"][question["answer"]]
+        assert len(set(question["choices"])) == CHOICES and f" {right}" in question["context"]
+    stored = [json.loads(line) for line in (demo / "tasks" / "questions.jsonl").read_text().splitlines()]
+    assert stored == questions(3_000_003, len(stored)) and len(stored) == 200
+
+
+def test_a_search_may_be_on_a_tasks_metric(bundled):
+    checkpoint, info = bundled
+    model = Opened(checkpoint, info, open_model(checkpoint), "fp32")
+    measure = task_metric(model, TaskSettings(("demo_stories",), limit=8), None, QuantizedWeights())
+    plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(0.02, 6.0, 2.0))
+    assert plan.summary["evaluated_on"]["metric"] == "word_perplexity" and plan.summary["ppl_increase"] <= 0.02
+    assert plan.summary["measure"] == "demo_stories word_perplexity" and 3 < plan.summary["base_ppl"] < 6
+    assert plan.summary["cost"]["block_forward_tokens"] > 0
+
+
+def test_where_higher_is_better_the_search_limits_the_error_rate(bundled):
+    checkpoint, info = bundled
+    model = Opened(checkpoint, info, open_model(checkpoint), "fp32")
+    measure = task_metric(model, TaskSettings(("demo_memory",), limit=20), "acc", QuantizedWeights())
+    assert measure.name == "demo_memory 1 - acc"
+    whole_, broken = (measure.figure(uniform(info, name)) for name in ("bf16", "int2"))
+    assert 0 < whole_ < broken <= 1
+
+
+def test_an_own_task_comes_from_a_folder(bundled, tmp_path):
+    checkpoint, info = bundled
+    (tmp_path / "docs.jsonl").write_text('{"page": "Once upon a time there was a fox."}\n')
+    (tmp_path / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'docs.jsonl'}}}}}\n"
+        "output_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ''\ndoc_to_target: '{{page}}'\n"
+        "metric_list: [{metric: byte_perplexity}]\n"
+    )
+    tasks = load_tasks(TaskSettings(("mine",), include_path=tmp_path))
+    with whole(open_model(checkpoint), info, QuantizedWeights()).under(uniform(info, "bf16")) as module:
+        assert 1 < run_tasks(tasks, module, checkpoint.folder)["mine"]["byte_perplexity"] < 10
+
+
+def test_unknown_tasks_and_metrics_name_the_nearest():
+    with pytest.raises(UserError, match="'demo_storys': is not known to lm-eval. Did you mean 'demo_stories'"):
+        load_tasks(TaskSettings(("demo_storys",)))
+    tasks = load_tasks(TaskSettings(("demo_memory",)))
+    with pytest.raises(UserError, match="has no metric 'ppl'. It has: acc"):
+        main_metric(metrics_of(tasks, "demo_memory"), "demo_memory", "ppl")
+
+
+def test_a_task_whose_data_is_out_of_reach_says_so():
+    with pytest.raises(UserError, match="task wikitext: is not loaded: .*need a network"):
+        load_tasks(TaskSettings(("wikitext",)))
+
+
+def test_the_command_writes_the_same_bytes_twice(command, demo, tmp_path):
+    arguments = ("--model", demo / "model", "--tasks", "demo_memory", "--limit", 5, "--threads", 1)
+    for name in ("a.json", "b.json"):
+        made = command("eval_with_lm_eval.py", *arguments, "--output", tmp_path / name)
+    assert "demo_memory" in made.stdout and "acc" in made.stdout
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert json.loads((tmp_path / "a.json").read_text())["tasks"]["demo_memory"]["documents"] == 5

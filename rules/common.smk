@@ -103,6 +103,31 @@ def random_flags(wildcards):
     return cli_flags(plan_settings(wildcards))
 
 
+def genetic_flags(wildcards):
+    plan = SETTINGS.plans[wildcards.plan].model_dump()
+    kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
+    under = {"ga_pop", "ga_gen", "target_compression"}
+    named = {
+        key if key in under else key.replace("_", "-"): value
+        for key, value in kept.items()
+    }
+    scope = {"activation-scope": SETTINGS.sensitivity.activation_scope}
+    return cli_flags({**named, **scope, **SETTINGS.compute.model_dump()})
+
+
+def sensitivity_flags(wildcards):
+    values = SETTINGS.sensitivity.model_dump()
+    alphas = values.pop("smooth_alpha")
+    values["random"] = values["random"] or None
+    smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
+    return cli_flags({**dashed(values), **smoothing, **SETTINGS.compute.model_dump()})
+
+
+def genetic_pt(wildcards):
+    """Return where the search writes its configuration for torch, which no step reads."""
+    return f"results/{wildcards.model}/plans/{wildcards.plan}/mixed_precision_config.pt"
+
+
 def check_flags(wildcards):
     check = SETTINGS.plans[wildcards.plan].check
     return cli_flags({"on-miss": check.on_miss, "tolerance": check.tolerance})

@@ -49,3 +49,33 @@ rule random_plan:
     shell:
         "python {params.script:q} --model {input.model} {params.flags}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
+
+
+rule genetic_plan:
+    input:
+        model="results/{model}/model.json",
+        sensitivity="results/{model}/sensitivity.tsv",
+        smoothing="results/{model}/sensitivity.smoothing.safetensors",
+    output:
+        config="results/{model}/plans/{plan}/config.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+        figure=report(
+            "results/{model}/plans/{plan}/history.svg",
+            caption="../docs/history.rst",
+            category="Searches",
+        ),
+    log:
+        "logs/{model}/{plan}/search.log",
+    wildcard_constraints:
+        plan=one_of(plans_of("genetic")),
+    conda:
+        "../envs/torch.yaml"
+    params:
+        *code("mixed_precision_ptq.py"),
+        script=script("mixed_precision_ptq.py"),
+        flags=genetic_flags,
+        pt=genetic_pt,
+    shell:
+        "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity} {params.flags}"
+        " --output {params.pt} --output-config {output.config} --output-plan {output.plan}"
+        " --figure {output.figure} > {log} 2>&1"

@@ -1,37 +1,71 @@
-"""Compare GGUF files in llama.cpp: size, load time, tokens per second, memory, and what they answer."""
+"""Compare GGUF files in llama.cpp: size, load time, tokens per second, memory, and what they answer.
+
+Without --models: the original checkpoint in transformers, a Q4_K_M file and a mixed-precision file, with perplexity and KL.
+"""
 
 import os
 import time
+from pathlib import Path
 
-from bitplan.command import count, number, parser, run
-from bitplan.flag_files import output_file
+from bitplan.command import add_window_flags, count, fetched, number, parser, run
+from bitplan.flag_files import input_file, output_file
+
+QWEN = "Qwen/Qwen2.5-7B-Instruct"
 
 
 def main(args) -> None:
     from bitplan.compare.speed import PROMPTS, SpeedSettings, parse_models, print_table, rounds, summarize
+    from bitplan.compare.three_way import compared, print_three_way, scored
     from bitplan.files import write_json
     from bitplan.flag_files import clashes, refuse
+    from bitplan.opening import opened, teacher_on
     from bitplan.progress import progress
     from bitplan.provenance import write_provenance
 
     started = time.monotonic()
-    models = parse_models(args.models)
-    refuse(clashes([args.output], models.values()))
+    model = args.model
+    if model is None and not (args.models or args.skip_original):
+        model = fetched(Path(QWEN))
+    original = None if args.skip_original else model
+    models = parse_models(args.models) if args.models else compared(original, args.q4km_path, args.mixed_path)
+    refuse(clashes([args.output] if args.output else [], models.values()))
+    scores = {}
+    if not args.models and model is not None:
+        full = opened(model, "fp32", "cpu", args.threads)
+        teacher = teacher_on(args.text, full, args.length, args.sequences, "evaluation.txt")
+        scores = scored(models, teacher, args.threads)
     settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, tuple(args.prompts or PROMPTS))
     measured = list(progress(rounds(models, settings), settings.warmup + settings.repeats, "rounds"))
-    result = summarize(models, measured, settings)
-    write_json(args.output, result)
-    write_provenance(args.output, started)
-    print_table(result)
+    result = {**summarize(models, measured, settings), **({"scores": scores} if scores else {})}
+    if args.output:
+        write_json(args.output, result)
+        write_provenance(args.output, started)
+    (print_table if args.models else print_three_way)(result)
     for name, row in result["models"].items():
         print(f"\n{name}: {settings.prompts[0]}{row['answers'][0]}")
 
 
 if __name__ == "__main__":
     flags = parser(__doc__)
+    flags.add_argument("--models", nargs="+", metavar="NAME=FILE", help="files to compare; the first is the reference")
     flags.add_argument(
-        "--models", nargs="+", required=True, metavar="NAME=FILE", help="files to compare; the first is the reference"
+        "--model_id",
+        dest="model",
+        type=Path,
+        help=f"the original: folder of a checkpoint, or an id on the model hub; {QWEN} unless it is skipped",
     )
+    flags.add_argument("--skip_original", action="store_true", help="leave the original out, which needs most memory")
+    flags.add_argument(
+        "--q4km_path",
+        type=Path,
+        default=Path("models/Qwen2.5-7B-Instruct-Q4_K_M.gguf"),
+        help="the Q4_K_M file",
+    )
+    flags.add_argument(
+        "--mixed_path", type=Path, default=Path("models/qwen2.5-7b-mixed.gguf"), help="the mixed-precision file"
+    )
+    flags.add_argument("--text", type=input_file, help="text for perplexity and KL; the bundled one by default")
+    add_window_flags(flags, sequences=16)
     flags.add_argument(
         "--max_tokens", type=number(2, kind=int), default=200, help="tokens to generate after each prompt"
     )
@@ -39,5 +73,5 @@ if __name__ == "__main__":
     flags.add_argument("--warmup", type=number(0, kind=int), default=1, help="rounds that are not counted, first")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
-    flags.add_argument("--output", type=output_file, required=True, help="speed.json to write")
+    flags.add_argument("--output", type=output_file, help="speed.json to write")
     run(flags, main)

@@ -8,6 +8,7 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.models.layers import model_info
     from bitplan.models.smoothing import read_smoothing, smoothing_path
     from bitplan.opening import opened
     from bitplan.plan import LayerPlan, write_config, write_plan
@@ -27,32 +28,30 @@ def main(args) -> None:
     from bitplan.torch_config import write_pt
 
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads)
     target = Target(args.target_compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
+    target.check()
     if args.sensitivity:
-        table, beside = read_sensitivity(args.sensitivity), smoothing_path(args.sensitivity)
-        smoothing = read_smoothing(beside) if beside.exists() else None
+        info, table = model_info(args.model), read_sensitivity(args.sensitivity)
+        smoothing = read_smoothing(smoothing_path(args.sensitivity))
     else:
-        palette = tuple(map(Choice, target.palette))
-        choices = (*activation_choices(args.activation_scope), *palette)
+        model = opened(args.model, args.dtype, args.device, args.threads)
+        choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
-        table = sensitivity_of(rows)
+        info, table = model.info, sensitivity_of(rows)
     genetic = GeneticSettings(population=args.ga_pop, generations=args.ga_gen, seed=args.seed)
-    plan, found = genetic_plan(
-        table, smoothing, model.info, target, args.activation_scope, genetic, args.solution == "exact"
-    )
+    plan, found = genetic_plan(table, smoothing, info, target, args.activation_scope, genetic, args.solution == "exact")
     default = LayerPlan()
-    if args.output:
-        write_pt(args.output, plan, model.info)
+    if target.avg_bits is None:
+        write_pt(args.output, plan, info)
     if args.output_config:
-        write_config(args.output_config, plan, default, model.info, "search_summary")
+        write_config(args.output_config, plan, default, info, "search_summary")
     if args.output_plan:
-        write_plan(args.output_plan, plan, default, model.info, "search_summary")
+        write_plan(args.output_plan, plan, default, info, "search_summary")
     if args.figure:
-        draw_history(found.result.history, found.exact.damage, args.figure, "genetic search")
+        draw_history(found.result.history, found.exact.damage, args.figure, "Genetic search")
     write_provenance(args.output_plan or args.output_config or args.output, started)
-    print_result(plan, found, model.info)
+    print_result(plan, found, info)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from bitplan.flag_files import output_file
 def main(args) -> None:
     from bitplan.files import write_table
     from bitplan.formats.table import format_named
-    from bitplan.models.smoothing import smoothing_path, write_smoothing
+    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
     from bitplan.opening import opened
     from bitplan.provenance import write_provenance
     from bitplan.search.genetic_run import activation_choices
@@ -22,12 +22,12 @@ def main(args) -> None:
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
     model = opened(args.model, args.dtype, args.device, args.threads)
-    rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
+    source = GAUSSIAN if args.random else args.calibration
+    rows, smoothing = measured(model, source, args.length, args.sequences, settings)
     write_table(args.output, rows, COLUMNS)
-    if smoothing is not None:
-        write_smoothing(smoothing_path(args.output), smoothing)
+    write_smoothing(smoothing_path(args.output), smoothing or Smoothing(()))
     write_provenance(args.output, started, block_forward_tokens=model.model.tokens_forwarded)
-    inputs = "Gaussian inputs" if args.calibration == GAUSSIAN else "the calibration text"
+    inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"
     print(f"{len(rows)} rows for {len(model.info.quantizable)} layers on {inputs}: {args.output}")
 
 
@@ -40,6 +40,7 @@ if __name__ == "__main__":
         "--calibration",
         help="text, or one saved by layer_stats.py, or `random` for Gaussian inputs; the bundled text by default",
     )
+    flags.add_argument("--random", action="store_true", help="the same as --calibration random")
     flags.add_argument("--palette", nargs="+", action="extend", help="weight formats to measure besides")
     flags.add_argument("--group-size", type=count, default=128, help="weights per group of int4")
     flags.add_argument(

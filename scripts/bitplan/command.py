@@ -100,14 +100,18 @@ def _configure_logging(verbose: bool) -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
-def _fetch_model(args: argparse.Namespace) -> None:
-    """Put the folder of a model of the hub in the place of its id. A path that exists always wins. Raises `UserError`."""
-    model, revision = getattr(args, "model", None), getattr(args, "revision", None)
-    if not isinstance(model, Path) or (os.path.exists(model) and revision is None):
-        return
+def fetched(model: Path, revision: str | None = None) -> Path:
+    """Return a model's folder: the path itself where it exists, or what is fetched from the hub by its id. Raises `UserError`."""
+    if os.path.exists(model) and revision is None:
+        return model
     # No import statement: how a model is fetched is behind no result, and a change there is to rerun none.
-    hub = importlib.import_module("bitplan.models.hub")
-    args.model = hub.located(model, revision)
+    return importlib.import_module("bitplan.models.hub").located(model, revision)
+
+
+def _fetch_model(args: argparse.Namespace) -> None:
+    """Put the folder of a model of the hub in the place of its id. Raises `UserError`."""
+    if isinstance(getattr(args, "model", None), Path):
+        args.model = fetched(args.model, getattr(args, "revision", None))
 
 
 def _tell(problems: Sequence[Problem]) -> None:

@@ -30,6 +30,13 @@ DEMO: dict[str, Any] = {
         "random-high-compression": {"method": "random", "mxfp4_ratio": 0.3, "bf16_ratio": 0.1, "seed": 123},
         "random-balanced": {"method": "random", "mxfp4_ratio": 0.25, "bf16_ratio": 0.25, "seed": 456},
         "random-high-precision": {"method": "random", "mxfp4_ratio": 0.1, "bf16_ratio": 0.4, "seed": 789},
+        "genetic-w4a48": {"method": "genetic", "target_compression": 0.75},
+        "genetic-6bit": {
+            "method": "genetic",
+            "target_avg_bits": 6.0,
+            "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
+            "metric": "relative_mse",
+        },
     },
     "calibration": {"length": 512, "sequences": 16},
     "evaluation": {"length": 512, "sequences": 32},
@@ -93,7 +100,7 @@ def _lines() -> Iterator[str]:
     for name, values in DEMO["plans"].items():
         yield f"  {name}: {_value(values)}"
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
-    for name in ("compute", "calibration", "evaluation", "export", "speed", "tasks"):
+    for name in ("compute", "calibration", "evaluation", "sensitivity", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"
         yield from _section(type(fields[name].default), {**default, **DEMO.get(name, {})}, 2)

@@ -229,7 +229,7 @@ def _write(
     }
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
-        content["smoothing"] = {"alpha": plan.smoothing.alpha, "sha256": plan.smoothing.digest}
+        content["smoothing"] = {"alphas": plan.smoothing.alphas, "sha256": plan.smoothing.digest}
     write_json(path, content)
 
 

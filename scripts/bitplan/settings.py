@@ -86,6 +86,24 @@ class SpeedSettings(Section):
     prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
 
 
+class SensitivitySettings(Section):
+    """How the sensitivity table is measured, from which genetic plans are searched."""
+
+    group_size: int = Field(128, ge=1, description="weights per group of int4")
+    activation_scope: Literal["tensor", "token"] = Field(
+        "tensor", description="what a scale of A4 and A8 spans: a window, or each token"
+    )
+    smooth_alpha: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+        [0.5], description="SmoothQuant's alpha; of several the best for each group; none: no smoothing"
+    )
+    palette: list[FormatName] = Field(
+        ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
+        description="weight formats to measure: those that genetic plans with average bits may choose from",
+    )
+    tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
+    random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
+
+
 class TaskSettings(Section):
     """Which lm-eval tasks are run on the model and on every plan."""
 
@@ -145,8 +163,35 @@ class RandomPlan(Section):
         return value
 
 
-METHODS: Mapping[str, type[Section]] = {"adaptive": AdaptivePlan, "random": RandomPlan}
-AnyPlan = Annotated[AdaptivePlan | RandomPlan, Field(discriminator="method")]
+class GeneticPlan(Section):
+    """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
+
+    method: Literal["genetic"]
+    target_compression: float = Field(
+        0.75, gt=0, le=1, description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1"
+    )
+    target_avg_bits: float | None = Field(
+        None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"
+    )
+    palette: list[FormatName] = Field([], description="weight formats to choose from, with target_avg_bits")
+    metric: Literal["mse", "relative_mse", "weighted_error"] = Field(
+        "mse", description="column of the sensitivity table that is minimized"
+    )
+    solution: Literal["genetic", "exact"] = Field("genetic", description="which of the two solutions the plan holds")
+    ga_pop: int = Field(30, ge=2, description="plans in a generation")
+    ga_gen: int = Field(25, ge=1, description="generations")
+    seed: int = Field(0, ge=0, description="the same seed gives the same plan")
+    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
+
+    @model_validator(mode="after")
+    def _palette_goes_with_a_target(self) -> "GeneticPlan":
+        if bool(self.palette) != (self.target_avg_bits is not None):
+            raise ValueError("palette and target_avg_bits go together: give both, or neither for W4 with A4 or A8")
+        return self
+
+
+METHODS: Mapping[str, type[Section]] = {"adaptive": AdaptivePlan, "random": RandomPlan, "genetic": GeneticPlan}
+AnyPlan = Annotated[AdaptivePlan | RandomPlan | GeneticPlan, Field(discriminator="method")]
 
 
 # llama.cpp's recipes by name; a test holds them known to the runtime.
@@ -167,9 +212,19 @@ class Settings(Section):
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
     calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")
     evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
+    sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="sensitivity of layers to formats")
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
     tasks: TaskSettings = Field(TaskSettings(), description="optional lm-eval tasks")
+
+    @model_validator(mode="after")
+    def _palettes_are_measured(self) -> "Settings":
+        """Plans share one table: what a plan may choose has to be in it."""
+        for name, plan in self.plans.items():
+            absent = [form for form in getattr(plan, "palette", []) if form not in self.sensitivity.palette]
+            if absent:
+                raise ValueError(f"plan {name} may choose {absent[0]}, which sensitivity.palette does not measure")
+        return self
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> "Settings":
@@ -185,7 +240,12 @@ class Settings(Section):
 def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
     sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
-    sections |= {"export": ExportSettings, "speed": SpeedSettings, "tasks": TaskSettings}
+    sections |= {
+        "export": ExportSettings,
+        "speed": SpeedSettings,
+        "tasks": TaskSettings,
+        "sensitivity": SensitivitySettings,
+    }
     if len(location) == 1:
         return list(Settings.model_fields)
     if location[0] == "plans":

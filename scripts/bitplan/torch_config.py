@@ -22,13 +22,12 @@ W_BITS, A_BITS = (4, 16), (4, 8, 16)
 def content_of(plan: Plan, info: ModelInfo) -> dict[str, dict[str, Any]]:
     """Return the configuration of a plan's quantizable layers; `smooth_alpha` is None for a layer that is not smoothed."""
     smoothed = plan.smoothing.by_layer if plan.smoothing else {}
-    alpha = plan.smoothing.alpha if plan.smoothing else None
     return {
         layer.name: {
             "w_bits": int(FORMATS[plan.of(layer.name).wq].element_bits),
             "a_bits": int(FORMATS[plan.of(layer.name).aq].element_bits),
             "clip_ratio": CLIP_RATIO,
-            "smooth_alpha": alpha if layer.name in smoothed else None,
+            "smooth_alpha": smoothed[layer.name].alpha if layer.name in smoothed else None,
         }
         for layer in info.quantizable
     }

@@ -109,7 +109,7 @@ def test_more_damage_at_fewer_bits(made):
 
 def test_the_file_is_the_plan_and_speaks(made, tmp_path):
     if not made.family.gguf:
-        with pytest.raises(UserError, match="is not converted by llama.cpp: .*not supported"):
+        with pytest.raises(UserError, match="by llama.cpp: Model .* is not supported"):
             convert(made.checkpoint, tmp_path / "base.gguf")
         return
     convert(made.checkpoint, tmp_path / "base.gguf")

@@ -149,7 +149,7 @@ def test_factors_of_another_plan_are_refused(llama, tmp_path):
     plan = replace(uniform(llama.info, "int4"), smoothing=llama.smoothing())
     write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info, "summary")
     group = plan.smoothing.groups[0]
-    other = Smoothing((SmoothGroup(group.layers, 2 * group.scale, group.norm),), 0.5)
+    other = Smoothing((SmoothGroup(group.layers, 2 * group.scale, group.norm),))
     write_smoothing(smoothing_path(tmp_path / "plan.json"), other)
     with pytest.raises(UserError, match="belongs to another plan"):
         read_plan(tmp_path / "plan.json", llama.info)

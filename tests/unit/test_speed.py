@@ -72,4 +72,4 @@ def test_a_plan_that_answers_nan_stands_last_in_the_table_and_not_in_the_figure(
     assert lines == ["good", "worse", "broken"]
     draw(rows, tmp_path / "f.svg", "title")
     assert "broken" not in (tmp_path / "f.svg").read_text()
-    assert "broken" in as_page(rows, (tmp_path / "f.svg").read_text(), "title")
+    assert "broken" in as_page(rows, "", (tmp_path / "f.svg").read_text(), "title")

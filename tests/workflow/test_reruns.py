@@ -15,6 +15,8 @@ PLANS = (
     "random-high-compression",
     "random-balanced",
     "random-high-precision",
+    "genetic-w4a48",
+    "genetic-6bit",
 )
 OF_A_PLAN = {
     "config.json",
@@ -30,7 +32,10 @@ COMPARISON = {f"results/demo/comparison.{end}" for end in ("tsv", "txt", "html",
 
 
 def plan_files(*plans: str, names: set[str] = frozenset(OF_A_PLAN)) -> set[str]:
-    return {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
+    """The files of some plans; all of a genetic plan's have the figure of its history among them."""
+    files = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
+    figures = {f"results/demo/plans/{plan}/history.svg" for plan in plans if plan.startswith("genetic")}
+    return files | (figures if names == OF_A_PLAN else set())
 
 
 def baseline_files(*names: str) -> set[str]:
@@ -38,6 +43,8 @@ def baseline_files(*names: str) -> set[str]:
 
 
 ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
+GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
+SENSITIVITY = {"results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"}
 FROM_STATISTICS = {
     f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
 }
@@ -68,7 +75,7 @@ CASES = {
         "config.yaml",
         "sequences: 16",
         "sequences: 15",
-        FROM_STATISTICS | plan_files(*ADAPTIVE) | COMPARISON,
+        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC) | COMPARISON,
     ),
     "type of unquantized layers": (
         "config.yaml",
@@ -100,6 +107,24 @@ CASES = {
         "formats: [mxfp4, mxfp6_e2m3], ppl_threshold: 0.1, target_avg_bits: 8.0",
         plan_files("adaptive-balanced") | COMPARISON,
     ),
+    "a genetic plan's target": (
+        "config.yaml",
+        "target_compression: 0.75}",
+        "target_compression: 0.8}",
+        plan_files("genetic-w4a48") | COMPARISON,
+    ),
+    "alpha of the smoothing": (
+        "config.yaml",
+        "smooth_alpha: [0.5]",
+        "smooth_alpha: [0.4, 0.5]",
+        SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
+    ),
+    "the code of the genetic search": (
+        "scripts/bitplan/search/genetic.py",
+        "0.95",
+        "0.96",
+        plan_files(*GENETIC) | COMPARISON,
+    ),
     "a comment in the settings": ("config.yaml", "seed: 456", "seed:  456 ", set()),
     "the code of one method": (
         "scripts/bitplan/search/adaptive.py",
@@ -119,7 +144,7 @@ CASES = {
         "demo/calibration.txt",
         "calibration",
         "other words",
-        FROM_STATISTICS | plan_files(*ADAPTIVE) | COMPARISON,
+        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC) | COMPARISON,
     ),
     "a plan added": (
         "config.yaml",

@@ -73,10 +73,24 @@ def run_once(path: Path, settings: SpeedSettings) -> Run:
         return Run(runtime.load_seconds, len(long) / prompt_seconds, speed, peak_memory_bytes(), answers)
 
 
+def _run_any(path: Path, settings: SpeedSettings) -> Run:
+    """Run a GGUF file in llama.cpp, or a checkpoint's folder in transformers."""
+    if not path.is_dir():
+        return run_once(path, settings)
+    from bitplan.compare.original import run_original
+
+    return run_original(path, settings)
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the weights in a checkpoint's folder."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size
+
+
 def _in_process(path: Path, settings: SpeedSettings) -> Run:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(run_once, path, settings).result()
+            return pool.submit(_run_any, path, settings).result()
         except BrokenProcessPool:
             raise user_error(path, "was being timed when its process was killed", "Give the step more memory") from None
 
@@ -101,7 +115,7 @@ def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], refere
     ]
     ratios = [ours / theirs for ours, theirs in speeds if theirs]
     return {
-        "file_bytes": path.stat().st_size,
+        "file_bytes": _size_of(path),
         **measured,
         "ratio": _spread(ratios),
         "peak_memory_bytes": max(run.peak_memory_bytes for run in runs),

@@ -79,7 +79,7 @@ def _smoothing_report(plan: Plan) -> dict[str, Any] | None:
     folded, rest = plan.smoothing.folded.groups, [g for g in plan.smoothing.groups if not g.norm]
     why = "a GGUF holds no division of a layer's input; its weights are stored unsmoothed"
     unstored = sorted(layer for group in rest for layer in group.layers)
-    return {"alpha": plan.smoothing.alpha, "folded": len(folded), "not_stored": unstored, "why": why if rest else ""}
+    return {"alphas": plan.smoothing.alphas, "folded": len(folded), "not_stored": unstored, "why": why if rest else ""}
 
 
 def print_report(output: Path, report: Mapping[str, Any]) -> None:

@@ -25,21 +25,26 @@ class SmoothGroup:
     """Layers that read one input, by checkpoint names, and the factor s (in,) float32 of each of its columns.
 
     `norm` is the norm that the input comes from, and into which 1 / s is folded; "" where the input itself is divided.
-    `offset` is what that norm adds to its weight (Gemma: 1).
+    `offset` is what that norm adds to its weight (Gemma: 1); `alpha` what the factors were made with.
     """
 
     layers: tuple[str, ...]
     scale: Tensor
     norm: str = ""
     offset: float = 0.0
+    alpha: float = 0.5
 
 
 @dataclass(frozen=True)
 class Smoothing:
-    """The groups of a model, and the alpha that their factors were made with."""
+    """The groups of a model."""
 
     groups: tuple[SmoothGroup, ...]
-    alpha: float
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The alphas of the groups, each once, rising."""
+        return tuple(sorted({group.alpha for group in self.groups}))
 
     @cached_property
     def by_layer(self) -> Mapping[str, SmoothGroup]:
@@ -54,15 +59,17 @@ class Smoothing:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over names and factors: what a plan says of its smoothing."""
-        digest = hashlib.sha256(repr(self.alpha).encode())
+        digest = hashlib.sha256()
         for group in self.groups:
-            digest.update(repr((group.layers, group.norm, group.offset)).encode() + group.scale.numpy().tobytes())
+            digest.update(
+                repr((group.layers, group.norm, group.offset, group.alpha)).encode() + group.scale.numpy().tobytes()
+            )
         return digest.hexdigest()
 
     @cached_property
     def folded(self) -> "Smoothing":
         """The part that is folded into norms: what a file without operations of its own can hold."""
-        return Smoothing(tuple(group for group in self.groups if group.norm), self.alpha)
+        return Smoothing(tuple(group for group in self.groups if group.norm))
 
     def factor(self, layer: str) -> Tensor | None:
         """Return s (in,) of a layer; None when it is not smoothed."""
@@ -104,11 +111,11 @@ def write_smoothing(path: Path, smoothing: Smoothing) -> None:
 
     keys = [f"{number:06d}" for number in range(len(smoothing.groups))]
     facts = {
-        key: {"layers": group.layers, "norm": group.norm, "offset": group.offset}
+        key: {"layers": group.layers, "norm": group.norm, "offset": group.offset, "alpha": group.alpha}
         for key, group in zip(keys, smoothing.groups, strict=True)
     }
     # One key only: safetensors writes several metadata keys in an order that changes from run to run.
-    told = {"facts": json.dumps({"alpha": smoothing.alpha, "groups": facts}, sort_keys=True)}
+    told = {"facts": json.dumps({"groups": facts}, sort_keys=True)}
     with written_aside(path) as aside:
         save_file(
             {key: group.scale.contiguous() for key, group in zip(keys, smoothing.groups, strict=True)}, aside, told
@@ -123,10 +130,10 @@ def read_smoothing(path: Path, digest: str | None = None) -> Smoothing:
         with safe_open(path, framework="pt") as handle:
             facts = json.loads(handle.metadata()["facts"])
             groups = tuple(
-                SmoothGroup(tuple(told["layers"]), handle.get_tensor(key), told["norm"], told["offset"])
+                SmoothGroup(tuple(told["layers"]), handle.get_tensor(key), told["norm"], told["offset"], told["alpha"])
                 for key, told in sorted(facts["groups"].items())
             )
-            made = Smoothing(groups, facts["alpha"])
+            made = Smoothing(groups)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         hint = "It belongs beside its plan: search again, or copy it too"
         raise user_error(path, f"is no file of smoothing factors: {error}", hint) from None

@@ -1,1 +1,1 @@
-"""Search methods: one module each. None imports another; `settings.METHODS` lists them."""
+"""Search methods: one command each, listed in `settings.METHODS`. No method imports another; `choices` and `exact` serve all."""

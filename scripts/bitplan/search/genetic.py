@@ -280,9 +280,14 @@ def _rate(rate: float, stagnant: int, settings: GeneticSettings) -> float:
 
 
 def _next(
-    population: Genes, damages: Table, ladder: _Ladder, tendency: _Tendency, rate: float, settings: GeneticSettings,
+    population: Genes,
+    damages: Table,
+    ladder: _Ladder,
+    tendency: _Tendency,
+    rate: float,
+    settings: GeneticSettings,
     rng: np.random.Generator,
-) -> Genes:  # fmt: skip
+) -> Genes:
     """Return the next generation: the elites first, then children of the winners of tournaments."""
     elites = population[np.argsort(damages, kind="stable")[: settings.elites]]
     count = len(population) - len(elites)

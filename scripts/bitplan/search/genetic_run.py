@@ -10,7 +10,7 @@ import numpy as np
 
 from bitplan.errors import nearest, user_error
 from bitplan.files import read_table
-from bitplan.formats.table import FORMATS
+from bitplan.formats.table import FORMATS, format_named
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing
 from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
@@ -35,6 +35,14 @@ class Target:
     avg_bits: float | None = None
     palette: tuple[str, ...] = ()
     metric: str = "mse"
+
+    def check(self) -> None:
+        """Raise `UserError` unless average bits and a palette of known formats come together."""
+        for name in self.palette:
+            format_named(name)
+        if bool(self.palette) != (self.avg_bits is not None):
+            hint = "Give both for weight formats, or neither for W4 with A4 or A8"
+            raise user_error("--palette and --target-avg-bits", "go together", hint)
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def plan_of(
         notes = {"category": layer.category}
         made = both.get(option, Choice(option))
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
-    return Plan(layers, smoothing=smoothing if target.avg_bits is None else None)
+    return Plan(layers, smoothing=smoothing if smoothing and smoothing.groups and target.avg_bits is None else None)
 
 
 def compression_of(plan: Plan, info: ModelInfo) -> float:

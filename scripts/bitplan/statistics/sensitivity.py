@@ -195,8 +195,7 @@ def measure_sensitivity(
 
     model.run(tokens, visit)
     ordered = [row for layer in info.quantizable for row in rows[layer.name]]
-    alpha = settings.alphas[0] if len(settings.alphas) == 1 else math.nan
-    return ordered, Smoothing(tuple(groups), alpha) if settings.alphas else None
+    return ordered, Smoothing(tuple(groups)) if settings.alphas else None
 
 
 def sensitivity_ratio(a4: float, a8: float) -> float:

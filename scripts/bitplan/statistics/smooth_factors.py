@@ -63,11 +63,11 @@ def groups_of(
         if all(info_layers[name].protected for name in layers):
             continue
         scale = factors(seen.absmax[norm], _largest_weights(layers, block, info_layers), alpha)
-        made.append(SmoothGroup(tuple(layers), scale, norm, norm_offset(block.norms[norm])))
+        made.append(SmoothGroup(tuple(layers), scale, norm, norm_offset(block.norms[norm]), alpha))
         taken.update(layers)
     for name in block.layers:
         free = name not in taken and not info_layers[name].protected and name in seen.absmax
         if free and at_inputs:
             scale = factors(seen.absmax[name], _largest_weights([name], block, info_layers), alpha)
-            made.append(SmoothGroup((name,), scale))
+            made.append(SmoothGroup((name,), scale, alpha=alpha))
     return made

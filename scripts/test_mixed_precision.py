@@ -1,0 +1,62 @@
+"""Try a configuration of the W4 + A4/A8 search, simulated: perplexity, KL and generated text against full precision."""
+
+import time
+from pathlib import Path
+
+from bitplan.command import add_compute_flags, add_window_flags, number, parser, run
+from bitplan.flag_files import input_file, output_file
+
+
+def main(args) -> None:
+    from bitplan.compare.simulated import answers, print_comparison
+    from bitplan.evaluate.perplexity import score_plan
+    from bitplan.evaluate.scores import summarize
+    from bitplan.evaluate.whole_model import whole
+    from bitplan.files import write_json
+    from bitplan.opening import opened, teacher_on
+    from bitplan.plan import uniform
+    from bitplan.provenance import write_provenance
+    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.torch_config import read_any_plan
+
+    started = time.monotonic()
+    model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()
+    plan = read_any_plan(args.config, model.info)
+    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    scores = summarize(score_plan(model.model, model.info, plan, teacher, weights))
+    loaded, said = whole(model.model, model.info, weights), {}
+    for name, each in (("full precision", uniform(model.info, "bf16")), ("quantized", plan)):
+        with loaded.under(each) as module:
+            said[name] = answers(module, model.checkpoint.folder, args.prompts, args.max_tokens)
+    if args.output:
+        write_json(args.output, {**scores, "answers": said})
+        write_provenance(args.output, started)
+    print_comparison(scores, said)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    flags.add_argument(
+        "--model_id",
+        "--model",
+        dest="model",
+        type=Path,
+        default=Path("Qwen/Qwen2.5-7B-Instruct"),
+        help="folder of a checkpoint, a model.json, or an id on the model hub",
+    )
+    flags.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
+    add_compute_flags(flags, device="auto")
+    add_window_flags(flags, sequences=16)
+    flags.add_argument(
+        "--config",
+        type=input_file,
+        default=Path("mixed_precision_config.pt"),
+        help="the search's configuration, or a plan",
+    )
+    flags.add_argument("--text", type=input_file, help="text to score on; the bundled one by default")
+    flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
+    flags.add_argument(
+        "--max_tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"
+    )
+    flags.add_argument("--output", type=output_file, help="JSON of the scores and answers to write")
+    run(flags, main)

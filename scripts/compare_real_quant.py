@@ -11,6 +11,7 @@ from bitplan.command import add_window_flags, count, fetched, number, parser, ru
 from bitplan.flag_files import input_file, output_file
 
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
+Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
 
 
 def main(args) -> None:
@@ -27,7 +28,11 @@ def main(args) -> None:
     if model is None and not (args.models or args.skip_original):
         model = fetched(Path(QWEN))
     original = None if args.skip_original else model
-    models = parse_models(args.models) if args.models else compared(original, args.q4km_path, args.mixed_path)
+    models = (
+        parse_models(args.models)
+        if args.models
+        else compared(original, args.q4km_path or Path(Q4KM), args.mixed_path or Path(MIXED))
+    )
     refuse(clashes([args.output] if args.output else [], models.values()))
     scores = {}
     if not args.models and model is not None:
@@ -55,15 +60,8 @@ if __name__ == "__main__":
         help=f"the original: folder of a checkpoint, or an id on the model hub; {QWEN} unless it is skipped",
     )
     flags.add_argument("--skip_original", action="store_true", help="leave the original out, which needs most memory")
-    flags.add_argument(
-        "--q4km_path",
-        type=Path,
-        default=Path("models/Qwen2.5-7B-Instruct-Q4_K_M.gguf"),
-        help="the Q4_K_M file",
-    )
-    flags.add_argument(
-        "--mixed_path", type=Path, default=Path("models/qwen2.5-7b-mixed.gguf"), help="the mixed-precision file"
-    )
+    flags.add_argument("--q4km_path", type=input_file, help=f"the Q4_K_M file; {Q4KM} by default")
+    flags.add_argument("--mixed_path", type=input_file, help=f"the mixed-precision file; {MIXED} by default")
     flags.add_argument("--text", type=input_file, help="text for perplexity and KL; the bundled one by default")
     add_window_flags(flags, sequences=16)
     flags.add_argument(

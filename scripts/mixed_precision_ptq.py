@@ -17,14 +17,13 @@ def main(args) -> None:
     from bitplan.search.genetic_figure import draw_history
     from bitplan.search.genetic_run import (
         Target,
-        activation_choices,
         genetic_plan,
         print_result,
         read_sensitivity,
         sensitivity_of,
     )
     from bitplan.search.sensitivity_run import measured
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings
+    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
     from bitplan.torch_config import write_pt
 
     started = time.monotonic()

@@ -12,9 +12,8 @@ def main(args) -> None:
     from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
     from bitplan.opening import opened
     from bitplan.provenance import write_provenance
-    from bitplan.search.genetic_run import activation_choices
     from bitplan.search.sensitivity_run import GAUSSIAN, measured
-    from bitplan.statistics.sensitivity import COLUMNS, Choice, SensitivitySettings
+    from bitplan.statistics.sensitivity import COLUMNS, Choice, SensitivitySettings, activation_choices
 
     started = time.monotonic()
     palette = tuple(Choice(format_named(name).name) for name in args.palette or ())

@@ -50,7 +50,7 @@ def _killed(path, settings):
 
 
 def test_a_killed_process_is_told_and_does_not_hang(files, monkeypatch):
-    monkeypatch.setattr(speed, "run_once", _killed)
+    monkeypatch.setattr(speed, "_run_any", _killed)
     with pytest.raises(UserError, match="its process was killed"):
         list(speed.rounds(files, speed.SpeedSettings(repeats=1, warmup=0)))
 

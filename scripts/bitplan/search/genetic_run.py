@@ -17,10 +17,15 @@ from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
 from bitplan.search.choices import Choices, as_choice, weighted
 from bitplan.search.exact import Solution, optimal
 from bitplan.search.genetic import GeneticResult, GeneticSettings, gap_to_optimal, search
-from bitplan.statistics.sensitivity import EDGE_LAYERS, Choice, classes, sensitivity_ratio
+from bitplan.statistics.sensitivity import (
+    ACTIVATION_BITS,
+    EDGE_LAYERS,
+    Choice,
+    activation_choices,
+    classes,
+    sensitivity_ratio,
+)
 
-W4 = "int4"
-ACTIVATION_BITS = (4, 8)
 EDGE_BOOST = 1.5
 # (4 + mean activation bits) / 12: all A4 0.667, all A8 1.
 COMPRESSION_UNIT = 12
@@ -75,11 +80,6 @@ def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity
     for row in rows:
         found.setdefault(row["layer"], {})[row["format"], row["inputs"]] = row
     return Sensitivity(found, source)
-
-
-def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choice]:
-    """Return W4A4 and W4A8: weights in groups of `group_size`, activations with a scale per `scope` (tensor or token)."""
-    return tuple(Choice(W4, f"int{bits}_{scope}", group_size) for bits in ACTIVATION_BITS)
 
 
 def ratios_of(table: Sensitivity, layers: Sequence[str], scope: str) -> list[float]:

@@ -27,6 +27,8 @@ COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
     *("mse", "relative_mse", "weighted_error", "kld"),
 )
+W4 = "int4"
+ACTIVATION_BITS = (4, 8)
 EDGE_LAYERS = 7
 LIMIT, EDGE_LIMIT = 2.5, 1.5
 
@@ -63,6 +65,11 @@ class SensitivitySettings:
     alphas: tuple[float, ...] = ()
     at_inputs: bool = True
     tokens: int = 2048
+
+
+def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choice]:
+    """Return W4A4 and W4A8: weights in groups of `group_size`, activations with a scale per `scope` (tensor or token)."""
+    return tuple(Choice(W4, f"int{bits}_{scope}", group_size) for bits in ACTIVATION_BITS)
 
 
 def output_errors(

@@ -37,19 +37,20 @@ rule plans:
 
 rule perplexity:
     input:
-        of_plans("perplexity.json", "gguf_perplexity.json"),
+        of_plans("perplexity.json"),
+        of_plans("gguf_perplexity.json", models=with_gguf()),
         of_baselines("perplexity.json"),
 
 
 rule gguf:
     input:
-        of_plans("model.gguf"),
+        of_plans("model.gguf", models=with_gguf()),
         of_baselines("model.gguf"),
 
 
 rule speed:
     input:
-        of_plans("speed.json"),
+        of_plans("speed.json", models=with_gguf()),
         of_baselines("speed.json"),
 
 

@@ -194,10 +194,15 @@ def of_models(*names):
     return expand("results/{model}/{name}", model=SETTINGS.models, name=names)
 
 
-def of_plans(*names):
+def with_gguf():
+    """Return the names of the models whose plans become GGUF files."""
+    return [name for name, model in SETTINGS.models.items() if model.gguf]
+
+
+def of_plans(*names, models=SETTINGS.models):
     return expand(
         "results/{model}/plans/{plan}/{name}",
-        model=SETTINGS.models,
+        model=models,
         plan=SETTINGS.plans,
         name=names,
     )
@@ -206,7 +211,7 @@ def of_plans(*names):
 def of_baselines(*names):
     return expand(
         "results/{model}/baselines/{baseline}/{name}",
-        model=SETTINGS.models,
+        model=with_gguf(),
         baseline=SETTINGS.baselines,
         name=names,
     )
@@ -218,24 +223,14 @@ def comparison_files():
     )
 
 
-PLAN_FILES = (
-    "plan.json",
-    "bits.json",
-    "perplexity.json",
-    "gguf_perplexity.json",
-    "gguf.json",
-    "model.gguf",
-    "speed.json",
-)
+PLAN_FILES = ("plan.json", "bits.json", "perplexity.json")
+GGUF_FILES = ("gguf_perplexity.json", "gguf.json", "model.gguf", "speed.json")
 
 
 def compared_plans(wildcards):
-    return expand(
-        "results/{model}/plans/{plan}/{name}",
-        model=wildcards.model,
-        plan=SETTINGS.plans,
-        name=(*PLAN_FILES, *(("tasks.json",) if SETTINGS.tasks.names else ())),
-    )
+    files = GGUF_FILES if SETTINGS.models[wildcards.model].gguf else ()
+    tasks = ("tasks.json",) if SETTINGS.tasks.names else ()
+    return of_plans(*PLAN_FILES, *files, *tasks, models=[wildcards.model])
 
 
 def compared_model(wildcards):
@@ -244,6 +239,8 @@ def compared_model(wildcards):
 
 
 def compared_baselines(wildcards):
+    if not SETTINGS.models[wildcards.model].gguf:
+        return []
     return expand(
         "results/{model}/baselines/{baseline}/{name}",
         model=wildcards.model,
@@ -254,10 +251,11 @@ def compared_baselines(wildcards):
 
 def report_flags(wildcards):
     tasks = f"results/{wildcards.model}/tasks.json" if SETTINGS.tasks.names else None
+    gguf = SETTINGS.models[wildcards.model].gguf
     return cli_flags(
         {
             "plan": list(SETTINGS.plans),
-            "baseline": SETTINGS.baselines,
+            "baseline": SETTINGS.baselines if gguf else None,
             "model-tasks": tasks,
         }
     )

@@ -5,7 +5,7 @@ from bitplan.flag_files import input_file, input_folder, output_file
 
 
 def main(args) -> None:
-    from bitplan.compare.figure import draw
+    from bitplan.compare.figure import FILE_SIZE, PLAN_SIZE, as_simulated, draw
     from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
     from bitplan.compare.tasks import task_columns, task_rows, tasks_html, tasks_text
     from bitplan.files import write_table, written_aside
@@ -13,9 +13,10 @@ def main(args) -> None:
 
     info = model_info(args.model)
     entries = [Entry(name, args.results / "plans" / name, True) for name in args.plan]
-    entries += [Entry(name, args.results / "baselines" / name, False) for name in args.baseline]
-    check_results(entries)
-    reference = reference_speed(args.results / "baselines" / args.baseline[0], args.baseline[0])
+    baselines = args.baseline or []
+    entries += [Entry(name, args.results / "baselines" / name, False) for name in baselines]
+    check_results(entries, files=bool(baselines))
+    reference = reference_speed(args.results / "baselines" / baselines[0], baselines[0]) if baselines else None
     rows = [checked_row(entry, info.parameters, reference) for entry in entries]
     tasks = task_rows(args.model_tasks, entries) if args.model_tasks else []
     title = f"{args.results.name}: plans compared"
@@ -23,7 +24,7 @@ def main(args) -> None:
     figures = [{**each, **with_tasks.get(each["name"], {})} for each in rows]
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     with written_aside(args.figure) as aside:
-        draw(rows, aside, title)
+        draw(rows if baselines else as_simulated(rows), aside, title, FILE_SIZE if baselines else PLAN_SIZE)
     texts = {args.text: as_text(rows) + tasks_text(tasks)}
     texts[args.page] = as_page(rows, tasks_html(tasks), args.figure.read_text(encoding="utf-8"), title)
     for path, text in texts.items():
@@ -38,7 +39,7 @@ if __name__ == "__main__":
     flags.add_argument("--results", type=input_folder, required=True, help="folder of the model's results")
     flags.add_argument("--plan", action="append", default=[], help="a plan's name; may be given several times")
     flags.add_argument(
-        "--baseline", action="append", required=True, help="a baseline's name, the reference of speed first"
+        "--baseline", action="append", help="a baseline's name, the reference of speed first; without any, no files"
     )
     flags.add_argument("--model-tasks", type=input_file, help="the model's tasks.json, where the plans have theirs too")
     flags.add_argument("--output", type=output_file, required=True, help="comparison.tsv to write")

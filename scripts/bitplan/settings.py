@@ -48,6 +48,9 @@ class ModelSettings(Section):
     revision: str | None = Field(None, description="revision on the model hub: branch, tag or commit")
     calibration: str = Field(description="text on which statistics are taken and searches run")
     evaluation: str = Field(description="held-out text on which plans are compared")
+    gguf: bool = Field(
+        True, description="whether llama.cpp knows the family; without, plans are compared by simulation"
+    )
 
 
 class ComputeSettings(Section):

@@ -7,6 +7,7 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
+from bitplan.compare.speed import SpeedSettings, run_once
 from bitplan.errors import UserError
 from bitplan.evaluate.gguf import score_gguf
 from bitplan.evaluate.llama_runtime import opened as opened_gguf
@@ -123,6 +124,13 @@ def test_the_file_is_the_plan_and_speaks(made, tmp_path):
         tokens, _, _ = runtime.generate(runtime.tokenize("Near the mill"), 1)
         assert len(tokens) == 1 and 0 <= tokens[0] < runtime.vocabulary
     assert summarize(score_gguf(tmp_path / "o.gguf", made.teacher, 1))["kl_mean"] < 0.1
+
+
+def test_a_model_with_few_learned_positions_is_timed_within_them(tmp_path):
+    folder = make_family("gpt2", tmp_path / "model")
+    convert(Checkpoint.open(folder), tmp_path / "base.gguf")
+    run = run_once(tmp_path / "base.gguf", SpeedSettings(max_tokens=200, threads=1))
+    assert run.generation_tokens_per_second > 0 and len(run.answers) == 3
 
 
 @pytest.fixture(scope="module")

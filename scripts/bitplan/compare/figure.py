@@ -9,7 +9,8 @@ if TYPE_CHECKING:
 
 # Below this a file is as good as full precision: it is drawn at the lower edge, so that the others keep the room.
 LOSSLESS_KL = 1e-6
-COLOURS = {"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f"}
+FILE_SIZE, PLAN_SIZE = "file size (bits per parameter)", "average bits over all parameters"
+COLOURS = {"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f", "genetic": "#2f8f4e"}
 # About the room that a name takes, in bits and as a ratio of KL.
 NAME_BITS, NAME_RATIO = 2.0, 1.1
 
@@ -44,7 +45,15 @@ def _draw_names(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) -
         axes.annotate(name, place, textcoords="offset points", xytext=shift, fontsize=8, ha="right" if left else "left")
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def as_simulated(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows in which the plan's own bits and KL stand where the file's would: for models without GGUF files."""
+    return [
+        {**row, "avg_bits_file": row["avg_bits"], "file_kl": row["kl"], "file_kl_error": row["kl_error"]}
+        for row in rows
+    ]
+
+
+def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str, size: str = FILE_SIZE) -> None:
     """Write an SVG: a point for each plan and baseline with its standard error, KL on a logarithmic axis.
 
     A file that answers with NaN has no point. The bytes depend on the rows alone.
@@ -62,7 +71,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     _draw_names(axes, rows, floor)
     axes.set(
         yscale="log",
-        xlabel="file size (bits per parameter)",
+        xlabel=size,
         ylabel="mean KL to full precision (nats per token)",
         title=title,
     )

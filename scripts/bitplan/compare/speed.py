@@ -64,9 +64,12 @@ def run_once(path: Path, settings: SpeedSettings) -> Run:
 
     with opened(path, PROMPT_TOKENS + settings.max_tokens, settings.threads) as runtime:
         prompts = [runtime.tokenize(prompt) for prompt in settings.prompts]
-        long = list(islice(cycle(chain.from_iterable(prompts)), PROMPT_TOKENS))
+        # A model with learned positions has none past those it was trained on.
+        room = min(runtime.context, runtime.trained)
+        long = list(islice(cycle(chain.from_iterable(prompts)), min(PROMPT_TOKENS, room - 1)))
         _, prompt_seconds, _ = runtime.generate(long, 1)
-        made = [runtime.generate(prompt, settings.max_tokens) for prompt in prompts]
+        counts = [min(settings.max_tokens, room - len(prompt)) for prompt in prompts]
+        made = [runtime.generate(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
         generated, seconds = sum(len(tokens) - 1 for tokens, _, _ in made), sum(after for _, _, after in made)
         answers = tuple(runtime.text_of(tokens) for tokens, _, _ in made)
         speed = generated / seconds if generated else 0.0

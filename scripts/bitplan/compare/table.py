@@ -10,6 +10,7 @@ from bitplan.errors import Problem, UserError, user_error
 from bitplan.files import read_json
 
 AGAIN = "Make the results again, with snakemake"
+SIMULATED_FILES = ("plan.json", "bits.json", "perplexity.json")
 BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
 PLAN_FILES = ("bits.json", "plan.json", "perplexity.json", "gguf_perplexity.json", "model.gguf", "speed.json")
 COLUMNS = (
@@ -104,15 +105,16 @@ def _plan_part(entry: Entry) -> dict[str, Any]:
     }
 
 
-def check_results(entries: Iterable[Entry]) -> None:
-    """Raise `UserError` with every result that an entry's row is made of and that is not there."""
-    wanted = [entry.folder / name for entry in entries for name in (PLAN_FILES if entry.is_plan else BASELINE_FILES)]
+def check_results(entries: Iterable[Entry], files: bool = True) -> None:
+    """Raise `UserError` with every result that an entry's row is made of and that is not there; GGUF files only with `files`."""
+    of_plans = PLAN_FILES if files else SIMULATED_FILES
+    wanted = [entry.folder / name for entry in entries for name in (of_plans if entry.is_plan else BASELINE_FILES)]
     problems = [Problem(str(path), "does not exist", AGAIN) for path in wanted if not path.is_file()]
     if problems:
         raise UserError(problems)
 
 
-def checked_row(entry: Entry, parameters: int, reference: float) -> dict[str, Any]:
+def checked_row(entry: Entry, parameters: int, reference: float | None) -> dict[str, Any]:
     """Return the entry's row. Raises `UserError` when a file lacks a figure."""
     try:
         return row(entry, parameters, reference)
@@ -120,8 +122,10 @@ def checked_row(entry: Entry, parameters: int, reference: float) -> dict[str, An
         raise user_error(entry.folder, f"has a result that lacks a figure: {error}", AGAIN) from None
 
 
-def row(entry: Entry, parameters: int, reference: float) -> dict[str, Any]:
-    """Return the entry's row from the files in its folder."""
+def row(entry: Entry, parameters: int, reference: float | None) -> dict[str, Any]:
+    """Return the entry's row from the files in its folder; without a reference's speed the plan's alone, simulated."""
+    if reference is None:
+        return {**dict.fromkeys(COLUMNS), "name": entry.name, **_plan_part(entry)}
     size = (entry.folder / "model.gguf").stat().st_size
     common = {"name": entry.name, "file_bytes": size, "avg_bits_file": 8 * size / parameters}
     method = _plan_part(entry) if entry.is_plan else {"method": "llama.cpp"}
@@ -135,8 +139,9 @@ def _shown(value: Any, layout: str) -> str:
 
 
 def _damage(row: dict[str, Any]) -> float:
-    """Return the row's KL for sorting; a file that answers with NaN comes last."""
-    return float("inf") if row["file_kl"] is None else row["file_kl"]
+    """Return the row's KL for sorting, of the file or where there is none of the plan; one that answers with NaN comes last."""
+    held = row["file_kl"] if row.get("file_bytes") is not None else row["kl"]
+    return float("inf") if held is None else held
 
 
 def as_text(rows: Sequence[dict[str, Any]]) -> str:

@@ -49,13 +49,14 @@ def last_error() -> str:
 
 @dataclass
 class Runtime:
-    """A loaded GGUF file with a context of `context` tokens. Made by `opened`."""
+    """A loaded GGUF file with a context of `context` tokens, trained on up to `trained`. Made by `opened`."""
 
     api: object
     model: object
     state: object
     vocabulary: int
     context: int
+    trained: int
     load_seconds: float
 
     def clear(self) -> None:
@@ -146,7 +147,8 @@ def opened(path: Path, context: int, threads: int) -> Iterator[Runtime]:
         if not state:
             raise user_error(path, f"gives no context of {context} tokens in llama.cpp", "Use a smaller --length")
         vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-        yield Runtime(api, model, state, vocabulary, context, time.perf_counter() - started)
+        trained = int(api.llama_model_n_ctx_train(model))
+        yield Runtime(api, model, state, vocabulary, context, trained, time.perf_counter() - started)
     finally:
         if state:
             api.llama_free(state)

@@ -174,14 +174,14 @@ def compression_of(plan: Plan, info: ModelInfo) -> float:
 def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settings: GeneticSettings) -> dict[str, Any]:
     """Return the plan's summary: what was searched, what was found, the exact optimum and the gap to it, the history."""
     bits, result, exact = average_bits(plan, info), found.result, found.exact
-    sizes = {"target_compression": target.compression} if target.avg_bits is None else {"palette": list(target.palette)}
+    palette = {"palette": list(target.palette), "target_avg_bits": target.avg_bits}
+    sizes = {"target_compression": target.compression} if target.avg_bits is None else palette
     reached = {"compression": compression_of(plan, info)} if target.avg_bits is None else {}
     missed = 0.0 if target.avg_bits is None else max(0.0, bits.avg_bits - target.avg_bits)
     return {
         "method": "genetic",
         **sizes,
         **reached,
-        "target_avg_bits": target.avg_bits,
         "target_missed_by": missed,
         "metric": target.metric,
         "population": settings.population,

@@ -16,7 +16,7 @@ Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed
 
 def main(args) -> None:
     from bitplan.compare.speed import PROMPTS, SpeedSettings, parse_models, print_table, rounds, summarize
-    from bitplan.compare.three_way import compared, print_three_way, scored
+    from bitplan.compare.three_way import ORIGINAL, compared, print_three_way, scored
     from bitplan.files import write_json
     from bitplan.flag_files import clashes, refuse
     from bitplan.opening import opened, teacher_on
@@ -24,19 +24,20 @@ def main(args) -> None:
     from bitplan.provenance import write_provenance
 
     started = time.monotonic()
-    model = args.model
-    if model is None and not (args.models or args.skip_original):
-        model = fetched(Path(QWEN))
-    original = None if args.skip_original else model
     models = (
         parse_models(args.models)
         if args.models
-        else compared(original, args.q4km_path or Path(Q4KM), args.mixed_path or Path(MIXED))
+        else compared(args.q4km_path or Path(Q4KM), args.mixed_path or Path(MIXED))
     )
     refuse(clashes([args.output] if args.output else [], models.values()))
-    scores = {}
+    model, scores = args.model, {}
+    # The files are looked at before anything is fetched, which may take hours.
+    if model is None and not (args.models or args.skip_original):
+        model = fetched(Path(QWEN))
     if not args.models and model is not None:
         full = opened(model, "fp32", "cpu", args.threads)
+        if not args.skip_original:
+            models = {ORIGINAL: full.checkpoint.folder, **models}
         teacher = teacher_on(args.text, full, args.length, args.sequences, "evaluation.txt")
         scores = scored(models, teacher, args.threads)
     settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, tuple(args.prompts or PROMPTS))

@@ -11,16 +11,19 @@ from bitplan.flag_files import input_file, output_file
 def main(args) -> None:
     from bitplan.export.export import base_file, export_plan, print_report
     from bitplan.files import write_json
+    from bitplan.flag_files import clashes, refuse
     from bitplan.models.layers import described_checkpoint, model_info
     from bitplan.provenance import write_provenance
     from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
+    beside = args.output.with_suffix(".json")
+    refuse(clashes([args.output, beside], [args.config], args.model))
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
     with base_file(None, described_checkpoint(args.model, info), args.output.parent) as base:
         report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match)
-    write_json(args.output.with_suffix(".json"), report)
+    write_json(beside, report)
     write_provenance(args.output, started)
     print_report(args.output, report)
 

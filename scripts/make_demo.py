@@ -3,22 +3,22 @@
 import json
 from pathlib import Path
 
-import torch
-
 from bitplan.command import count, number, parser, run
-from bitplan.demo.questions import questions
-from bitplan.demo.stories import text_of
-from bitplan.demo.training import TrainingSettings, train_model, train_tokenizer
+from bitplan.demo.settings import TrainingSettings
 from bitplan.flag_files import output_folder
 
 # Texts and questions come from streams of their own, so that no story is in two of them on purpose.
 SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003, "questions": 3_000_003}
-
-
 QUESTIONS = 200
 
 
 def main(args) -> None:
+    import torch
+
+    from bitplan.demo.questions import questions
+    from bitplan.demo.stories import text_of
+    from bitplan.demo.training import train_model, train_tokenizer
+
     settings = TrainingSettings(seed=args.seed, steps=args.steps)
     args.output.mkdir(parents=True, exist_ok=True)
     for name in ("calibration", "evaluation"):

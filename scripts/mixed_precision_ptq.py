@@ -8,6 +8,7 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.errors import user_error
     from bitplan.models.layers import model_info
     from bitplan.models.smoothing import read_smoothing, smoothing_path
     from bitplan.opening import opened
@@ -29,11 +30,15 @@ def main(args) -> None:
     started = time.monotonic()
     target = Target(args.target_compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
     target.check()
+    if target.avg_bits is not None and not (args.output_config or args.output_plan):
+        what = "has no place for its plan: the configuration of torch holds W4 with A4 or A8 only"
+        raise user_error("--palette", what, "Give --output-plan")
     if args.sensitivity:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
         smoothing = read_smoothing(smoothing_path(args.sensitivity))
     else:
         model = opened(args.model, args.dtype, args.device, args.threads)
+        target.check_for(model.info)
         choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
@@ -66,7 +71,7 @@ if __name__ == "__main__":
     flags.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
     add_compute_flags(flags, device="auto")
     add_window_flags(flags, sequences=16)
-    flags.add_argument("--ga_pop", type=number(2, kind=int), default=30, help="plans in a generation")
+    flags.add_argument("--ga_pop", type=number(3, kind=int), default=30, help="plans in a generation")
     flags.add_argument("--ga_gen", type=count, default=25, help="generations")
     flags.add_argument(
         "--target_compression",

@@ -21,7 +21,7 @@ def main(args) -> None:
 
     started = time.monotonic()
     model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()
-    plan = read_any_plan(args.config, model.info)
+    plan = read_any_plan(args.config, model.info, args.activation_scope)
     teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
     scores = summarize(score_plan(model.model, model.info, plan, teacher, weights))
     loaded, said = whole(model.model, model.info, weights), {}
@@ -52,6 +52,12 @@ if __name__ == "__main__":
         type=input_file,
         default=Path("mixed_precision_config.pt"),
         help="the search's configuration, or a plan",
+    )
+    flags.add_argument(
+        "--activation-scope",
+        choices=("tensor", "token"),
+        default="tensor",
+        help="what an activation scale spans, where the configuration is a .pt, which does not say",
     )
     flags.add_argument("--text", type=input_file, help="text to score on; the bundled one by default")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")

@@ -1,5 +1,7 @@
 """The configuration of the W4 + A4/A8 search as torch writes it: {layer: {w_bits, a_bits, clip_ratio, smooth_alpha}}."""
 
+import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from bitplan.errors import user_error
 from bitplan.files import written_aside
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import ModelInfo
-from bitplan.models.smoothing import read_smoothing, smoothing_path, write_smoothing
+from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 from bitplan.plan import LayerPlan, Plan, read_plan
 
+log = logging.getLogger(__name__)
 CLIP_RATIO = 1.0
+GROUP_SIZE = 128
 KEYS = ("w_bits", "a_bits", "clip_ratio", "smooth_alpha")
 SCOPES = ("tensor", "token")
 W_BITS, A_BITS = (4, 16), (4, 8, 16)
@@ -34,7 +38,13 @@ def content_of(plan: Plan, info: ModelInfo) -> dict[str, dict[str, Any]]:
 
 
 def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
-    """Write the configuration, loadable with `weights_only=True`, and the smoothing factors beside it."""
+    """Write the configuration, loadable with `weights_only=True`, and the smoothing factors beside it.
+
+    It has no place for groups of another size than 128 and for scales per token: a warning says so.
+    """
+    made = [plan.of(layer.name) for layer in info.quantizable]
+    if any(each.group_size not in (None, GROUP_SIZE) or each.aq.endswith(f"_{SCOPES[1]}") for each in made):
+        log.warning("%s holds neither group size nor activation scope: use the config.json or plan.json", path)
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
     with written_aside(path) as aside:
@@ -42,23 +52,27 @@ def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
 
 
 def _loaded(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    import pickle
-
+    hint = "Make it with scripts/mixed_precision_ptq.py"
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise user_error(
-            path, f"is no configuration of torch: {first}", "Make it with scripts/mixed_precision_ptq.py"
-        ) from None
-    wrong = not isinstance(content, dict) or not all(
-        isinstance(entry, dict) and entry.get("w_bits") in W_BITS and entry.get("a_bits") in A_BITS
-        for entry in content.values()
-    )
-    if wrong:
-        hint = "Make it with scripts/mixed_precision_ptq.py"
-        raise user_error(path, "is no {layer: {w_bits: 4 or 16, a_bits: 4, 8 or 16}}", hint)
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:
+        # A foreign or broken file can make any error of torch's reader, whose own words advise to run the file's code.
+        what = f"is nothing that torch reads without running code ({type(error).__name__})"
+        raise user_error(path, what, hint) from None
+    if not isinstance(content, dict) or not content or not all(map(_is_entry, content, content.values())):
+        raise user_error(path, "is no {layer: {w_bits: 4 or 16, a_bits: 4, 8 or 16, clip_ratio: 1}}", hint)
     return content
+
+
+def _is_entry(name: Any, entry: Any) -> bool:
+    """Return whether a name and an entry are what `content_of` makes; weights are never clipped, so no other ratio is."""
+    if not (isinstance(name, str) and isinstance(entry, dict)):
+        return False
+    alpha, clip = entry.get("smooth_alpha"), entry.get("clip_ratio", CLIP_RATIO)
+    numbers = (entry.get("w_bits"), entry.get("a_bits"), clip, 0 if alpha is None else alpha)
+    plain = all(type(value) in (int, float) for value in numbers)
+    return plain and entry["w_bits"] in W_BITS and entry["a_bits"] in A_BITS and clip == CLIP_RATIO
 
 
 def read_pt(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
@@ -73,13 +87,27 @@ def read_pt(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
     for name, entry in content.items():
         weights = "int4" if entry["w_bits"] == 4 else "bf16"
-        inputs = "bf16" if entry["a_bits"] == 16 else f"int{entry['a_bits']}_{scope}"
-        layers[name] = LayerPlan(weights, inputs, 128, layers[name].notes)
-    smooth = any(entry.get("smooth_alpha") is not None for entry in content.values())
-    smoothing = read_smoothing(smoothing_path(path)) if smooth else None
-    return Plan(layers, {"method": "genetic"}, smoothing)
+        inputs = "bf16" if entry["a_bits"] == 16 else f"int{int(entry['a_bits'])}_{scope}"
+        layers[name] = LayerPlan(weights, inputs, GROUP_SIZE, layers[name].notes)
+    return Plan(layers, {"method": "genetic"}, _smoothing_of(path, content, info))
 
 
-def read_any_plan(path: Path, info: ModelInfo) -> Plan:
-    """Return the plan in a config.json, a plan.json or a .pt. Raises `UserError`."""
-    return read_pt(path, info) if path.suffix == ".pt" else read_plan(path, info)
+def _smoothing_of(path: Path, content: Mapping[str, Mapping[str, Any]], info: ModelInfo) -> Smoothing | None:
+    """Return the factors beside a configuration. Raises `UserError` unless they are those of its alphas and the model's columns."""
+    alphas = {name: entry["smooth_alpha"] for name, entry in content.items() if entry.get("smooth_alpha") is not None}
+    if not alphas:
+        return None
+    smoothing = read_smoothing(smoothing_path(path))
+    columns = {layer.name: layer.shape[1] for layer in info.layers}
+    quantizable = {layer.name for layer in info.quantizable}
+    held = {name: group.alpha for name, group in smoothing.by_layer.items() if name in quantizable}
+    fits = all(columns.get(name) == len(group.scale) for name, group in smoothing.by_layer.items())
+    if held != alphas or not fits:
+        hint = "Search again, or copy the file that was written with the configuration"
+        raise user_error(smoothing_path(path), f"belongs to another configuration than {path.name}", hint)
+    return smoothing
+
+
+def read_any_plan(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
+    """Return the plan in a config.json, a plan.json or a .pt, whose activations have a scale per `scope`. Raises `UserError`."""
+    return read_pt(path, info, scope) if path.suffix == ".pt" else read_plan(path, info)

@@ -2,8 +2,9 @@
 
 import torch
 
+from bitplan.demo.settings import TrainingSettings
 from bitplan.demo.stories import text_of
-from bitplan.demo.training import TrainingSettings, train_model, train_tokenizer
+from bitplan.demo.training import train_model, train_tokenizer
 
 
 def test_a_few_steps_learn_and_repeat_themselves(tmp_path, caplog):

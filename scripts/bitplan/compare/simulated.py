@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from bitplan.compare.original import greedy
 from bitplan.compare.speed import PROMPTS
 
 
@@ -17,9 +17,7 @@ def answers(module: nn.Module, folder: Path, prompts: Sequence[str] | None, coun
     tokenizer, said = AutoTokenizer.from_pretrained(folder, trust_remote_code=False), {}
     for prompt in prompts or PROMPTS:
         tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(next(module.parameters()).device)
-        with torch.inference_mode():
-            made = module.generate(tokens, max_new_tokens=count, do_sample=False, pad_token_id=0)
-        said[prompt] = tokenizer.decode(made[0, tokens.shape[1] :], skip_special_tokens=True)
+        said[prompt] = tokenizer.decode(greedy(module, tokens, count), skip_special_tokens=True)
     return said
 
 

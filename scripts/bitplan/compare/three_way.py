@@ -14,8 +14,8 @@ ORIGINAL = "Original (FP32)"
 NAMES = {"q4km": "Q4_K_M", "mixed": "Mixed precision"}
 
 
-def compared(original: Path | None, q4km: Path, mixed: Path) -> dict[str, Path]:
-    """Return {name: path} of the original, where it takes part, and the two files. Raises `UserError` for absent files."""
+def compared(q4km: Path, mixed: Path) -> dict[str, Path]:
+    """Return {name: path} of the two files. Raises `UserError` for absent files."""
     files = {NAMES["q4km"]: q4km, NAMES["mixed"]: mixed}
     hints = {NAMES["q4km"]: "Give it with --q4km_path", NAMES["mixed"]: "Make it with scripts/export_gguf_official.py"}
     absent = [Problem(str(path), "does not exist", hints[name]) for name, path in files.items() if not path.is_file()]
@@ -23,7 +23,7 @@ def compared(original: Path | None, q4km: Path, mixed: Path) -> dict[str, Path]:
         raise UserError(absent)
     for path in files.values():
         check_gguf(path)
-    return ({ORIGINAL: original} if original else {}) | files
+    return files
 
 
 def scored(models: Mapping[str, Path], teacher: Teacher, threads: int) -> dict[str, dict[str, Any]]:

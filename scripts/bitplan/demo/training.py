@@ -5,7 +5,6 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import sentencepiece
@@ -13,21 +12,9 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
+from bitplan.demo.settings import TrainingSettings
+
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainingSettings:
-    """How the bundled model is trained; the seed fixes text, initial weights and batches."""
-
-    seed: int = 7
-    pieces: int = 1536
-    steps: int = 1500
-    batch: int = 8
-    length: int = 512
-    learning_rate: float = 3e-3
-    warmup: int = 100
-    text_characters: int = 28_000_000
 
 
 def train_tokenizer(text: str, pieces: int, folder: Path) -> LlamaTokenizer:

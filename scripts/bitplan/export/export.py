@@ -57,7 +57,8 @@ def export_plan(
     the layer is nearest. Raises `UserError` when the base file lacks a layer that the plan changes."""
     reader = read_gguf(base)
     _check_shapes(reader, base, info)
-    types = nearest_types(reader, info, plan) if match == "distortion" else {}
+    factors = column_factors(reader, info, plan.smoothing)
+    types = nearest_types(reader, info, plan, factors) if match == "distortion" else {}
     records = plan_tensors(reader, info, plan, unquantized, types=types)
     held = {layer for record in records for layer in record.layers}
     missing = [layer.name for layer in info.quantizable if plan.of(layer.name).quantized and layer.name not in held]
@@ -67,7 +68,6 @@ def export_plan(
             f"has no tensor for {missing[0]}",
             "It belongs to another model, or its family has no GGUF name for it",
         )
-    factors = column_factors(reader, info, plan.smoothing)
     rewrite(base, output, records, importance, threads, factors=factors)
     return {**report(records, output, info), "smoothing": _smoothing_report(plan)}
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -37,9 +38,15 @@ def nearest_type(values: np.ndarray, made: LayerPlan, form: Format) -> str:
 
 
 def nearest_types(
-    reader: GGUFReader, info: ModelInfo, plan: Plan, formats: Mapping[str, Format] = FORMATS
+    reader: GGUFReader,
+    info: ModelInfo,
+    plan: Plan,
+    factors: Mapping[str, np.ndarray] = MappingProxyType({}),
+    formats: Mapping[str, Format] = FORMATS,
 ) -> dict[str, str]:
-    """Return {layer: GGUF type} for the layers whose format no type holds exactly, each judged on 256 of its rows."""
+    """Return {layer: GGUF type} for the layers whose format no type holds exactly, each judged on up to 256 of its rows.
+
+    `factors` are those of the tensors' columns that are folded into the file."""
     layers, found = layer_names(reader, info), {}
     for tensor in reader.tensors:
         for place, layer in enumerate(layers.get(tensor.name, ())):
@@ -47,7 +54,7 @@ def nearest_types(
             if not made.weights_change or formats[made.wq].exact_in_gguf:
                 continue
             data = tensor.data[place] if len(layers[tensor.name]) > 1 else tensor.data
-            some = data[:: max(1, len(data) // ROWS)]
-            values = np.ascontiguousarray(dequantize(some, tensor.tensor_type), dtype=np.float32)
+            some = dequantize(data[:: -(-len(data) // ROWS)], tensor.tensor_type) * factors.get(tensor.name, 1.0)
+            values = np.ascontiguousarray(some, dtype=np.float32)
             found[layer] = nearest_type(values, made, formats[made.wq])
     return found

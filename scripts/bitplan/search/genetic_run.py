@@ -13,8 +13,8 @@ from bitplan.files import read_table
 from bitplan.formats.table import FORMATS, format_named
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing
-from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
-from bitplan.search.choices import Choices, as_choice, weighted
+from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
+from bitplan.search.choices import ROUNDING, Choices, as_choice, weighted
 from bitplan.search.exact import Solution, optimal
 from bitplan.search.genetic import GeneticResult, GeneticSettings, gap_to_optimal, search
 from bitplan.statistics.sensitivity import (
@@ -30,6 +30,8 @@ EDGE_BOOST = 1.5
 # (4 + mean activation bits) / 12: all A4 0.667, all A8 1.
 COMPRESSION_UNIT = 12
 METRICS = ("mse", "relative_mse", "weighted_error", "kld")
+GROUP_SIZE = 128
+MADE_AGAIN = "Make it again with scripts/sensitivity.py"
 
 
 @dataclass(frozen=True)
@@ -42,31 +44,83 @@ class Target:
     metric: str = "mse"
 
     def check(self) -> None:
-        """Raise `UserError` unless average bits and a palette of known formats come together."""
+        """Raise `UserError` unless average bits and a palette of known formats come together, or the compression is in reach."""
         for name in self.palette:
             format_named(name)
         if bool(self.palette) != (self.avg_bits is not None):
             hint = "Give both for weight formats, or neither for W4 with A4 or A8"
             raise user_error("--palette and --target-avg-bits", "go together", hint)
+        if self.avg_bits is None:
+            low, high = (compression(bits) for bits in ACTIVATION_BITS)
+            _refuse_below(low, high, self.compression, "--target_compression")
+
+    def check_for(self, info: ModelInfo) -> None:
+        """Raise `UserError` unless some choice of the model's layers is within the target."""
+        self.check()
+        if self.avg_bits is None:
+            return
+        bits = [[layer_bits(layer, LayerPlan(form)) for form in self.palette] for layer in info.quantizable]
+        rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
+        low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
+        _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
+
+
+def compression(activation_bits: float) -> float:
+    """Return (4 + mean activation bits) / 12."""
+    return (4 + activation_bits) / COMPRESSION_UNIT
+
+
+def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
+    """Raise `UserError` for a target below what can be reached, naming the range of it."""
+    if target < low * (1 - ROUNDING):
+        # Rounded up: a hint that is below what can be reached would be refused again.
+        hint = f"The choices reach {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: give one from there"
+        raise user_error(flag, f"no choice is within {target:g}", hint)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """The rows of a sensitivity table by layer and (weight format, activation format), in the table's order."""
 
-    rows: Mapping[str, Mapping[tuple[str, str], Mapping[str, str]]]
+    rows: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
     source: str
+
+    def _row(self, layer: str, choice: tuple[str, str]) -> Mapping[str, Any]:
+        row = self.rows.get(layer, {}).get(choice)
+        if row is None:
+            close = "" if layer in self.rows else nearest(layer, self.rows)
+            raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", close or MADE_AGAIN)
+        return row
 
     def value(self, layer: str, choice: tuple[str, str], column: str) -> float:
         """Return a figure; 0 for an expert that no token reached. Raises `UserError` when the table has no such row or number."""
-        row = self.rows.get(layer, {}).get(choice)
-        if row is None:
-            hint = nearest(layer, self.rows) or "Make it again with scripts/sensitivity.py"
-            raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", hint)
+        told = self._row(layer, choice).get(column)
         try:
-            return float(row[column] or 0.0)
+            made = 0.0 if told in (None, "") else float(told)
         except ValueError:
-            raise user_error(f"{self.source}: {layer}", f"{column} {row[column]!r} is no number") from None
+            made = math.nan
+        if not (math.isfinite(made) and made >= 0):
+            raise user_error(f"{self.source}: {layer}", f"{column} {told!r} is no number of 0 or more", MADE_AGAIN)
+        return made
+
+    def size(self, layer: str, choice: tuple[str, str]) -> float:
+        """Return a layer's stored bits. Raises `UserError` when the table has none."""
+        made = 8 * self.value(layer, choice, "bytes")
+        if made == 0:
+            raise user_error(f"{self.source}: {layer}", f"has no bytes in {' with '.join(choice)}", MADE_AGAIN)
+        return made
+
+    def group_size(self, layer: str, choice: tuple[str, str]) -> int:
+        """Return the weights per group that a row was measured with; 128 where the table does not say."""
+        told = self._row(layer, choice).get("group_size") or GROUP_SIZE
+        if not str(told).isdecimal() or int(told) < 1:
+            raise user_error(f"{self.source}: {layer}", f"group_size {told!r} is no group", MADE_AGAIN)
+        return int(told)
+
+    def check(self, column: str) -> None:
+        """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
+        if all(row.get(column) in (None, "") for choices in self.rows.values() for row in choices.values()):
+            raise user_error(f"{self.source}: {column}", "has no figures", "Choose another --metric")
 
 
 def read_sensitivity(path: Path) -> Sensitivity:
@@ -75,10 +129,11 @@ def read_sensitivity(path: Path) -> Sensitivity:
 
 
 def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity") -> Sensitivity:
-    """Return the rows of a table by layer and formats."""
-    found: dict[str, dict[tuple[str, str], Mapping[str, str]]] = {}
+    """Return the rows of a table by layer and formats; figures that are NaN count as empty, as they are in a file."""
+    found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
     for row in rows:
-        found.setdefault(row["layer"], {})[row["format"], row["inputs"]] = row
+        held = {key: None if value != value else value for key, value in row.items()}
+        found.setdefault(row["layer"], {})[row["format"], row["inputs"]] = held
     return Sensitivity(found, source)
 
 
@@ -112,7 +167,7 @@ def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metr
 def palette_table(table: Sensitivity, layers: Sequence[str], palette: Sequence[str], metric: str) -> Choices:
     """Return the choices of weight formats of each layer: their error, and their stored bits as size."""
     damage = [[table.value(name, (form, "bf16"), metric) for form in palette] for name in layers]
-    size = [[8 * table.value(name, (form, "bf16"), "bytes") for form in palette] for name in layers]
+    size = [[table.size(name, (form, "bf16")) for form in palette] for name in layers]
     return Choices(tuple(layers), tuple(palette), np.asarray(damage), np.asarray(size))
 
 
@@ -126,6 +181,7 @@ class Found:
     importance: np.ndarray
     ratios: tuple[float, ...]
     labels: tuple[str, ...]
+    groups: tuple[int, ...]
 
 
 def budget_of(target: Target, info: ModelInfo) -> float:
@@ -138,6 +194,8 @@ def budget_of(target: Target, info: ModelInfo) -> float:
 
 def find(table: Sensitivity, info: ModelInfo, target: Target, scope: str, settings: GeneticSettings) -> Found:
     """Return the genetic and the exact choice under a target. Raises `UserError` for a target out of reach."""
+    target.check_for(info)
+    table.check(target.metric)
     layers = [layer.name for layer in info.quantizable]
     ratios = ratios_of(table, layers, scope)
     importance, labels = importance_of(ratios), classes(ratios)
@@ -148,7 +206,9 @@ def find(table: Sensitivity, info: ModelInfo, target: Target, scope: str, settin
         plain, seeds = palette_table(table, layers, target.palette, target.metric), []
     choices, budget = weighted(plain, importance), budget_of(target, info)
     result = search(choices, budget, settings, importance, ratios, seeds)
-    return Found(result, optimal(choices, budget), choices, importance, tuple(ratios), tuple(labels))
+    w4 = activation_choices(scope)[0]
+    groups = tuple(table.group_size(name, (w4.wq, w4.aq)) for name in layers)
+    return Found(result, optimal(choices, budget), choices, importance, tuple(ratios), tuple(labels), groups)
 
 
 def plan_of(
@@ -156,10 +216,10 @@ def plan_of(
 ) -> Plan:
     """Return the plan of a choice vector (L,): W4 with A4 or A8 under smoothing, or the formats of a palette."""
     options = [found.choices.options[k] for k in choice]
-    both = dict(zip(("A4", "A8"), activation_choices(scope), strict=True))
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
-    for layer, option in zip(info.quantizable, options, strict=True):
+    for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
         notes = {"category": layer.category}
+        both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
         made = both.get(option, Choice(option))
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
     return Plan(layers, smoothing=smoothing if smoothing and smoothing.groups and target.avg_bits is None else None)
@@ -168,7 +228,7 @@ def plan_of(
 def compression_of(plan: Plan, info: ModelInfo) -> float:
     """Return (4 + mean activation bits) / 12 over the quantizable layers; whole activations count 16 bits."""
     bits = [FORMATS[plan.of(layer.name).aq].element_bits for layer in info.quantizable]
-    return (4 + sum(bits) / len(bits)) / COMPRESSION_UNIT
+    return compression(sum(bits) / len(bits))
 
 
 def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settings: GeneticSettings) -> dict[str, Any]:

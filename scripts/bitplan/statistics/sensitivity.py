@@ -7,6 +7,7 @@ the others on the weights as they are.
 """
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import SmoothGroup, Smoothing
 from bitplan.models.walk import Block, Forward, StreamedModel
+from bitplan.plan import check_columns, uniform
 from bitplan.quantized_walk import weight_of
 from bitplan.statistics.inputs import BlockInputs, observed
 from bitplan.statistics.smooth_factors import groups_of
@@ -48,12 +50,12 @@ class Choice:
 
     def weights(self, weight: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
         """Return Q(W s) of weights (out, in)."""
-        wide = weight if scale is None else weight * scale
+        wide = weight if scale is None else weight * scale.to(weight.device)
         return wide if self.wq == UNQUANTIZED else formats[self.wq].roundtrip(wide, self.group_size)
 
     def activations(self, window: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
         """Return Q(X / s) of a window (tokens, in)."""
-        given = window if scale is None else window / scale
+        given = window if scale is None else window / scale.to(window.device)
         return formats[self.aq].roundtrip(given, self.group_size) if self.inputs_change else given
 
 
@@ -114,16 +116,19 @@ def weighted_error(weight: Tensor, made: Tensor, mean_square: Tensor) -> float:
 
 
 def _put_gaussian_(seen: BlockInputs, wanted: int) -> None:
-    """Put standard normal numbers in the place of every layer's inputs, from a seed that depends on the layer alone."""
-    for name in list(seen.samples):
-        rows, columns = sum(map(len, seen.samples[name])), seen.samples[name][0].shape[1]
-        seed = int.from_bytes(name.encode(), "little") % (2**63)
+    """Put standard normal numbers in the place of every layer's inputs, of its own; layers that read one norm share them."""
+    by_norm: dict[str, list[Tensor]] = {}
+    for name, windows in list(seen.samples.items()):
+        rows, columns = sum(map(len, windows)), windows[0].shape[1]
+        seed = zlib.crc32(seen.norm_of.get(name, name).encode())
         values = torch.randn(min(rows, wanted), columns, generator=torch.Generator().manual_seed(seed))
-        seen.samples[name] = [values]
+        seen.samples[name] = [values.to(windows[0].device)]
         seen.absmax[name] = values.abs().amax(0)
         seen.squares[name] = torch.full((columns,), float(seen.tokens[name]), dtype=torch.float64)
-    for layer, norm in seen.norm_of.items():
-        seen.absmax[norm] = seen.absmax[layer]
+        if name in seen.norm_of:
+            by_norm.setdefault(seen.norm_of[name], []).append(seen.absmax[name])
+    # Experts that no token reached have no inputs: the range is that of the norm's other readers.
+    seen.absmax |= {norm: torch.stack(ranges).amax(0) for norm, ranges in by_norm.items()}
 
 
 def _best_alpha(
@@ -158,7 +163,7 @@ def _rows(
     for choice, error in zip(settings.choices, errors, strict=True):
         smooth = scale if choice.inputs_change else None
         made = choice.weights(weight, smooth)
-        back = made if smooth is None else made / smooth
+        back = made if smooth is None else made / smooth.to(made.device)
         yield {
             **{"layer": layer.name, "category": layer.category, "params": layer.params},
             **{"format": choice.wq, "inputs": choice.aq, "group_size": choice.group_size},
@@ -181,8 +186,10 @@ def measure_sensitivity(
     """Return a row for every quantizable layer and candidate, in model order, and the smoothing they were measured under.
 
     One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. None for smoothing
-    where the settings have no alpha.
+    where the settings have no alpha. Raises `UserError` where a candidate's format does not fit a layer.
     """
+    for choice in settings.choices:
+        check_columns(uniform(info, choice.wq), info)
     layers = {layer.name: layer for layer in info.layers}
     rows: dict[str, list[dict[str, Any]]] = {}
     groups: list[SmoothGroup] = []

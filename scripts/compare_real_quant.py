@@ -7,10 +7,9 @@ import os
 import time
 from pathlib import Path
 
-from bitplan.command import add_window_flags, count, fetched, number, parser, run
+from bitplan.command import QWEN, add_window_flags, count, fetched, number, parser, run
 from bitplan.flag_files import input_file, output_file
 
-QWEN = "Qwen/Qwen2.5-7B-Instruct"
 Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
 
 

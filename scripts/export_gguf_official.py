@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from bitplan.command import count, parser, run
+from bitplan.command import add_model_id_flag, count, parser, run
 from bitplan.flag_files import input_file, output_file
 
 
@@ -30,15 +30,7 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument(
-        "--model_id",
-        "--model",
-        dest="model",
-        type=Path,
-        default=Path("Qwen/Qwen2.5-7B-Instruct"),
-        help="folder of a checkpoint, a model.json, or an id on the model hub",
-    )
-    flags.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
+    add_model_id_flag(flags)
     flags.add_argument(
         "--config", type=input_file, default=Path("mixed_precision_config.pt"), help="the search's configuration"
     )

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, add_window_flags, number, parser, run
+from bitplan.command import add_compute_flags, add_model_id_flag, add_window_flags, number, parser, run
 from bitplan.flag_files import input_file, output_file
 
 
@@ -36,15 +36,7 @@ def main(args) -> None:
 
 if __name__ == "__main__":
     flags = parser(__doc__)
-    flags.add_argument(
-        "--model_id",
-        "--model",
-        dest="model",
-        type=Path,
-        default=Path("Qwen/Qwen2.5-7B-Instruct"),
-        help="folder of a checkpoint, a model.json, or an id on the model hub",
-    )
-    flags.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
+    add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
     add_window_flags(flags, sequences=16)
     flags.add_argument(

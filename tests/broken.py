@@ -343,6 +343,85 @@ def table_of_words(shelf, target):
     return _table(target, ("layer", "alpha_hill"), (Q, "high"))
 
 
+def _sensitivity(shelf: Shelf, target: Path, **changes: str) -> Path:
+    """A sensitivity table of the tiny model, without palette, with other cells in its first row."""
+    from bitplan.files import write_table
+    from bitplan.models.layers import model_info
+    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
+
+    same = {"bytes": 100, "mse": 1.0, "format": "int4"}
+    rows = [
+        {"layer": layer.name, "inputs": f"int{bits}_tensor", **same}
+        for layer in model_info(shelf["tiny"]).quantizable
+        for bits in (4, 8)
+    ]
+    rows[0].update(changes)
+    write_table(target, rows, ("layer", "format", "inputs", "bytes", "mse", "kld"))
+    write_smoothing(smoothing_path(target), Smoothing(()))
+    return target
+
+
+@builder
+def sensitivity(shelf, target):
+    return _sensitivity(shelf, target)
+
+
+@builder
+def sensitivity_of_another(shelf, target):
+    return _sensitivity(shelf, target, layer="model.layers.9.self_attn.q_proj")
+
+
+@builder
+def sensitivity_of_words(shelf, target):
+    return _sensitivity(shelf, target, mse="high")
+
+
+@builder
+def sensitivity_with_broken_factors(shelf, target):
+    from bitplan.models.smoothing import smoothing_path
+
+    smoothing_path(_sensitivity(shelf, target)).write_bytes(b"12345678")
+
+
+class _Code:
+    """What a pickle runs that is read without care."""
+
+    def __reduce__(self):
+        return print, ("this must not be run",)
+
+
+def _pt(target: Path, content: object) -> Path:
+    torch.save(content, target.with_suffix(".pt"))
+    return target.with_suffix(".pt")
+
+
+@builder
+def pt_of_code(shelf, target):
+    return _pt(target, {Q: _Code()})
+
+
+@builder
+def pt_of_a_list(shelf, target):
+    return _pt(target, [4, 8])
+
+
+@builder
+def pt_cut_short(shelf, target):
+    made = _pt(target, {Q: {"w_bits": 4, "a_bits": 8}})
+    made.write_bytes(made.read_bytes()[:300])
+    return made
+
+
+@builder
+def pt_of_another(shelf, target):
+    return _pt(target, {"model.layers.9.mlp.up_proj": {"w_bits": 4, "a_bits": 8}})
+
+
+@builder
+def pt_without_factors(shelf, target):
+    return _pt(target, {Q: {"w_bits": 4, "a_bits": 8, "smooth_alpha": 0.5}})
+
+
 @builder
 def importance_of_another(shelf, target):
     save_file({"model.layers.9.mlp.up_proj": torch.ones(64)}, target)

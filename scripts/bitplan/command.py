@@ -35,6 +35,7 @@ def number(
 
 
 MOST_LINES = 3
+QWEN = "Qwen/Qwen2.5-7B-Instruct"
 # Set before torch is imported, and only where the user has not. MKL's results may otherwise differ in the last digits from run
 # to run, with the place in memory at which a buffer happens to lie: the same command is to write the same bytes.
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -84,6 +85,13 @@ def add_model_flag(made: argparse.ArgumentParser) -> None:
     told = "folder of a checkpoint, the model.json of one, or an id on the model hub (organization/name)"
     made.add_argument("--model", type=Path, required=True, help=told)
     made.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
+
+
+def add_model_id_flag(made: argparse.ArgumentParser) -> None:
+    """Add --model_id, which is --model with a default, and --revision."""
+    help_text = "folder of a checkpoint, a model.json, or an id on the model hub"
+    made.add_argument("--model_id", "--model", dest="model", type=Path, default=Path(QWEN), help=help_text)
+    made.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
 
 
 def _configure_logging(verbose: bool) -> None:

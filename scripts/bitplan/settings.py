@@ -181,7 +181,7 @@ class GeneticPlan(Section):
         "mse", description="column of the sensitivity table that is minimized"
     )
     solution: Literal["genetic", "exact"] = Field("genetic", description="which of the two solutions the plan holds")
-    ga_pop: int = Field(30, ge=2, description="plans in a generation")
+    ga_pop: int = Field(30, ge=3, description="plans in a generation")
     ga_gen: int = Field(25, ge=1, description="generations")
     seed: int = Field(0, ge=0, description="the same seed gives the same plan")
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")

@@ -117,6 +117,12 @@ EXPORT = "export_gguf.py --plan {plan} --output {tmp}/out.gguf --report {tmp}/ou
 BASELINE = "baseline_gguf.py --output {tmp}/out.gguf --base"
 SPEED = "compare_real_quant.py --output {tmp}/speed.json --max_tokens 2 --repeats 1 --warmup 0 --models"
 TASKS = "eval_with_lm_eval.py --model {tiny} --limit 1 --output {tmp}/tasks.json"
+SENSITIVITY = "sensitivity.py --model {tiny} --length 16 --sequences 2 --output {tmp}/s.tsv"
+SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
+FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
+OFFICIAL = "export_gguf_official.py --model_id {tiny} --output {tmp}/m.gguf --config"
+SIMULATED = "test_mixed_precision.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/s.json --config"
+THREE = "compare_real_quant.py --skip_original --output {tmp}/speed.json --q4km_path {gguf} --mixed_path"
 REPORT = (
     "report.py --model {tiny} --plan one --baseline f16 --output {tmp}/c.tsv --text {tmp}/c.txt --page {tmp}/c.html"
     " --figure {tmp}/c.svg --results"
@@ -354,6 +360,46 @@ CASES = [
     ("importance that would be weights", "layer_stats.py --model {tiny} --output {tiny}/layer_stats.tsv", "part of the model",
      "Write outside"),
     ("two outputs of one name", f"{RANDOM} --output-plan {{tmp}}/c.json", "written twice", "a name of its own"),
+    # -- W4 with A4 or A8
+    ("an unknown format in a palette", f"{SEARCH} --palette q8_00 --target-avg-bits 8", "q8_00", "Did you mean 'q8_0'"),
+    ("an unknown format to measure", f"{SENSITIVITY} --palette q8_00", "q8_00", "Did you mean 'q8_0'"),
+    ("a palette without a target", f"{SEARCH} --palette q8_0", "--palette and --target-avg-bits", "Give both"),
+    ("a target without a palette", f"{SEARCH} --target-avg-bits 8", "--palette and --target-avg-bits", "Give both"),
+    ("a palette without an output", f"{SEARCH} --palette q8_0 --target-avg-bits 15", "--palette: has no place", "--output-plan"),
+    ("a compression out of reach", f"{SEARCH} --target_compression 0.5", "--target_compression", "reach 0.6667 to 1.0000"),
+    ("a compression over 1", f"{SEARCH} --target_compression 1.5", "--target_compression: 1.5", "to 1"),
+    ("average bits out of reach", f"{SEARCH} --palette q8_0 int4 --target-avg-bits 5 --output-plan {{tmp}}/p.json",
+     "--target-avg-bits: no choice is within 5", "The choices reach 13."),
+    ("a population of 2", f"{SEARCH} --ga_pop 2", "--ga_pop: 2", "from 3"),
+    ("an alpha over 1", f"{SENSITIVITY} --smooth-alpha 1.5", "--smooth-alpha: 1.5", "from 0 to 1"),
+    ("a block that does not fit: sensitivity", f"{SENSITIVITY} --palette q4_k", "its 64 columns", "Give it q8_0"),
+    ("a layer with NaN: sensitivity", "sensitivity.py --model {nan_layer} --length 16 --sequences 2 --output {tmp}/s.tsv",
+     "q_proj.weight holds NaN", SOUND),
+    ("a text for sensitivity that is not there", f"{SEARCH} --calibration {{tmp}}/none.txt", "none.txt", "UTF-8 text"),
+    ("a sensitivity table of another model", f"{SEARCH} --sensitivity {{sensitivity_of_another}}", "has no row for", "sensitivity.py"),
+    ("a sensitivity table of words", f"{SEARCH} --sensitivity {{sensitivity_of_words}}", "mse 'high' is no number",
+     "scripts/sensitivity.py"),
+    ("a sensitivity table without mse", f"{SEARCH} --sensitivity {{table_of_words}}", "has no column", "Make it again"),
+    ("a sensitivity table of another scope", f"{FOUND} --activation-scope token", "has no row for", "scripts/sensitivity.py"),
+    ("a sensitivity table without a palette's format", f"{FOUND} --palette q5_0 --target-avg-bits 15 --output-plan {{tmp}}/p.json",
+     "in q5_0 with bf16", "scripts/sensitivity.py"),
+    ("a metric without figures", f"{FOUND} --metric kld", "kld: has no figures", "Choose another --metric"),
+    ("factors that are broken", f"{SEARCH} --sensitivity {{sensitivity_with_broken_factors}}", "is no file of smoothing factors",
+     "search again"),
+    *(
+        (f"{what} of torch: {each}", f"{line} {{{name}}}", name, "mixed_precision_ptq.py")
+        for each, line in {"export": OFFICIAL, "simulation": SIMULATED}.items()
+        for what, name in {"code": "pt_of_code", "a list": "pt_of_a_list", "part of a file": "pt_cut_short"}.items()
+    ),
+    ("a configuration of another model", f"{OFFICIAL} {{pt_of_another}}", "model.layers.9", "another model"),
+    ("a configuration without its factors", f"{SIMULATED} {{pt_without_factors}}", "no file of smoothing factors", "search again"),
+    ("a configuration that is not there", f"{OFFICIAL} {{tmp}}/m.pt", "m.pt: does not exist", "the search's configuration"),
+    ("a Q4_K_M file that is not there", "compare_real_quant.py --skip_original --q4km_path {tmp}/q.gguf --mixed_path {gguf}",
+     "q.gguf: does not exist", "Q4_K_M"),
+    ("a mixed file that is not there", f"{THREE} {{tmp}}/mixed.gguf", "mixed.gguf: does not exist", "mixed-precision file"),
+    ("no files at the document's places", "compare_real_quant.py", "models/qwen2.5-7b-mixed.gguf: does not exist",
+     "export_gguf_official.py"),
+    ("a text for a mixed file", f"{THREE} {{text}}", "calibration.txt: is no GGUF file", "export_gguf.py"),
     # -- the model hub
     ("an unknown id, offline", f"{DESCRIBE} no-such/model", "no-such/model", "unset HF_HUB_OFFLINE"),
     ("an unknown id to fetch, offline", "download_model.py --model no-such/model --output {tmp}/m", "no-such/model", "Unset it"),

@@ -209,6 +209,14 @@ def test_the_original_answers_in_text_and_counts_speed_after_the_first_token(tin
 # ------------------------------------------------------------------------------------------------------ nearest type
 
 
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory):
+    """The tiny model as GGUF in full precision."""
+    path = tmp_path_factory.mktemp("base") / "base.gguf"
+    convert(Checkpoint.open(tiny), path)
+    return path
+
+
 def errors_of(values: np.ndarray) -> dict[str, float]:
     """The mean squared error of each type that fits, by the runtime's own quantizer."""
     kinds = {name: GGMLQuantizationType[name] for name in CANDIDATES}
@@ -234,11 +242,8 @@ def test_the_nearest_type_is_the_one_whose_error_is_nearest(form, group, columns
     assert nearest_type(values, made, FORMATS[form]) == wanted
 
 
-def test_types_are_judged_on_what_is_written_and_stored_formats_are_left_alone(tiny, tmp_path):
-    checkpoint = Checkpoint.open(tiny)
-    info = describe(checkpoint)
-    convert(checkpoint, tmp_path / "base.gguf")
-    reader = GGUFReader(tmp_path / "base.gguf")
+def test_types_are_judged_on_what_is_written_and_stored_formats_are_left_alone(tiny, base):
+    info, reader = describe(Checkpoint.open(tiny)), GGUFReader(base)
     plan = uniform(info, "int4", group_size=128)
     found = nearest_types(reader, info, plan)
     assert set(found) == {layer.name for layer in info.quantizable}
@@ -251,14 +256,12 @@ def test_types_are_judged_on_what_is_written_and_stored_formats_are_left_alone(t
     assert nearest_types(reader, info, plan, {tensor.name: factor})[name] == wanted
 
 
-def test_the_nearest_types_are_written_and_reported(tiny, tmp_path):
-    checkpoint = Checkpoint.open(tiny)
-    info = describe(checkpoint)
-    convert(checkpoint, tmp_path / "base.gguf")
+def test_the_nearest_types_are_written_and_reported(tiny, base, tmp_path):
+    info = describe(Checkpoint.open(tiny))
     (tmp_path / "c.json").write_text(json.dumps({"default": {"wq": "int4", "group_size": 4}}))
     line = ("--model_id", tiny, "--config", "c.json", "--output", "o.gguf", "--match", "distortion")
     spoken(tmp_path, "export_gguf_official.py", *line)
-    wanted = nearest_types(GGUFReader(tmp_path / "base.gguf"), info, uniform(info, "int4", group_size=4))
+    wanted = nearest_types(GGUFReader(base), info, uniform(info, "int4", group_size=4))
     records = json.loads((tmp_path / "o.json").read_text())["tensors"]
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "o.gguf").tensors}
     made = {record["layer"]: kinds[record["tensor"]] for record in records if record["layer"] in wanted}

@@ -476,7 +476,6 @@ REQUIRED = [
     ("baseline_gguf.py", "--base, --output"),
     ("calculate_avg_bits.py", "--config, --model"),
     ("compare_formats.py", "--model"),
-    ("compare_real_quant.py", "--models, --output"),
     ("convert_gguf.py", "--model, --output"),
     ("describe_model.py", "--model, --output"),
     ("download_model.py", "--model, --output"),
@@ -486,7 +485,7 @@ REQUIRED = [
     ("perplexity.py", "--model, --output"),
     ("quantize_model.py", "--model, --layer-config"),
     ("random_mixed_precision_quantization.py", "--model, --output-config"),
-    ("report.py", "--model, --results, --baseline, --output, --text, --page, --figure"),
+    ("report.py", "--model, --results, --output, --text, --page, --figure"),
     ("teacher.py", "--model, --text, --output"),
 ]
 
@@ -612,7 +611,7 @@ SETTINGS = [
     ("plans that are a list", {"plans": ["adaptive"]}, "plans", "valid dictionary"),
     ("a plan that is a word", {"plans": {"one": "adaptive"}}, "plans.one", "valid dictionary"),
     ("a plan without method", {"plans": {"one": {}}}, "plans.one: has no method", "adaptive, random"),
-    ("a method that is unknown", {"plans": {"one": {"method": "genetic"}}}, "'genetic'", "'adaptive', 'random'"),
+    ("a method that is unknown", {"plans": {"one": {"method": "genetics"}}}, "'genetics'", "'adaptive', 'random'"),
     (
         "a ratio over 1 in a plan",
         drawn(mxfp4_ratio=1.5),

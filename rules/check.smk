@@ -2,6 +2,7 @@ rule bits:
     input:
         model="results/{model}/model.json",
         config="results/{model}/plans/{plan}/config.json",
+        smoothing=plan_smoothing("config"),
     output:
         bits="results/{model}/plans/{plan}/bits.json",
     log:

@@ -96,7 +96,15 @@ def plan_settings(wildcards):
 
 
 def adaptive_flags(wildcards):
-    return cli_flags({**plan_settings(wildcards), **SETTINGS.compute.model_dump()})
+    """Return a search's flags; one on a task sees as many tokens at once as the tasks of the report do."""
+    window = (
+        {"length": SETTINGS.tasks.max_length}
+        if SETTINGS.plans[wildcards.plan].task
+        else {}
+    )
+    return cli_flags(
+        {**plan_settings(wildcards), **window, **SETTINGS.compute.model_dump()}
+    )
 
 
 def random_flags(wildcards):
@@ -143,12 +151,40 @@ def task_flags(wildcards):
     return cli_flags({**named, **tasks, **SETTINGS.compute.model_dump()})
 
 
+def files_below(folders):
+    """Return the files in some folders, and in theirs, but for what Python compiled."""
+    found = [path for folder in folders for path in folder.rglob("*")]
+    return sorted(
+        os.path.relpath(path)
+        for path in found
+        if path.is_file() and path.suffix != ".pyc"
+    )
+
+
+def search_task_files(wildcards):
+    """Return the files of the tasks that an adaptive plan may be limited by; none for a plan without a task."""
+    plan = SETTINGS.plans[wildcards.plan]
+    folders = [Path(workflow.basedir) / "demo/tasks"]
+    folders += [Path(plan.include_path)] if plan.include_path else []
+    return files_below(folders) if plan.task else []
+
+
+def plan_smoothing(of):
+    """Return a function that gives the smoothing factors beside a plan's `of` file, which only genetic plans have."""
+
+    def path(wildcards):
+        genetic = SETTINGS.plans[wildcards.plan].method == "genetic"
+        name = f"results/{wildcards.model}/plans/{wildcards.plan}/{of}.smoothing.safetensors"
+        return [name] if genetic else []
+
+    return path
+
+
 def task_files(wildcards):
     """Return the files of the bundled tasks and of the user's own."""
     folders = [Path(workflow.basedir) / "demo/tasks"]
     folders += [Path(path) for path in [SETTINGS.tasks.include_path] if path]
-    found = [path for folder in folders for path in folder.glob("*")]
-    return sorted(os.path.relpath(path) for path in found if path.is_file())
+    return files_below(folders)
 
 
 def from_hub(name):
@@ -172,7 +208,9 @@ def model_files(wildcards):
     found = [
         *folder.glob("*.safetensors"),
         *folder.glob("*.json"),
-        *folder.glob("tokenizer.model"),
+        *folder.glob("*.model"),
+        *folder.glob("*.txt"),
+        *folder.glob("*.jinja"),
     ]
     return sorted(str(path) for path in found) or [str(folder / "config.json")]
 
@@ -280,7 +318,9 @@ def model_mem_mb(wildcards, attempt):
 
 
 def search_mem_mb(wildcards, attempt):
-    """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most."""
+    """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most; a task wants the whole model."""
+    if SETTINGS.plans[wildcards.plan].task:
+        return whole_mem_mb(wildcards, attempt) + 4 * GIB_MB
     folder = Path(model_folder(wildcards))
     weights_mb = (
         sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20

@@ -2,6 +2,7 @@
 rule adaptive_plan:
     input:
         model="results/{model}/model.json",
+        tasks=search_task_files,
         stats="results/{model}/layer_stats.tsv",
         calibration="results/{model}/calibration.safetensors",
     output:
@@ -59,6 +60,11 @@ rule genetic_plan:
     output:
         config="results/{model}/plans/{plan}/config.json",
         plan="results/{model}/plans/{plan}/plan.json",
+        smoothing=multiext(
+            "results/{model}/plans/{plan}/",
+            "config.smoothing.safetensors",
+            "plan.smoothing.safetensors",
+        ),
         figure=report(
             "results/{model}/plans/{plan}/history.svg",
             caption="../docs/history.rst",
@@ -76,6 +82,6 @@ rule genetic_plan:
         flags=genetic_flags,
         pt=genetic_pt,
     shell:
-        "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity} {params.flags}"
+        "rm -f {params.pt}; python {params.script:q} --model {input.model} --sensitivity {input.sensitivity} {params.flags}"
         " --output {params.pt} --output-config {output.config} --output-plan {output.plan}"
         " --figure {output.figure} > {log} 2>&1"

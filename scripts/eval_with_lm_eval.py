@@ -13,7 +13,7 @@ def main(args) -> None:
     from bitplan.opening import opened
     from bitplan.plan import check_columns, uniform
     from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.quantized_walk import QuantizedWeights, scales_span_windows
     from bitplan.statistics.importance import read_importance
     from bitplan.torch_config import read_any_plan
 
@@ -27,7 +27,7 @@ def main(args) -> None:
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     tasks = load_tasks(settings)
     with whole(model.model, model.info, weights).under(plan) as module:
-        figures = run_tasks(tasks, module, model.checkpoint.folder)
+        figures = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan))
     if args.output:
         how = {"limit": args.limit, "max_length": args.max_length, "dtype": args.dtype}
         write_json(args.output, {"scored": "plan" if args.plan else "model", "tasks": figures, **how})
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--tasks",
         nargs="+",
-        default=["demo_stories", "demo_memory"],
+        action="extend",
         help="names of tasks; the bundled ones by default",
     )
     flags.add_argument("--include-path", type=input_folder, help="folder with your own tasks (YAML files of lm-eval)")

@@ -10,7 +10,7 @@ from bitplan.flag_files import input_file, output_file
 def main(args) -> None:
     from bitplan.errors import user_error
     from bitplan.models.layers import model_info
-    from bitplan.models.smoothing import read_smoothing, smoothing_path
+    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
     from bitplan.opening import opened
     from bitplan.plan import LayerPlan, write_config, write_plan
     from bitplan.provenance import write_provenance
@@ -18,10 +18,12 @@ def main(args) -> None:
     from bitplan.search.genetic_figure import draw_history
     from bitplan.search.genetic_run import (
         Target,
+        check_sources,
         genetic_plan,
         print_result,
         read_sensitivity,
         sensitivity_of,
+        smoothing_of,
     )
     from bitplan.search.sensitivity_run import measured
     from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
@@ -33,9 +35,10 @@ def main(args) -> None:
     if target.avg_bits is not None and not (args.output_config or args.output_plan):
         what = "has no place for its plan: the configuration of torch holds W4 with A4 or A8 only"
         raise user_error("--palette", what, "Give --output-plan")
+    check_sources(args.sensitivity, {"--smooth-alpha": args.smooth_alpha, "--calibration": args.calibration})
     if args.sensitivity:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
-        smoothing = read_smoothing(smoothing_path(args.sensitivity))
+        smoothing = smoothing_of(table, args.sensitivity)
     else:
         model = opened(args.model, args.dtype, args.device, args.threads)
         target.check_for(model.info)
@@ -52,6 +55,9 @@ def main(args) -> None:
         write_config(args.output_config, plan, default, info, "search_summary")
     if args.output_plan:
         write_plan(args.output_plan, plan, default, info, "search_summary")
+    for path in filter(None, (args.output_config, args.output_plan)):
+        if plan.smoothing is None:
+            write_smoothing(smoothing_path(path), Smoothing(()))
     if args.figure:
         draw_history(found.result.history, found.exact.damage, args.figure, "Genetic search")
     write_provenance(args.output_plan or args.output_config or args.output, started)

@@ -38,6 +38,7 @@ DEMO: dict[str, Any] = {
             "metric": "relative_mse",
         },
     },
+    "sensitivity": {"palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]},
     "calibration": {"length": 512, "sequences": 16},
     "evaluation": {"length": 512, "sequences": 32},
     "speed": {"max_tokens": 64, "repeats": 3},

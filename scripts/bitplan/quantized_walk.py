@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from bitplan.formats.base import Format, Quantized
 from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import Smoothing, fold_norms_
-from bitplan.models.walk import Block, Forward, Visit
+from bitplan.models.walk import Block, Forward, Visit, window_by_window
 from bitplan.plan import LayerPlan, Plan, check_columns
 
 GIB = 1 << 30
@@ -32,20 +33,25 @@ class QuantizedWeights:
     _kept: dict[tuple[str, str, int, str], Quantized] = field(default_factory=dict)
     _used: int = 0
 
-    def get(self, layer: str, weight: Tensor, made: LayerPlan, smoothed: str = "") -> Tensor:
-        """Return `weight` (out, in) as its format holds it, float32. `smoothed` tells weights of one name apart."""
+    def get(self, layer: str, weight: Tensor, made: LayerPlan, smoothing: Smoothing | None = None) -> Tensor:
+        """Return `weight` (out, in), already smoothed by `smoothing` if any, as its format holds it, float32."""
         form = self.formats[made.wq]
         group = form.group(made.group_size)
-        key = (layer, made.wq, group, smoothed)
+        key = (layer, made.wq, group, smoothing.digest if smoothing else "")
         quantized = self._kept.get(key)
         if quantized is None:
             self.made += 1
-            quantized = form.quantize(weight.to(torch.float32), group, self.importance.get(layer))
+            quantized = form.quantize(weight.to(torch.float32), group, self._importance(layer, smoothing))
             packed = form.pack(quantized)
             if self._used + packed.nbytes <= self.limit:
                 self._kept[key] = packed
                 self._used += packed.nbytes
         return form.dequantize(quantized, group)
+
+    def _importance(self, layer: str, smoothing: Smoothing | None) -> Tensor | None:
+        """Return mean x^2 (in,) of the layer's input, of x / s where it is smoothed by s."""
+        held, factor = self.importance.get(layer), smoothing.factor(layer) if smoothing else None
+        return held if held is None or factor is None else held / factor.to(held.device).square()
 
 
 def weight_of(module: nn.Module, layer: Layer) -> Tensor:
@@ -104,11 +110,10 @@ def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer]
     """Replace each weight of the block by its quantized value, smoothed before where the plan says so."""
     if plan.smoothing is not None:
         smooth_(block, plan.smoothing, info_layers)
-    smoothed = plan.smoothing.digest if plan.smoothing else ""
     for name, module in block.layers.items():
         layer, made = info_layers.get(name), plan.of(name)
         if layer is not None and made.wq != UNQUANTIZED:
-            set_weight_(module, layer, weights.get(name, weight_of(module, layer), made, smoothed))
+            set_weight_(module, layer, weights.get(name, weight_of(module, layer), made, plan.smoothing))
 
 
 def smooth_(block: Block, smoothing: Smoothing, info_layers: Mapping[str, Layer]) -> None:
@@ -121,14 +126,23 @@ def smooth_(block: Block, smoothing: Smoothing, info_layers: Mapping[str, Layer]
             set_weight_(module, layer, weight_of(module, layer).to(torch.float32) * factor.to(module.weight.device))
 
 
+def scales_span_windows(plan: Plan, formats: Mapping[str, Format] = FORMATS) -> bool:
+    """Return whether a plan gives some activations one scale for a whole window: windows must then be run as they are."""
+    return any(formats[made.aq].scope == "tensor" for made in plan.layers.values())
+
+
 def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
     """Return the visitor that runs every block as the plan has it. Raises `UserError` where a format does not fit its layer."""
     check_columns(plan, info, weights.formats)
     layers = {layer.name: layer for layer in info.layers}
 
+    spans_windows = scales_span_windows(plan, weights.formats)
+
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         quantize_weights_(block, plan, layers, weights)
+        # Experts get the tokens of all windows in one list.
+        apart = spans_windows and has_experts(block.module)
         with quantized_inputs(block, plan, weights.formats):
-            return forward(hidden)
+            return (window_by_window(forward) if apart else forward)(hidden)
 
     return visit

@@ -100,8 +100,7 @@ class SensitivitySettings(Section):
         [0.5], description="SmoothQuant's alpha; of several the best for each group; none: no smoothing"
     )
     palette: list[FormatName] = Field(
-        ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
-        description="weight formats to measure: those that genetic plans with average bits may choose from",
+        [], description="weight formats to measure: those that genetic plans with average bits may choose from"
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
@@ -113,7 +112,9 @@ class TaskSettings(Section):
     names: list[str] = Field([], description="tasks, e.g. demo_stories and demo_memory; none by default")
     include_path: str | None = Field(None, description="folder with your own tasks (YAML files of lm-eval)")
     limit: int | None = Field(None, ge=1, description="documents of each task; all when absent")
-    batch_size: int = Field(8, ge=1, description="requests in one batch; changes speed only")
+    batch_size: int = Field(
+        8, ge=1, description="requests in one batch; changes speed only; 1 for plans with a scale per window"
+    )
     max_length: int = Field(512, ge=2, description="tokens that the model sees at once; changes the figures")
 
 
@@ -190,6 +191,8 @@ class GeneticPlan(Section):
     def _palette_goes_with_a_target(self) -> "GeneticPlan":
         if bool(self.palette) != (self.target_avg_bits is not None):
             raise ValueError("palette and target_avg_bits go together: give both, or neither for W4 with A4 or A8")
+        if not self.palette and self.metric == "weighted_error":
+            raise ValueError("metric weighted_error looks at weights only and cannot tell A4 from A8: use mse")
         return self
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from bitplan.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plan import average_bits
 from bitplan.search.adaptive import AdaptiveQuantizationSearch, AdaptiveSettings
@@ -132,3 +133,8 @@ def test_a_subclass_may_search_another_way():
 
     plan = TryOne(info(), ALPHAS, lambda plan: 100.0, AdaptiveSettings(target_avg_bits=1.0)).run()
     assert formats(plan) == ["mxfp4"] * 2 + ["bf16"] * 5
+
+
+def test_a_model_without_any_error_gives_no_limit_to_hold():
+    with pytest.raises(UserError, match="makes no error"):
+        AdaptiveQuantizationSearch(info(), ALPHAS, lambda plan: 0.0, AdaptiveSettings()).run()

@@ -103,10 +103,10 @@ def test_an_error_half_way_leaves_no_folder(bundled, tmp_path):
     checkpoint, info = bundled
 
     class Broken(QuantizedWeights):
-        def get(self, layer, weight, made, smoothed=""):
+        def get(self, layer, weight, made, smoothing=None):
             if layer == info.quantizable[5].name:
                 raise OSError(28, "No space left on device")
-            return super().get(layer, weight, made, smoothed)
+            return super().get(layer, weight, made, smoothing)
 
     with pytest.raises(OSError):
         write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), Broken(limit=0))

@@ -1,5 +1,6 @@
 """SmoothQuant: no output changes before quantization, ranges fall as the formula says, and what it is folded into holds it."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -223,3 +224,40 @@ def test_a_gguf_with_folded_smoothing_computes_what_the_model_computes(family, b
         {t.name: t.data for t in GGUFReader(path).tensors if "norm" in t.name} for path in (base, tmp_path / "o.gguf")
     ]
     assert any(not (norms[0][name] == norms[1][name]).all() for name in norms[0])
+
+
+@pytest.mark.parametrize(
+    ("family", "setting"),
+    [("opt", {"do_layer_norm_before": False}), ("bloom", {"apply_residual_connection_post_layernorm": True})],
+)
+def test_a_norm_that_feeds_the_residual_too_is_left_alone(family, setting, tmp_path):
+    folder = make_family(family, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **setting}))
+    made = Opened(folder)
+    smoothing = made.smoothing()
+    plan = replace(uniform(made.info, "bf16"), smoothing=smoothing)
+    smoothed = plan_hidden(made.model, made.info, plan, made.teacher.tokens, QuantizedWeights())
+    assert (smoothed - made.teacher.hidden).abs().max() < 1e-4 * made.teacher.hidden.abs().max()
+    assert set(smoothing.by_layer) == {layer.name for layer in made.info.quantizable}
+
+
+@pytest.mark.parametrize("name", ["mixtral", "llama"])
+def test_scales_of_a_window_do_not_depend_on_how_windows_are_batched(name, tmp_path):
+    made = Opened(make_family(name, tmp_path / "model"))
+    plan, hidden = uniform(made.info, "int4", "int4_tensor"), []
+    for tokens in (32, 64, 192):
+        made.model.tokens_per_batch = tokens
+        hidden.append(plan_hidden(made.model, made.info, plan, made.teacher.tokens, QuantizedWeights()))
+    assert all(torch.allclose(each, hidden[0], atol=1e-4) for each in hidden)
+
+
+def test_the_importance_of_a_smoothed_input_is_that_of_its_quotient(llama):
+    name, weights = (
+        "model.layers.0.mlp.up_proj",
+        QuantizedWeights(importance={"model.layers.0.mlp.up_proj": torch.rand(64)}),
+    )
+    smoothing, weight = llama.smoothing(), torch.randn(8, 64)
+    made = weights.get(name, weight, LayerPlan("mxfp4_mse"), smoothing)
+    importance = weights.importance[name] / smoothing.factor(name) ** 2
+    assert torch.equal(made, weights.formats["mxfp4_mse"].roundtrip(weight, 32, importance))

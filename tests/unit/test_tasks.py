@@ -152,3 +152,39 @@ def test_the_command_writes_the_same_bytes_twice(command, demo, tmp_path):
     assert "demo_memory" in made.stdout and "acc" in made.stdout
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     assert json.loads((tmp_path / "a.json").read_text())["tasks"]["demo_memory"]["documents"] == 5
+
+
+def test_plans_with_a_scale_per_window_do_not_see_the_padding_of_a_batch(command, demo, tmp_path):
+    (tmp_path / "c.json").write_text('{"default": {"wq": "int4", "aq": "int4_tensor"}}')
+    arguments = ("--model", demo / "model", "--plan", tmp_path / "c.json", "--tasks", "demo_stories", "--limit", 6)
+    for size in (1, 4):
+        command("eval_with_lm_eval.py", *arguments, "--batch_size", size, "--output", tmp_path / f"{size}.json")
+    assert (tmp_path / "1.json").read_bytes() == (tmp_path / "4.json").read_bytes()
+
+
+def test_a_list_of_tasks_may_come_as_one_flag_or_as_several(command, demo, tmp_path):
+    flags = ("--tasks", "demo_stories", "--tasks", "demo_memory", "--limit", 2, "--output", tmp_path / "o.json")
+    command("eval_with_lm_eval.py", "--model", demo / "model", *flags)
+    assert set(json.loads((tmp_path / "o.json").read_text())["tasks"]) == {"demo_stories", "demo_memory"}
+
+
+def test_metrics_after_a_filter_have_its_name_and_a_broken_plans_figures_are_dashes(tmp_path):
+    from types import SimpleNamespace
+
+    from bitplan.compare.table import Entry
+    from bitplan.compare.tasks import task_rows, tasks_text
+    from bitplan.evaluate.tasks import LoadedTasks
+
+    task = SimpleNamespace(
+        higher_is_better=lambda: {"exact_match": True},
+        aggregation=lambda: {"exact_match": None},
+        _filters=[SimpleNamespace(name="strict-match"), SimpleNamespace(name="flexible")],
+    )
+    held = metrics_of(LoadedTasks(TaskSettings(("t",)), None, {"tasks": {"t": task}}), "t")
+    assert held == {"exact_match.strict-match": True, "exact_match.flexible": True}
+    assert main_metric(held, "t") == "exact_match.strict-match"
+    (tmp_path / "p").mkdir()
+    for path, value in ((tmp_path / "tasks.json", 4.5), (tmp_path / "p/tasks.json", None)):
+        path.write_text(json.dumps({"tasks": {"t": {"ppl": value, "documents": 3}}}))
+    text = tasks_text(task_rows(tmp_path / "tasks.json", [Entry("p", tmp_path / "p", True)]))
+    assert "4.5000" in text and " -" in text.splitlines()[3]

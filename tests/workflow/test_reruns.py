@@ -32,10 +32,11 @@ COMPARISON = {f"results/demo/comparison.{end}" for end in ("tsv", "txt", "html",
 
 
 def plan_files(*plans: str, names: set[str] = frozenset(OF_A_PLAN)) -> set[str]:
-    """The files of some plans; all of a genetic plan's have the figure of its history among them."""
+    """The files of some plans; all of a genetic plan's have its history and its smoothing factors among them."""
     files = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
-    figures = {f"results/demo/plans/{plan}/history.svg" for plan in plans if plan.startswith("genetic")}
-    return files | (figures if names == OF_A_PLAN else set())
+    more = ("history.svg", "config.smoothing.safetensors", "plan.smoothing.safetensors")
+    genetic = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in more if plan.startswith("genetic")}
+    return files | (genetic if names == OF_A_PLAN else set())
 
 
 def baseline_files(*names: str) -> set[str]:

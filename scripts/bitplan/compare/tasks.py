@@ -13,8 +13,8 @@ FULL_PRECISION = "full precision"
 NOTE = "lm-eval's figures of plans with their activation formats, in torch. Word and byte perplexity are per word and byte of a document."
 
 
-def _figures(path: Path) -> dict[str, float]:
-    """Return {"task metric": value} of a tasks.json."""
+def _figures(path: Path) -> dict[str, float | None]:
+    """Return {"task metric": value} of a tasks.json; None for a figure that is no finite number."""
     tasks = read_json(path).get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(row, dict) for row in tasks.values()):
         raise user_error(path, "has no tasks", "Make it with scripts/eval_with_lm_eval.py")
@@ -22,7 +22,7 @@ def _figures(path: Path) -> dict[str, float]:
         f"{task} {metric}": value
         for task, row in tasks.items()
         for metric, value in row.items()
-        if isinstance(value, float) and not metric.endswith("_stderr")
+        if (value is None or isinstance(value, float)) and metric != "documents" and not metric.endswith("_stderr")
     }
 
 
@@ -37,6 +37,10 @@ def task_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in (rows[0] if rows else {}) if name != "name"]
 
 
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def tasks_text(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the readable table of the tasks; nothing without rows."""
     columns = task_columns(rows)
@@ -44,7 +48,8 @@ def tasks_text(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     head = f"{'plan':<24} " + "  ".join(columns)
     lines = [
-        f"{row['name']:<24} " + "  ".join(f"{row[column]:>{len(column)}.4f}" for column in columns) for row in rows
+        f"{row['name']:<24} " + "  ".join(f"{_shown(row.get(column)):>{len(column)}}" for column in columns)
+        for row in rows
     ]
     return "\n" + "\n".join((head, *lines, "", NOTE)) + "\n"
 
@@ -56,7 +61,9 @@ def tasks_html(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     head = "".join(f"<th>{escape(name)}</th>" for name in ("plan", *columns))
     body = "".join(
-        f"<tr><td>{escape(row['name'])}</td>" + "".join(f"<td>{row[column]:.4f}</td>" for column in columns) + "</tr>"
+        f"<tr><td>{escape(row['name'])}</td>"
+        + "".join(f"<td>{_shown(row.get(column))}</td>" for column in columns)
+        + "</tr>"
         for row in rows
     )
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

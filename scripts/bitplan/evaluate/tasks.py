@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 BUNDLED = DEMO / "tasks"
 BUNDLED_TASKS = ("demo_stories", "demo_memory")
 BOOTSTRAPS = 100
+NO_FILTER = "none"
 # Of a task's metrics, the one that stands for it.
 PREFERRED = ("word_perplexity", "byte_perplexity", "perplexity", "acc_norm", "acc", "exact_match", "f1")
 
@@ -126,8 +127,12 @@ def _harness_model(module: nn.Module, folder: Path, settings: TaskSettings):
     )
 
 
-def run_tasks(tasks: LoadedTasks, module: nn.Module, folder: Path) -> dict[str, dict[str, Any]]:
+def run_tasks(
+    tasks: LoadedTasks, module: nn.Module, folder: Path, one_at_a_time: bool = False
+) -> dict[str, dict[str, Any]]:
     """Return {task: its figures} of a transformers model with the tokenizer of `folder`.
+
+    `one_at_a_time` for plans whose activation scales span a window: the padding of a batch would enter them.
 
     Figures: every metric, its standard error as `{metric}_stderr` where the harness gives one, `documents`, and
     `higher_is_better`, the names of the metrics of which that holds.
@@ -136,7 +141,7 @@ def run_tasks(tasks: LoadedTasks, module: nn.Module, folder: Path) -> dict[str, 
     from lm_eval.evaluator import simple_evaluate
 
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
-    s = tasks.settings
+    s = replace(tasks.settings, batch_size=1) if one_at_a_time else tasks.settings
     with contextlib.redirect_stdout(sys.stderr):
         try:
             made = simple_evaluate(
@@ -169,8 +174,13 @@ def metrics_of(tasks: LoadedTasks, task: str) -> dict[str, bool]:
     made = tasks.loaded.get("tasks", {}).get(task)
     if made is None:
         raise user_error(f"task {task!r}", "is a group of tasks", "Name one of its tasks")
-    rising = made.higher_is_better()
-    return {metric: bool(rising.get(metric)) for metric in made.aggregation()}
+    rising, filters = made.higher_is_better(), [f.name for f in getattr(made, "_filters", [])] or [NO_FILTER]
+    return {_called(metric, name): bool(rising.get(metric)) for metric in made.aggregation() for name in filters}
+
+
+def _called(metric: str, filtered: str) -> str:
+    """Return the name of a metric after a filter of the answers, as the figures have it."""
+    return metric if filtered == NO_FILTER else f"{metric}.{filtered}"
 
 
 def main_metric(metrics: Iterable[str], task: str, wanted: str | None = None) -> str:
@@ -179,7 +189,8 @@ def main_metric(metrics: Iterable[str], task: str, wanted: str | None = None) ->
     Raises `UserError` when the task has no such metric.
     """
     held = list(metrics)
-    chosen = wanted or next((name for name in PREFERRED if name in held), next(iter(held), ""))
+    usual = (name for metric in PREFERRED for name in held if name.split(".")[0] == metric)
+    chosen = wanted or next(usual, next(iter(held), ""))
     if chosen not in held:
         raise user_error(f"task {task!r}", f"has no metric {chosen!r}", f"It has: {', '.join(held)}")
     return chosen

@@ -90,7 +90,7 @@ def _layer_value(weight: Tensor, layer: str, plan: Plan, weights: QuantizedWeigh
     factor = smoothing.factor(layer) if smoothing else None
     divisor = smoothing.input_divisor(layer) if smoothing else None
     wide = weight if factor is None else weight * factor
-    value = weights.get(layer, wide, made, smoothing.digest if smoothing else "") if made.weights_change else wide
+    value = weights.get(layer, wide, made, smoothing) if made.weights_change else wide
     return value if divisor is None else value / divisor
 
 

@@ -44,6 +44,11 @@ class SeparateExperts(nn.ModuleList):
         return total
 
 
+def has_experts(module: nn.Module) -> bool:
+    """Return whether a block's module holds separate experts."""
+    return any(isinstance(part, SeparateExperts) for part in module.modules())
+
+
 def _is_fused(module: nn.Module) -> bool:
     held = dict(module.named_parameters(recurse=False))
     return all(name in held and held[name].dim() == 3 for name in ("gate_up_proj", "down_proj"))

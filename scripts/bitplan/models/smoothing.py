@@ -66,6 +66,11 @@ class Smoothing:
             )
         return digest.hexdigest()
 
+    @property
+    def short_digest(self) -> str:
+        """The first digits of the digest, for tables."""
+        return self.digest[:12]
+
     @cached_property
     def folded(self) -> "Smoothing":
         """The part that is folded into norms: what a file without operations of its own can hold."""

@@ -44,6 +44,11 @@ Forward = Callable[[Tensor], Tensor]
 Visit = Callable[[Block, Tensor, Forward], Tensor]
 
 
+def window_by_window(forward: Forward) -> Forward:
+    """Return the forward that runs one sequence at a time: what looks at a window as a whole must not see several."""
+    return lambda hidden: torch.cat([forward(window) for window in hidden.split(1)])
+
+
 def run_plainly(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
     """The visitor that changes nothing."""
     return forward(hidden)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from bitplan.errors import user_error
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
 from bitplan.models.layers import ModelInfo
@@ -195,6 +196,9 @@ class AdaptiveQuantizationSearch:
     def run(self) -> Plan:
         """Return the plan found, with the search's summary: thresholds, figures, history, cost."""
         self.base_ppl, _ = self.ppl(self.plan(()))
+        if self.base_ppl == 0:
+            what = "the model makes no error here, and a share of none is no limit"
+            raise user_error("the figure to hold", what, "Use more documents, or another metric")
         log.info(
             "baseline ppl %.4f, %d layers with an alpha, %d without",
             self.base_ppl,

@@ -17,7 +17,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.walk import check_finite
 from bitplan.opening import Opened
 from bitplan.plan import Plan
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.quantized_walk import QuantizedWeights, scales_span_windows
 from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.table import read_alphas
@@ -76,7 +76,7 @@ def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weigh
 
     def figure(plan: Plan) -> float:
         with loaded.under(plan) as module:
-            row = run_tasks(tasks, module, model.checkpoint.folder)[task]
+            row = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan))[task]
         return damage_figure(row[metric], rising[metric])
 
     name = f"1 - {metric}" if rising[metric] else metric

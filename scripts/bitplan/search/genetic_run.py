@@ -12,7 +12,7 @@ from bitplan.errors import nearest, user_error
 from bitplan.files import read_table
 from bitplan.formats.table import FORMATS, format_named
 from bitplan.models.layers import ModelInfo
-from bitplan.models.smoothing import Smoothing
+from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
 from bitplan.search.choices import ROUNDING, Choices, as_choice, weighted
 from bitplan.search.exact import Solution, optimal
@@ -50,6 +50,9 @@ class Target:
         if bool(self.palette) != (self.avg_bits is not None):
             hint = "Give both for weight formats, or neither for W4 with A4 or A8"
             raise user_error("--palette and --target-avg-bits", "go together", hint)
+        if self.avg_bits is None and self.metric == "weighted_error":
+            what = "weighted_error looks at weights only, and cannot tell A4 from A8"
+            raise user_error("--metric", what, "Use mse or relative_mse, or a palette")
         if self.avg_bits is None:
             low, high = (compression(bits) for bits in ACTIVATION_BITS)
             _refuse_below(low, high, self.compression, "--target_compression")
@@ -126,6 +129,28 @@ class Sensitivity:
 def read_sensitivity(path: Path) -> Sensitivity:
     """Return a sensitivity table. Raises `UserError` when it lacks a column."""
     return sensitivity_of(read_table(path, ("layer", "format", "inputs", "bytes", "mse")), str(path))
+
+
+def check_sources(table: Path | None, measured_with: Mapping[str, object]) -> None:
+    """Raise `UserError` for flags that say how a table is measured beside one that has been measured."""
+    given = [flag for flag, value in measured_with.items() if value is not None]
+    if table is not None and given:
+        raise user_error(
+            given[0], "says how the table is measured, and --sensitivity gives one", "Leave out one of them"
+        )
+
+
+def smoothing_of(table: Sensitivity, path: Path) -> Smoothing | None:
+    """Return the factors beside a table, None where nothing in it was smoothed. Raises `UserError` for those of another table."""
+    named = {row.get("smoothed") or "" for rows in table.rows.values() for row in rows.values()} - {""}
+    if not named:
+        return None
+    smoothing = read_smoothing(smoothing_path(path))
+    if named != {smoothing.short_digest}:
+        raise user_error(
+            smoothing_path(path), "belongs to another table", "Make both again with scripts/sensitivity.py"
+        )
+    return smoothing
 
 
 def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity") -> Sensitivity:

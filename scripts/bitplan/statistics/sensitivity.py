@@ -17,13 +17,14 @@ from torch import Tensor
 
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import SmoothGroup, Smoothing
-from bitplan.models.walk import Block, Forward, StreamedModel
+from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
 from bitplan.plan import check_columns, uniform
 from bitplan.quantized_walk import weight_of
 from bitplan.statistics.inputs import BlockInputs, observed
-from bitplan.statistics.smooth_factors import groups_of
+from bitplan.statistics.smooth_factors import checked_groups, groups_of
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
@@ -194,7 +195,8 @@ def measure_sensitivity(
     rows: dict[str, list[dict[str, Any]]] = {}
     groups: list[SmoothGroup] = []
 
-    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+    def visit(block: Block, hidden: Tensor, plain: Forward) -> Tensor:
+        forward = window_by_window(plain) if has_experts(block.module) else plain
         with observed(block, settings.tokens) as seen:
             output = forward(hidden)
         if random:
@@ -204,12 +206,18 @@ def measure_sensitivity(
         for name in block.layers:
             if not layers[name].protected:
                 rows[name] = list(_rows(block, layers[name], seen, by_layer.get(name), settings))
-        groups.extend(found)
+        groups.extend(checked_groups(model, block, found, layers, lambda: forward(hidden[:1]), output[:1]))
         return output
 
     model.run(tokens, visit)
     ordered = [row for layer in info.quantizable for row in rows[layer.name]]
-    return ordered, Smoothing(tuple(groups)) if settings.alphas else None
+    smoothing = Smoothing(tuple(groups)) if settings.alphas else None
+    return [_with_digest(row, smoothing) for row in ordered], smoothing
+
+
+def _with_digest(row: dict[str, Any], smoothing: Smoothing | None) -> dict[str, Any]:
+    """Return a row in which `smoothed` says by which factors: the first digits of their digest."""
+    return {**row, "smoothed": smoothing.short_digest} if row["smoothed"] and smoothing else row
 
 
 def sensitivity_ratio(a4: float, a8: float) -> float:

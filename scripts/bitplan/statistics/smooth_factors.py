@@ -1,19 +1,22 @@
 """SmoothQuant's factors, measured: s_j = max|X_j|^alpha / max|W_j|^(1 - alpha) (Xiao et al. 2022, equation 4)."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from bitplan.models.layers import Layer
-from bitplan.models.smoothing import SmoothGroup
-from bitplan.models.walk import Block
-from bitplan.quantized_walk import weight_of
+from bitplan.models.smoothing import SmoothGroup, Smoothing
+from bitplan.models.walk import Block, StreamedModel
+from bitplan.quantized_walk import smooth_, weight_of
 from bitplan.statistics.inputs import BlockInputs
 
 log = logging.getLogger(__name__)
 SMALLEST = 1e-5
+# How far folding may move a block's output, relative to its largest value: rounding in the compute dtype.
+TOLERANCE = {torch.float32: 1e-3}
 
 
 def factors(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
@@ -52,6 +55,47 @@ def _readers(seen: BlockInputs, block: Block) -> dict[str, list[str]]:
         if layer in seen.norm_of:
             readers.setdefault(seen.norm_of[layer], []).append(layer)
     return readers
+
+
+def checked_groups(
+    model: StreamedModel,
+    block: Block,
+    groups: Sequence[SmoothGroup],
+    layers: Mapping[str, Layer],
+    again: Callable[[], Tensor],
+    wanted: Tensor,
+) -> list[SmoothGroup]:
+    """Return the groups with those folded into norms that may be: `again()` runs the block anew and has to give `wanted`.
+
+    Where a norm's output also goes elsewhere (post-norm blocks), its readers' inputs are divided instead.
+    """
+    folded = [group for group in groups if group.norm]
+    if not folded or _unchanged(block, folded, layers, again, wanted):
+        return list(groups)
+    kept = [group for group in groups if not group.norm]
+    for group in folded:
+        model.load_(block.name, block.module)
+        same = _unchanged(block, [group], layers, again, wanted)
+        kept.append(group if same else _at_inputs(group, layers))
+    return kept
+
+
+def _unchanged(
+    block: Block,
+    groups: Sequence[SmoothGroup],
+    layers: Mapping[str, Layer],
+    again: Callable[[], Tensor],
+    wanted: Tensor,
+) -> bool:
+    smooth_(block, Smoothing(tuple(groups)), layers)
+    largest = wanted.abs().max().item()
+    return (again() - wanted).abs().max().item() <= TOLERANCE.get(wanted.dtype, 0.05) * largest
+
+
+def _at_inputs(group: SmoothGroup, layers: Mapping[str, Layer]) -> SmoothGroup:
+    log.info("%s also feeds what is no layer: the inputs of its layers are divided instead", group.norm)
+    held = tuple(name for name in group.layers if not layers[name].protected)
+    return replace(group, layers=held, norm="", offset=0.0)
 
 
 def groups_of(

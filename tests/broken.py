@@ -356,7 +356,7 @@ def _sensitivity(shelf: Shelf, target: Path, **changes: str) -> Path:
         for bits in (4, 8)
     ]
     rows[0].update(changes)
-    write_table(target, rows, ("layer", "format", "inputs", "bytes", "mse", "kld"))
+    write_table(target, rows, ("layer", "format", "inputs", "smoothed", "bytes", "mse", "kld"))
     write_smoothing(smoothing_path(target), Smoothing(()))
     return target
 
@@ -380,7 +380,12 @@ def sensitivity_of_words(shelf, target):
 def sensitivity_with_broken_factors(shelf, target):
     from bitplan.models.smoothing import smoothing_path
 
-    smoothing_path(_sensitivity(shelf, target)).write_bytes(b"12345678")
+    smoothing_path(_sensitivity(shelf, target, smoothed="0123456789ab")).write_bytes(b"12345678")
+
+
+@builder
+def sensitivity_with_foreign_factors(shelf, target):
+    return _sensitivity(shelf, target, smoothed="0123456789ab")
 
 
 class _Code:

@@ -384,6 +384,10 @@ CASES = [
     ("a sensitivity table without a palette's format", f"{FOUND} --palette q5_0 --target-avg-bits 15 --output-plan {{tmp}}/p.json",
      "in q5_0 with bf16", "scripts/sensitivity.py"),
     ("a metric without figures", f"{FOUND} --metric kld", "kld: has no figures", "Choose another --metric"),
+    ("factors of another table", f"{SEARCH} --sensitivity {{sensitivity_with_foreign_factors}}", "belongs to another table",
+     "scripts/sensitivity.py"),
+    ("an alpha beside a table", f"{SEARCH} --sensitivity {{sensitivity}} --smooth-alpha 0.9", "--smooth-alpha", "Leave out"),
+    ("an error of weights alone for activations", f"{SEARCH} --metric weighted_error", "--metric", "Use mse"),
     ("factors that are broken", f"{SEARCH} --sensitivity {{sensitivity_with_broken_factors}}", "is no file of smoothing factors",
      "search again"),
     *(

@@ -146,12 +146,12 @@ def test_the_weighted_error_is_the_mse_where_columns_are_uncorrelated():
 
 def test_rows_cover_every_layer_and_candidate_in_model_order(llama):
     choices = (*activation_choices("tensor"), Choice("q8_0"))
-    rows, _ = llama.measured(*choices)
+    rows, smoothing = llama.measured(*choices)
     wanted = [(layer.name, c.wq, c.aq) for layer in llama.info.quantizable for c in choices]
     assert [(row["layer"], row["format"], row["inputs"]) for row in rows] == wanted and len(wanted) == 14 * 3
     for row, (layer, choice) in zip(rows, [(a, c) for a in llama.info.quantizable for c in choices], strict=True):
         assert (row["params"], row["category"]) == (layer.params, layer.category)
-        assert row["smoothed"] == ("" if choice.wq == "q8_0" else "yes")
+        assert row["smoothed"] == ("" if choice.wq == "q8_0" else smoothing.short_digest)
         assert all(math.isfinite(row[name]) and row[name] > 0 for name in FIGURES)
     up = {row["format"]: row["bytes"] for row in rows if row["layer"] == "model.layers.0.mlp.up_proj"}
     # 96 x 64: int4 has one scale of 16 bits a row of 64, q8_0 34 bytes for each 32 values.
@@ -211,7 +211,8 @@ def test_how_windows_are_batched_does_not_matter(llama):
 def test_a_table_takes_one_walk(llama):
     before = llama.model.tokens_forwarded
     llama.measured(*activation_choices("tensor"), Choice("q8_0"), alphas=(0.3, 0.5, 0.7))
-    assert llama.model.tokens_forwarded - before == 4 * 32 * 2
+    # Four windows through two blocks, and the first of them again to see that folding changed nothing.
+    assert llama.model.tokens_forwarded - before == (4 + 1) * 32 * 2
 
 
 def test_without_alphas_nothing_is_smoothed(llama):

@@ -27,7 +27,7 @@ def main(args) -> None:
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     tasks = load_tasks(settings)
     with whole(model.model, model.info, weights).under(plan) as module:
-        figures = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan))
+        figures = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan, weights.formats))
     if args.output:
         how = {"limit": args.limit, "max_length": args.max_length, "dtype": args.dtype}
         write_json(args.output, {"scored": "plan" if args.plan else "model", "tasks": figures, **how})

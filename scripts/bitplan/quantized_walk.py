@@ -126,7 +126,7 @@ def smooth_(block: Block, smoothing: Smoothing, info_layers: Mapping[str, Layer]
             set_weight_(module, layer, weight_of(module, layer).to(torch.float32) * factor.to(module.weight.device))
 
 
-def scales_span_windows(plan: Plan, formats: Mapping[str, Format] = FORMATS) -> bool:
+def scales_span_windows(plan: Plan, formats: Mapping[str, Format]) -> bool:
     """Return whether a plan gives some activations one scale for a whole window: windows must then be run as they are."""
     return any(formats[made.aq].scope == "tensor" for made in plan.layers.values())
 

@@ -76,7 +76,7 @@ def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weigh
 
     def figure(plan: Plan) -> float:
         with loaded.under(plan) as module:
-            row = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan))[task]
+            row = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan, weights.formats))[task]
         return damage_figure(row[metric], rising[metric])
 
     name = f"1 - {metric}" if rising[metric] else metric

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from bitplan.errors import Problem, UserError
 from bitplan.models.hub import looks_like_id
+from bitplan.models.parts import PARTS, matching
 from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
 from bitplan.versions import code_versions
 
@@ -161,12 +162,16 @@ def files_below(folders):
     )
 
 
+def tasks_below(include_path):
+    """Return the files of the bundled tasks and of the user's own."""
+    own = [Path(include_path)] if include_path else []
+    return files_below([Path(workflow.basedir) / "demo/tasks", *own])
+
+
 def search_task_files(wildcards):
     """Return the files of the tasks that an adaptive plan may be limited by; none for a plan without a task."""
     plan = SETTINGS.plans[wildcards.plan]
-    folders = [Path(workflow.basedir) / "demo/tasks"]
-    folders += [Path(plan.include_path)] if plan.include_path else []
-    return files_below(folders) if plan.task else []
+    return tasks_below(plan.include_path) if plan.task else []
 
 
 def plan_smoothing(of):
@@ -181,10 +186,7 @@ def plan_smoothing(of):
 
 
 def task_files(wildcards):
-    """Return the files of the bundled tasks and of the user's own."""
-    folders = [Path(workflow.basedir) / "demo/tasks"]
-    folders += [Path(path) for path in [SETTINGS.tasks.include_path] if path]
-    return files_below(folders)
+    return tasks_below(SETTINGS.tasks.include_path)
 
 
 def from_hub(name):
@@ -205,14 +207,13 @@ def model_files(wildcards):
     if from_hub(wildcards.model):
         return [f"results/{wildcards.model}/download.json"]
     folder = Path(model_folder(wildcards))
-    found = [
-        *folder.glob("*.safetensors"),
-        *folder.glob("*.json"),
-        *folder.glob("*.model"),
-        *folder.glob("*.txt"),
-        *folder.glob("*.jinja"),
-    ]
-    return sorted(str(path) for path in found) or [str(folder / "config.json")]
+    names = (
+        [path.name for path in folder.iterdir() if path.is_file()]
+        if folder.is_dir()
+        else []
+    )
+    found = sorted(matching(names, PARTS)) or ["config.json"]
+    return [str(folder / name) for name in found]
 
 
 def download_flags(wildcards):
@@ -308,33 +309,29 @@ def gpus(wildcards):
     return int(SETTINGS.compute.device.startswith("cuda"))
 
 
+def weights_mb(wildcards):
+    """Return the size of a checkpoint's weights; 0 before a model is fetched."""
+    folder = Path(model_folder(wildcards))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+
+
 def model_mem_mb(wildcards, attempt):
     """Return memory for a walk: imports and logits, and a share of the weights for the largest block; grows when retried."""
-    folder = Path(model_folder(wildcards))
-    weights_mb = (
-        sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
-    )
-    return int((3 * GIB_MB + 0.3 * weights_mb) * attempt)
+    return int((3 * GIB_MB + 0.3 * weights_mb(wildcards)) * attempt)
 
 
 def search_mem_mb(wildcards, attempt):
     """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most; a task wants the whole model."""
     if SETTINGS.plans[wildcards.plan].task:
         return whole_mem_mb(wildcards, attempt) + 4 * GIB_MB
-    folder = Path(model_folder(wildcards))
-    weights_mb = (
-        sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    return model_mem_mb(wildcards, attempt) + int(
+        min(4 * GIB_MB, weights_mb(wildcards))
     )
-    return model_mem_mb(wildcards, attempt) + int(min(4 * GIB_MB, weights_mb))
 
 
 def whole_mem_mb(wildcards, attempt):
     """Return memory for lm-eval, which wants the whole model at once, in up to twice its stored size."""
-    folder = Path(model_folder(wildcards))
-    weights_mb = (
-        sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
-    )
-    return int((4 * GIB_MB + 2.2 * weights_mb) * attempt)
+    return int((4 * GIB_MB + 2.2 * weights_mb(wildcards)) * attempt)
 
 
 def whole_machine(wildcards):

@@ -13,7 +13,8 @@ PRESETS = {
 
 
 def main(args) -> None:
-    from bitplan.opening import DEMO, opened, teacher_on
+    from bitplan.demo import DEMO
+    from bitplan.opening import opened, teacher_on
     from bitplan.plan import LayerPlan, write_config
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import AdaptiveSettings

@@ -7,10 +7,11 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.demo import DEMO
     from bitplan.evaluate.teacher import save_teacher, teacher_from
     from bitplan.evaluate.text import windows
     from bitplan.flag_files import clashes, refuse
-    from bitplan.opening import DEMO, opened
+    from bitplan.opening import opened
     from bitplan.provenance import write_provenance
     from bitplan.statistics.table import measure_layers, write_statistics
 

@@ -30,7 +30,8 @@ def main(args) -> None:
     if args.output:
         weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, info.quantizable))
         done = write_checkpoint(args.output, described_checkpoint(args.model, info), info, plan, weights)
-        write_plan(args.output / "plan.json", plan, LayerPlan(), info, "summary")
+        # In a folder of its own: smoothing factors beside the weights would be read as weights.
+        write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info, "summary")
         write_provenance(args.output, started)
         print(f"\n{args.output}: {done['changed']} weights changed, {done['bytes']:,} bytes")
         if any(made.aq != "bf16" for made in plan.layers.values()):

@@ -58,6 +58,32 @@ def folder_aside(parent: Path) -> Iterator[Path]:
         shutil.rmtree(name, ignore_errors=True)
 
 
+@contextmanager
+def folder_written_aside(output: Path) -> Iterator[Path]:
+    """Yield a folder beside `output` that becomes it when the block ends without an error.
+
+    Raises `UserError` when there is something at `output` already: nothing is overwritten.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise user_error(output, "exists already", "Choose another folder, or remove this one")
+    output = output.absolute()
+    aside = output.with_name(f".{output.name}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise user_error(output, what, "Choose a folder that you may write to") from None
+    try:
+        yield aside
+        if output.exists():
+            output.rmdir()
+        aside.rename(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
 def rounded(value: Any, digits: int = 9) -> Any:
     """Return `value` with every float rounded to `digits` significant digits, so that files compare byte by byte."""
     if isinstance(value, bool) or value is None:

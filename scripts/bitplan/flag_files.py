@@ -4,21 +4,10 @@ import argparse
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bitplan.errors import Problem, UserError
-
-# What a checkpoint is made of. A file of such a name that is written into its folder would become a part of it.
-MODEL_FILES = (
-    "*.safetensors",
-    "*.index.json",
-    "config.json",
-    "generation_config.json",
-    "*token*",
-    "vocab.*",
-    "merges.txt",
-)
+from bitplan.models.parts import matching
 
 
 def input_file(text: str) -> Path:
@@ -159,7 +148,7 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 def _part_of_model(path: str, model: Path) -> bool:
     folder, name = os.path.split(path)
-    inside = folder == os.path.realpath(model) and any(fnmatchcase(name, pattern) for pattern in MODEL_FILES)
+    inside = folder == os.path.realpath(model) and bool(matching([name]))
     return path == os.path.realpath(model) or inside
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
+from bitplan.demo import DEMO
 from bitplan.evaluate.teacher import Teacher, load_teacher, make_teacher
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo, described_checkpoint, model_info
 from bitplan.models.walk import StreamedModel, open_model
 
 log = logging.getLogger(__name__)
-DEMO = Path(__file__).resolve().parents[2] / "demo"
 
 
 @dataclass(frozen=True)

@@ -123,4 +123,4 @@ def test_the_command_prints_the_plan_and_writes_only_what_is_asked_for(command, 
     made = command("quantize_model.py", *arguments, "--save-plan", tmp_path / "p.json", "--output", tmp_path / "out")
     assert "6 weights changed" in made.stdout and "holds no activation formats" in made.stdout
     assert len(json.loads((tmp_path / "p.json").read_text())["overrides"]) == 16
-    assert (tmp_path / "out/tokenizer.json").exists() and (tmp_path / "out/plan.json").exists()
+    assert (tmp_path / "out/tokenizer.json").exists() and (tmp_path / "out/bitplan/plan.json").exists()

@@ -202,6 +202,14 @@ def test_a_checkpoint_with_folded_smoothing_scores_as_the_plan(family, tmp_path)
         assert plain.double().mean().item() == pytest.approx(wanted, abs=1e-6)
 
 
+def test_the_command_keeps_a_plans_factors_out_of_the_weights_it_writes(llama, command, tmp_path):
+    plan = replace(uniform(llama.info, "int4"), smoothing=llama.smoothing())
+    write_plan(tmp_path / "p.json", plan, LayerPlan(), llama.info, "summary")
+    folder = llama.checkpoint.folder
+    command("quantize_model.py", "--model", folder, "--layer-config", tmp_path / "p.json", "--output", tmp_path / "out")
+    assert Checkpoint.open(tmp_path / "out").tensors.keys() == llama.checkpoint.tensors.keys()
+
+
 @pytest.fixture
 def base(family, tmp_path):
     name, made = family

@@ -1,1 +1,5 @@
-"""The bundled model: its story generator and its training."""
+"""The bundled model: where it is, its story generator and its training."""
+
+from pathlib import Path
+
+DEMO = Path(__file__).resolve().parents[3] / "demo"

@@ -15,9 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from bitplan.demo import DEMO
 from bitplan.errors import Problem, UserError, nearest, user_error
 from bitplan.evaluate.text import load_tokenizer
-from bitplan.opening import DEMO
 
 log = logging.getLogger(__name__)
 BUNDLED = DEMO / "tasks"

@@ -7,26 +7,23 @@ byte. Formats whose values bfloat16 holds exactly keep a bfloat16 checkpoint's s
 import json
 import shutil
 import struct
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bitplan.errors import user_error
-from bitplan.files import write_json
+from bitplan.files import folder_written_aside, write_json
 from bitplan.models.checkpoint import BYTES, FLOATS, Checkpoint, TensorInfo
 from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.parts import INDEX
 from bitplan.models.smoothing import folded_norm
 from bitplan.models.walk import check_finite
 from bitplan.plan import Plan, check_columns
 from bitplan.progress import progress
 from bitplan.quantized_walk import QuantizedWeights
 
-COPIED = ("*.json", "*.model", "*.txt", "*.jinja")
-INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of bfloat16
 
@@ -102,32 +99,6 @@ def _bytes(values: Tensor, dtype: str, name: str) -> memoryview:
     return memoryview(made.view(torch.uint8).numpy().reshape(-1))
 
 
-@contextmanager
-def new_folder(output: Path) -> Iterator[Path]:
-    """Yield a folder beside `output` that becomes it when the block ends without an error.
-
-    Raises `UserError` when there is something at `output` already: nothing is overwritten.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise user_error(output, "exists already", "Choose another folder, or remove this one")
-    output = output.absolute()
-    aside = output.with_name(f".{output.name}.tmp")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-    except OSError as error:
-        what = f"cannot be written: {error.strerror}"
-        raise user_error(output, what, "Choose a folder that you may write to") from None
-    try:
-        yield aside
-        if output.exists():
-            output.rmdir()
-        aside.rename(output)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def write_checkpoint(
     output: Path, checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: QuantizedWeights
 ) -> dict[str, int]:
@@ -136,15 +107,14 @@ def write_checkpoint(
     One tensor is in memory at a time. Raises `UserError` where a format does not fit its layer, or `output` is not free.
     """
     check_columns(plan, info, weights.formats)
-    dtypes, layers = (
-        stored_dtypes(checkpoint, info, plan, weights),
-        {f"{layer.name}.weight": layer for layer in info.layers},
-    )
+    dtypes = stored_dtypes(checkpoint, info, plan, weights)
+    layers = {f"{layer.name}.weight": layer for layer in info.layers}
     by_file: dict[Path, dict[str, TensorInfo]] = {}
     for name, tensor in checkpoint.tensors.items():
         by_file.setdefault(tensor.file, {})[name] = tensor
-    with new_folder(output) as aside:
-        _copy_others(checkpoint.folder, aside)
+    with folder_written_aside(output) as aside:
+        for file in checkpoint.others():
+            shutil.copyfile(file, aside / file.name)
         for file, tensors in by_file.items():
             with open(aside / file.name, "wb") as write:
                 write.write(_header(tensors, dtypes))
@@ -159,14 +129,6 @@ def write_checkpoint(
         size = sum(_new_size(tensor, dtypes.get(name)) for name, tensor in checkpoint.tensors.items())
         _finish(aside, checkpoint, dtypes, size)
     return {"changed": len(dtypes), "bytes": size}
-
-
-def _copy_others(source: Path, target: Path) -> None:
-    """Copy configuration and tokenizer."""
-    for pattern in COPIED:
-        for file in source.glob(pattern):
-            if not file.name.startswith("."):
-                shutil.copyfile(file, target / file.name)
 
 
 def _finish(folder: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str], size: int) -> None:

@@ -17,6 +17,7 @@ from bitplan.export import run_converter
 from bitplan.files import folder_aside, written_aside
 from bitplan.models.checkpoint import FLOATS, Checkpoint
 from bitplan.models.layers import output_tensor_name
+from bitplan.models.parts import INDEX
 from bitplan.models.walk import check_finite
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def _replace_output_(stand_in: Path, checkpoint: Checkpoint) -> None:
     stored = checkpoint.tensors[OUTPUT].file
     (stand_in / stored.name).unlink()
     _renamed(stored, stand_in / stored.name)
-    index = stand_in / "model.safetensors.index.json"
+    index = stand_in / INDEX
     if index.exists():
         text = index.read_text(encoding="utf-8").replace(f'"{OUTPUT}"', f'"{EMBEDDING}"')
         index.unlink()
@@ -112,18 +113,9 @@ def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -
     name = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
     with written_aside(output) as aside, _readable_by_converter(checkpoint, aside.parent) as source:
         keys = json.dumps(_old_keys(checkpoint.config))
-        command = [
-            sys.executable,
-            run_converter.__file__,
-            str(folder),
-            name,
-            keys,
-            str(source),
-            "--outfile",
-            str(aside),
-        ]
-        kind = out_type or exact_type(checkpoint)
-        _run([*command, "--outtype", kind, "--model-name", source.resolve().name], checkpoint, output)
+        command = [sys.executable, run_converter.__file__, str(folder), name, keys, str(source)]
+        wanted = ["--outfile", str(aside), "--outtype", out_type or exact_type(checkpoint)]
+        _run([*command, *wanted, "--model-name", source.resolve().name], checkpoint, output)
 
 
 def _run(command: list[str], checkpoint: Checkpoint, output: Path) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from bitplan.errors import user_error
 from bitplan.files import read_json
 from bitplan.models.families import BUFFERS
+from bitplan.models.parts import INDEX, SETTINGS_AND_TOKENIZER, matching
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +112,7 @@ def _indexed_names(index: Path) -> list[str]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX
     if index.is_file():
         files = [folder / name for name in _indexed_names(index)]
     else:
@@ -189,10 +190,13 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over every file that decides what the model computes."""
-        names = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json")
         digest = hashlib.sha256()
-        for file in (*_weight_files(self.folder), *(self.folder / name for name in names)):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    digest.update(file.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+        for file in (*_weight_files(self.folder), *self.others()):
+            with open(file, "rb") as handle:
+                digest.update(file.name.encode() + hashlib.file_digest(handle, "sha256").digest())
         return digest.hexdigest()
+
+    def others(self) -> list[Path]:
+        """Return the files of settings and tokenizer, sorted by name."""
+        names = matching((path.name for path in self.folder.iterdir() if path.is_file()), SETTINGS_AND_TOKENIZER)
+        return [self.folder / name for name in sorted(names)]

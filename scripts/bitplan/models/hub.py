@@ -4,7 +4,6 @@ A file takes its place only when its size and hash are what the hub lists. No pi
 environment variable HF_TOKEN alone; no message holds it, nor any text of the hub's answers.
 """
 
-import fnmatch
 import logging
 import os
 import re
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bitplan import __version__
 from bitplan.errors import UserError, user_error
 from bitplan.files import read_json, write_json
+from bitplan.models.parts import INDEX, WEIGHTS, matching
 from bitplan.models.transfer import CONTACTS, HubFile, is_whole, obtain, part_of, pause_asked, retried, size_of
 
 if TYPE_CHECKING:
@@ -31,13 +31,6 @@ ID = re.compile(f"{PART}/{PART}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]*")
 HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "blob_id": re.compile(r"[0-9a-f]{40}")}
 
-# The root of a repository is read, no folder in it: there are copies of the weights for other programs.
-WEIGHTS = ("*.safetensors",)
-OTHERS = (
-    "*.safetensors.index.json", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "chat_template*.json", "*.jinja",
-)  # fmt: skip
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 RECORD = ".download.json"
 PROGRAM = {"library_name": "bitplan", "library_version": __version__}
@@ -86,16 +79,12 @@ def _host() -> str:
     return urlsplit(constants.ENDPOINT).netloc.rpartition("@")[2] or "HF_ENDPOINT"
 
 
-def _matching(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-
-
 def _refuse_unsafe(model_id: str, names: Iterable[str]) -> None:
     """Raise `UserError` for a name under which a file that is wanted would lie elsewhere than in its folder."""
     for name in names:
         parts = re.split(r"[/\\]", name)
         outside = ".." in parts or "\\" in name or not parts[0] or ":" in parts[0]
-        if outside and _matching(parts[-1:], (*WEIGHTS, *OTHERS)):
+        if outside and matching(parts[-1:]):
             shown = name.encode("unicode_escape").decode()
             raise user_error(
                 model_id, f"lists a file {shown!r}, which is not a place inside its folder", "Nothing was fetched"
@@ -104,15 +93,15 @@ def _refuse_unsafe(model_id: str, names: Iterable[str]) -> None:
 
 def _refuse_without_weights(model_id: str, names: list[str]) -> None:
     """Raise `UserError` for a repository that has no safetensors or no `config.json` in its root."""
-    pickles = _matching(names, PICKLES)
-    if not _matching(names, WEIGHTS) and pickles:
+    pickles = matching(names, PICKLES)
+    if not matching(names, WEIGHTS) and pickles:
         raise user_error(
             model_id,
             f"has its weights only as pickle ({pickles[0]}), which can run any code when it is read and is not fetched",
             f'Convert it where you trust it: AutoModelForCausalLM.from_pretrained("{model_id}").save_pretrained("DIR"), the'
             " same with AutoTokenizer, then give DIR",
         )
-    if not _matching(names, WEIGHTS):
+    if not matching(names, WEIGHTS):
         raise user_error(model_id, "has no safetensors file", "Give a model that is saved by transformers")
     if "config.json" not in names:
         raise user_error(model_id, "has no config.json", "Give a model that is saved by transformers")
@@ -121,13 +110,12 @@ def _refuse_without_weights(model_id: str, names: list[str]) -> None:
 def _wanted(model_id: str, names: list[str]) -> list[str]:
     """Return the names to fetch, sorted. Raises `UserError` where there is nothing that can be read, or a name is unsafe."""
     _refuse_unsafe(model_id, names)
+    # No folder of a repository is read: there are copies of the weights for other programs.
     root = [name for name in names if "/" not in name]
     _refuse_without_weights(model_id, root)
     # Beside its own shards a repository may hold the weights a second time, for another program.
-    own = {"model.safetensors", "model.safetensors.index.json"} & set(root)
-    return sorted(
-        name for name in _matching(root, (*WEIGHTS, *OTHERS)) if not (own and name.startswith("consolidated"))
-    )
+    own = {"model.safetensors", INDEX} & set(root)
+    return sorted(name for name in matching(root) if not (own and name.startswith("consolidated")))
 
 
 def _hub_file(model_id: str, sibling: Any) -> HubFile:
@@ -285,7 +273,7 @@ def _clear(folder: Path, source: Source) -> dict[Path, HubFile]:
     """
     missing = {folder / file.name: file for file in source.files if not is_whole(folder / file.name, file)}
     whole = {file.name for file in source.files} - {target.name for target in missing}
-    present = set(_matching((path.name for path in folder.iterdir()), (*WEIGHTS, *OTHERS)))
+    present = set(matching(path.name for path in folder.iterdir()))
     earlier = read_record(folder / RECORD)
     ours = {file.name for file in earlier.files} if earlier else set()
     _refuse_foreign(folder, present - whole - ours)
@@ -353,7 +341,7 @@ def _in_cache(model_id: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=names, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    for path in (folder / name for name in names or _matching(os.listdir(folder), (*WEIGHTS, *OTHERS))):
+    for path in (folder / name for name in names or matching(os.listdir(folder))):
         blob = path.resolve()
         kind = next((kind for kind, form in HASHES.items() if form.fullmatch(blob.name)), None)
         if kind and not is_whole(blob, HubFile(path.name, blob.stat().st_size, kind, blob.name)):

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from bitplan.demo import DEMO
 from bitplan.evaluate.teacher import load_teacher
 from bitplan.evaluate.text import windows
 from bitplan.models.smoothing import Smoothing
-from bitplan.opening import DEMO, Opened
+from bitplan.opening import Opened
 from bitplan.statistics.sensitivity import SensitivitySettings, measure_sensitivity
 
 GAUSSIAN = "random"

@@ -1,0 +1,1 @@
+"""Pruning and quantizing layers column by column (SparseGPT, GPTQ), with a width of its own for every input channel."""

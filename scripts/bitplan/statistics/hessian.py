@@ -1,0 +1,97 @@
+"""The second moments of a layer's input: H = 2/N sum x x^T, and mean |x|, mean and variance of every column, over N tokens.
+
+Batches are merged by Chan, Golub and LeVeque's formulas (1979), so that neither their sizes nor their order matters.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitplan.models.walk import Block
+
+
+@dataclass
+class InputMoments:
+    """Moments over the tokens seen so far; `gram` (in, in) is sum x x^T, the columns (in,) are float64."""
+
+    tokens: int
+    gram: Tensor
+    sum_abs: Tensor
+    mean: Tensor
+    sum_squared_deviations: Tensor
+
+    @classmethod
+    def empty(cls, columns: int, device: torch.device, dtype: torch.dtype = torch.float32) -> "InputMoments":
+        """Return the moments of no token; `dtype` is that of the Gram matrix."""
+        by_column = (torch.zeros(columns, dtype=torch.float64, device=device) for _ in range(3))
+        return cls(0, torch.zeros(columns, columns, dtype=dtype, device=device), *by_column)
+
+    def add_(self, inputs: Tensor) -> None:
+        """Count a batch of inputs (..., in)."""
+        flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(self.gram)
+        if not len(flat):
+            return
+        self.gram.addmm_(flat.T, flat)
+        self.sum_abs += flat.abs().sum(0, dtype=torch.float64)
+        wide = flat.to(torch.float64)
+        mean = wide.mean(0)
+        total, shift = self.tokens + len(flat), mean - self.mean
+        within = (wide - mean).square_().sum(0)
+        self.sum_squared_deviations += within + shift.square() * (self.tokens * len(flat) / total)
+        self.mean += shift * (len(flat) / total)
+        self.tokens = total
+
+    @property
+    def hessian(self) -> Tensor:
+        """H = 2/N sum x x^T, (in, in); zeros before the first token."""
+        return self.gram * (2.0 / max(1, self.tokens))
+
+    @property
+    def mean_abs(self) -> Tensor:
+        """mean |x| of every column, (in,) float64."""
+        return self.sum_abs / max(1, self.tokens)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variance of every column over the tokens, (in,) float64."""
+        return self.sum_squared_deviations / max(1, self.tokens)
+
+
+class _SharedMoments:
+    """Hooks that count each input once: layers that read the same tensor (q, k and v) share its moments."""
+
+    def __init__(self) -> None:
+        self.by_layer: dict[str, InputMoments] = {}
+        self._last: tuple[Tensor, InputMoments] | None = None
+        self._owner: set[str] = set()
+
+    def hook(self, layer: str):
+        def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            self._count_(layer, args[0])
+
+        return count
+
+    def _count_(self, layer: str, inputs: Tensor) -> None:
+        if layer not in self.by_layer and self._last and self._last[0] is inputs:
+            self.by_layer[layer] = self._last[1]
+        if layer not in self.by_layer:
+            self.by_layer[layer] = InputMoments.empty(inputs.shape[-1], inputs.device)
+            self._owner.add(layer)
+        if layer in self._owner:
+            self.by_layer[layer].add_(inputs)
+            self._last = (inputs, self.by_layer[layer])
+
+
+@contextmanager
+def moments_of(block: Block) -> Iterator[dict[str, InputMoments]]:
+    """Yield {layer: moments of its input}, filled while the block runs inside the context; a layer that no token reached is absent."""
+    seen = _SharedMoments()
+    hooks = [module.register_forward_pre_hook(seen.hook(name)) for name, module in block.layers.items()]
+    try:
+        yield seen.by_layer
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -17,6 +17,7 @@ include: "rules/check.smk"
 include: "rules/evaluate.smk"
 include: "rules/export.smk"
 include: "rules/compare.smk"
+include: "rules/studies.smk"
 
 
 rule all:
@@ -57,6 +58,11 @@ rule speed:
 rule report:
     input:
         comparison_files(),
+
+
+rule studies:
+    input:
+        study_files(),
 
 
 onsuccess:

@@ -1,6 +1,7 @@
 # Everything that rules compute: settings, flags, names of files, resources. No rule and no other file defines a function.
 import os
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -54,12 +55,13 @@ def one_of(names):
 
 def plans_of(method):
     """Return the names of the plans that a method searches."""
-    return [name for name, plan in SETTINGS.plans.items() if plan.method == method]
+    return [name for name, plan in SETTINGS.every_plan.items() if plan.method == method]
 
 
 wildcard_constraints:
     model=one_of(SETTINGS.models),
-    plan=one_of(SETTINGS.plans),
+    plan=one_of(SETTINGS.every_plan),
+    study=one_of(SETTINGS.studies),
     baseline=one_of(SETTINGS.baselines),
 
 
@@ -92,7 +94,7 @@ def dashed(values):
 
 def plan_settings(wildcards):
     """Return the settings of a plan's search."""
-    plan = SETTINGS.plans[wildcards.plan].model_dump()
+    plan = SETTINGS.every_plan[wildcards.plan].model_dump()
     return dashed({key: value for key, value in plan.items() if key not in NOT_A_FLAG})
 
 
@@ -100,7 +102,7 @@ def adaptive_flags(wildcards):
     """Return a search's flags; one on a task sees as many tokens at once as the tasks of the report do."""
     window = (
         {"length": SETTINGS.tasks.max_length}
-        if SETTINGS.plans[wildcards.plan].task
+        if SETTINGS.every_plan[wildcards.plan].task
         else {}
     )
     return cli_flags(
@@ -113,7 +115,7 @@ def random_flags(wildcards):
 
 
 def genetic_flags(wildcards):
-    plan = SETTINGS.plans[wildcards.plan].model_dump()
+    plan = SETTINGS.every_plan[wildcards.plan].model_dump()
     kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
     under = {"ga_pop", "ga_gen", "target_compression"}
     named = {
@@ -122,6 +124,16 @@ def genetic_flags(wildcards):
     }
     scope = {"activation-scope": SETTINGS.sensitivity.activation_scope}
     return cli_flags({**named, **scope, **SETTINGS.compute.model_dump()})
+
+
+def sparsegpt_flags(wildcards):
+    plan = SETTINGS.every_plan[wildcards.plan].model_dump()
+    kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
+    named = {
+        key: [f"{name}={value}" for name, value in kept[key].items()]
+        for key in ("weights", "layer_bits")
+    }
+    return cli_flags({**kept, **named, **SETTINGS.compute.model_dump()})
 
 
 def sensitivity_flags(wildcards):
@@ -138,7 +150,7 @@ def genetic_pt(wildcards):
 
 
 def check_flags(wildcards):
-    check = SETTINGS.plans[wildcards.plan].check
+    check = SETTINGS.every_plan[wildcards.plan].check
     return cli_flags({"on-miss": check.on_miss, "tolerance": check.tolerance})
 
 
@@ -170,17 +182,23 @@ def tasks_below(include_path):
 
 def search_task_files(wildcards):
     """Return the files of the tasks that an adaptive plan may be limited by; none for a plan without a task."""
-    plan = SETTINGS.plans[wildcards.plan]
+    plan = SETTINGS.every_plan[wildcards.plan]
     return tasks_below(plan.include_path) if plan.task else []
 
 
-def plan_smoothing(of):
-    """Return a function that gives the smoothing factors beside a plan's `of` file, which only genetic plans have."""
+BESIDE = {
+    "genetic": "{of}.smoothing.safetensors",
+    "sparsegpt": "compressed",
+}
+
+
+def beside_plan(of):
+    """Return a function that gives what stands beside a plan's `of` file and belongs to it: factors, compressed weights."""
 
     def path(wildcards):
-        genetic = SETTINGS.plans[wildcards.plan].method == "genetic"
-        name = f"results/{wildcards.model}/plans/{wildcards.plan}/{of}.smoothing.safetensors"
-        return [name] if genetic else []
+        name = BESIDE.get(SETTINGS.every_plan[wildcards.plan].method)
+        folder = f"results/{wildcards.model}/plans/{wildcards.plan}"
+        return [f"{folder}/{name.format(of=of)}"] if name else []
 
     return path
 
@@ -262,6 +280,39 @@ def comparison_files():
     )
 
 
+def study_files():
+    return expand(
+        "results/{model}/studies/{study}.{end}",
+        model=SETTINGS.models,
+        study=SETTINGS.studies,
+        end=("tsv", "txt", "svg"),
+    )
+
+
+def study_cells(wildcards):
+    """Return the files of the plans that a study compares."""
+    return expand(
+        "results/{model}/plans/{plan}/{name}",
+        model=wildcards.model,
+        plan=[
+            cell.name
+            for cell in SETTINGS.studies[wildcards.study].cells(wildcards.study)
+        ],
+        name=("bits.json", "perplexity.json"),
+    )
+
+
+def study_flags(wildcards):
+    """Return the cells of a study with what was varied, as one string of flags."""
+    study = SETTINGS.studies[wildcards.study]
+    cells = [
+        ["--cell", cell.name, *(f"{key}={label}" for key, label in cell.labels.items())]
+        for cell in study.cells(wildcards.study)
+    ]
+    along = study.x or next(iter(study.vary), "also")
+    return shlex.join(["--study", wildcards.study, "--x", along, *sum(cells, [])])
+
+
 PLAN_FILES = ("plan.json", "bits.json", "perplexity.json")
 GGUF_FILES = ("gguf_perplexity.json", "gguf.json", "model.gguf", "speed.json")
 
@@ -322,7 +373,7 @@ def model_mem_mb(wildcards, attempt):
 
 def search_mem_mb(wildcards, attempt):
     """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most; a task wants the whole model."""
-    if SETTINGS.plans[wildcards.plan].task:
+    if SETTINGS.every_plan[wildcards.plan].task:
         return whole_mem_mb(wildcards, attempt) + 4 * GIB_MB
     return model_mem_mb(wildcards, attempt) + int(
         min(4 * GIB_MB, weights_mb(wildcards))
@@ -332,6 +383,12 @@ def search_mem_mb(wildcards, attempt):
 def whole_mem_mb(wildcards, attempt):
     """Return memory for lm-eval, which wants the whole model at once, in up to twice its stored size."""
     return int((4 * GIB_MB + 2.2 * weights_mb(wildcards)) * attempt)
+
+
+def sparsegpt_mem_mb(wildcards, attempt):
+    """Return memory for SparseGPT: a walk, and the second moments of a block's inputs with their factors."""
+    moments = min(40 * GIB_MB, 0.6 * weights_mb(wildcards))
+    return model_mem_mb(wildcards, attempt) + int(moments * attempt)
 
 
 def whole_machine(wildcards):

@@ -31,7 +31,7 @@ rule plan_perplexity:
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
-        smoothing=plan_smoothing("plan"),
+        beside=beside_plan("plan"),
         evaluation="results/{model}/evaluation.safetensors",
     output:
         scores="results/{model}/plans/{plan}/perplexity.json",
@@ -121,7 +121,7 @@ rule plan_tasks:
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
-        smoothing=plan_smoothing("plan"),
+        beside=beside_plan("plan"),
     output:
         figures="results/{model}/plans/{plan}/tasks.json",
     log:

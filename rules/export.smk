@@ -24,7 +24,7 @@ rule plan_gguf:
         base="results/{model}/base.gguf",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
-        smoothing=plan_smoothing("plan"),
+        beside=beside_plan("plan"),
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
         report="results/{model}/plans/{plan}/gguf.json",

@@ -85,3 +85,35 @@ rule genetic_plan:
         "rm -f {params.pt}; python {params.script:q} --model {input.model} --sensitivity {input.sensitivity} {params.flags}"
         " --output {params.pt} --output-config {output.config} --output-plan {output.plan}"
         " --figure {output.figure} > {log} 2>&1"
+
+
+# What is made so far stands in compressed.partial, which no rule removes: a job that was ended goes on from there.
+rule sparsegpt_plan:
+    input:
+        model="results/{model}/model.json",
+        calibration="results/{model}/calibration.safetensors",
+    output:
+        config="results/{model}/plans/{plan}/config.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+        compressed=directory("results/{model}/plans/{plan}/compressed"),
+        layers="results/{model}/plans/{plan}/layers.tsv",
+    log:
+        "logs/{model}/{plan}/search.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.search.tsv"
+    wildcard_constraints:
+        plan=one_of(plans_of("sparsegpt")),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=sparsegpt_mem_mb,
+        runtime="24h",
+    params:
+        *code("sparsegpt_enhanced.py"),
+        script=script("sparsegpt_enhanced.py"),
+        flags=sparsegpt_flags,
+    shell:
+        "python {params.script:q} {input.model} {input.calibration} {params.flags} --threads {threads}"
+        " --output-config {output.config} --output-plan {output.plan} --output-stats {output.layers} > {log} 2>&1"

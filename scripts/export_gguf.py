@@ -3,7 +3,7 @@
 import os
 import time
 
-from bitplan.command import add_model_flag, count, parser, run
+from bitplan.command import add_model_flag, count, parser, positive, run
 from bitplan.flag_files import input_file, output_file
 
 
@@ -19,8 +19,9 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = read_any_plan(args.plan, info)
     importance = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
-    with base_file(args.base, described_checkpoint(args.model, info), args.output.parent) as base:
-        report = export_plan(base, args.output, info, plan, args.unquantized, importance, args.threads, args.match)
+    with base_file(args.base, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
+        how = (args.unquantized, importance, args.threads, args.match, args.max_error)
+        report = export_plan(base, args.output, info, plan, *how)
     write_json(args.report, report)
     write_provenance(args.output, started)
     print_report(args.output, report)
@@ -42,6 +43,12 @@ if __name__ == "__main__":
         choices=("bits", "distortion"),
         default="bits",
         help="how the type for a format that GGUF lacks is chosen",
+    )
+    flags.add_argument(
+        "--max-error",
+        type=positive,
+        default=1e-3,
+        help="squared error, as a share of the squares, that a type may make on weights with a width per channel",
     )
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")

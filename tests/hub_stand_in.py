@@ -52,6 +52,7 @@ class Hub:
         self.faults: list[Fault] = []
         self.asked: list[Asked] = []
         self.ignores_range = False
+        self.revisions = {"main", "v1"}
         self.blind = False  # lists files without hashes
 
     @property
@@ -138,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(404, b"{}", {"Content-Type": "application/json", "X-Error-Code": code})
 
     def known(self, revision: str) -> bool:
-        return revision in ("main", "v1", self.hub.commit)
+        return revision in (*self.hub.revisions, self.hub.commit)
 
     def api(self, rest: str) -> None:
         hub = self.hub
@@ -158,7 +159,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def file(self, path: str, asked: Asked, fault: Fault | None) -> None:
         prefix, _, rest = path.partition("/resolve/")
-        revision, _, name = rest.partition("/")
+        named = next((each for each in self.hub.revisions if rest.startswith(f"{each}/")), rest.partition("/")[0])
+        revision, name = named, rest.removeprefix(f"{named}/")
         if prefix != f"/{self.hub.id}" or not self.known(revision):
             return self.refuse("RevisionNotFound")
         if name not in self.hub.files:

@@ -47,10 +47,24 @@ positive = number(0.0, open_low=True)
 class _OneLineParser(argparse.ArgumentParser):
     """A parser that says what is wrong with a flag in one line, as every other error; `--help` has the usage."""
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        """Parse flags in either spelling, --max_tokens and --max-tokens: documents and habits differ."""
+        return super().parse_known_args([self._declared(word) for word in (args or sys.argv[1:])], namespace)
+
+    def _declared(self, word: str) -> str:
+        """Return a flag in the spelling that it was declared with; any other word as it is."""
+        flag, equals, value = word.partition("=")
+        spellings = (flag, f"--{flag[2:].replace('_', '-')}", f"--{flag[2:].replace('-', '_')}")
+        known = next((each for each in spellings if each in self._option_string_actions), flag)
+        return f"{known}{equals}{value}" if word.startswith("--") else word
+
     def error(self, message: str) -> NoReturn:
+        """Print one line that tells a misspelt flag first, and exit with 2."""
         known = self._option_string_actions
         # A misspelt flag is told before the one that is missing because of it.
-        unknown = [word for word in sys.argv[1:] if word.startswith("--") and word.split("=")[0] not in known]
+        unknown = [
+            word for word in sys.argv[1:] if word.startswith("--") and self._declared(word).split("=")[0] not in known
+        ]
         if unknown:
             close = nearest(unknown[0], known, 1)
             message = f"unrecognized arguments: {' '.join(unknown)}{'. ' + close.rstrip('?') if close else ''}"

@@ -2,18 +2,53 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bitplan.settings import METHODS, Settings
+from bitplan.plan_settings import METHODS
+from bitplan.settings import Settings
+from bitplan.sparsegpt.score_weights import WEIGHTS
 
 HEAD = (
     "# Settings of the workflow. Every key is here with its default, meaning and range.\n"
     "# Another file can change some: snakemake --configfile mine.yaml (mappings merge, lists replace).\n"
 )
+SPARSEGPT = {"method": "sparsegpt", "bit_allocation_method": "budget", "target_avg_bits": 3.0}
+UNIFORM = {"bit_allocation_method": "uniform"}
+ROUNDED = {**UNIFORM, "compensate": False}
+STUDIES: dict[str, Any] = {
+    "scores": {
+        "plan": SPARSEGPT,
+        "vary": {
+            "weights": {"all": dict(WEIGHTS), **{name: {name: 1.0} for name in WEIGHTS}},
+            "bit_allocation_method": ["quantile", "optimal"],
+        },
+        "also": {"gptq": UNIFORM, "rtn": ROUNDED},
+    },
+    "bits": {
+        "plan": SPARSEGPT,
+        "vary": {
+            "target_avg_bits": [2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
+            "bit_allocation_method": ["quantile", "budget", "optimal"],
+        },
+        "also": {
+            f"{name}-{bits}": {**how, "target_avg_bits": bits}
+            for name, how in (("gptq", UNIFORM), ("rtn", ROUNDED))
+            for bits in (2, 3, 4, 5)
+        },
+        "x": "avg_bits_layers",
+    },
+    "sparsity": {
+        "plan": {**SPARSEGPT, "target_avg_bits": 4.0},
+        "vary": {
+            "sparsity": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
+            "compensate": {"sparsegpt": True, "magnitude": False},
+        },
+    },
+}
 DEMO: dict[str, Any] = {
     "models": {
         "demo": {"path": "demo/model", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}
@@ -37,7 +72,9 @@ DEMO: dict[str, Any] = {
             "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
             "metric": "relative_mse",
         },
+        "sparsegpt-4bit": {"method": "sparsegpt", "target_avg_bits": [4.0], "bit_allocation_method": "budget"},
     },
+    "studies": STUDIES,
     "sensitivity": {"palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]},
     "calibration": {"length": 512, "sequences": 16},
     "evaluation": {"length": 512, "sequences": 32},
@@ -54,7 +91,7 @@ def _range(field: FieldInfo) -> str:
         "Lt": "less than {0.lt:g}",
     }
     bounds = [words[type(m).__name__].format(m) for m in field.metadata if type(m).__name__ in words]
-    choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
     return ", ".join(bounds) or " | ".join(map(str, choices))
 
 
@@ -100,6 +137,12 @@ def _lines() -> Iterator[str]:
     yield from _method_lines()
     for name, values in DEMO["plans"].items():
         yield f"  {name}: {_value(values)}"
+    yield f"\nstudies: {_comment(fields['studies'])}; made by the target studies, not by default"
+    for key, field in type_of("studies").model_fields.items():
+        yield f"  #   {key}: {_comment(field).removeprefix('# ')}"
+    for name, values in DEMO["studies"].items():
+        yield f"  {name}:"
+        yield from (f"    {key}: {_value(value)}" for key, value in values.items())
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
     for name in ("compute", "calibration", "evaluation", "sensitivity", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()

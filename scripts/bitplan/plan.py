@@ -1,6 +1,7 @@
 """Plans: one format per layer. Reading, expanding patterns, counting bits, writing `config.json` and `plan.json`."""
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,28 +10,34 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.errors import Problem, UserError, nearest, user_error
-from bitplan.files import read_json, write_json
+from bitplan.files import folder_written_aside, read_json, write_json
 from bitplan.formats.base import Format
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.models.compressed import FOLDER as COMPRESSED
+from bitplan.models.compressed import Compressed, read_compressed
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 
 UNQUANTIZED_BITS = 16
 # What an override may hold beside its pattern; everything else is refused.
-FORMAT_KEYS = ("wq", "aq", "group_size", "skip")
+FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits")
 NOTES = ("alpha_hill", "category", "precision")
 SUMMARIES = ("search_summary", "summary")
-KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing")
+KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own)."""
+    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own).
+
+    `stored_bits` is the layer's size where its format alone does not say it: `channels`.
+    """
 
     wq: str = UNQUANTIZED
     aq: str = UNQUANTIZED
     group_size: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    stored_bits: int | None = None
 
     @property
     def quantized(self) -> bool:
@@ -48,17 +55,19 @@ class LayerPlan:
 
 
 def _formats_of(made: LayerPlan) -> dict[str, Any]:
-    formats = {"wq": made.wq, "aq": made.aq}
-    return formats if made.group_size is None else {**formats, "group_size": made.group_size}
+    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits}
+    return {"wq": made.wq, "aq": made.aq, **{key: value for key, value in beside.items() if value is not None}}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A format for each layer of a model, in model order, how it was found, and what is smoothed before it is applied."""
+    """A format for each layer of a model, in model order, how it was found, what is smoothed before it is applied, and the
+    weights of layers whose format is `channels`."""
 
     layers: Mapping[str, LayerPlan]
     summary: Mapping[str, Any] = field(default_factory=dict)
     smoothing: Smoothing | None = None
+    compressed: Compressed | None = None
 
     def of(self, layer: str) -> LayerPlan:
         """Return the layer's formats; 16 bits for a layer that the plan does not name."""
@@ -88,12 +97,24 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
                     "Use mxfp*, int*_asym, int*_token or bf16",
                 )
             )
+    problems += _channel_problems(where, entry)
     group, skip = entry.get("group_size", 1), entry.get("skip", True)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
         problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number", "Give one, as 32"))
     if not isinstance(skip, bool):
         problems.append(Problem(f"{where}.skip", f"{skip!r} is neither true nor false", "Give true, or leave it out"))
     return problems
+
+
+def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with a layer's stored bits: `channels` has them, and no other format."""
+    bits = entry.get("stored_bits")
+    if entry.get("wq") != CHANNELS:
+        return [] if bits is None else [Problem(f"{where}.stored_bits", f"is for the format {CHANNELS} only")]
+    if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
+        return []
+    hint = "Such plans are made by scripts/sparsegpt_enhanced.py"
+    return [Problem(f"{where}.stored_bits", f"{bits!r} is no number of bits", hint)]
 
 
 def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
@@ -117,10 +138,11 @@ def _check_shape(source: str, config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(key, {}), dict):
             problems.append(Problem(f"{source}: {key}", f"{config[key]!r} is no object", "Put it as {...}"))
     problems += _target_problems(source, config)
-    smoothing = config.get("smoothing", {"sha256": ""})
-    if not isinstance(smoothing, dict) or not isinstance(smoothing.get("sha256"), str):
-        hint = "Search again: it is written with the factors beside it"
-        problems.append(Problem(f"{source}: smoothing", "is no object with a sha256", hint))
+    for key in ("smoothing", "compressed"):
+        beside = config.get(key, {"sha256": ""})
+        if not isinstance(beside, dict) or not isinstance(beside.get("sha256"), str):
+            hint = "Search again: it is written with what stands beside the plan"
+            problems.append(Problem(f"{source}: {key}", "is no object with a sha256", hint))
     overrides = config.get("overrides", [])
     if not isinstance(overrides, list):
         problems.append(Problem(f"{source}: overrides", "is no list", 'Put it as [{"pattern": ..., "wq": ...}]'))
@@ -151,14 +173,15 @@ def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
     notes = {key: entry[key] for key in NOTES if key in entry}
     if entry.get("skip"):
         return LayerPlan(notes=notes)
-    return LayerPlan(entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED), entry.get("group_size"), notes)
+    formats = (entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED))
+    return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"))
 
 
 def expand(
     config: Mapping[str, Any],
     layers: Iterable[Layer],
     source: str = "config",
-    formats: Mapping[str, Format] = FORMATS,
+    formats: Mapping[str, Format] = IN_PLANS,
 ) -> Plan:
     """Return the plan of a configuration: for each layer the last override whose pattern matches its whole name.
 
@@ -177,7 +200,7 @@ def expand(
     return Plan(chosen, config.get("search_summary") or config.get("summary") or {})
 
 
-def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = FORMATS) -> Plan:
+def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
     """Return the plan in a config.json or plan.json, expanded over the model's layers. Raises `UserError`."""
     config = read_json(path)
     made_for = config.get("model_fingerprint")
@@ -186,9 +209,21 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = FORMA
             path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same"
         )
     plan = expand(config, info.layers, str(path), formats)
-    if "smoothing" not in config:
-        return plan
-    return replace(plan, smoothing=read_smoothing(smoothing_path(path), config["smoothing"]["sha256"]))
+    if "smoothing" in config:
+        plan = replace(plan, smoothing=read_smoothing(smoothing_path(path), config["smoothing"]["sha256"]))
+    return replace(plan, compressed=_compressed_beside(path, config, plan))
+
+
+def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Compressed | None:
+    """Return the compressed layers beside a plan. Raises `UserError` where a layer's format is `channels` and it is not there."""
+    channelled = [name for name, made in plan.layers.items() if made.wq == CHANNELS]
+    if "compressed" not in config and not channelled:
+        return None
+    held = read_compressed(Path(path).parent / COMPRESSED, config.get("compressed", {}).get("sha256"))
+    absent = [name for name in channelled if name not in held.files]
+    if absent:
+        raise user_error(held.folder, f"lacks {absent[0]}", "Search again, or copy the folder written with the plan")
+    return held
 
 
 def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
@@ -227,10 +262,25 @@ def _write(
         summary_key: dict(plan.summary),
         "model_fingerprint": info.fingerprint,
     }
+    if plan.compressed is not None:
+        _put_beside(path, plan.compressed)
+        content["compressed"] = {"sha256": plan.compressed.digest}
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
         content["smoothing"] = {"alphas": plan.smoothing.alphas, "sha256": plan.smoothing.digest}
     write_json(path, content)
+
+
+def _put_beside(path: Path, compressed: Compressed) -> None:
+    """Copy the folder of compressed layers beside a plan, unless it is there."""
+    place = Path(path).parent / COMPRESSED
+    if place.resolve() == compressed.folder.resolve():
+        return
+    if place.is_dir():
+        read_compressed(place, compressed.digest)  # another plan's are not replaced
+        return
+    with folder_written_aside(place) as aside:
+        shutil.copytree(compressed.folder, aside, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True)
@@ -241,19 +291,19 @@ class Bits:
     avg_bits_layers: float
 
 
-def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = FORMATS) -> float:
+def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = IN_PLANS) -> float:
     """Return the stored size of a layer in bits: its values, and the scales of its blocks."""
-    return formats[made.wq].bits_of(layer.shape, made.group_size)
+    return made.stored_bits if made.stored_bits is not None else formats[made.wq].bits_of(layer.shape, made.group_size)
 
 
-def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = FORMATS) -> Bits:
+def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Bits:
     """Return the average bits of a plan; parameters outside the quantizable layers count 16 bits each."""
     stored = sum(layer_bits(layer, plan.of(layer.name), formats) for layer in info.quantizable)
     inside = sum(layer.params for layer in info.quantizable)
     return Bits((stored + UNQUANTIZED_BITS * (info.parameters - inside)) / info.parameters, stored / inside)
 
 
-def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = FORMATS) -> None:
+def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:
     """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format."""
     problems = []
     for layer in info.quantizable:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.formats.base import Format, Quantized
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import Smoothing, fold_norms_
@@ -27,7 +27,7 @@ class QuantizedWeights:
     """
 
     limit: int = 4 * GIB
-    formats: Mapping[str, Format] = field(default_factory=lambda: FORMATS)
+    formats: Mapping[str, Format] = field(default_factory=lambda: IN_PLANS)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     made: int = 0
     _kept: dict[tuple[str, str, int, str], Quantized] = field(default_factory=dict)
@@ -113,7 +113,14 @@ def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer]
     for name, module in block.layers.items():
         layer, made = info_layers.get(name), plan.of(name)
         if layer is not None and made.wq != UNQUANTIZED:
-            set_weight_(module, layer, weights.get(name, weight_of(module, layer), made, plan.smoothing))
+            set_weight_(module, layer, planned_weight(name, weight_of(module, layer), plan, weights))
+
+
+def planned_weight(name: str, weight: Tensor, plan: Plan, weights: QuantizedWeights) -> Tensor:
+    """Return a layer's weight (out, in) as its plan has it, float32: already smoothed `weight` rounded, or what is stored beside the plan."""
+    if plan.of(name).wq == CHANNELS:
+        return plan.compressed.weight(name)
+    return weights.get(name, weight, plan.of(name), plan.smoothing)
 
 
 def smooth_(block: Block, smoothing: Smoothing, info_layers: Mapping[str, Layer]) -> None:

@@ -3,42 +3,16 @@
 import difflib
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from bitplan.errors import Problem, UserError, nearest
-from bitplan.formats.names import NAMES
-
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-Name = Annotated[str, Field(pattern=NAME)]
-
-
-def _known_format(name: str) -> str:
-    """Return a format's name. Raises ValueError that names the nearest ones for another word."""
-    if name not in NAMES:
-        raise ValueError(f"format {name!r} is not known. {nearest(name, NAMES) or 'docs/formats.md lists them'}")
-    return name
-
-
-FormatName = Annotated[str, AfterValidator(_known_format)]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, numbers may come as strings (--config gives them so)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=False, allow_inf_nan=False)
+from bitplan.errors import Problem, UserError
+from bitplan.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, Section
+from bitplan.studies import StudySettings
 
 
 class ModelSettings(Section):
@@ -77,6 +51,9 @@ class ExportSettings(Section):
     unquantized: Literal["f16", "bf16"] = Field("f16", description="type of layers that a plan leaves at 16 bits")
     match: Literal["bits", "distortion"] = Field(
         "bits", description="how the type for a format that GGUF lacks is chosen"
+    )
+    max_error: float = Field(
+        1e-3, gt=0, description="squared error, as a share, that a type may make on weights with a width per channel"
     )
 
 
@@ -118,88 +95,6 @@ class TaskSettings(Section):
     max_length: int = Field(512, ge=2, description="tokens that the model sees at once; changes the figures")
 
 
-class CheckSettings(Section):
-    """What a plan over its target does."""
-
-    on_miss: Literal["fail", "warn"] = Field("warn", description="stop the workflow, or only say so")
-    tolerance: float = Field(0.0, ge=0, description="bits over the target that still pass")
-
-
-class AdaptivePlan(Section):
-    """A plan found by the adaptive Alpha-Hill threshold search."""
-
-    method: Literal["adaptive"] = "adaptive"
-    ppl_threshold: float = Field(0.1, gt=0, description="largest rise of perplexity, as a share")
-    target_avg_bits: float = Field(8.0, gt=0, le=16, description="average bits over all parameters to stop at")
-    step_size: float = Field(0.5, gt=0, description="step of the alpha threshold")
-    batch_size: int = Field(8, ge=1, description="windows in one batch; changes speed only")
-    search: Literal["linear", "bisect"] = Field("linear", description="try every step, or halve")
-    fit: Literal["hill", "xmin_mid"] = Field("hill", description="how alpha is fitted")
-    polarity: Literal["high_alpha_fewer_bits", "low_alpha_fewer_bits"] = Field(
-        "high_alpha_fewer_bits", description="which end of alpha is compressed first"
-    )
-    group_size: int = Field(32, ge=1, description="values per block")
-    formats: list[FormatName] = Field(
-        ["mxfp4", "mxfp8"], min_length=1, description="a format for each stage, fewest bits first: docs/formats.md"
-    )
-    task: str | None = Field(None, description="limit a metric of this lm-eval task instead of perplexity per token")
-    metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
-    task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
-    include_path: str | None = Field(None, description="folder with your own lm-eval tasks")
-    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
-
-
-class RandomPlan(Section):
-    """A plan drawn by lot."""
-
-    method: Literal["random"]
-    mxfp4_ratio: float = Field(0.3, ge=0, le=1, description="share of layers in mxfp4")
-    bf16_ratio: float = Field(0.2, ge=0, le=1, description="share of layers in bf16")
-    seed: int = Field(42, ge=0, description="the same seed gives the same plan")
-    group_size: int = Field(32, ge=1, description="values per block")
-    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
-
-    @field_validator("bf16_ratio")
-    @classmethod
-    def _fits(cls, value: float, info: Any) -> float:
-        if value + info.data.get("mxfp4_ratio", 0) > 1 + 1e-12:
-            raise ValueError("mxfp4_ratio and bf16_ratio add up to more than 1")
-        return value
-
-
-class GeneticPlan(Section):
-    """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
-
-    method: Literal["genetic"]
-    target_compression: float = Field(
-        0.75, gt=0, le=1, description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1"
-    )
-    target_avg_bits: float | None = Field(
-        None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"
-    )
-    palette: list[FormatName] = Field([], description="weight formats to choose from, with target_avg_bits")
-    metric: Literal["mse", "relative_mse", "weighted_error"] = Field(
-        "mse", description="column of the sensitivity table that is minimized"
-    )
-    solution: Literal["genetic", "exact"] = Field("genetic", description="which of the two solutions the plan holds")
-    ga_pop: int = Field(30, ge=3, description="plans in a generation")
-    ga_gen: int = Field(25, ge=1, description="generations")
-    seed: int = Field(0, ge=0, description="the same seed gives the same plan")
-    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
-
-    @model_validator(mode="after")
-    def _palette_goes_with_a_target(self) -> "GeneticPlan":
-        if bool(self.palette) != (self.target_avg_bits is not None):
-            raise ValueError("palette and target_avg_bits go together: give both, or neither for W4 with A4 or A8")
-        if not self.palette and self.metric == "weighted_error":
-            raise ValueError("metric weighted_error looks at weights only and cannot tell A4 from A8: use mse")
-        return self
-
-
-METHODS: Mapping[str, type[Section]] = {"adaptive": AdaptivePlan, "random": RandomPlan, "genetic": GeneticPlan}
-AnyPlan = Annotated[AdaptivePlan | RandomPlan | GeneticPlan, Field(discriminator="method")]
-
-
 # llama.cpp's recipes by name; a test holds them known to the runtime.
 Recipe = Literal[
     "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
@@ -212,6 +107,7 @@ class Settings(Section):
 
     models: dict[Name, ModelSettings] = Field(min_length=1, description="models by name")
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
+    studies: dict[Name, StudySettings] = Field({}, description="studies by name: a plan with some settings varied")
     baselines: list[Recipe] = Field(
         ["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed"
     )
@@ -223,10 +119,20 @@ class Settings(Section):
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
     tasks: TaskSettings = Field(TaskSettings(), description="optional lm-eval tasks")
 
+    @cached_property
+    def cells(self) -> dict[str, AnyPlan]:
+        """The plans of all studies, `study.cell`."""
+        return {cell.name: cell.plan for name, study in self.studies.items() for cell in study.cells(name)}
+
+    @cached_property
+    def every_plan(self) -> dict[str, AnyPlan]:
+        """The plans, and those of the studies."""
+        return {**self.plans, **self.cells}
+
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":
         """Plans share one table: what a plan may choose has to be in it."""
-        for name, plan in self.plans.items():
+        for name, plan in self.every_plan.items():
             absent = [form for form in getattr(plan, "palette", []) if form not in self.sensitivity.palette]
             if absent:
                 raise ValueError(f"plan {name} may choose {absent[0]}, which sensitivity.palette does not measure")
@@ -236,10 +142,14 @@ class Settings(Section):
     def _names_are_unique(self) -> "Settings":
         """A plan, a baseline: each has a folder, a log and a row of its own."""
         twice = sorted(
-            {name for name in self.baselines if self.baselines.count(name) > 1} | set(self.baselines) & set(self.plans)
+            {name for name in self.baselines if self.baselines.count(name) > 1}
+            | set(self.baselines) & set(self.every_plan)
+            | set(self.cells) & set(self.plans)
         )
         if twice:
-            raise ValueError(f"baselines and plans need names of their own: {', '.join(twice)} is used twice")
+            raise ValueError(
+                f"baselines, plans and cells of studies need names of their own: {', '.join(twice)} is used twice"
+            )
         return self
 
 
@@ -254,6 +164,8 @@ def _keys_at(location: tuple) -> list[str]:
     }
     if len(location) == 1:
         return list(Settings.model_fields)
+    if location[0] == "studies":
+        return list(StudySettings.model_fields)
     if location[0] == "plans":
         return list((CheckSettings if "check" in location[2:-1] else METHODS[location[2]]).model_fields)
     return list((ModelSettings if location[0] == "models" else sections[location[0]]).model_fields)

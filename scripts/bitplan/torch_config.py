@@ -10,7 +10,7 @@ import torch
 
 from bitplan.errors import user_error
 from bitplan.files import written_aside
-from bitplan.formats.table import FORMATS
+from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 from bitplan.plan import LayerPlan, Plan, read_plan
@@ -28,8 +28,8 @@ def content_of(plan: Plan, info: ModelInfo) -> dict[str, dict[str, Any]]:
     smoothed = plan.smoothing.by_layer if plan.smoothing else {}
     return {
         layer.name: {
-            "w_bits": int(FORMATS[plan.of(layer.name).wq].element_bits),
-            "a_bits": int(FORMATS[plan.of(layer.name).aq].element_bits),
+            "w_bits": int(IN_PLANS[plan.of(layer.name).wq].element_bits),
+            "a_bits": int(IN_PLANS[plan.of(layer.name).aq].element_bits),
             "clip_ratio": CLIP_RATIO,
             "smooth_alpha": smoothed[layer.name].alpha if layer.name in smoothed else None,
         }

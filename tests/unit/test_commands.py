@@ -58,16 +58,18 @@ def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
 
 
 def test_every_setting_is_a_flag_of_its_command(monkeypatch):
-    from bitplan import settings
+    from bitplan import plan_settings, settings
 
     sections = {
-        "adaptive_quantization_search.py": (settings.AdaptivePlan, settings.ComputeSettings),
-        "random_mixed_precision_quantization.py": (settings.RandomPlan,),
+        "adaptive_quantization_search.py": (plan_settings.AdaptivePlan, settings.ComputeSettings),
+        "random_mixed_precision_quantization.py": (plan_settings.RandomPlan,),
+        "mixed_precision_ptq.py": (plan_settings.GeneticPlan, settings.ComputeSettings),
+        "sparsegpt_enhanced.py": (plan_settings.SparseGPTPlan, settings.ComputeSettings),
         "layer_stats.py": (settings.ComputeSettings, settings.WindowSettings),
         "teacher.py": (settings.ComputeSettings, settings.WindowSettings),
         "export_gguf.py": (settings.ExportSettings,),
         "compare_real_quant.py": (settings.SpeedSettings,),
-        "calculate_avg_bits.py": (settings.CheckSettings,),
+        "calculate_avg_bits.py": (plan_settings.CheckSettings,),
         "eval_with_lm_eval.py": (settings.TaskSettings, settings.ComputeSettings),
     }
     for command, models in sections.items():

@@ -185,7 +185,7 @@ def test_the_optimal_widths_have_the_least_weighted_error(seed):
 
 
 def test_rounding_errors_are_those_of_each_width():
-    layer, inputs = made_layer()
+    layer, _ = made_layer()
     weight = layer.weight.data
     errors = rounding_errors(weight, Quantizer(4).grid(weight, BIT_OPTIONS))
     for option, bits in enumerate(BIT_OPTIONS):

@@ -22,7 +22,7 @@ from bitplan.models.smoothing import folded_norm
 from bitplan.models.walk import check_finite
 from bitplan.plan import Plan, check_columns
 from bitplan.progress import progress
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.quantized_walk import QuantizedWeights, planned_weight
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of bfloat16
@@ -83,11 +83,11 @@ def _changed(name: str, checkpoint: Checkpoint, layer: Layer | None, plan: Plan,
 
 def _layer_value(weight: Tensor, layer: str, plan: Plan, weights: QuantizedWeights) -> Tensor:
     """Return a weight (out, in) smoothed, quantized, and divided again where its input would have to be divided."""
-    smoothing, made = plan.smoothing, plan.of(layer)
+    smoothing = plan.smoothing
     factor = smoothing.factor(layer) if smoothing else None
     divisor = smoothing.input_divisor(layer) if smoothing else None
     wide = weight if factor is None else weight * factor
-    value = weights.get(layer, wide, made, smoothing) if made.weights_change else wide
+    value = planned_weight(layer, wide, plan, weights) if plan.of(layer).weights_change else wide
     return value if divisor is None else value / divisor
 
 

@@ -25,7 +25,7 @@ from bitplan.errors import user_error
 from bitplan.files import check_gguf, written_aside
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import block_of, encode, fallback
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
 from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan
@@ -125,6 +125,8 @@ def choose_type(
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
     reasons = []
+    if made.wq == CHANNELS:
+        return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
     if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
         reasons.append("exact ties are rounded towards zero, not to even")
     elif not form.exact_in_gguf:
@@ -179,7 +181,7 @@ def plan_tensors(
     info: ModelInfo,
     plan: Plan,
     unquantized: str,
-    formats: Mapping[str, Format] = FORMATS,
+    formats: Mapping[str, Format] = IN_PLANS,
     types: Mapping[str, str] = MappingProxyType({}),
 ) -> list[TensorRecord]:
     """Return a record for every tensor of the file, in the file's order: the report, before a byte is written.

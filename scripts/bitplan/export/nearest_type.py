@@ -1,4 +1,4 @@
-"""Which GGUF type comes nearest to a format on a given matrix: by the squared error, not by the number of bits."""
+"""Which GGUF type stands for weights that no type holds: the one whose error is nearest to a format's, or the smallest within an error."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from gguf import GGMLQuantizationType, GGUFReader, dequantize
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from bitplan.export.gguf_file import layer_names
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import block_of, decode, encode
-from bitplan.formats.table import FORMATS
+from bitplan.formats.table import CHANNELS, IN_PLANS
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan
 
@@ -42,19 +42,54 @@ def nearest_types(
     info: ModelInfo,
     plan: Plan,
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
-    formats: Mapping[str, Format] = FORMATS,
+    formats: Mapping[str, Format] = IN_PLANS,
 ) -> dict[str, str]:
     """Return {layer: GGUF type} for the layers whose format no type holds exactly, each judged on up to 256 of its rows.
 
-    `factors` are those of the tensors' columns that are folded into the file."""
+    `factors` are those of the tensors' columns that are folded into the file.
+    """
     layers, found = layer_names(reader, info), {}
     for tensor in reader.tensors:
         for place, layer in enumerate(layers.get(tensor.name, ())):
             made = plan.of(layer)
-            if not made.weights_change or formats[made.wq].exact_in_gguf:
+            if not made.weights_change or formats[made.wq].exact_in_gguf or made.wq == CHANNELS:
                 continue
-            data = tensor.data[place] if len(layers[tensor.name]) > 1 else tensor.data
-            some = dequantize(data[:: -(-len(data) // ROWS)], tensor.tensor_type) * factors.get(tensor.name, 1.0)
-            values = np.ascontiguousarray(some, dtype=np.float32)
-            found[layer] = nearest_type(values, made, formats[made.wq])
+            values = _some_rows(tensor, place, len(layers[tensor.name])) * factors.get(tensor.name, np.float32(1))
+            found[layer] = nearest_type(np.ascontiguousarray(values, np.float32), made, formats[made.wq])
+    return found
+
+
+def _some_rows(tensor: ReaderTensor, place: int, held: int) -> np.ndarray:
+    """Return up to 256 rows, evenly picked, of one of the matrices that a tensor holds, float32."""
+    data = tensor.data[place] if held > 1 else tensor.data
+    return np.ascontiguousarray(dequantize(data[:: -(-len(data) // ROWS)], tensor.tensor_type), dtype=np.float32)
+
+
+def smallest_type(values: np.ndarray, most: float) -> str:
+    """Return the type of fewest bits whose squared error on `values` (out, in), as a share of their squares, is at most `most`."""
+    fitting = [name for name in CANDIDATES if values.shape[1] % block_of(GGMLQuantizationType[name])[0] == 0]
+    squares = float(np.square(values, dtype=np.float64).mean())
+    for name in sorted(fitting, key=_bits):
+        kind = GGMLQuantizationType[name]
+        if _error(values, decode(encode(values, kind), kind)) <= most * squares:
+            return name
+    return "F16"
+
+
+def _bits(name: str) -> float:
+    values, size = block_of(GGMLQuantizationType[name])
+    return 8 * size / values
+
+
+def smallest_types(reader: GGUFReader, info: ModelInfo, plan: Plan, most: float) -> dict[str, str]:
+    """Return {layer: GGUF type} for the layers with a width per channel: the smallest within the error, judged on up to 256 rows.
+
+    `reader` holds the compressed values. Experts that one tensor holds get the type of the one that needs most bits.
+    """
+    layers, found = layer_names(reader, info), {}
+    for tensor in reader.tensors:
+        held = [name for name in layers.get(tensor.name, ()) if plan.of(name).wq == CHANNELS]
+        places = [layers[tensor.name].index(name) for name in held]
+        types = [smallest_type(_some_rows(tensor, place, len(layers[tensor.name])), most) for place in places]
+        found |= dict.fromkeys(held, max(types, key=_bits, default=""))
     return found

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
+from torch import Tensor
 
 from bitplan.errors import nearest, user_error
 from bitplan.formats import floating, ggml, integer, mx
-from bitplan.formats.base import Format
+from bitplan.formats.base import Format, Quantized
+
+# Codes with a width for every input channel, which another step has made: models/compressed.py.
+CHANNELS = "channels"
 
 
 def _float(name: str, dtype: torch.dtype, gguf_type: str) -> Format:
@@ -73,6 +77,22 @@ _ENTRIES = (
 )
 FORMATS: Mapping[str, Format] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 UNQUANTIZED = "bf16"
+
+
+def _made_elsewhere(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+    what = "is no rounding: the codes stand beside the plan that names it"
+    raise user_error(f"format {CHANNELS}", what, "Make such a plan with scripts/sparsegpt_enhanced.py")
+
+
+# What a plan may name: the table, and the format of weights that are not rounded to it.
+IN_PLANS: Mapping[str, Format] = MappingProxyType(
+    {
+        **FORMATS,
+        CHANNELS: Format(
+            CHANNELS, "channels", 8, 0, 1, _made_elsewhere, integer.DEQUANTIZE, "Q8_0", False, False, fixed_block=True
+        ),
+    }
+)
 
 
 def format_named(name: str, formats: Mapping[str, Format] = FORMATS) -> Format:

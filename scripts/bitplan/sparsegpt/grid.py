@@ -19,7 +19,9 @@ UNQUANTIZED_WIDTH = 16
 # Shares of the range that are tried when it may be cut (GPTQ's `mse`: error^2.4, down to a fifth of the range).
 SHRINKS = tuple(1 - 0.8 * i / 20 for i in range(20))
 ERROR_POWER = 2.4
-ROWS_AT_ONCE = 1 << 22
+# Of longer groups every n-th value is looked at, so that cutting ranges stays cheap beside the sweep.
+VALUES_LOOKED_AT = 512
+VALUES_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,10 @@ def _error(blocks: Tensor, scale: Tensor, zero: Tensor, width: int, symmetric: b
     return (blocks - made).abs_().pow_(ERROR_POWER).sum(-1)
 
 
-def _cut(blocks: Tensor, low: Tensor, high: Tensor, width: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of the share of the range under which the error of each block is least."""
+def _cut(blocks: Tensor, width: int, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point of the share of the range under which the error of each block (out, groups, group) is least."""
+    low, high = _ranges(blocks, symmetric)
+    blocks = blocks[..., :: -(-blocks.shape[-1] // VALUES_LOOKED_AT)].contiguous()
     best = _scaled(low, high, width, symmetric)
     least = _error(blocks, *best, width, symmetric)
     for share in SHRINKS[1:]:
@@ -127,13 +131,12 @@ class Quantizer:
         """Return scale and zero point (out, groups) of blocks (out, groups, group)."""
         if not self.perchannel:
             one = blocks.reshape(1, 1, -1)
-            low, high = _ranges(one, self.sym)
-            pair = _cut(one, low, high, width, self.sym) if self.mse else _scaled(low, high, width, self.sym)
+            pair = _cut(one, width, self.sym) if self.mse else _scaled(*_ranges(one, self.sym), width, self.sym)
             return tuple(part.expand(blocks.shape[0], 1) for part in pair)
         if not self.mse:
             return _scaled(*_ranges(blocks, self.sym), width, self.sym)
-        step = max(1, ROWS_AT_ONCE // blocks[0].numel())
-        parts = [_cut(rows, *_ranges(rows, self.sym), width, self.sym) for rows in blocks.split(step)]
+        step = max(1, VALUES_AT_ONCE // (blocks.shape[1] * min(blocks.shape[2], VALUES_LOOKED_AT)))
+        parts = [_cut(rows, width, self.sym) for rows in blocks.split(step)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 

@@ -66,10 +66,15 @@ class ChannelSettings:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A compressed weight: values (out, in), and where it is quantized codes (out, in), widths (in,) and the grid they belong to."""
+    """A compressed weight: values (out, in), and where it is quantized codes (out, in), widths (in,) and the grid they belong to.
+
+    `loss` is tr(dW H dW^T) of the change dW, twice the squared error of the outputs per token; None without compensation.
+    """
 
     values: Tensor
     pruned: Tensor
+    loss: float | None
+    scores: Tensor
     widths: Tensor | None
     codes: Tensor | None
     grid: Grid | None
@@ -144,7 +149,9 @@ class SparseGPT:
         if not torch.isfinite(swept.values).all():
             raise user_error(self.layer_name, "became NaN or infinite", "Raise percdamp, or use more calibration text")
         codes = None if swept.codes is None else swept.codes.T
-        self.compressed = Compressed(swept.values.T, swept.pruned.T, widths, codes, grid)
+        self.compressed = Compressed(
+            swept.values.T, swept.pruned.T, swept.loss if compensate else None, scores, widths, codes, grid
+        )
         self._set_weight_(swept.values.T)
         if self.stats_collector is not None and widths is not None:
             self.stats_collector.add_(self.layer_name, widths.tolist(), scores.tolist())

@@ -1,17 +1,13 @@
 """How important each input channel of a layer is: five scores, each divided by its mean over the channels, and their weighted sum."""
 
 from collections.abc import Mapping
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from bitplan.errors import Problem, UserError, nearest
+from bitplan.sparsegpt.score_weights import WEIGHTS
 from bitplan.statistics.hessian import InputMoments
-
-WEIGHTS: Mapping[str, float] = MappingProxyType(
-    {"activation": 0.25, "hessian": 0.25, "weight": 0.15, "output": 0.25, "stability": 0.10}
-)
 
 
 def check_weights(weights: Mapping[str, float], source: str = "--weights") -> None:

@@ -74,11 +74,15 @@ def factorize(hessian: Tensor, percdamp: float) -> Factors:
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep leaves of a weight: its values (in, out), its codes (in, out) where quantized, and what was pruned (in, out)."""
+    """What a sweep leaves of a weight: its values (in, out), its codes (in, out) where quantized, and what was pruned (in, out).
+
+    `loss` is the sum of the squares of (w_j - q_j) / U_jj, which is tr(dW H dW^T) of the whole change dW under the damped H.
+    """
 
     values: Tensor
     codes: Tensor | None
     pruned: Tensor
+    loss: float
 
 
 def _smallest(saliency: Tensor, count: int) -> Tensor:
@@ -108,7 +112,7 @@ def sweep(
     pruned = torch.zeros_like(rest, dtype=torch.bool)
     codes = None if grid is None else torch.zeros_like(rest, dtype=torch.int16)
     chosen = None if options is None else options.tolist()
-    done = 0
+    done, loss = 0, 0.0
     for start in range(0, columns, blocksize):
         stop = min(start + blocksize, columns)
         factor, block = upper[start:stop, start:stop], rest[start:stop]
@@ -118,8 +122,9 @@ def sweep(
             pruned[start:stop], done = _smallest(saliency, count), done + count
         places = None if grid is None else (grid, codes[start:stop], chosen[start:stop], start)
         errors = _sweep_block_(block, factor, pruned[start:stop], pruning, places)
+        loss += errors.square().sum(dtype=torch.float64).item()
         rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return Swept(rest, codes, pruned)
+    return Swept(rest, codes, pruned, loss)
 
 
 def _sweep_block_(block: Tensor, factor: Tensor, pruned: Tensor, pruning: Pruning, places: tuple | None) -> Tensor:

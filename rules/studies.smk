@@ -1,0 +1,23 @@
+rule study:
+    input:
+        study_cells,
+    output:
+        table="results/{model}/studies/{study}.tsv",
+        text="results/{model}/studies/{study}.txt",
+        figure=report(
+            "results/{model}/studies/{study}.svg",
+            caption="../docs/study.rst",
+            category="Studies",
+        ),
+    log:
+        "logs/{model}/studies/{study}.log",
+    localrule: True
+    conda:
+        "../envs/report.yaml"
+    params:
+        *code("study_report.py"),
+        script=script("study_report.py"),
+        flags=study_flags,
+    shell:
+        "python {params.script:q} --results results/{wildcards.model} {params.flags}"
+        " --output {output.table} --text {output.text} --figure {output.figure} > {log} 2>&1"

@@ -1,0 +1,85 @@
+"""Calibration windows: from a text by a seed, and from a data set of the hub by its usual name."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from bitplan.errors import UserError
+from bitplan.evaluate.calibration import TEXT_SETS, calibration_tokens
+from bitplan.evaluate.text import windows
+from bitplan.models.checkpoint import Checkpoint
+from tests.conftest import SCRIPTS
+from tests.families import TEXT
+from tests.hub_stand_in import serving
+
+
+@pytest.fixture
+def checkpoint(tiny) -> Checkpoint:
+    return Checkpoint.open(tiny)
+
+
+def test_windows_are_drawn_by_the_seed_and_never_overlap(checkpoint):
+    first, again, other = (calibration_tokens(str(TEXT), checkpoint, "", 64, 5, seed) for seed in (0, 0, 1))
+    every = windows(checkpoint.folder, TEXT, 64).tolist()
+    assert (first == again).all() and not (first == other).all()
+    places = [every.index(window) for window in first.tolist()]
+    assert places == sorted(set(places)) and len(places) == 5
+
+
+def test_a_short_text_is_used_whole_and_said_to_be_short(checkpoint, tmp_path, caplog):
+    (tmp_path / "t.txt").write_text("once upon a time there was a dog. " * 40)
+    tokens = calibration_tokens(str(tmp_path / "t.txt"), checkpoint, "", 64, 1000, 0)
+    assert 0 < len(tokens) < 1000 and "fewer than 1000" in caplog.text
+
+
+def test_a_text_of_less_than_a_window_is_refused(checkpoint, tmp_path):
+    (tmp_path / "t.txt").write_text("once upon a time")
+    with pytest.raises(UserError, match="one window needs 64"):
+        calibration_tokens(str(tmp_path / "t.txt"), checkpoint, "", 64, 4, 0)
+
+
+def test_a_name_that_is_no_file_and_no_data_set_is_refused_with_the_nearest(checkpoint):
+    with pytest.raises(UserError, match="Did you mean 'wikitext2'"):
+        calibration_tokens("wikitext-2", checkpoint, "", 64, 4, 0)
+
+
+def test_without_a_connection_a_data_set_is_refused_with_the_way_out(checkpoint):
+    with pytest.raises(UserError, match="c4: cannot be fetched from the hub .allenai/c4.*Give a text file"):
+        calibration_tokens("c4", checkpoint, "", 64, 4, 0)
+
+
+PROGRAM = """
+import sys; sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from bitplan.evaluate.calibration import calibration_tokens
+from bitplan.models.checkpoint import Checkpoint
+print(calibration_tokens(sys.argv[3], Checkpoint.open(Path(sys.argv[2])), "", 16, 3, 0).tolist())
+"""
+
+
+@pytest.mark.parametrize("name", TEXT_SETS)
+def test_a_data_set_of_the_hub_is_fetched_by_its_usual_name(name, tiny, tmp_path):
+    held = TEXT_SETS[name]
+    story = "once upon a time there was a little dog who ran to the park and saw a red ball . "
+    table = pd.DataFrame({held.column: [story * 3, "short", story * 2]})
+    file = tmp_path / "hub" / held.file
+    file.parent.mkdir(parents=True)
+    if held.file.endswith(".parquet"):
+        table.to_parquet(file)
+    else:
+        with gzip.open(file, "wt") as out:
+            out.writelines(json.dumps(row) + "\n" for row in table.to_dict("records"))
+    with serving(tmp_path / "hub", f"datasets/{held.repository}") as hub:
+        hub.revisions = {held.revision or "main"}
+        home = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+        line = [sys.executable, "-c", PROGRAM, str(SCRIPTS), str(tiny), name]
+        made = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, **home})
+    assert made.returncode == 0, made.stderr[-1500:]
+    tokens = json.loads(made.stdout)
+    assert len(tokens) == 3 and all(len(window) == 16 for window in tokens)
+    assert [asked.path for asked in hub.asked if asked.method == "GET"]

@@ -87,10 +87,11 @@ def test_a_budget_for_everything_is_used_without_a_gap():
     assert found.choice.tolist() == [1, 2] and found.gap == 0 and found.lower_bound == found.damage == 5
 
 
-def test_the_gap_of_a_solution_says_what_indivisible_steps_leave():
+def test_what_indivisible_steps_leave_lies_above_the_relaxed_bound_and_is_no_gap():
     # One layer may go up: 3 of damage. Half a layer more would fit: the bound is 2.5.
     found = optimal(choices([[2, 1]] * 3, (0, 2)), 3)
-    assert found.damage == 5 and found.lower_bound == pytest.approx(4.5) and found.gap == pytest.approx(0.5 / 4.5)
+    assert found.damage == 5 and found.relaxed_bound == pytest.approx(4.5)
+    assert found.exact and found.lower_bound == 5 and found.gap == 0
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])

@@ -4,16 +4,17 @@
 
 Two options and one step of size: sorting. Otherwise the Lagrangian relaxation gives a bound and a choice near it,
 reduced costs drop the options that no better choice can hold, and dynamic programming over the rest finishes: at first over
-what may lie just above the bound, then over more, until the best choice is found or the rest is too much to go through
+what may lie just above the bound, then over more, until the best choice is found or the rest is too much to go through.
+Where that leaves a gap of more than 0.01 %, the layer of the largest step is given options below and above that step in turn
 (Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bitplan.search.choices import Choices, check_budget, total, total_damage, total_size
-from bitplan.search.lagrangian import BOUND_ROUNDING, Choice, Dual, Problem, Table, dual_of, good_choice, problem_of
+from bitplan.search.choices import Choices, check_budget, limit_of, reachable, total, total_damage, total_size
+from bitplan.search.lagrangian import BOUND_ROUNDING, Choice, Dual, Problem, Table, at, dual_of, good_choice, problem_of
 
 # Differences of damage below this share are rounding of one step of dynamic programming.
 STEP_ROUNDING = 1e-13
@@ -21,6 +22,8 @@ STEP_ROUNDING = 1e-13
 LEAST_STATES, MOST_STATES, MOST_WORK = 100, 50_000, 4_000_000
 # How far above the bound is searched: these shares of the way to the damage of the best choice known.
 SHARES = (1 / 64, 1 / 16, 1 / 4, 1)
+# A gap at which nothing more is tried, and how often the choices are divided until then.
+ENOUGH, MOST_BRANCHES = 1e-4, 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,13 +200,64 @@ def _finished(problem: Problem, dual: Dual, choice: Choice) -> tuple[Choice, flo
     return choice, min(bound, least)
 
 
-def _solution(choices: Choices, choice: Choice, relaxed: float, bound: float) -> Solution:
+def _solution(choices: Choices, choice: Choice, bound: float, relaxed: float) -> Solution:
     damage = float(total_damage(choices, choice))
     exact = bound >= damage * (1 - BOUND_ROUNDING)
     bound = damage if exact else max(bound, 0.0)
     gap = (damage - bound) / max(bound, float(np.finfo(np.float64).tiny))
     relaxed = min(max(relaxed, 0.0), damage)
     return Solution(choice, damage, float(total_size(choices, choice)), bound, relaxed, gap, exact)
+
+
+# -- a layer so large that its step is the gap -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A part of the choices, its best choice as far as known, and the damage below which none of the part can be."""
+
+    choices: Choices
+    dual: Dual
+    choice: Choice
+    bound: float
+
+
+def _node(choices: Choices, budget: float) -> _Node | None:
+    """Return the node of a part of the choices; None where none of them is within the budget."""
+    if reachable(choices)[0] > limit_of(budget):
+        return None
+    problem = problem_of(choices, budget)
+    dual = dual_of(problem)
+    choice, bound = _finished(problem, dual, good_choice(problem, dual))
+    return _Node(choices, dual, choice, bound)
+
+
+def _parts(node: _Node) -> list[Choices]:
+    """Return the choices in two parts: the layer of the largest step across the budget below that step, and above it."""
+    size = node.choices.size
+    layer = int((at(size, node.dual.beyond) - at(size, node.dual.within)).argmax())
+    small = size[layer] <= size[layer, node.dual.within[layer]]
+    parts = []
+    for kept in (small, ~small):
+        damage = node.choices.damage.copy()
+        damage[layer, ~kept] = np.inf
+        parts.append(replace(node.choices, damage=damage))
+    return parts
+
+
+def _branched(root: _Node, budget: float) -> tuple[Choice, float]:
+    """Return the best choice of all parts and their bound, the part of the lowest bound divided again and again."""
+    best, least, nodes = root.choice, float(total_damage(root.choices, root.choice)), [root]
+    for _ in range(MOST_BRANCHES):
+        node = min(nodes, key=lambda each: each.bound)
+        if node.bound >= least * (1 - ENOUGH) or np.array_equal(node.dual.within, node.dual.beyond):
+            break
+        made = [found for part in _parts(node) if (found := _node(part, budget)) is not None]
+        nodes = [each for each in nodes if each is not node] + made
+        for each in made:
+            if total_damage(root.choices, each.choice) < least:
+                best, least = each.choice, float(total_damage(root.choices, each.choice))
+    return best, min([least, *(each.bound for each in nodes)])
 
 
 def optimal(choices: Choices, budget: float) -> Solution:
@@ -213,10 +267,9 @@ def optimal(choices: Choices, budget: float) -> Solution:
     when no choice is within the budget.
     """
     check_budget(choices, budget)
-    problem = problem_of(choices, budget)
-    dual = dual_of(problem)
     if can_sort(choices):
+        problem = problem_of(choices, budget)
         choice = _by_sorting(choices, problem)
-        return _solution(choices, choice, dual.bound, float(total_damage(choices, choice)))
-    choice, bound = _finished(problem, dual, good_choice(problem, dual))
-    return _solution(choices, choice, dual.bound, bound)
+        return _solution(choices, choice, float(total_damage(choices, choice)), dual_of(problem).bound)
+    root = _node(choices, budget)
+    return _solution(choices, *_branched(root, budget), root.dual.bound)

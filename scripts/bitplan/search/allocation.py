@@ -6,13 +6,15 @@
 over one format f_l for each layer, the same within a group. Both are the multiple-choice knapsack problem (`exact.py`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context
 
 import numpy as np
 
 from bitplan.errors import Problem, UserError
-from bitplan.search.choices import Choices, limit_of, reachable
+from bitplan.search.choices import ROUNDING, Choices, limit_of, reachable
 from bitplan.search.constraints import Constraints, Places, allowed_formats, sums_in_units
 from bitplan.search.exact import Solution, optimal
 from bitplan.statistics.sensitivity_table import SensitivityTable
@@ -100,22 +102,24 @@ def reach(problem: AllocationProblem) -> dict[str, tuple[float, float]]:
     }
 
 
-# How each kind of target is called, and a figure of it, rounded up: a limit below what is reached would be refused again.
-KINDS: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    AVG_BITS: ("--target-avg-bits", lambda held: f"{np.ceil(1e4 * held - 1e-7) / 1e4:.4f}"),
-    BYTES: ("--target-bytes", lambda held: f"{np.ceil(held):.0f}"),
-    KLD: ("--max-kld", lambda held: f"{held * (1 + 1e-6):.6g}"),
-}
+def _rounded_up(held: float) -> str:
+    """Return a figure with 6 digits: a limit below what is reached would be refused again."""
+    up = Context(prec=6, rounding=ROUND_CEILING).create_decimal(held * (1 - ROUNDING / 2))
+    return f"{float(up):.10g}"
+
+
+FLAGS: Mapping[str, str] = {AVG_BITS: "--target-avg-bits", BYTES: "--target-bytes", KLD: "--max-kld"}
 
 
 def _target_problems(problem: AllocationProblem, targets: Sequence[Target]) -> Iterator[Problem]:
     """Yield the targets that no plan meets, with the range that plans reach."""
     reached = reach(problem)
     for target in targets:
-        (low, high), (flag, figure) = reached[target.kind], KINDS[target.kind]
+        low, high = reached[target.kind]
         if not limit_of(target.limit) >= low:
-            hint = f"The table reaches {figure(low)} to {figure(high)}: give a target from there, or loosen what binds the layers"
-            yield Problem(f"{flag} {target.limit:.10g}", "no plan is within it", hint)
+            ends = (f"{math.ceil(end)}" if target.kind == BYTES else _rounded_up(end) for end in (low, high))
+            hint = f"The table reaches {' to '.join(ends)}: give a target from there, or loosen what binds the layers"
+            yield Problem(f"{FLAGS[target.kind]} {target.limit:.10g}", "no plan is within it", hint)
 
 
 # -- solving ---------------------------------------------------------------------------------------------------------
@@ -126,8 +130,10 @@ def _allocation(problem: AllocationProblem, target: Target, choice: Places, boun
     chosen = choice[problem.unit]
     kld, size = float(table.kld[rows, chosen].sum()), float(table.size[rows, chosen].sum())
     plan = {layer: table.formats[place] for layer, place in zip(table.layers, chosen.tolist(), strict=True)}
-    bits = 8 * size / problem.params
-    return Allocation(target, plan, kld, round(size), bits, bound.lower_bound, bound.gap, bound.exact)
+    bits, least = 8 * size / problem.params, size if target.minimized == "bytes" else kld
+    # Sums in another order differ in their last digits.
+    lower = least if bound.exact else min(bound.lower_bound, least)
+    return Allocation(target, plan, kld, round(size), bits, lower, bound.gap, bound.exact)
 
 
 def _least_damage(problem: AllocationProblem, target: Target) -> Allocation:

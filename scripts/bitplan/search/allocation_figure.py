@@ -39,6 +39,7 @@ def _drawn(problem: AllocationProblem, made: Sequence[Allocation], title: str) -
         axes.annotate(form, place, xytext=(5, 5), textcoords="offset points", color=ALONE)
     if all(kld > 0 for _, kld in [*points, *alone.values()]):
         axes.set_yscale("log")
+    axes.margins(x=0.08)
     axes.set(xlabel="average bits over the layers", ylabel="sum of damages (nats)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

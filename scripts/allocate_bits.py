@@ -12,7 +12,7 @@ def main(args) -> None:
     from bitplan.flag_files import clashes, refuse
     from bitplan.provenance import write_provenance
     from bitplan.search.allocation import allocate, allocation_problem
-    from bitplan.search.allocation_report import digest, front, table_lines, targets_of
+    from bitplan.search.allocation_report import digest, front, printed, targets_of
     from bitplan.search.constraints import Constraints, rule_of
     from bitplan.search.layer_groups import group_file, layer_groups
     from bitplan.statistics.sensitivity_table import read_sensitivity_table
@@ -37,7 +37,7 @@ def main(args) -> None:
         draw_front(problem, made, args.figure, "Optimal allocation")
     write_json(args.output, front(problem, constraints, made, {"sensitivity_sha256": digest(args.sensitivity)}))
     write_provenance(args.output, started)
-    print("\n".join(table_lines(made, table.formats)))
+    print("\n".join(printed(problem, constraints, made)))
 
 
 if __name__ == "__main__":

@@ -61,8 +61,15 @@ def _cells(made: Allocation, formats: Sequence[str]) -> tuple[str, ...]:
     return (target, f"{made.avg_bits_layers:.4f}", size, f"{made.kld:.7g}", bound, gap, held)
 
 
-def table_lines(made: Iterable[Allocation], formats: Sequence[str]) -> Iterator[str]:
-    """Yield the table of some allocations, a line each after the headings; formats in the order of the table."""
+def printed(problem: AllocationProblem, constraints: Constraints, made: Iterable[Allocation]) -> Iterator[str]:
+    """Yield how many groups there are, if any, and the table of some allocations, a line each; formats in the table's order."""
+    grouped = [group for group in constraints.groups if group]
+    if grouped:
+        yield f"{len(set(grouped)):,} groups that share a format, of {len(grouped):,} layers of {len(constraints.groups):,}"
+    yield from _table_lines(made, problem.table.formats)
+
+
+def _table_lines(made: Iterable[Allocation], formats: Sequence[str]) -> Iterator[str]:
     rows = [HEADINGS, *(_cells(each, formats) for each in made)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

@@ -16,8 +16,8 @@ import numpy as np
 from bitplan.search.choices import Choices, check_budget, limit_of, reachable, total, total_damage, total_size
 from bitplan.search.lagrangian import BOUND_ROUNDING, Choice, Dual, Problem, Table, at, dual_of, good_choice, problem_of
 
-# Differences of damage below this share are rounding of one step of dynamic programming.
-STEP_ROUNDING = 1e-13
+# Differences of damage below these shares are rounding: of one step of dynamic programming, and of all steps together.
+STEP_ROUNDING, ALL_ROUNDING = 1e-13, 1e-10
 # Partial choices kept for a layer, at least and at most, and kept in all: about a second.
 LEAST_STATES, MOST_STATES, MOST_WORK = 100, 50_000, 4_000_000
 # How far above the bound is searched: these shares of the way to the damage of the best choice known.
@@ -163,8 +163,12 @@ def _traced(steps: list[tuple[int, Choice, Choice]], state: int, choice: Choice)
     return choice
 
 
-def _searched(core: _Core, rounding: float) -> tuple[Choice | None, float]:
-    """Return the best choice in the core, if any, and how far above the bound every choice that was not seen is."""
+def _searched(core: _Core, least: float) -> tuple[Choice | None, float]:
+    """Return the best choice in the core, if any, and how far above the bound every choice that was not seen is.
+
+    `least` is the damage of the best choice known.
+    """
+    rounding = least * min(STEP_ROUNDING, ALL_ROUNDING / max(len(core.order), 1))
     width = min(MOST_STATES, MOST_WORK // max(len(core.order), 1))
     if width < min(LEAST_STATES, MOST_STATES):
         return None, 0.0
@@ -181,7 +185,8 @@ def _searched(core: _Core, rounding: float) -> tuple[Choice | None, float]:
         steps.append((int(layer), states.parent, states.option))
     # Of the states that are left, the largest has the least damage: others like it are dominated.
     found = _traced(steps, len(states.used) - 1, choice)
-    return (found if total(extra, found) <= core.problem.room else None), ruled_out
+    # Beyond the room by the rounding of a sum in another order: nothing is known of the next best then.
+    return (found, ruled_out) if total(extra, found) <= core.problem.room else (None, 0.0)
 
 
 def _finished(problem: Problem, dual: Dual, choice: Choice) -> tuple[Choice, float]:
@@ -191,7 +196,7 @@ def _finished(problem: Problem, dual: Dual, choice: Choice) -> tuple[Choice, flo
         if bound >= least * (1 - BOUND_ROUNDING):
             break
         most = share * (least - dual.bound + BOUND_ROUNDING * least)
-        found, ruled_out = _searched(_core(problem, dual.multiplier, reduced, most), STEP_ROUNDING * least)
+        found, ruled_out = _searched(_core(problem, dual.multiplier, reduced, most), least)
         if found is not None and total(problem.damage, found) < least:
             choice, least = found, float(total(problem.damage, found))
         bound = max(bound, dual.bound + ruled_out)

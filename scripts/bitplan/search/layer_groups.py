@@ -21,7 +21,7 @@ def layer_groups(words: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]
     """Return the group of each layer, (L,), "" for one that stands alone.
 
     Each word is a file or a list of patterns parted by commas; layers for which `*` stands for the same in different
-    patterns of a list are a group, and `**` matches without telling apart. Raises `UserError` with every pattern or
+    patterns of a list are a group; `**` and `[...]` match without telling apart. Raises `UserError` with every pattern or
     name that is no layer's, and every layer in two groups.
     """
     groups, problems = [""] * len(layers), []
@@ -47,7 +47,7 @@ def _from_patterns(word: str, layers: Sequence[str]) -> tuple[dict[int, str], li
     if len({told_apart(pattern) for pattern in patterns}) > 1:
         what = "its patterns have different numbers of *, so that none of their layers would share a format"
         problems.append(
-            Problem(f"--groups {word}", what, "Give each the same number; ** matches without telling apart")
+            Problem(f"--groups {word}", what, "Give each the same number; ** and [...] match without telling apart")
         )
     for pattern in patterns:
         found = matched_parts(pattern, layers)

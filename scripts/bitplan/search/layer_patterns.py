@@ -18,7 +18,7 @@ def matched(pattern: str, names: Sequence[str]) -> list[int]:
 
 
 def matched_parts(pattern: str, names: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    """Return for the place of each name that matches what its wildcards stand for, `**` left out: it matches as `*` does."""
+    """Return for the place of each name that matches what each `*` and `?` stands for; not `**`, which matches as `*`, and no set."""
     match = re.compile("".join(map(_expression, WILDCARD.findall(pattern)))).fullmatch
     return {place: found.groups() for place, name in enumerate(names) if (found := match(name))}
 
@@ -32,7 +32,7 @@ def _expression(part: str) -> str:
     """Return the regular expression of a wildcard, a set or plain text."""
     if len(part) > 1 and part.startswith("["):
         held = part[1:-1].replace("\\", "\\\\")
-        return f"([^{held[1:]}])" if held.startswith("!") else f"([{held}])"
+        return f"[^{held[1:]}]" if held.startswith("!") else f"[{held}]"
     return {"*": "(.*)", "?": "(.)"}.get(part, ".*" if part.startswith("*") else re.escape(part))
 
 

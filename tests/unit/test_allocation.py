@@ -210,7 +210,7 @@ def test_the_command_says_how_many_groups_its_patterns_make(command, tmp_path):
     table, output = written_table(tmp_path / "s.csv"), tmp_path / "front.json"
     arguments = ("--sensitivity", table, "--target-avg-bits", 6, "--output", output, "--groups", "blk.**.[qkv]")
     made = command("allocate_bits.py", *arguments, "--protect", "blk.?.embd")
-    assert made.stdout.startswith("1 groups that share a format, of 3 layers of 4\n")
+    assert made.stdout.startswith("groups that share a format: 1, with 3 of 4 layers\n")
     plan = json.loads(output.read_text())["allocations"][0]["plan"]
     assert plan == {"blk.0.q": "low", "blk.1.k": "low", "blk.2.v": "low", "blk.3.embd": "high"}
 

@@ -65,7 +65,7 @@ def printed(problem: AllocationProblem, constraints: Constraints, made: Iterable
     """Yield how many groups there are, if any, and the table of some allocations, a line each; formats in the table's order."""
     grouped = [group for group in constraints.groups if group]
     if grouped:
-        yield f"{len(set(grouped)):,} groups that share a format, of {len(grouped):,} layers of {len(constraints.groups):,}"
+        yield f"groups that share a format: {len(set(grouped)):,}, with {len(grouped):,} of {len(constraints.groups):,} layers"
     yield from _table_lines(made, problem.table.formats)
 
 

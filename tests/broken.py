@@ -388,6 +388,35 @@ def sensitivity_with_foreign_factors(shelf, target):
     return _sensitivity(shelf, target, smoothed="0123456789ab")
 
 
+def _damages(target: Path, *changed: str) -> Path:
+    """A table of two layers in two formats, for the allocation, with other rows besides."""
+    rows = [
+        f"blk.{i}.up,100,{form},{size},0.{i + size}" for i in range(2) for form, size in (("q4_K", 50), ("q8_0", 100))
+    ]
+    target.write_text("\n".join(["layer,params,format,bytes,kld", *rows, *changed]) + "\n")
+    return target
+
+
+@builder
+def damages(shelf, target):
+    return _damages(target)
+
+
+@builder
+def damages_of_nan(shelf, target):
+    return _damages(target, "blk.2.up,100,q8_0,100,nan", "blk.3.up,100,q8_0,100,-1")
+
+
+@builder
+def damages_twice(shelf, target):
+    return _damages(target, "blk.0.up,100,q4_K,50,0.5")
+
+
+@builder
+def damages_of_other_params(shelf, target):
+    return _damages(target, "blk.0.up,90,q6_K,75,0.5")
+
+
 class _Code:
     """What a pickle runs that is read without care."""
 

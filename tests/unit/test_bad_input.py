@@ -119,6 +119,7 @@ SPEED = "compare_real_quant.py --output {tmp}/speed.json --max_tokens 2 --repeat
 TASKS = "eval_with_lm_eval.py --model {tiny} --limit 1 --output {tmp}/tasks.json"
 SENSITIVITY = "sensitivity.py --model {tiny} --length 16 --sequences 2 --output {tmp}/s.tsv"
 SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
+ALLOCATE = "allocate_bits.py --target-avg-bits 6 --output {tmp}/front.json --figure {tmp}/front.svg --sensitivity"
 FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
 OFFICIAL = "export_gguf_official.py --model_id {tiny} --output {tmp}/m.gguf --config"
 SIMULATED = "test_mixed_precision.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/s.json --config"
@@ -404,6 +405,27 @@ CASES = [
     ("no files at the document's places", "compare_real_quant.py", "models/qwen2.5-7b-mixed.gguf: does not exist",
      "export_gguf_official.py"),
     ("a text for a mixed file", f"{THREE} {{text}}", "calibration.txt: is no GGUF file", "export_gguf.py"),
+    # -- the allocation of bits
+    ("a damage that is NaN", f"{ALLOCATE} {{damages_of_nan}}", "lines 6, 7: kld is 'nan'", "leave out the row"),
+    ("a row of damages there twice", f"{ALLOCATE} {{damages_twice}}", "line 6: blk.0.up has a row for q4_K already", "Give one row"),
+    ("params that differ", f"{ALLOCATE} {{damages_of_other_params}}", "params of blk.0.up is 90, 100", "the same number"),
+    ("a sensitivity table without damages", f"{ALLOCATE} {{sensitivity}}", "has no column params", "It needs layer, params"),
+    ("a text for a table", f"{ALLOCATE} {{text}}", "calibration.txt: has no column", "It needs layer, params"),
+    ("a table of damages that is not there", f"{ALLOCATE} {{tmp}}/s.csv", "s.csv: does not exist", "layer, params, format"),
+    ("no target", "allocate_bits.py --sensitivity {damages} --output {tmp}/front.json", "targets: there is none", "--max-kld"),
+    ("bits out of reach", f"{ALLOCATE} {{damages}} --target-avg-bits 2", "no plan is within it", "reaches 4 to 8"),
+    ("a damage out of reach", f"{ALLOCATE} {{damages}} --max-kld 0.1", "--max-kld 0.1: no plan", "reaches 0.201"),
+    ("bits that are a word", f"{ALLOCATE} {{damages}} --target-avg-bits many", "'many'", "--help lists the flags"),
+    ("a protected layer that is not there", f"{ALLOCATE} {{damages}} --protect blk.9.up", "blk.9.up: matches no layer", "Did you mean"),
+    ("a floor of no format", f"{ALLOCATE} {{damages}} --floor *=q7_K", "no format 'q7_K'", "Did you mean"),
+    ("a floor over a protected group", f"{ALLOCATE} {{damages}} --groups blk.**.up --protect blk.0.up=q4_K --floor *=q8_0",
+     "group of blk.0.up, blk.1.up: no format is left", "Lower its floor"),
+    ("groups that are not there", f"{ALLOCATE} {{damages}} --groups {{tmp}}/g.tsv", "neither a file nor patterns", "Give a table"),
+    ("groups of another table", f"{ALLOCATE} {{damages}} --groups {{damages}}", "has no column group", "Its columns are"),
+    ("a table of damages to write over", "allocate_bits.py --target-avg-bits 6 --sensitivity {damages} --output {damages}",
+     "is read by the same command", "Choose another file"),
+    ("groups to write over", "allocate_bits.py --target-avg-bits 6 --sensitivity {damages} --groups {plan} --output {plan}",
+     "is read by the same command", "Choose another file"),
     # -- the model hub
     ("an unknown id, offline", f"{DESCRIBE} no-such/model", "no-such/model", "unset HF_HUB_OFFLINE"),
     ("an unknown id to fetch, offline", "download_model.py --model no-such/model --output {tmp}/m", "no-such/model", "Unset it"),
@@ -477,6 +499,7 @@ def test_every_command_refuses_a_flag_that_it_does_not_know(name, invoke):
 
 REQUIRED = [
     ("adaptive_quantization_search.py", "--model, --output-config, --output-plan"),
+    ("allocate_bits.py", "--sensitivity, --output"),
     ("baseline_gguf.py", "--base, --output"),
     ("calculate_avg_bits.py", "--config, --model"),
     ("compare_formats.py", "--model"),
@@ -545,6 +568,7 @@ WRITERS = [
     ("bits", f"{BITS} {{plan}}", FREE),
     ("a perplexity", PPL, FREE),
     ("a random plan", RANDOM, FREE),
+    ("an allocation", f"{ALLOCATE} {{damages}}", FREE),
     ("a table of formats", "describe_formats.py --formats q8_0 --values 4096 --output {tmp}/out.md", FREE),
     ("a checkpoint", f"{QUANTIZE} {{tiny}}", FREE),
     ("an export", f"{EXPORT} {{tiny}} --base {{gguf}}", FREE),

@@ -2,64 +2,45 @@
 
     minimize sum_i damage[i, c_i]  subject to  sum_i size[i, c_i] <= budget
 
-Two options and one step of size: sorting. Otherwise the Lagrangian dual gives a bound, reduced costs drop the options
-that no better choice can hold, and dynamic programming over the rest finishes (Kellerer, Pferschy, Pisinger: Knapsack
-Problems, 2004, chapter 11).
+Two options and one step of size: sorting. Otherwise the Lagrangian relaxation gives a bound and a choice near it,
+reduced costs drop the options that no better choice can hold, and dynamic programming over the rest finishes: at first over
+what may lie just above the bound, then over more, until the best choice is found or the rest is too much to go through.
+Where that leaves a gap of more than 0.01 %, the layer of the largest step is given options below and above that step in turn
+(Kellerer, Pferschy, Pisinger: Knapsack Problems, 2004, chapter 11).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bitplan.search.choices import Choices, check_budget, limit_of, reachable, total, total_damage, total_size
+from bitplan.search.lagrangian import BOUND_ROUNDING, Choice, Dual, Problem, Table, at, dual_of, good_choice, problem_of
 
-# Differences of damage below these shares are rounding: of one step of dynamic programming, and of a bound.
-STEP_ROUNDING, BOUND_ROUNDING = 1e-13, 1e-12
-MOST_STATES = 50_000
-
-Table = NDArray[np.float64]
-Choice = NDArray[np.intp]
+# Differences of damage below these shares are rounding: of one step of dynamic programming, and of all steps together.
+STEP_ROUNDING, ALL_ROUNDING = 1e-13, 1e-10
+# Partial choices kept for a layer, at least and at most, and kept in all: about a second.
+LEAST_STATES, MOST_STATES, MOST_WORK = 100, 50_000, 4_000_000
+# How far above the bound is searched: these shares of the way to the damage of the best choice known.
+SHARES = (1 / 64, 1 / 16, 1 / 4, 1)
+# A gap at which nothing more is tried, and how often the choices are divided until then.
+ENOUGH, MOST_BRANCHES = 1e-4, 24
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The best choice (L,), its damage and size, and the Lagrangian bound below which no damage can be.
+    """The best choice (L,), its damage and size, and bounds below which no damage can be.
 
-    `gap` is (damage - lower_bound) / lower_bound. `exact` says that the search of what lies between the two was
-    exhaustive: the gap of an exact solution is the room that indivisible steps leave, not a doubt.
+    `relaxed_bound` is the Lagrangian one; `lower_bound` is at least that, and all that the search has ruled out.
+    `gap` is (damage - lower_bound) / lower_bound. `exact` says that there is none: the search was exhaustive.
     """
 
     choice: Choice
     damage: float
     size: float
     lower_bound: float
+    relaxed_bound: float
     gap: float
     exact: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """Damage and extra size over the layer's smallest option, (L, K) each, and the room for the sum of the latter."""
-
-    damage: Table
-    extra: Table
-    room: float
-
-
-@dataclass(frozen=True, eq=False)
-class _Dual:
-    """The best multiplier (damage per size), its bound, and the choices on either side of the budget."""
-
-    multiplier: float
-    bound: float
-    within: Choice
-    beyond: Choice
-
-
-def _problem(choices: Choices, budget: float) -> _Problem:
-    smallest = np.where(choices.allowed, choices.size, np.inf).min(axis=1, keepdims=True)
-    return _Problem(choices.damage, choices.size - smallest, limit_of(budget) - reachable(choices)[0])
 
 
 # -- two options -----------------------------------------------------------------------------------------------------
@@ -73,7 +54,7 @@ def can_sort(choices: Choices) -> bool:
     return bool(steps[0] > 0 and np.all(steps == steps[0]))
 
 
-def _by_sorting(choices: Choices, problem: _Problem) -> Choice:
+def _by_sorting(choices: Choices, problem: Problem) -> Choice:
     """Give the larger option to the layers that gain most by it; among equal gains to the first one in the model."""
     rows, large = np.arange(len(choices.layers)), choices.size.argmax(axis=1)
     # An option that is not allowed is infinitely bad: a layer that has no smaller one comes first.
@@ -85,74 +66,7 @@ def _by_sorting(choices: Choices, problem: _Problem) -> Choice:
     return np.where(np.isin(rows, first) & (gain > 0), large, 1 - large)
 
 
-# -- the bound -------------------------------------------------------------------------------------------------------
-
-
-def _first_by(first: Table, second: Table) -> Choice:
-    """Return the option of each layer with the least of `first`, among equals the least of `second`."""
-    return np.where(first == first.min(axis=1, keepdims=True), second, np.inf).argmin(axis=1)
-
-
-def _dual(problem: _Problem) -> _Dual:
-    """Return the maximum over m >= 0 of sum_i min_k (damage + m extra) - m room, by secants across the budget.
-
-    Each secant finds a new corner of the lower hull of (size, damage) or ends the search, so there are few.
-    """
-    damage, extra, room = problem.damage, problem.extra, problem.room
-    beyond = _first_by(damage, extra)
-    if total(extra, beyond) <= room:
-        return _Dual(0.0, float(total(damage, beyond)), beyond, beyond)
-    within = _first_by(np.where(np.isfinite(damage), extra, np.inf), damage)
-    while True:
-        saved = total(extra, beyond) - total(extra, within)
-        multiplier = max(float((total(damage, within) - total(damage, beyond)) / saved), 0.0)
-        costs = damage + multiplier * extra
-        corner = costs.argmin(axis=1)
-        least, here = total(costs, corner), total(costs, within)
-        if least >= here - BOUND_ROUNDING * abs(here):
-            return _Dual(multiplier, float(least - multiplier * room), within, beyond)
-        within, beyond = (corner, beyond) if total(extra, corner) <= room else (within, corner)
-
-
-# -- a good choice ---------------------------------------------------------------------------------------------------
-
-
-def _changes(problem: _Problem, choice: Choice) -> tuple[Table, Table]:
-    """Return what each single change of an option adds to the damage and to the size, (L, K) each."""
-    rows = np.arange(len(choice))
-    return (
-        problem.damage - problem.damage[rows, choice][:, None],
-        problem.extra - problem.extra[rows, choice][:, None],
-    )
-
-
-def _changed(problem: _Problem, choice: Choice, only_better: bool) -> Choice | None:
-    """Return the choice after the single change to within the budget with the least damage, or None."""
-    worse, larger = _changes(problem, choice)
-    worse = np.where(larger <= problem.room - total(problem.extra, choice), worse, np.inf)
-    layer, option = np.unravel_index(worse.argmin(), worse.shape)
-    if not worse[layer, option] < (0 if only_better else np.inf):
-        return None
-    changed = choice.copy()
-    changed[layer] = option
-    return changed
-
-
-def _filled(problem: _Problem, choice: Choice) -> Choice:
-    """Return the choice after the best single change that fits, again and again until none lowers the damage."""
-    while (changed := _changed(problem, choice, only_better=True)) is not None:
-        choice = changed
-    return choice
-
-
-def _good(problem: _Problem, dual: _Dual) -> Choice:
-    """Return the better of both sides of the budget, brought within it and filled."""
-    below = _changed(problem, dual.beyond, only_better=False)
-    starts = [dual.within] if below is None else [dual.within, below]
-    return min((_filled(problem, start) for start in starts), key=lambda choice: total(problem.damage, choice))
-
-
-# -- what is left between the bound and the good choice --------------------------------------------------------------
+# -- what may lie between the bound and the best choice known ---------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,17 +78,21 @@ class _States:
     parent: Choice
     option: Choice
 
+    def of(self, kept: Choice) -> "_States":
+        """Return the states with these numbers."""
+        return _States(self.used[kept], self.cost[kept], self.parent[kept], self.option[kept])
+
 
 @dataclass(frozen=True, eq=False)
 class _Core:
-    """What a better choice than the one known may hold: `most` is how far its costs may lie above the bound.
+    """What a choice may hold whose damage is at most `most` above the bound.
 
     `reduced` (L, K) is by how much an option is worse than the layer's best at the multiplier's price of size; inf
-    where no better choice can have it. `order` lists the layers with several options left; `smallest` and `largest` are
+    where it alone is above `most`. `order` lists the layers with several options left; `smallest` and `largest` are
     the extra sizes that the layers after each of them can still add.
     """
 
-    problem: _Problem
+    problem: Problem
     multiplier: float
     reduced: Table
     most: float
@@ -188,20 +106,21 @@ def _rest(extra: Table) -> Table:
     return np.append(np.cumsum(extra[::-1])[::-1], 0.0)[1:]
 
 
-def _core(problem: _Problem, dual: _Dual, damage: float) -> _Core:
-    """Return what a choice with less than this damage may hold."""
-    most = damage - dual.bound + BOUND_ROUNDING * damage
+def _reduced_costs(problem: Problem, dual: Dual) -> Table:
     costs = problem.damage + dual.multiplier * problem.extra
-    reduced = costs - costs.min(axis=1, keepdims=True)
+    return costs - costs.min(axis=1, keepdims=True)
+
+
+def _core(problem: Problem, multiplier: float, reduced: Table, most: float) -> _Core:
     is_open = reduced <= most
     several = np.flatnonzero(is_open.sum(axis=1) > 1)
     # The layers whose second option is dearest come first: the states stay few for longest.
-    second = np.sort(reduced[several], axis=1)[:, :2].max(axis=1)
+    second = np.sort(reduced[several], axis=1)[:, :2].max(axis=1, initial=0)
     order = several[np.argsort(-second, kind="stable")]
-    largest = np.where(is_open, problem.extra, -np.inf).max(axis=1)[order]
-    smallest = np.where(is_open, problem.extra, np.inf).min(axis=1)[order]
+    largest = np.where(is_open[order], problem.extra[order], -np.inf).max(axis=1)
+    smallest = np.where(is_open[order], problem.extra[order], np.inf).min(axis=1)
     reduced = np.where(is_open, reduced, np.inf)
-    return _Core(problem, dual.multiplier, reduced, most, order, _rest(smallest), _rest(largest))
+    return _Core(problem, multiplier, reduced, most, order, _rest(smallest), _rest(largest))
 
 
 def _undominated(states: _States, multiplier: float, rounding: float) -> _States:
@@ -210,8 +129,7 @@ def _undominated(states: _States, multiplier: float, rounding: float) -> _States
     order = np.lexsort((damage, states.used))
     least = np.minimum.accumulate(damage[order])
     # What was kept lies a step of rounding below what was kept before it; the first one always stays.
-    keep = order[np.concatenate(([True], damage[order][1:] < least[:-1] - rounding))]
-    return _States(states.used[keep], states.cost[keep], states.parent[keep], states.option[keep])
+    return states.of(order[np.concatenate(([True], damage[order][1:] < least[:-1] - rounding))])
 
 
 def _extended(core: _Core, layer: int, states: _States) -> _States:
@@ -219,67 +137,144 @@ def _extended(core: _Core, layer: int, states: _States) -> _States:
     options = np.flatnonzero(np.isfinite(core.reduced[layer]))
     used = (states.used[:, None] + core.problem.extra[layer, options]).ravel()
     costs = (states.cost[:, None] + core.reduced[layer, options]).ravel()
-    parent = np.repeat(np.arange(len(states.used)), len(options))
-    return _States(used, costs, parent, np.tile(options, len(states.used)))
+    parent = np.repeat(np.arange(len(states.used), dtype=np.int32), len(options))
+    return _States(used, costs, parent, np.tile(options.astype(np.int32), len(states.used)))
 
 
-def _promising(core: _Core, place: int, states: _States) -> tuple[_States, bool]:
-    """Return the states that may end better than what is known, `MOST_STATES` of them, and whether any was cut off.
+def _promising(core: _Core, place: int, states: _States, width: int) -> tuple[_States, float]:
+    """Return the `width` states that may end lowest, and how far above the bound any other one ends at least.
 
     The damage of a choice is bound + sum of its reduced costs + multiplier x unused room.
     """
     room = core.problem.room - states.used
     price = states.cost + core.multiplier * np.maximum(room - core.largest[place], 0)
     kept = np.flatnonzero((price <= core.most) & (room >= core.smallest[place]))
-    cut = kept.size > MOST_STATES
-    if cut:
-        kept = kept[np.argsort(price[kept], kind="stable")[:MOST_STATES]]
-    return _States(states.used[kept], states.cost[kept], states.parent[kept], states.option[kept]), cut
+    if kept.size <= width:
+        return states.of(kept), core.most
+    by_price = kept[np.argsort(price[kept], kind="stable")]
+    return states.of(by_price[:width]), float(price[by_price[width]])
 
 
-def _traced(steps: list[tuple[int, _States]], state: int, choice: Choice) -> Choice:
+def _traced(steps: list[tuple[int, Choice, Choice]], state: int, choice: Choice) -> Choice:
     choice = choice.copy()
-    for layer, states in reversed(steps):
-        choice[layer] = states.option[state]
-        state = int(states.parent[state])
+    for layer, parent, option in reversed(steps):
+        choice[layer] = option[state]
+        state = int(parent[state])
     return choice
 
 
-def _finished(problem: _Problem, dual: _Dual, good: Choice) -> tuple[Choice, bool]:
-    """Return the best choice, the good one or one below its damage, and whether every other one was ruled out."""
-    least = float(total(problem.damage, good))
-    core = _core(problem, dual, least)
-    choice = core.reduced.argmin(axis=1)
-    used = total(problem.extra, choice) - problem.extra[core.order, choice[core.order]].sum()
-    states = _States(np.array([used]), np.zeros(1), np.zeros(1, np.intp), np.zeros(1, np.intp))
-    steps, exact = [], True
+def _searched(core: _Core, least: float) -> tuple[Choice | None, float]:
+    """Return the best choice in the core, if any, and how far above the bound every choice that was not seen is.
+
+    `least` is the damage of the best choice known.
+    """
+    rounding = least * min(STEP_ROUNDING, ALL_ROUNDING / max(len(core.order), 1))
+    width = min(MOST_STATES, MOST_WORK // max(len(core.order), 1))
+    if width < min(LEAST_STATES, MOST_STATES):
+        return None, 0.0
+    choice, extra = core.reduced.argmin(axis=1), core.problem.extra
+    used = total(extra, choice) - extra[core.order, choice[core.order]].sum()
+    states = _States(np.array([used]), np.zeros(1), np.zeros(1, np.int32), np.zeros(1, np.int32))
+    steps, ruled_out = [], core.most
     for place, layer in enumerate(core.order):
-        states, cut = _promising(core, place, _extended(core, layer, states))
-        exact = exact and not cut
+        states, cut = _promising(core, place, _extended(core, layer, states), width)
+        ruled_out = min(ruled_out, cut)
         if not states.used.size:
-            return good, exact
-        states = _undominated(states, core.multiplier, STEP_ROUNDING * least)
-        steps.append((int(layer), states))
+            return None, ruled_out
+        states = _undominated(states, core.multiplier, rounding)
+        steps.append((int(layer), states.parent, states.option))
     # Of the states that are left, the largest has the least damage: others like it are dominated.
     found = _traced(steps, len(states.used) - 1, choice)
-    better = total(problem.extra, found) <= problem.room and total(problem.damage, found) < least
-    return (found if better else good), exact
+    # Beyond the room by the rounding of a sum in another order: nothing is known of the next best then.
+    return (found, ruled_out) if total(extra, found) <= core.problem.room else (None, 0.0)
+
+
+def _finished(problem: Problem, dual: Dual, choice: Choice) -> tuple[Choice, float]:
+    """Return the best choice, the given one or one of less damage, and the damage below which none can be."""
+    reduced, bound, least = _reduced_costs(problem, dual), dual.bound, float(total(problem.damage, choice))
+    for share in SHARES:
+        if bound >= least * (1 - BOUND_ROUNDING):
+            break
+        most = share * (least - dual.bound + BOUND_ROUNDING * least)
+        found, ruled_out = _searched(_core(problem, dual.multiplier, reduced, most), least)
+        if found is not None and total(problem.damage, found) < least:
+            choice, least = found, float(total(problem.damage, found))
+        bound = max(bound, dual.bound + ruled_out)
+        if ruled_out < most:
+            break
+    return choice, min(bound, least)
+
+
+def _solution(choices: Choices, choice: Choice, bound: float, relaxed: float) -> Solution:
+    damage = float(total_damage(choices, choice))
+    exact = bound >= damage * (1 - BOUND_ROUNDING)
+    bound = damage if exact else max(bound, 0.0)
+    gap = (damage - bound) / max(bound, float(np.finfo(np.float64).tiny))
+    relaxed = min(max(relaxed, 0.0), damage)
+    return Solution(choice, damage, float(total_size(choices, choice)), bound, relaxed, gap, exact)
+
+
+# -- a layer so large that its step is the gap -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Node:
+    """A part of the choices, its best choice as far as known, and the damage below which none of the part can be."""
+
+    choices: Choices
+    dual: Dual
+    choice: Choice
+    bound: float
+
+
+def _node(choices: Choices, budget: float) -> _Node | None:
+    """Return the node of a part of the choices; None where none of them is within the budget."""
+    if reachable(choices)[0] > limit_of(budget):
+        return None
+    problem = problem_of(choices, budget)
+    dual = dual_of(problem)
+    choice, bound = _finished(problem, dual, good_choice(problem, dual))
+    return _Node(choices, dual, choice, bound)
+
+
+def _parts(node: _Node) -> list[Choices]:
+    """Return the choices in two parts: the layer of the largest step across the budget below that step, and above it."""
+    size = node.choices.size
+    layer = int((at(size, node.dual.beyond) - at(size, node.dual.within)).argmax())
+    small = size[layer] <= size[layer, node.dual.within[layer]]
+    parts = []
+    for kept in (small, ~small):
+        damage = node.choices.damage.copy()
+        damage[layer, ~kept] = np.inf
+        parts.append(replace(node.choices, damage=damage))
+    return parts
+
+
+def _branched(root: _Node, budget: float) -> tuple[Choice, float]:
+    """Return the best choice of all parts and their bound, the part of the lowest bound divided again and again."""
+    best, least, nodes = root.choice, float(total_damage(root.choices, root.choice)), [root]
+    for _ in range(MOST_BRANCHES):
+        node = min(nodes, key=lambda each: each.bound)
+        if node.bound >= least * (1 - ENOUGH) or np.array_equal(node.dual.within, node.dual.beyond):
+            break
+        made = [found for part in _parts(node) if (found := _node(part, budget)) is not None]
+        nodes = [each for each in nodes if each is not node] + made
+        for each in made:
+            if total_damage(root.choices, each.choice) < least:
+                best, least = each.choice, float(total_damage(root.choices, each.choice))
+    return best, min([least, *(each.bound for each in nodes)])
 
 
 def optimal(choices: Choices, budget: float) -> Solution:
-    """Return the choice with the least total damage whose total size is within the budget, with a bound on the damage.
+    """Return the choice with the least total damage whose total size is within the budget, with bounds on the damage.
 
-    Exact to a share of 1e-10 of the damage; the same tables give the same choice. Raises `UserError` when no choice is
-    within the budget.
+    Exact to a share of 1e-10 of the damage where it says so; the same tables give the same choice. Raises `UserError`
+    when no choice is within the budget.
     """
     check_budget(choices, budget)
-    problem = _problem(choices, budget)
-    dual = _dual(problem)
     if can_sort(choices):
-        choice, exact = _by_sorting(choices, problem), True
-    else:
-        choice, exact = _finished(problem, dual, _good(problem, dual))
-    damage = float(total_damage(choices, choice))
-    bound = min(max(dual.bound, 0.0), damage)
-    gap = (damage - bound) / max(bound, float(np.finfo(np.float64).tiny)) if damage > bound else 0.0
-    return Solution(choice, damage, float(total_size(choices, choice)), bound, gap, exact)
+        problem = problem_of(choices, budget)
+        choice = _by_sorting(choices, problem)
+        return _solution(choices, choice, float(total_damage(choices, choice)), dual_of(problem).bound)
+    root = _node(choices, budget)
+    return _solution(choices, *_branched(root, budget), root.dual.bound)

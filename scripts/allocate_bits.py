@@ -1,0 +1,78 @@
+"""The optimal formats of all layers for a size, or for a limit on damage, from any table of sensitivities."""
+
+import time
+
+from bitplan.command import number, parser, positive, run
+from bitplan.flag_files import input_file, output_file
+
+
+def main(args) -> None:
+    from bitplan.errors import user_error
+    from bitplan.files import write_json
+    from bitplan.flag_files import clashes, refuse
+    from bitplan.provenance import write_provenance
+    from bitplan.search.allocation import allocate, allocation_problem
+    from bitplan.search.allocation_report import digest, front, printed, targets_of
+    from bitplan.search.constraints import Constraints, rule_of
+    from bitplan.search.layer_groups import group_file, layer_groups
+    from bitplan.statistics.sensitivity_table import read_sensitivity_table
+
+    started = time.monotonic()
+    targets = targets_of(args.target_avg_bits or (), args.target_bytes or (), args.max_kld or ())
+    if not targets:
+        raise user_error("targets", "there is none", "Give --target-avg-bits, --target-bytes or --max-kld")
+    grouped = [path for path in map(group_file, args.groups or ()) if path]
+    refuse(clashes([path for path in (args.output, args.figure) if path], [args.sensitivity, *grouped]))
+    table = read_sensitivity_table(args.sensitivity)
+    constraints = Constraints(
+        layer_groups(args.groups or (), table.layers),
+        [rule_of(text, "--protect") for text in args.protect or ()],
+        [rule_of(text, "--floor") for text in args.floor or ()],
+    )
+    problem = allocation_problem(table, constraints)
+    made = allocate(problem, targets)
+    if args.figure:
+        from bitplan.search.allocation_figure import draw_front
+
+        draw_front(problem, made, args.figure, "Optimal allocation")
+    write_json(args.output, front(problem, constraints, made, {"sensitivity_sha256": digest(args.sensitivity)}))
+    write_provenance(args.output, started)
+    print("\n".join(printed(problem, constraints, made)))
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    lists = {"nargs": "+", "action": "extend"}
+    flags.add_argument(
+        "--sensitivity", type=input_file, required=True, help="table (CSV or TSV): layer, params, format, bytes, kld"
+    )
+    flags.add_argument(
+        "--target-avg-bits",
+        type=positive,
+        **lists,
+        help="least damage within 8 x bytes / params over the table's layers",
+    )
+    flags.add_argument(
+        "--target-bytes", type=number(1), **lists, help="least damage within a size of all layers in bytes"
+    )
+    flags.add_argument("--max-kld", type=number(0.0), **lists, help="fewest bytes within a sum of damages in nats")
+    flags.add_argument(
+        "--groups", **lists, help="layers that share a format: a table (layer, group), a model.json, or PATTERN,PATTERN"
+    )
+    flags.add_argument(
+        "--protect",
+        **lists,
+        metavar="PATTERN=FORMAT",
+        help="layers in this format, or with PATTERN alone in their largest",
+    )
+    flags.add_argument(
+        "--floor",
+        **lists,
+        metavar="PATTERN=FORMAT",
+        help="layers with no fewer bits than this format; also category:PATTERN",
+    )
+    flags.add_argument(
+        "--output", type=output_file, required=True, help="front.json to write: the plan of every target"
+    )
+    flags.add_argument("--figure", type=output_file, help="SVG of damage against average bits to write")
+    run(flags, main)

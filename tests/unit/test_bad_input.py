@@ -120,6 +120,7 @@ TASKS = "eval_with_lm_eval.py --model {tiny} --limit 1 --output {tmp}/tasks.json
 SENSITIVITY = "sensitivity.py --model {tiny} --length 16 --sequences 2 --output {tmp}/s.tsv"
 SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
 ALLOCATE = "allocate_bits.py --target-avg-bits 6 --output {tmp}/front.json --figure {tmp}/front.svg --sensitivity"
+SPARSEGPT = "sparsegpt_enhanced.py --seqlen 16 --nsamples 2 --output-plan {tmp}/p.json --output-stats {tmp}/l.tsv"
 FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
 OFFICIAL = "export_gguf_official.py --model_id {tiny} --output {tmp}/m.gguf --config"
 SIMULATED = "test_mixed_precision.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/s.json --config"
@@ -513,6 +514,7 @@ REQUIRED = [
     ("quantize_model.py", "--model, --layer-config"),
     ("random_mixed_precision_quantization.py", "--model, --output-config"),
     ("report.py", "--model, --results, --output, --text, --page, --figure"),
+    ("study_report.py", "--results, --study, --cell, --x, --output, --text, --figure"),
     ("teacher.py", "--model, --text, --output"),
 ]
 
@@ -569,6 +571,7 @@ WRITERS = [
     ("a perplexity", PPL, FREE),
     ("a random plan", RANDOM, FREE),
     ("an allocation", f"{ALLOCATE} {{damages}}", FREE),
+    ("a compressed model", f"{SPARSEGPT} {{tiny}} {{text}}", FREE),
     ("a table of formats", "describe_formats.py --formats q8_0 --values 4096 --output {tmp}/out.md", FREE),
     ("a checkpoint", f"{QUANTIZE} {{tiny}}", FREE),
     ("an export", f"{EXPORT} {{tiny}} --base {{gguf}}", FREE),

@@ -17,6 +17,7 @@ PLANS = (
     "random-high-precision",
     "genetic-w4a48",
     "genetic-6bit",
+    "sparsegpt-4bit",
 )
 OF_A_PLAN = {
     "config.json",
@@ -31,12 +32,18 @@ OF_A_PLAN = {
 COMPARISON = {f"results/demo/comparison.{end}" for end in ("tsv", "txt", "html", "svg")}
 
 
+# What a method writes besides.
+MORE = {
+    "genetic": ("history.svg", "config.smoothing.safetensors", "plan.smoothing.safetensors"),
+    "sparsegpt": ("compressed", "layers.tsv"),
+}
+
+
 def plan_files(*plans: str, names: set[str] = frozenset(OF_A_PLAN)) -> set[str]:
-    """The files of some plans; all of a genetic plan's have its history and its smoothing factors among them."""
+    """The files of some plans; all of a plan's have what its method writes besides among them."""
     files = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
-    more = ("history.svg", "config.smoothing.safetensors", "plan.smoothing.safetensors")
-    genetic = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in more if plan.startswith("genetic")}
-    return files | (genetic if names == OF_A_PLAN else set())
+    more = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in MORE.get(plan.split("-")[0], ())}
+    return files | (more if names == OF_A_PLAN else set())
 
 
 def baseline_files(*names: str) -> set[str]:
@@ -45,6 +52,7 @@ def baseline_files(*names: str) -> set[str]:
 
 ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
 GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
+SPARSEGPT = [plan for plan in PLANS if plan.startswith("sparsegpt")]
 SENSITIVITY = {"results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"}
 FROM_STATISTICS = {
     f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
@@ -76,7 +84,7 @@ CASES = {
         "config.yaml",
         "sequences: 16",
         "sequences: 15",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC) | COMPARISON,
+        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | COMPARISON,
     ),
     "type of unquantized layers": (
         "config.yaml",
@@ -145,8 +153,21 @@ CASES = {
         "demo/calibration.txt",
         "calibration",
         "other words",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC) | COMPARISON,
+        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | COMPARISON,
     ),
+    "widths of a compressed plan": (
+        "config.yaml",
+        "sparsegpt, target_avg_bits: [4.0], bit",
+        "sparsegpt, target_avg_bits: [4.5], bit",
+        plan_files(*SPARSEGPT) | COMPARISON,
+    ),
+    "the code of SparseGPT": (
+        "scripts/bitplan/sparsegpt/sweep.py",
+        "MOST_DAMPING = 1e4",
+        "MOST_DAMPING = 1e5",
+        plan_files(*SPARSEGPT) | COMPARISON,
+    ),
+    "a study": ("config.yaml", "sparsity: [0.0, 0.1,", "sparsity: [0.0, 0.15,", set()),
     "a plan added": (
         "config.yaml",
         "  adaptive-balanced:",

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -42,6 +43,25 @@ ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "HF_HUB_DISABLE_TELEMETRY": "1"}
 count = number(1, kind=int)
 ratio = number(0.0, 1.0)
 positive = number(0.0, open_low=True)
+
+
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def size(text: str) -> int:
+    """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
+    if not found or float(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: expected one as 4GB, 512MB or 2GiB")
+    return int(float(found[1]) * UNITS[found[2]])
+
+
+def share(text: str) -> tuple[int, int]:
+    """The argparse type of a share of the work, as 2/4: (number from 1, of how many)."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip())
+    if not found or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: expected number/count, from 1/4 to 4/4")
+    return int(found[1]), int(found[2])
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -36,9 +36,14 @@ class Kept:
     folder: Path
 
     @classmethod
+    def folder_of(cls, output: Path) -> "Kept":
+        """Return the folder `<output>.partial`, as it is."""
+        return cls(Path(output).with_name(f"{Path(output).name}.partial"))
+
+    @classmethod
     def beside(cls, output: Path, digest: str) -> "Kept":
-        """Return the folder `<output>.partial`, emptied first where it holds pieces of another measurement than `digest`."""
-        made = cls(Path(output).with_name(f"{Path(output).name}.partial"))
+        """Return the folder of an output, emptied first where it holds pieces of another measurement than `digest`."""
+        made = cls.folder_of(output)
         if made.has(KEY) and read_json(made.folder / KEY).get("digest") != digest:
             log.warning("%s is of another model, text or setting: beginning anew", made.folder)
         elif made.has(KEY):

@@ -19,7 +19,7 @@ from torch import Tensor
 from bitplan.evaluate.teacher import Head, Teacher
 from bitplan.measure.candidates import MeasureSettings, Pass, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.measure.gradients import as_block_runs, batch_of, keep_gradients
-from bitplan.measure.kept import Kept, gradient_name, load_states, states_name
+from bitplan.measure.kept import Kept, digest_of, gradient_name, load_states, states_name
 from bitplan.measure.kld import kld_by_window
 from bitplan.measure.newborn import newborn
 from bitplan.models.layers import Layer, ModelInfo
@@ -27,6 +27,7 @@ from bitplan.models.smoothing import SmoothGroup, Smoothing, read_smoothing, wri
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plan import check_columns, uniform
 from bitplan.progress import progress
+from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.inputs import BlockInputs, observed
 from bitplan.statistics.output_gradients import OutputGradients, gradient_of_outputs
 from bitplan.statistics.sensitivity import (
@@ -41,6 +42,7 @@ from bitplan.statistics.smooth_factors import checked_groups
 
 log = logging.getLogger(__name__)
 BASE = "base.json"
+FIT = "hill"
 BACKWARD = 2  # block-forwards that a backward through a block counts as
 
 
@@ -63,6 +65,7 @@ class Measurement:
     settings: SensitivitySettings
     measure: MeasureSettings
     kept: Kept
+    alphas: Mapping[str, float] | None = None
     reused: float = field(default=0.0, init=False)
 
     def run(self) -> Measured:
@@ -186,7 +189,8 @@ class Measurement:
             weight = layer_weight(block, piece.layer)
             wide = quantized_weights(weight, choices, scale)
             rows = layer_rows(piece.layer, weight, choices, wide, seen, scale, gradients)
-            yield from ({"choice": i, "row": row} for i, row in zip(piece.rows, rows, strict=True))
+            alpha = alpha_hill(spectrum(weight), FIT) if self.alphas is None else self.alphas[piece.layer.name]
+            yield from ({"choice": i, "row": {**row, "alpha": alpha}} for i, row in zip(piece.rows, rows, strict=True))
             carried = [(c, w) for i, c, w in zip(piece.rows, choices, wide, strict=True) if i in piece.carried]
             before = self.model.tokens_forwarded
             states, cost = newborn(block, piece.layer, carried, forward, hidden, step, scale)
@@ -237,4 +241,5 @@ def _groups_name(block: int) -> str:
 
 
 def _pass_name(made: Pass) -> str:
-    return f"pass-{made.number:05d}.json"
+    pieces = [(piece.layer.name, piece.rows, piece.carried) for piece in made.pieces]
+    return f"pass-{made.number:05d}-{digest_of({'pieces': pieces, 'blocks': repr(made.blocks)})[:12]}.json"

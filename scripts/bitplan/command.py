@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from bitplan.errors import Problem, UserError, nearest
 from bitplan.flag_files import check_files, outputs_of
+from bitplan.sizes import bytes_of
 
 MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
 
@@ -45,15 +46,12 @@ ratio = number(0.0, 1.0)
 positive = number(0.0, open_low=True)
 
 
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
 def size(text: str) -> int:
     """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
-    if not found or float(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: expected one as 4GB, 512MB or 2GiB")
-    return int(float(found[1]) * UNITS[found[2]])
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def share(text: str) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -54,8 +54,13 @@ def _range(field: FieldInfo) -> str:
         "Lt": "less than {0.lt:g}",
     }
     bounds = [words[type(m).__name__].format(m) for m in field.metadata if type(m).__name__ in words]
-    choices = getattr(field.annotation, "__args__", ()) if "Literal" in str(field.annotation) else ()
-    return ", ".join(bounds) or " | ".join(map(str, choices))
+    return ", ".join(bounds) or " | ".join(map(str, _choices(field.annotation)))
+
+
+def _choices(annotation: Any) -> tuple:
+    """Return the values of the literals in an annotation."""
+    parts = get_args(annotation)
+    return parts if get_origin(annotation) is Literal else tuple(value for part in parts for value in _choices(part))
 
 
 def _value(value: Any) -> str:

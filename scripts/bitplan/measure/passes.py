@@ -9,7 +9,7 @@ Every piece is kept as soon as it is done.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -55,26 +55,47 @@ class Measured:
     block_forwards: float
 
 
+def planned(
+    model: StreamedModel, info: ModelInfo, tokens: Tensor, settings: SensitivitySettings, measure: MeasureSettings
+) -> list[Pass]:
+    """Return the passes of a measurement.
+
+    Raises `UserError` where a format does not fit a layer, there is no format to choose as anchor, or too little memory or too
+    many shards.
+    """
+    choices = settings.choices
+    for choice in choices:
+        check_columns(uniform(info, choice.wq), info)
+    anchors, layers = anchor_choices(choices, measure.anchors), share_of(info.quantizable, measure.shard)
+    state = tokens.numel() * model.module.config.hidden_size * model.dtype.itemsize
+    most = most_carried(measure.memory_limit, state, len(layers) * len(anchors)) if anchors else 1
+    made = passes(layers, len(choices), anchors, most, len(model.blocks))
+    log.info("%d layers, %d candidates in %d passes", len(layers), sum(each.carried for each in made), len(made))
+    return made
+
+
 @dataclass
 class Measurement:
-    """A measurement under way. `settings` say what a row is, `measure` what is measured of the model's output."""
+    """A measurement under way. `settings` say what a row is; with `fisher` rows have the Fisher score; `alphas` are known alphas by layer.
+
+    `saved` counts block-forwards that the walk counts, and that were not run in full.
+    """
 
     model: StreamedModel
     info: ModelInfo
     tokens: Tensor
     settings: SensitivitySettings
-    measure: MeasureSettings
+    fisher: bool
     kept: Kept
     alphas: Mapping[str, float] | None = None
-    reused: float = field(default=0.0, init=False)
+    saved: float = field(default=0.0, init=False)
 
-    def run(self) -> Measured:
-        """Return the rows of the shard's layers, in model order, going on from what is kept. Raises `UserError`."""
-        planned = self._plan()
+    def run(self, plan: Sequence[Pass]) -> Measured:
+        """Return the rows of the passes' layers, in model order, going on from what is kept. Raises `UserError`."""
         base = self.kept.once(BASE, self._base)
         results = [
             self.kept.once(_pass_name(each), lambda each=each: self._pass(each))
-            for each in progress(planned, len(planned), "passes")
+            for each in progress(plan, len(plan), "passes")
         ]
         order = {layer.name: i for i, layer in enumerate(self.info.quantizable)}
         cells = [cell for result in results for cell in result["rows"]]
@@ -83,18 +104,6 @@ class Measurement:
         rows = with_digest([cell["row"] for cell in cells], smoothing)
         cost = base["block_forwards"] + sum(result["block_forwards"] for result in results)
         return Measured(rows, smoothing, cost)
-
-    def _plan(self) -> list[Pass]:
-        choices = self.settings.choices
-        for choice in choices:
-            check_columns(uniform(self.info, choice.wq), self.info)
-        anchors = anchor_choices(choices, self.measure.anchors)
-        layers = share_of(self.info.quantizable, self.measure.shard)
-        state = self.tokens.numel() * self.model.module.config.hidden_size * self.model.dtype.itemsize
-        most = most_carried(self.measure.memory_limit, state, len(layers) * len(anchors)) if anchors else 1
-        made = passes(layers, len(choices), anchors, most, len(self.model.blocks))
-        log.info("%d layers, %d candidates in %d passes", len(layers), sum(each.carried for each in made), len(made))
-        return made
 
     # ------------------------------------------------------------------------------------------ the model as it is
 
@@ -107,7 +116,7 @@ class Measurement:
             start = load_states(self.kept, first, self.model.device) if self.kept.has(states_name(first)) else None
             self.model.run(self.tokens, self._keep_states, range(first, count), start)
         cost = self._cost(before)
-        if self.measure.fisher:
+        if self.fisher:
             before = self.model.tokens_forwarded
             keep_gradients(self.model, self.tokens, self._head, self.kept)
             cost += (1 + BACKWARD) * self._cost(before)
@@ -142,7 +151,7 @@ class Measurement:
 
     def _pass(self, made: Pass) -> dict[str, Any]:
         """Return the pass's cells, {choice, row}, and its cost."""
-        before, reused = self.model.tokens_forwarded, self.reused
+        before, saved = self.model.tokens_forwarded, self.saved
         live: dict[tuple[str, int], Tensor] = {}
         cells: list[dict[str, Any]] = []
 
@@ -157,7 +166,7 @@ class Measurement:
         last = len(self.model.blocks) if made.carried else made.blocks.stop
         start = load_states(self.kept, made.blocks.start, self.model.device)
         visited = range(made.blocks.start, last)
-        self.model.run(self.tokens, visit, visited, start, differentiable=self.measure.fisher)
+        self.model.run(self.tokens, visit, visited, start, differentiable=self.fisher)
         for key in live:
             live[key] = self._final(live[key])
         found = kld_by_window(self._teacher, list(live.values())) if live else ()
@@ -165,7 +174,7 @@ class Measurement:
         for cell in cells:
             key = (cell["row"]["layer"], cell["choice"])
             cell["row"]["by_window"] = by_window[key].tolist() if key in by_window else None
-        return {"rows": cells, "block_forwards": self._cost(before) - (self.reused - reused)}
+        return {"rows": cells, "block_forwards": self._cost(before) - (self.saved - saved)}
 
     def _at_birth(
         self,
@@ -194,17 +203,17 @@ class Measurement:
             carried = [(c, w) for i, c, w in zip(piece.rows, choices, wide, strict=True) if i in piece.carried]
             before = self.model.tokens_forwarded
             states, cost = newborn(block, piece.layer, carried, forward, hidden, step, scale)
-            self.reused += self._cost(before) - cost
+            self.saved += self._cost(before) - cost
             live.update({(piece.layer.name, i): state for i, state in zip(piece.carried, states, strict=True)})
         self._keep_groups(block, groups, forward, hidden, output)
 
     def _gradients(self, block: Block, forward: Forward, hidden: Tensor, step: int) -> OutputGradients | None:
-        if not self.measure.fisher:
+        if not self.fisher:
             return None
         above = self.kept.tensor(gradient_name(block.index + 1)).to(hidden.device)
         before = self.model.tokens_forwarded
         windows = gradient_of_outputs(block, forward, hidden, above, step, self.settings.tokens)
-        self.reused -= BACKWARD * self._cost(before)
+        self.saved -= BACKWARD * self._cost(before)
         return OutputGradients(windows, self.tokens[:, 1:].numel())
 
     # -------------------------------------------------------------------------------------------------- smoothing

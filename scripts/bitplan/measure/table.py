@@ -14,7 +14,7 @@ from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.fitted import with_fitted
 from bitplan.measure.kept import Kept, digest_of
 from bitplan.measure.kld import mean_and_error
-from bitplan.measure.passes import FIT, Measured, Measurement
+from bitplan.measure.passes import FIT, Measured, Measurement, planned
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.opening import Opened
@@ -37,6 +37,7 @@ def measure_table(
     What is done is kept beside `output`, and an earlier run of the same that was stopped is gone on with. `alphas` by layer fill the
     column of that name; without them they are found from the weights. Raises `UserError`.
     """
+    plan = planned(model.model, model.info, tokens, settings, measure)
     # How much memory there is changes the order of the work, and no figure.
     of_figures = replace(measure, memory_limit=0)
     facts = {
@@ -46,7 +47,7 @@ def measure_table(
     }
     kept = Kept.beside(output, digest_of(facts))
     try:
-        found = Measurement(model.model, model.info, tokens, settings, measure, kept, alphas).run()
+        found = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas).run(plan)
     except UserError:
         # What the user has to change makes what is kept worthless.
         kept.remove()

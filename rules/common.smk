@@ -14,6 +14,7 @@ from bitplan.errors import Problem, UserError
 from bitplan.models.hub import looks_like_id
 from bitplan.models.parts import PARTS, matching
 from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.sizes import bytes_of
 from bitplan.versions import code_versions
 
 NOT_A_FLAG = {"method", "check"}
@@ -137,11 +138,29 @@ def sparsegpt_flags(wildcards):
 
 
 def sensitivity_flags(wildcards):
-    values = SETTINGS.sensitivity.model_dump()
-    alphas = values.pop("smooth_alpha")
-    values["random"] = values["random"] or None
+    values = SETTINGS.sensitivity.model_dump(exclude={"shards", "smooth_alpha"})
+    switches = {key: values[key] or None for key in ("random", "fisher")}
+    if SETTINGS.sensitivity.anchors is None:
+        del values["memory_limit"]
+    alphas = SETTINGS.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
-    return cli_flags({**dashed(values), **smoothing, **SETTINGS.compute.model_dump()})
+    return cli_flags(
+        {**dashed({**values, **switches}), **smoothing, **SETTINGS.compute.model_dump()}
+    )
+
+
+def shard_flag(wildcards):
+    """Return which share of the layers a job measures, of its name `number-of-count`."""
+    return cli_flags({"shard": wildcards.scatteritem.replace("-of-", "/")})
+
+
+def where_measured(path):
+    """Return an output that is made only where KL is measured."""
+    return [] if SETTINGS.sensitivity.anchors is None else path
+
+
+def agreement_flag(wildcards, output):
+    return cli_flags({"report": output.agreement or None})
 
 
 def genetic_pt(wildcards):
@@ -369,6 +388,13 @@ def weights_mb(wildcards):
 def model_mem_mb(wildcards, attempt):
     """Return memory for a walk: imports and logits, and a share of the weights for the largest block; grows when retried."""
     return int((3 * GIB_MB + 0.3 * weights_mb(wildcards)) * attempt)
+
+
+def sensitivity_mem_mb(wildcards, attempt):
+    """Return memory for the sensitivity table, which also holds what the settings allow for candidates."""
+    carried = bytes_of(SETTINGS.sensitivity.memory_limit) // 2**20
+    measured = SETTINGS.sensitivity.anchors is not None
+    return model_mem_mb(wildcards, attempt) + measured * carried
 
 
 def search_mem_mb(wildcards, attempt):

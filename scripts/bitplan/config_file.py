@@ -91,8 +91,13 @@ def _range(field: FieldInfo) -> str:
         "Lt": "less than {0.lt:g}",
     }
     bounds = [words[type(m).__name__].format(m) for m in field.metadata if type(m).__name__ in words]
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return ", ".join(bounds) or " | ".join(map(str, choices))
+    return ", ".join(bounds) or " | ".join(map(str, _choices(field.annotation)))
+
+
+def _choices(annotation: Any) -> tuple:
+    """Return the values of the literals in an annotation."""
+    parts = get_args(annotation)
+    return parts if get_origin(annotation) is Literal else tuple(value for part in parts for value in _choices(part))
 
 
 def _value(value: Any) -> str:

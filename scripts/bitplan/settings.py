@@ -8,11 +8,21 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from bitplan.errors import Problem, UserError
 from bitplan.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, Section
+from bitplan.sizes import bytes_of
 from bitplan.studies import StudySettings
+
+
+def _amount(text: str) -> str:
+    """Return an amount of memory as it is written. Raises ValueError for what is none."""
+    bytes_of(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_amount)]
 
 
 class ModelSettings(Section):
@@ -81,6 +91,30 @@ class SensitivitySettings(Section):
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
+    anchors: Literal[1, 2, "all"] | None = Field(
+        None,
+        description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
+    )
+    memory_limit: Amount = Field(
+        "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
+    )
+    shards: int = Field(1, ge=1, description="jobs that share the layers; the table is the same for any number")
+    fisher: bool = Field(False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL")
+
+    @field_validator("anchors", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("is a number of formats, or all: give 1, 2, all or null")
+        return int(value) if value in ("1", "2") else value
+
+    @model_validator(mode="after")
+    def _is_measured_on_text(self) -> "SensitivitySettings":
+        if self.random and (self.anchors is not None or self.fisher or self.shards > 1):
+            raise ValueError("random goes without anchors, fisher and shards: these measure on the calibration text")
+        if self.anchors in (1, 2) and not self.palette:
+            raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
+        return self
 
 
 class TaskSettings(Section):

@@ -250,13 +250,13 @@ def test_random_inputs_are_standard_normal_and_of_each_input_its_own(llama, monk
     from bitplan.statistics import sensitivity
 
     seen = {}
-    kept = sensitivity._rows
+    kept = sensitivity.layer_rows
 
-    def noting(block, layer, inputs, *rest):
+    def noting(layer, weight, choices, made, inputs, *rest):
         seen[layer.name] = torch.cat(inputs.samples[layer.name])
-        return kept(block, layer, inputs, *rest)
+        return kept(layer, weight, choices, made, inputs, *rest)
 
-    monkeypatch.setattr(sensitivity, "_rows", noting)
+    monkeypatch.setattr(sensitivity, "layer_rows", noting)
     llama.measured(random=True)
     values = torch.cat([x.flatten() for x in seen.values()])
     assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02

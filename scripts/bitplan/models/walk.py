@@ -87,6 +87,8 @@ class StreamedModel:
     block_forwards: int = field(default=0, init=False)
     tokens_forwarded: int = field(default=0, init=False)
     _sequences: int = field(default=0, init=False)
+    # How many values a family's blocks return beside the hidden states; -1: these alone, as no tuple. None before one has run.
+    _beside: int | None = field(default=None, init=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -109,24 +111,36 @@ class StreamedModel:
         name = next(n for n, module in self.module.named_modules() if module is table)
         return self.stored_name(f"{name}.weight") or "lm_head.weight"
 
-    @torch.inference_mode()
-    def run(self, tokens: Tensor, visit: Visit = run_plainly) -> Tensor:
+    def run(
+        self,
+        tokens: Tensor,
+        visit: Visit = run_plainly,
+        blocks: range | None = None,
+        hidden: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Tensor:
         """Return the final hidden states, after the last norm, of `tokens` (sequences, length) int64.
 
         Every block is loaded once, and `visit` decides what runs on it. Shape (sequences, length, hidden), dtype of the walk.
+        With `blocks` only these are loaded and visited, and the others hand on what they get; with `hidden` the first block gets
+        these states instead of the embedding's; `differentiable` lets autograd follow what requires a gradient.
         """
-        rows, inverse = torch.unique(tokens, return_inverse=True)
+        # Where the embedding's output is not used, one row of the table stands for all.
+        rows, inverse = torch.unique(tokens if hidden is None else torch.zeros_like(tokens), return_inverse=True)
         self._check_length(tokens.shape[1])
         self._sequences = len(tokens)
         table = self.module.get_input_embeddings()
         table.weight = self._parameter(self._table_rows(rows))
         hook = table.register_forward_pre_hook(lambda module, args: (inverse.to(self.device),))
+        visited = range(len(self.blocks)) if blocks is None else blocks
         for index, block in enumerate(self.blocks):
-            block.forward = partial(self._visit_block, index, block, visit)
+            called = self._visit_block if index in visited else self._pass_over
+            block.forward = partial(called, index, block, visit, hidden if index == 0 else None)
         try:
-            output = self.module.base_model(
-                input_ids=tokens.to(self.device), use_cache=False, **self._positions(tokens)
-            )
+            with torch.enable_grad() if differentiable else torch.inference_mode():
+                output = self.module.base_model(
+                    input_ids=tokens.to(self.device), use_cache=False, **self._positions(tokens)
+                )
         finally:
             hook.remove()
             table.weight = nn.Parameter(torch.empty_like(table.weight, device="meta"), requires_grad=False)
@@ -178,15 +192,43 @@ class StreamedModel:
         return nn.Parameter(tensor.to(device=self.device, dtype=self.dtype), requires_grad=False)
 
     def _visit_block(
-        self, index: int, module: nn.Module, visit: Visit, hidden: Tensor, *args: object, **kwargs: object
+        self,
+        index: int,
+        module: nn.Module,
+        visit: Visit,
+        given: Tensor | None,
+        hidden: Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> Tensor | tuple:
         block = self.block_(index)
-        beside: list[int] = []
         try:
-            made = visit(block, hidden, partial(self._in_batches, module, args, kwargs, beside))
-            return (made, *[None] * beside[0]) if beside else made
+            made = visit(block, hidden if given is None else given, partial(self._in_batches, module, args, kwargs))
+            return self._as_returned(made)
         finally:
             self.drop_(module)
+
+    def _pass_over(
+        self,
+        index: int,
+        module: nn.Module,
+        visit: Visit,
+        given: Tensor | None,
+        hidden: Tensor,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor | tuple:
+        """Hand on the hidden states, in the shape in which the family's blocks return them: asked of a block, once."""
+        if self._beside is None:
+            self.block_(index)
+            try:
+                self._in_batches(module, args, kwargs, hidden[:1])
+            finally:
+                self.drop_(module)
+        return self._as_returned(hidden if given is None else given)
+
+    def _as_returned(self, hidden: Tensor) -> Tensor | tuple:
+        return hidden if self._beside in (None, -1) else (hidden, *[None] * self._beside)
 
     def block_(self, index: int) -> Block:
         """Load the weights of a block and return it."""
@@ -199,8 +241,8 @@ class StreamedModel:
     def _layer_name(self, name: str) -> str:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
 
-    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, beside: list[int], hidden: Tensor) -> Tensor:
-        """Return the block's hidden states; note in `beside` how many values a family's block returns beside them."""
+    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
+        """Return the block's hidden states; note how many values a family's block returns beside them."""
         sequences, length = hidden.shape[:2]
         called_with = self._sequences
         step = max(1, self.tokens_per_batch // length)
@@ -214,7 +256,7 @@ class StreamedModel:
             rest = [_slice(value, start, stop, called_with, heads) for value in args]
             output = type(module).forward(module, hidden[start:stop], *rest, **some)
             outputs[start:stop] = output[0] if isinstance(output, tuple) else output
-            beside[:] = [len(output) - 1] if isinstance(output, tuple) else []
+            self._beside = len(output) - 1 if isinstance(output, tuple) else -1
         return outputs
 
     def load_(self, prefix: str, module: nn.Module) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.errors import Problem, UserError
 from bitplan.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, Section

@@ -127,6 +127,34 @@ def genetic_flags(wildcards):
     return cli_flags({**named, **scope, **SETTINGS.compute.model_dump()})
 
 
+def optimal_flags(wildcards):
+    plan = SETTINGS.every_plan[wildcards.plan].model_dump()
+    kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
+    kept.pop("same_size_as")
+    return cli_flags({**kept, **SETTINGS.compute.model_dump()})
+
+
+def optimal_size(wildcards):
+    """Return the file whose size an optimal plan is to have; none for one with average bits."""
+    name = SETTINGS.every_plan[wildcards.plan].same_size_as
+    return [f"results/{wildcards.model}/baselines/{name}/model.gguf"] if name else []
+
+
+def size_flag(wildcards, input):
+    return f"--same-size-as {input.same_size}" if input.same_size else ""
+
+
+def selection_text(wildcards):
+    """Return the saved text that an optimal plan decides its steps on; none where it takes none."""
+    plan = SETTINGS.every_plan[wildcards.plan]
+    wanted = plan.correct or plan.race
+    return [f"results/{wildcards.model}/selection.safetensors"] if wanted else []
+
+
+def selection_flag(wildcards, input):
+    return f"--selection {input.selection}" if input.selection else ""
+
+
 def sparsegpt_flags(wildcards):
     plan = SETTINGS.every_plan[wildcards.plan].model_dump()
     kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
@@ -399,7 +427,7 @@ def sensitivity_mem_mb(wildcards, attempt):
 
 def search_mem_mb(wildcards, attempt):
     """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most; a task wants the whole model."""
-    if SETTINGS.every_plan[wildcards.plan].task:
+    if getattr(SETTINGS.every_plan[wildcards.plan], "task", None):
         return whole_mem_mb(wildcards, attempt) + 4 * GIB_MB
     return model_mem_mb(wildcards, attempt) + int(
         min(4 * GIB_MB, weights_mb(wildcards))

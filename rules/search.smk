@@ -87,6 +87,41 @@ rule genetic_plan:
         " --figure {output.figure} > {log} 2>&1"
 
 
+rule optimal_plan:
+    input:
+        model="results/{model}/model.json",
+        sensitivity="results/{model}/sensitivity.tsv",
+        calibration="results/{model}/calibration.safetensors",
+        selection=selection_text,
+        same_size=optimal_size,
+    output:
+        config="results/{model}/plans/{plan}/config.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+    log:
+        "logs/{model}/{plan}/search.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.search.tsv"
+    wildcard_constraints:
+        plan=one_of(plans_of("optimal")),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=search_mem_mb,
+        runtime="12h",
+    params:
+        *code("optimal_search.py"),
+        script=script("optimal_search.py"),
+        flags=optimal_flags,
+        same_size=size_flag,
+        unseen=selection_flag,
+    shell:
+        "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"
+        " --calibration {input.calibration} {params.unseen} {params.same_size} {params.flags} --threads {threads}"
+        " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
+
+
 # What is made so far stands in compressed.partial, which no rule removes: a job that was ended goes on from there.
 rule sparsegpt_plan:
     input:

@@ -147,6 +147,10 @@ class Settings(Section):
     )
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
     calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")
+    selection: WindowSettings = Field(
+        WindowSettings(sequences=32),
+        description="windows of the calibration text after those of calibration: what optimal plans decide their steps on",
+    )
     evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="sensitivity of layers to formats")
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
@@ -173,6 +177,19 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimal_plans_have_what_they_need(self) -> "Settings":
+        """Measured KL, and the baseline whose size is theirs."""
+        for name, plan in self.every_plan.items():
+            if plan.method == "optimal" and self.sensitivity.anchors is None:
+                raise ValueError(f"plan {name} is optimal by measured KL: set sensitivity.anchors to 1, 2 or all")
+            if plan.method == "optimal" and (plan.correct or plan.race) and self.calibration.sequences is None:
+                what = "decides its steps on calibration text that was not measured on"
+                raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and race to false")
+            if getattr(plan, "same_size_as", None) not in (None, *self.baselines):
+                raise ValueError(f"plan {name} is to have the size of {plan.same_size_as}, which is no baseline")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_unique(self) -> "Settings":
         """A plan, a baseline: each has a folder, a log and a row of its own."""
         twice = sorted(
@@ -190,6 +207,7 @@ class Settings(Section):
 def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
     sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
+    sections["selection"] = WindowSettings
     sections |= {
         "export": ExportSettings,
         "speed": SpeedSettings,

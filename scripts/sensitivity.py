@@ -19,7 +19,7 @@ from bitplan.flag_files import input_file, output_file
 def main(args) -> None:
     from bitplan.formats.table import format_named
     from bitplan.measure.candidates import MeasureSettings
-    from bitplan.measure.command import make_table, tell_agreement
+    from bitplan.measure.command import check_flags, make_table, tell_agreement
     from bitplan.opening import opened
     from bitplan.provenance import write_provenance
     from bitplan.search.sensitivity_run import GAUSSIAN
@@ -31,8 +31,9 @@ def main(args) -> None:
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher)
-    model = opened(args.model, args.dtype, args.device, args.threads)
     source = GAUSSIAN if args.random else args.calibration
+    check_flags(measure, source, args.report)
+    model = opened(args.model, args.dtype, args.device, args.threads)
     made = make_table(model, source, args.length, args.sequences, settings, measure, args.layer_stats, args.output)
     write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)
     inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"

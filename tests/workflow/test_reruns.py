@@ -128,6 +128,24 @@ CASES = {
         "smooth_alpha: [0.4, 0.5]",
         SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
     ),
+    "what is measured of the model's output": (
+        "config.yaml",
+        "anchors: null",
+        "anchors: 2",
+        SENSITIVITY | {"results/demo/agreement.json"} | plan_files(*GENETIC) | COMPARISON,
+    ),
+    "the code of measured sensitivity": (
+        "scripts/bitplan/measure/kld.py",
+        "length - 1",
+        "length - 2",
+        SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
+    ),
+    "the memory that measuring may take, when nothing is measured": (
+        "config.yaml",
+        "memory_limit: 4GB",
+        "memory_limit: 2GB",
+        set(),
+    ),
     "the code of the genetic search": (
         "scripts/bitplan/search/genetic.py",
         "0.95",

@@ -25,6 +25,11 @@ class MeasureSettings:
     shard: tuple[int, int] = (1, 1)
     fisher: bool = False
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for beyond what one walk over all layers gives."""
+        return self.anchors is None and not self.fisher and self.shard == (1, 1)
+
 
 @dataclass(frozen=True)
 class Piece:

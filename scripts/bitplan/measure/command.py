@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitplan.errors import user_error
+from bitplan.errors import Problem
 from bitplan.files import write_json, write_table
+from bitplan.flag_files import refuse
 from bitplan.measure.agreement import agreement, agreement_text, read_rows
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.kept import Kept
@@ -26,6 +27,17 @@ class Made:
     tokens: int
 
 
+def check_flags(measure: MeasureSettings, calibration: str | None, report: Path | None) -> None:
+    """Raise `UserError` for flags that do not go together."""
+    problems = []
+    if calibration == GAUSSIAN and not measure.plain:
+        what = "measure on a text, and Gaussian inputs are none"
+        problems.append(Problem("--anchors, --fisher and --shard", what, "Leave out --random, or these"))
+    if report and not measure.anchors:
+        problems.append(Problem("--report", "compares with measured KL, and none is measured", "Give --anchors"))
+    refuse(problems)
+
+
 def make_table(
     model: Opened,
     calibration: str | None,
@@ -38,14 +50,11 @@ def make_table(
 ) -> Made:
     """Make the sensitivity table and write it, with the smoothing factors beside it; return what was made. Raises `UserError`."""
     alphas = read_known_alphas(layer_stats, model.info)
-    if measure == MeasureSettings(memory_limit=measure.memory_limit):
+    if measure.plain:
         rows, smoothing = measured(model, calibration, length, sequences, settings)
         rows = [{**row, "alpha": (alphas or {}).get(row["layer"])} for row in rows]
         write_sensitivity(output, rows, smoothing)
         return Made(rows, model.model.block_forwards, model.model.tokens_forwarded)
-    if calibration == GAUSSIAN:
-        what = "measure on a text, and Gaussian inputs are none"
-        raise user_error("--anchors, --fisher and --shard", what, "Leave out --random, or them")
     tokens = calibration_tokens(model, calibration, length, sequences)
     made = measure_table(model, tokens, settings, measure, output, alphas)
     write_sensitivity(output, made.rows, made.smoothing)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitplan.errors import user_error
 from bitplan.files import read_json, write_json, written_aside
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,11 @@ class Kept:
             log.info("going on from %s", made.folder)
             return made
         made.remove()
-        write_json(made.folder / KEY, {"digest": digest})
+        try:
+            write_json(made.folder / KEY, {"digest": digest})
+        except OSError:
+            made.remove()
+            raise
         return made
 
     def has(self, name: str) -> bool:
@@ -58,11 +63,17 @@ class Kept:
         return (self.folder / name).exists()
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor that was kept."""
+        """Return a tensor that was kept. Raises `UserError` for a file that was changed since."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        # What the file maps need not begin where a tensor of torch's own would.
-        return load_file(self.folder / name)["values"].clone()
+        try:
+            # What the file maps need not begin where a tensor of torch's own would.
+            return load_file(self.folder / name)["values"].clone()
+        except (OSError, SafetensorError, KeyError) as error:
+            raise user_error(
+                self.folder / name, f"is broken: {error}", f"Remove {self.folder}, and run again"
+            ) from None
 
     def keep_tensor(self, name: str, values: Tensor) -> None:
         """Keep a tensor, on the CPU, in its dtype."""
@@ -75,7 +86,7 @@ class Kept:
         """Return the object kept under a name, made and kept first where it is not there. What is returned is what was read back."""
         if not self.has(name):
             write_json(self.folder / name, make())
-        return read_json(self.folder / name)
+        return read_json(self.folder / name, f"Remove {self.folder}, and run again")
 
     def remove(self) -> None:
         """Remove the folder and all that it holds."""

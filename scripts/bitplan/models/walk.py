@@ -6,9 +6,7 @@ forward is replaced by one that loads the weights, hands block and hidden states
 Memory: one block, the rows of the embedding that the text uses, the final norm, and the hidden states of all sequences.
 """
 
-import ctypes
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from bitplan.errors import user_error
 from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.devices import pick_device, return_free_memory
 from bitplan.models.experts import separate_experts_
 from bitplan.models.families import stored_names
 
@@ -297,13 +296,6 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
         )
 
 
-def return_free_memory() -> None:
-    """Give freed memory back to the system where the allocator is glibc's, which otherwise keeps most of a block."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """Return the checkpoint's model as transformers builds it, all parameters on the meta device, experts apart.
 
@@ -339,24 +331,6 @@ def find_blocks(module: nn.Module) -> str:
         what = f"has no list of {count or 'num_hidden_layers'} decoder blocks among its modules"
         raise user_error(type(module).__name__, what, "This family cannot be walked block by block: docs/families.md")
     return min(lists, key=len)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the torch device called `name`; "auto" is cuda, mps or cpu, the first that is there.
-
-    Raises `UserError` when this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise user_error("--device", f"{name!r} is no device", "Use cpu, cuda, cuda:N, mps or auto") from None
-    index = device.index or 0
-    present = {"cpu": index == 0, "cuda": index < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not present.get(device.type, False):
-        raise user_error("--device", f"{name} is not available on this machine", "Use --device cpu")
-    return device
 
 
 def open_model(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "cpu") -> StreamedModel:

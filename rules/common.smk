@@ -11,9 +11,15 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from bitplan.errors import Problem, UserError
+from bitplan.formats.names import weighs_columns
 from bitplan.models.hub import looks_like_id
 from bitplan.models.parts import PARTS, matching
-from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.settings import (
+    IMATRIX_SUFFIX,
+    check_duplicate_keys,
+    cli_flags,
+    parse_settings,
+)
 from bitplan.sizes import bytes_of
 from bitplan.versions import code_versions
 
@@ -196,6 +202,23 @@ def genetic_pt(wildcards):
     return f"results/{wildcards.model}/plans/{wildcards.plan}/mixed_precision_config.pt"
 
 
+def importance_of(wildcards):
+    """Return the importance matrix of a model, where the settings want it used."""
+    return (
+        f"results/{wildcards.model}/layer_stats.safetensors" if SETTINGS.imatrix else []
+    )
+
+
+def search_importance(wildcards):
+    """Return the importance matrix for a search some of whose formats look at it."""
+    formats = SETTINGS.every_plan[wildcards.plan].formats
+    return importance_of(wildcards) if any(map(weighs_columns, formats)) else []
+
+
+def imatrix_flag(wildcards, input):
+    return cli_flags({"imatrix": input.imatrix or None})
+
+
 def check_flags(wildcards):
     check = SETTINGS.every_plan[wildcards.plan].check
     return cli_flags({"on-miss": check.on_miss, "tolerance": check.tolerance})
@@ -318,6 +341,22 @@ def of_baselines(*names):
         model=with_gguf(),
         baseline=SETTINGS.baselines,
         name=names,
+    )
+
+
+def baseline_importance(wildcards):
+    """Return the importance matrix and the model that it is of, for a baseline whose name asks for it."""
+    if not wildcards.baseline.endswith(IMATRIX_SUFFIX):
+        return {}
+    names = {"imatrix": "layer_stats.safetensors", "model": "model.json"}
+    return {key: f"results/{wildcards.model}/{name}" for key, name in names.items()}
+
+
+def baseline_flags(wildcards, input):
+    """Return a baseline's recipe, and what it is given besides."""
+    given = {key: input.get(key) for key in ("imatrix", "model")}
+    return cli_flags(
+        {"recipe": wildcards.baseline.removesuffix(IMATRIX_SUFFIX), **given}
     )
 
 

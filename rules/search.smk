@@ -3,6 +3,7 @@ rule adaptive_plan:
     input:
         model="results/{model}/model.json",
         tasks=search_task_files,
+        imatrix=search_importance,
         stats="results/{model}/layer_stats.tsv",
         calibration="results/{model}/calibration.safetensors",
     output:
@@ -26,9 +27,11 @@ rule adaptive_plan:
         *code("adaptive_quantization_search.py"),
         script=script("adaptive_quantization_search.py"),
         flags=adaptive_flags,
+        imatrix=imatrix_flag,
     shell:
         "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-        " {params.flags} --threads {threads} --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
+        " {params.flags} {params.imatrix} --threads {threads}"
+        " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
 rule random_plan:

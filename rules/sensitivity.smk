@@ -14,6 +14,7 @@ if SETTINGS.sensitivity.shards == 1:
             model="results/{model}/model.json",
             stats="results/{model}/layer_stats.tsv",
             calibration="results/{model}/calibration.safetensors",
+            imatrix=importance_of,
         output:
             table="results/{model}/sensitivity.tsv",
             smoothing="results/{model}/sensitivity.smoothing.safetensors",
@@ -33,10 +34,11 @@ if SETTINGS.sensitivity.shards == 1:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
+            imatrix=imatrix_flag,
             report=agreement_flag,
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
+            " {params.flags} {params.imatrix} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
 
 else:
 
@@ -45,6 +47,7 @@ else:
             model="results/{model}/model.json",
             stats="results/{model}/layer_stats.tsv",
             calibration="results/{model}/calibration.safetensors",
+            imatrix=importance_of,
         output:
             table=temp(f"{SHARD}.tsv"),
             smoothing=temp(f"{SHARD}.smoothing.safetensors"),
@@ -63,10 +66,11 @@ else:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
+            imatrix=imatrix_flag,
             shard=shard_flag,
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
+            " {params.flags} {params.imatrix} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
 
     rule sensitivity:
         input:

@@ -34,7 +34,8 @@ def main(args) -> None:
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source, args.report)
     model = opened(args.model, args.dtype, args.device, args.threads)
-    made = make_table(model, source, args.length, args.sequences, settings, measure, args.layer_stats, args.output)
+    files = (args.layer_stats, args.output, args.imatrix)
+    made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
     write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)
     inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"
     layers = len({row["layer"] for row in made.rows})
@@ -81,6 +82,9 @@ if __name__ == "__main__":
     )
     flags.add_argument(
         "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; found anew when absent"
+    )
+    flags.add_argument(
+        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )
     flags.add_argument(
         "--report", type=output_file, help="JSON of what agrees with measured KL to write, with --anchors"

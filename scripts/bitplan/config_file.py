@@ -151,6 +151,7 @@ def _lines() -> Iterator[str]:
         yield f"  {name}:"
         yield from (f"    {key}: {_value(value)}" for key, value in values.items())
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
+    yield f"\nimatrix: {_value(fields['imatrix'].default)} {_comment(fields['imatrix'])}"
     for name in ("compute", "calibration", "selection", "evaluation", "sensitivity", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"

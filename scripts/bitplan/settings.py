@@ -15,6 +15,9 @@ from bitplan.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, N
 from bitplan.sizes import bytes_of
 from bitplan.studies import StudySettings
 
+# Ends the name of a baseline whose recipe is given the importance matrix.
+IMATRIX_SUFFIX = "_imatrix"
+
 
 def _amount(text: str) -> str:
     """Return an amount of memory as it is written. Raises ValueError for what is none."""
@@ -130,10 +133,12 @@ class TaskSettings(Section):
 
 
 # llama.cpp's recipes by name; a test holds them known to the runtime.
-Recipe = Literal[
-    "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
+QUANTIZED_RECIPES = (
+    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
-]  # fmt: skip
+)  # fmt: skip
+WITH_IMPORTANCE = tuple(f"{recipe}{IMATRIX_SUFFIX}" for recipe in QUANTIZED_RECIPES)
+Recipe = Literal[("f16", "bf16", *QUANTIZED_RECIPES, *WITH_IMPORTANCE)]
 
 
 class Settings(Section):
@@ -143,7 +148,13 @@ class Settings(Section):
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
     studies: dict[Name, StudySettings] = Field({}, description="studies by name: a plan with some settings varied")
     baselines: list[Recipe] = Field(
-        ["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed"
+        ["f16", "q4_k_m"],
+        min_length=1,
+        description="llama.cpp's recipes, *_imatrix: with the importance matrix; the first is the reference of speed",
+    )
+    imatrix: bool = Field(
+        True,
+        description="importance matrix (mean x^2 of each input column on the calibration text) for GGUF types, in measuring, simulating and exporting",
     )
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
     calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")

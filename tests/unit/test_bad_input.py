@@ -310,6 +310,13 @@ CASES = [
     ("importance of another model", f"{PPL} --imatrix {{importance_of_another}}", "q_proj", "scripts/layer_stats.py"),
     ("importance of another width", f"{EXPORT} {{tiny}} --base {{gguf}} --imatrix {{importance_too_short}}", "64 values",
      "scripts/layer_stats.py"),
+    ("importance of another model: sensitivity", f"{SENSITIVITY} --imatrix {{importance_of_another}}", "q_proj", "layer_stats.py"),
+    ("importance of another model: search", f"{ADAPTIVE} --imatrix {{importance_of_another}}", "q_proj", "layer_stats.py"),
+    ("importance of another model: baseline", f"{BASELINE} {{gguf}} --model {{tiny}} --imatrix {{importance_of_another}}", "q_proj",
+     "layer_stats.py"),
+    ("importance without a model: baseline", f"{BASELINE} {{gguf}} --imatrix {{importance_of_another}}", "go together", "Give both"),
+    ("importance for a file of another model", f"{BASELINE} {{gguf_of_another}} --model {{tiny}} --imatrix {{importance}}",
+     "belongs to another model", "convert_gguf.py"),
     ("a text for importance", f"{TASKS} --imatrix {{text}}", "is no importance matrix", "scripts/layer_stats.py"),
     ("weights for importance", f"{QUANTIZE} {{tiny}} --imatrix {{tiny}}/model.safetensors", "q_proj", "scripts/layer_stats.py"),
     # -- GGUF files

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from bitplan.errors import UserError
 from bitplan.evaluate.text import windows
+from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
@@ -213,6 +214,29 @@ def test_a_table_takes_one_walk(llama):
     llama.measured(*activation_choices("tensor"), Choice("q8_0"), alphas=(0.3, 0.5, 0.7))
     # Four windows through two blocks, and the first of them again to see that folding changed nothing.
     assert llama.model.tokens_forwarded - before == (4 + 1) * 32 * 2
+
+
+def test_with_an_importance_matrix_ggufs_types_are_quantized_with_it(llama):
+    importance = {layer.name: torch.rand(layer.shape[1]).square() for layer in llama.info.quantizable}
+    settings = SensitivitySettings((Choice("q4_0"), Choice("int4")), tokens=128)
+    plain, _ = measure_sensitivity(llama.model, llama.info, llama.tokens, settings)
+    made, _ = measure_sensitivity(llama.model, llama.info, llama.tokens, settings, importance=importance)
+    assert [r["mse"] for r in made if r["format"] == "int4"] == [r["mse"] for r in plain if r["format"] == "int4"]
+    assert [r["bytes"] for r in made] == [r["bytes"] for r in plain]
+    row = next(r for r in made if r["format"] == "q4_0")
+    weight = llama.checkpoint.read([f"{row['layer']}.weight"])[f"{row['layer']}.weight"].float()
+    wanted = FORMATS["q4_0"].roundtrip(weight, importance=importance[row["layer"]])
+    alone = weighted_error(weight, wanted, importance[row["layer"]])
+    without = weighted_error(weight, FORMATS["q4_0"].roundtrip(weight), importance[row["layer"]])
+    assert alone < without
+    assert torch.equal(Choice("q4_0").weights(weight, None, importance=importance[row["layer"]]), wanted)
+    assert row["mse"] != next(r for r in plain if r["format"] == "q4_0")["mse"]
+
+
+def test_the_importance_of_a_smoothed_input_is_that_of_its_quotient(llama):
+    weight, scale, importance = torch.randn(8, 64), 0.5 + torch.rand(64), torch.rand(64)
+    made = Choice("q4_0", "int4_token").weights(weight, scale, importance=importance)
+    assert torch.equal(made, FORMATS["q4_0"].roundtrip(weight * scale, importance=importance / scale**2))
 
 
 def test_without_alphas_nothing_is_smoothed(llama):

@@ -59,6 +59,7 @@ FROM_STATISTICS = {
 }
 SCORES = plan_files(*PLANS, names={"perplexity.json", "gguf_perplexity.json"}) | baseline_files("perplexity.json")
 GGUF_ON = {"model.gguf", "gguf.json", "gguf_perplexity.json", "speed.json"}
+WITH_IMPORTANCE = plan_files(*PLANS, names={"perplexity.json", *GGUF_ON})
 
 CASES = {
     "one plan's limit": (
@@ -84,7 +85,26 @@ CASES = {
         "config.yaml",
         "sequences: 16",
         "sequences: 15",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | COMPARISON,
+        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | WITH_IMPORTANCE | COMPARISON,
+    ),
+    "the importance matrix left out": (
+        "config.yaml",
+        "imatrix: true",
+        "imatrix: false",
+        SENSITIVITY | plan_files(*GENETIC) | WITH_IMPORTANCE | COMPARISON,
+    ),
+    "a search in a GGUF type": (
+        "config.yaml",
+        "ppl_threshold: 0.1, target_avg_bits: 8.0",
+        "formats: [q4_k, q8_0], ppl_threshold: 0.1, target_avg_bits: 8.0",
+        plan_files("adaptive-balanced") | COMPARISON,
+    ),
+    "a baseline with the importance matrix": (
+        "config.yaml",
+        "baselines: [f16, q4_k_m]",
+        "baselines: [f16, q4_k_m, q4_k_m_imatrix]",
+        {f"results/demo/baselines/q4_k_m_imatrix/{name}" for name in ("model.gguf", "perplexity.json", "speed.json")}
+        | COMPARISON,
     ),
     "type of unquantized layers": (
         "config.yaml",
@@ -171,7 +191,7 @@ CASES = {
         "demo/calibration.txt",
         "calibration",
         "other words",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | COMPARISON,
+        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | WITH_IMPORTANCE | COMPARISON,
     ),
     "widths of a compressed plan": (
         "config.yaml",

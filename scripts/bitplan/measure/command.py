@@ -15,6 +15,7 @@ from bitplan.measure.table import measure_table, read_known_alphas
 from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
 from bitplan.opening import Opened
 from bitplan.search.sensitivity_run import GAUSSIAN, calibration_tokens, measured
+from bitplan.statistics.importance import read_importance
 from bitplan.statistics.sensitivity import COLUMNS, SensitivitySettings
 
 
@@ -47,16 +48,18 @@ def make_table(
     measure: MeasureSettings,
     layer_stats: Path | None,
     output: Path,
+    imatrix: Path | None = None,
 ) -> Made:
     """Make the sensitivity table and write it, with the smoothing factors beside it; return what was made. Raises `UserError`."""
+    importance = read_importance(imatrix, model.info.quantizable)
     alphas = read_known_alphas(layer_stats, model.info)
     if measure.plain:
-        rows, smoothing = measured(model, calibration, length, sequences, settings)
+        rows, smoothing = measured(model, calibration, length, sequences, settings, importance)
         rows = [{**row, "alpha": (alphas or {}).get(row["layer"])} for row in rows]
         write_sensitivity(output, rows, smoothing)
         return Made(rows, model.model.block_forwards, model.model.tokens_forwarded)
     tokens = calibration_tokens(model, calibration, length, sequences)
-    made = measure_table(model, tokens, settings, measure, output, alphas)
+    made = measure_table(model, tokens, settings, measure, output, alphas, importance)
     write_sensitivity(output, made.rows, made.smoothing)
     Kept.folder_of(output).remove()
     return Made(made.rows, made.block_forwards, round(made.block_forwards * tokens.numel()))

@@ -76,7 +76,8 @@ def planned(
 
 @dataclass
 class Measurement:
-    """A measurement under way. `settings` say what a row is; with `fisher` rows have the Fisher score; `alphas` are known alphas by layer.
+    """A measurement under way. `settings` say what a row is; with `fisher` rows have the Fisher score; `alphas` are known alphas
+    by layer, `importance` the mean squares of each layer's input columns (in,) that its weights are quantized with.
 
     `saved` counts block-forwards that the walk counts, and that were not run in full.
     """
@@ -88,6 +89,7 @@ class Measurement:
     fisher: bool
     kept: Kept
     alphas: Mapping[str, float] | None = None
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
     saved: float = field(default=0.0, init=False)
 
     def run(self, plan: Sequence[Pass]) -> Measured:
@@ -196,7 +198,7 @@ class Measurement:
             scale = None if group is None else group.scale
             choices = [self.settings.choices[i] for i in piece.rows]
             weight = layer_weight(block, piece.layer)
-            wide = quantized_weights(weight, choices, scale)
+            wide = quantized_weights(weight, choices, scale, importance=self.importance.get(piece.layer.name))
             rows = layer_rows(piece.layer, weight, choices, wide, seen, scale, gradients)
             alpha = alpha_hill(spectrum(weight), FIT) if self.alphas is None else self.alphas[piece.layer.name]
             yield from ({"choice": i, "row": {**row, "alpha": alpha}} for i, row in zip(piece.rows, rows, strict=True))

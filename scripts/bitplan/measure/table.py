@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -31,11 +32,13 @@ def measure_table(
     measure: MeasureSettings,
     output: Path,
     alphas: Mapping[str, float] | None = None,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Measured:
     """Return the rows of the shard's layers with KL measured and fitted, the smoothing, and the cost in block-forwards.
 
     What is done is kept beside `output`, and an earlier run of the same that was stopped is gone on with. `alphas` by layer fill the
-    column of that name; without them they are found from the weights. Raises `UserError`.
+    column of that name; without them they are found from the weights. Weights are quantized with `importance` {layer: (in,)}.
+    Raises `UserError`.
     """
     plan = planned(model.model, model.info, tokens, settings, measure)
     # How much memory there is changes the order of the work, and no figure.
@@ -43,11 +46,12 @@ def measure_table(
     facts = {
         **{"model": model.info.fingerprint, "tokens": tokens, "shape": tuple(tokens.shape), "dtype": model.dtype},
         **{"device": str(model.model.device), "settings": settings, "measure": of_figures, "version": __version__},
-        "alphas": alphas,
+        **{"alphas": alphas, "importance": dict(importance)},
     }
     kept = Kept.beside(output, digest_of(facts))
     try:
-        found = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas).run(plan)
+        made = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas, importance)
+        found = made.run(plan)
     except UserError:
         # What the user has to change makes what is kept worthless.
         kept.remove()

@@ -1,6 +1,8 @@
 """The sensitivity table of a model, on a text or on Gaussian inputs."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -24,8 +26,13 @@ def calibration_tokens(model: Opened, calibration: str | None, length: int, sequ
 
 
 def measured(
-    model: Opened, calibration: str | None, length: int, sequences: int | None, settings: SensitivitySettings
+    model: Opened,
+    calibration: str | None,
+    length: int,
+    sequences: int | None,
+    settings: SensitivitySettings,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
     """Return the table's rows and the smoothing; `calibration` is a text, a saved one, "random", or None for the bundled text."""
     tokens = calibration_tokens(model, calibration, length, sequences)
-    return measure_sensitivity(model.model, model.info, tokens, settings, calibration == GAUSSIAN)
+    return measure_sensitivity(model.model, model.info, tokens, settings, calibration == GAUSSIAN, importance)

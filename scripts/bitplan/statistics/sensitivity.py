@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,10 +52,19 @@ class Choice:
         """Whether the layer's inputs are quantized."""
         return self.aq != UNQUANTIZED
 
-    def weights(self, weight: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
-        """Return Q(W s) of weights (out, in)."""
+    def weights(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        formats: Mapping[str, Format] = FORMATS,
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        """Return Q(W s) of weights (out, in); `importance` (in,) is mean x^2 of the columns of the unsmoothed input."""
         wide = weight if scale is None else weight * scale.to(weight.device)
-        return wide if self.wq == UNQUANTIZED else formats[self.wq].roundtrip(wide, self.group_size)
+        columns = (
+            importance if importance is None or scale is None else importance / scale.to(importance.device).square()
+        )
+        return wide if self.wq == UNQUANTIZED else formats[self.wq].roundtrip(wide, self.group_size, columns)
 
     def activations(self, window: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
         """Return Q(X / s) of a window (tokens, in)."""
@@ -78,14 +88,21 @@ def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choic
 
 
 def quantized_weights(
-    weight: Tensor, choices: Sequence[Choice], scale: Tensor | None = None, formats: Mapping[str, Format] = FORMATS
+    weight: Tensor,
+    choices: Sequence[Choice],
+    scale: Tensor | None = None,
+    formats: Mapping[str, Format] = FORMATS,
+    importance: Tensor | None = None,
 ) -> list[Tensor]:
-    """Return Q(W s) float32 (out, in) for each choice, each quantized once; s (in,) is `scale`, and 1 where activations stay whole."""
+    """Return Q(W s) float32 (out, in) for each choice, each quantized once; s (in,) is `scale`, and 1 where activations stay whole.
+
+    `importance` (in,) weighs the columns in formats that look at it: GGUF types and the `_mse` rules.
+    """
     made: dict[tuple[str, int | None, bool], Tensor] = {}
     for choice in choices:
         key = (choice.wq, choice.group_size, choice.inputs_change)
         if key not in made:
-            made[key] = choice.weights(weight, scale if choice.inputs_change else None, formats)
+            made[key] = choice.weights(weight, scale if choice.inputs_change else None, formats, importance)
     return [made[choice.wq, choice.group_size, choice.inputs_change] for choice in choices]
 
 
@@ -239,11 +256,12 @@ def measure_sensitivity(
     tokens: Tensor,
     settings: SensitivitySettings,
     random: bool = False,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
     """Return a row for every quantizable layer and candidate, in model order, and the smoothing they were measured under.
 
-    One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. None for smoothing
-    where the settings have no alpha. Raises `UserError` where a candidate's format does not fit a layer.
+    One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. `importance` {layer: (in,)}
+    is what weights are quantized with. None for smoothing where the settings have no alpha. Raises `UserError` where a candidate's format does not fit a layer.
     """
     for choice in settings.choices:
         check_columns(uniform(info, choice.wq), info)
@@ -262,7 +280,7 @@ def measure_sensitivity(
         for layer in (layers[name] for name in block.layers if not layers[name].protected):
             weight, group = layer_weight(block, layer), by_layer.get(layer.name)
             scale = None if group is None else group.scale
-            made = quantized_weights(weight, settings.choices, scale)
+            made = quantized_weights(weight, settings.choices, scale, importance=importance.get(layer.name))
             rows[layer.name] = layer_rows(layer, weight, settings.choices, made, seen, scale)
         groups.extend(checked_groups(model, block, found, layers, lambda: forward(hidden[:1]), output[:1]))
         return output

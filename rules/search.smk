@@ -96,6 +96,7 @@ rule optimal_plan:
         sensitivity="results/{model}/sensitivity.tsv",
         calibration="results/{model}/calibration.safetensors",
         selection=selection_text,
+        imatrix=importance_of,
         same_size=optimal_size,
     output:
         config="results/{model}/plans/{plan}/config.json",
@@ -119,9 +120,10 @@ rule optimal_plan:
         flags=optimal_flags,
         same_size=size_flag,
         unseen=selection_flag,
+        imatrix=imatrix_flag,
     shell:
         "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"
-        " --calibration {input.calibration} {params.unseen} {params.same_size} {params.flags} --threads {threads}"
+        " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.flags} --threads {threads}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 

@@ -77,7 +77,7 @@ def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     settings = SensitivitySettings(tuple(map(Choice, palette)))
     measure = MeasureSettings("all", args.memory_limit)
     calibration = None if args.calibration is None else str(args.calibration)
-    make_table(model, calibration, args.length, args.sequences, settings, measure, None, place)
+    make_table(model, calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
     return place
 
 

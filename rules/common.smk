@@ -172,14 +172,21 @@ def sparsegpt_flags(wildcards):
 
 
 def sensitivity_flags(wildcards):
-    values = SETTINGS.sensitivity.model_dump(exclude={"shards", "smooth_alpha"})
+    held = {"shards", "smooth_alpha", "memory_limit"}
+    values = SETTINGS.sensitivity.model_dump(exclude=held)
     switches = {key: values[key] or None for key in ("random", "fisher")}
-    if SETTINGS.sensitivity.anchors is None:
-        del values["memory_limit"]
     alphas = SETTINGS.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
     return cli_flags(
         {**dashed({**values, **switches}), **smoothing, **SETTINGS.compute.model_dump()}
+    )
+
+
+def memory_flag(wildcards, input):
+    """Return how much memory measuring may take: it decides the order of the work and no figure, so it is no reason to rerun."""
+    measured = SETTINGS.sensitivity.anchors is not None
+    return cli_flags(
+        {"memory-limit": SETTINGS.sensitivity.memory_limit if measured else None}
     )
 
 

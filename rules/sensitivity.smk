@@ -34,11 +34,12 @@ if SETTINGS.sensitivity.shards == 1:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
+            memory=memory_flag,
             imatrix=imatrix_flag,
             report=agreement_flag,
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} {params.imatrix} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
+            " {params.flags} {params.memory} {params.imatrix} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
 
 else:
 
@@ -66,11 +67,12 @@ else:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
+            memory=memory_flag,
             imatrix=imatrix_flag,
             shard=shard_flag,
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} {params.imatrix} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
+            " {params.flags} {params.memory} {params.imatrix} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
 
     rule sensitivity:
         input:

@@ -17,6 +17,7 @@ PLANS = (
     "random-high-precision",
     "genetic-w4a48",
     "genetic-6bit",
+    "optimal-6bit",
     "sparsegpt-4bit",
 )
 OF_A_PLAN = {
@@ -53,7 +54,12 @@ def baseline_files(*names: str) -> set[str]:
 ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
 GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
 SPARSEGPT = [plan for plan in PLANS if plan.startswith("sparsegpt")]
-SENSITIVITY = {"results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"}
+OF_TABLE = [*GENETIC, *(plan for plan in PLANS if plan.startswith("optimal"))]
+SENSITIVITY = {
+    *("results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"),
+    "results/demo/agreement.json",
+}
+SELECTION = {"results/demo/selection.safetensors"}
 FROM_STATISTICS = {
     f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
 }
@@ -85,13 +91,18 @@ CASES = {
         "config.yaml",
         "sequences: 16",
         "sequences: 15",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | WITH_IMPORTANCE | COMPARISON,
+        FROM_STATISTICS
+        | SELECTION
+        | SENSITIVITY
+        | plan_files(*ADAPTIVE, *OF_TABLE, *SPARSEGPT)
+        | WITH_IMPORTANCE
+        | COMPARISON,
     ),
     "the importance matrix left out": (
         "config.yaml",
         "imatrix: true",
         "imatrix: false",
-        SENSITIVITY | plan_files(*GENETIC) | WITH_IMPORTANCE | COMPARISON,
+        SENSITIVITY | plan_files(*OF_TABLE) | WITH_IMPORTANCE | COMPARISON,
     ),
     "a search in a GGUF type": (
         "config.yaml",
@@ -146,21 +157,39 @@ CASES = {
         "config.yaml",
         "smooth_alpha: [0.5]",
         "smooth_alpha: [0.4, 0.5]",
-        SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
+        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
     ),
     "what is measured of the model's output": (
         "config.yaml",
-        "anchors: null",
+        "anchors: all",
         "anchors: 2",
-        SENSITIVITY | {"results/demo/agreement.json"} | plan_files(*GENETIC) | COMPARISON,
+        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
     ),
     "the code of measured sensitivity": (
         "scripts/bitplan/measure/kld.py",
         "length - 1",
         "length - 2",
-        SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
+        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
     ),
-    "the memory that measuring may take, when nothing is measured": (
+    "an optimal plan's steps": (
+        "config.yaml",
+        "method: optimal, target_avg_bits: 6.0",
+        "method: optimal, race: true, target_avg_bits: 6.0",
+        plan_files("optimal-6bit") | COMPARISON,
+    ),
+    "windows that optimal plans are decided on": (
+        "config.yaml",
+        "selection: # windows of the calibration text after those of calibration: what optimal plans decide their steps on\n  length: 512 #",
+        "selection: # windows\n  length: 500 #",
+        SELECTION | plan_files("optimal-6bit") | COMPARISON,
+    ),
+    "the code of the race": (
+        "scripts/bitplan/search/race.py",
+        "TRIES = 200",
+        "TRIES = 201",
+        plan_files("optimal-6bit") | COMPARISON,
+    ),
+    "the memory that measuring may take": (
         "config.yaml",
         "memory_limit: 4GB",
         "memory_limit: 2GB",
@@ -191,7 +220,12 @@ CASES = {
         "demo/calibration.txt",
         "calibration",
         "other words",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC, *SPARSEGPT) | WITH_IMPORTANCE | COMPARISON,
+        FROM_STATISTICS
+        | SELECTION
+        | SENSITIVITY
+        | plan_files(*ADAPTIVE, *OF_TABLE, *SPARSEGPT)
+        | WITH_IMPORTANCE
+        | COMPARISON,
     ),
     "widths of a compressed plan": (
         "config.yaml",

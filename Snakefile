@@ -59,5 +59,14 @@ rule report:
         comparison_files(),
 
 
+onstart:
+    start_on_slurm()
+
+
 onsuccess:
     show_comparisons()
+    show_endings(succeeded=True)
+
+
+onerror:
+    show_endings(succeeded=False)

@@ -51,6 +51,7 @@ rule comparison:
         ),
     log:
         "logs/{model}/comparison.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     params:

@@ -83,13 +83,13 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _children(pid: int) -> list[int]:
-    """Return the processes below one, its children before theirs."""
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, path.read_text().split()):
-            found += [child, *_children(child)]
-    return found
+def _parent(pid: int) -> int:
+    """Return a process's parent. Raises `OSError` when the process has ended."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[1])
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def _kill(pids: list[int]) -> None:
@@ -134,9 +134,10 @@ class Cluster:
             )
         (self.root / "run" / f"{name}.pid").write_text(f"{process.pid}\n")
 
-    def _pid(self, name: str) -> int | None:
+    def _recorded(self, name: str) -> int:
+        """Return the id of a daemon; 0 when it was never started or has been ended."""
         path = self.root / "run" / f"{name}.pid"
-        return int(path.read_text()) if path.exists() else None
+        return int(path.read_text()) if path.exists() else 0
 
     def _write_files(self) -> None:
         for folder in ("log", "run", "state", "spool", "bin"):
@@ -195,10 +196,22 @@ class Cluster:
         """Start a node's slurmd."""
         self._launch(name, "slurmd", "-D", "-N", name)
 
+    def processes(self, node: str) -> list[int]:
+        """Return the processes of a node's jobs by SLURM's own list, and the slurmstepd above each."""
+        jobs = self.ask("squeue", "--noheader", f"--nodelist={node}", "--format=%i").split()
+        lines = [line.split() for job in jobs for line in self.ask("scontrol", "listpids", job, node).splitlines()[1:]]
+        tasks = [int(line[0]) for line in lines]
+        return [pid for pid in {*map(_parent, tasks)} if _name(pid) == "slurmstepd"] + tasks
+
+    def kill_node(self, node: str) -> None:
+        """Kill a node's slurmd and all that its jobs run there, as when its power fails, and tell the controller."""
+        _kill([self._recorded(node), *self.processes(node)])
+        self.ask("scontrol", "update", f"nodename={node}", "state=down", "reason=killed by a test")
+
     def _end(self, name: str) -> None:
         """End a daemon by its recorded id, at the latest after ten seconds."""
-        pid = self._pid(name)
-        if pid is None:
+        pid = self._recorded(name)
+        if not pid:
             return
         if _alive(pid):
             os.kill(pid, signal.SIGTERM)
@@ -210,7 +223,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Cancel all jobs and end every daemon that was started."""
-        if self._pid("slurmctld"):
+        if self._recorded("slurmctld"):
             self.ask("scancel", "--user", getpass.getuser(), check=False)
             time.sleep(1)
         for name in (*(f"n{number}" for number in range(1, self.nodes + 1)), "slurmctld", "munged"):

@@ -1,0 +1,42 @@
+"""A cluster for each test module, so that modules can run side by side and a killed node is nobody else's."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.cluster import Cluster, missing_programs
+from tests.slurm.runs import ClusterRun
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A private cluster of three nodes; its logs are shown where a test fails."""
+    if missing := missing_programs():
+        pytest.skip(f"SLURM is not installed: {', '.join(missing)}")
+    # Not pytest's folder: the path of a socket may have 107 characters.
+    made = Cluster(Path(tempfile.mkdtemp(prefix="bitplan-slurm-")), port=26817 + 20 * WORKER)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+        shutil.rmtree(made.root)
+
+
+@pytest.fixture
+def started():
+    """A function that makes a run of the workflow, which is ended with the test."""
+    runs = []
+
+    def make(cluster: Cluster, folder: Path) -> ClusterRun:
+        runs.append(ClusterRun(cluster, folder))
+        return runs[-1]
+
+    yield make
+    for run in runs:
+        run.stop()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.slurm.cluster import Cluster, missing_programs
-from tests.slurm.runs import ClusterRun
+from tests.slurm.long_step import SCORES, TARGET, long_folder
+from tests.slurm.runs import ClusterRun, run_locally
 
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 
@@ -40,3 +41,17 @@ def started():
     yield make
     for run in runs:
         run.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory) -> dict[str, bytes]:
+    """The output of the step that is disturbed, and the scores that are made from it, of a run without a cluster."""
+    folder = long_folder(tmp_path_factory.mktemp("undisturbed") / "run")
+    run_locally(folder, TARGET, SCORES)
+    return {name: (folder / name).read_bytes() for name in (TARGET, SCORES)}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder in which that step is to be made."""
+    return long_folder(tmp_path / "run")

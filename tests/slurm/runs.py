@@ -14,14 +14,13 @@ from tests.slurm.cluster import Cluster, wait_until
 # One thread a step, here and on the cluster: another number of threads changes last digits.
 ONE_THREAD = ("layer_stats", "evaluation", "plan_speed", "baseline_speed")
 # A step may wait for the controller, for a look at its job, and for two processors that others use as well.
-MINUTES = 8
+MINUTES = 5
 
 
-def make_folder(folder: Path, settings: dict, text: str = "") -> Path:
-    """Return a folder with the bundled model, its texts, `long.txt` with some text, and settings as mine.yaml."""
+def make_folder(folder: Path, settings: dict) -> Path:
+    """Return a folder with the bundled model, its texts, and settings as mine.yaml."""
     folder.mkdir(parents=True)
     shutil.copytree(ROOT / "demo", folder / "demo", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "long.txt").write_text(text)
     (folder / "mine.yaml").write_text(json.dumps(settings))
     return folder
 

@@ -4,10 +4,10 @@ import os
 import signal
 import time
 
-from tests.slurm.long_step import LOG, SCORES, TARGET, folder, undisturbed  # noqa: F401
+from tests.slurm.long_step import LOG, SCORES, TARGET
 
 
-def test_a_job_whose_node_goes_down_is_run_again_on_another(cluster, started, folder, undisturbed):  # noqa: F811
+def test_a_job_whose_node_goes_down_is_run_again_on_another(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET)
     number, node = run.await_step(LOG)
@@ -21,7 +21,7 @@ def test_a_job_whose_node_goes_down_is_run_again_on_another(cluster, started, fo
     assert (folder / TARGET).read_bytes() == undisturbed[TARGET]
 
 
-def test_a_controller_that_is_restarted_loses_no_job(cluster, started, folder, undisturbed):  # noqa: F811
+def test_a_controller_that_is_restarted_loses_no_job(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET, SCORES)
     run.await_step(LOG)
@@ -33,7 +33,7 @@ def test_a_controller_that_is_restarted_loses_no_job(cluster, started, folder, u
     assert all((folder / name).read_bytes() == undisturbed[name] for name in (TARGET, SCORES))
 
 
-def test_after_a_killed_snakemake_its_job_is_awaited_and_counts(cluster, started, folder, undisturbed):  # noqa: F811
+def test_after_a_killed_snakemake_its_job_is_awaited_and_counts(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET)
     number, _ = run.await_step(LOG)
@@ -52,7 +52,7 @@ def test_after_a_killed_snakemake_its_job_is_awaited_and_counts(cluster, started
 
 def test_after_a_killed_snakemake_its_job_can_be_cancelled_and_the_step_is_made_again(
     cluster, started, folder, undisturbed
-):  # noqa: F811
+):
     run = started(cluster, folder)
     run.start(TARGET)
     number, _ = run.await_step(LOG)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 FOLDER = Path(".snakemake/slurm")  # what the commands keep, of the run that is going on
@@ -13,6 +14,8 @@ def ask_patiently_(commands: Path) -> None:
     shutil.rmtree(FOLDER, ignore_errors=True)
     os.environ[VARIABLE] = str(FOLDER.resolve())
     os.environ["PATH"] = f"{commands.resolve()}{os.pathsep}{os.environ['PATH']}"
+    # Asked now, while it answers: it is kept for later.
+    subprocess.run(["scontrol", "show", "config"], capture_output=True, check=False)
 
 
 def times_away() -> str:

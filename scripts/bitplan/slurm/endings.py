@@ -41,6 +41,11 @@ def _tail(path: Path) -> str:
         return ""
 
 
+def _from_here(path: str) -> str:
+    """Return a path as seen from the working directory where it lies below it."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
 def what_happened(message: str, slurm_log: str) -> str:
     """Return an ending in words, from the plugin's message (it names SLURM's state) and the text of SLURM's own log."""
     found = next((words for sign, words in CAUSES if sign in slurm_log), None)
@@ -55,7 +60,7 @@ def ending(rule: str, output: Sequence[str], job: str | None, message: str, logs
     made = f" ({output[0]})" if output else ""
     if job is None:
         return f"{rule}{made}: could not be submitted: {' '.join(message.split('sbatch call')[0].split())}"
-    present = [str(path) for path in logs if Path(path).exists()]
+    present = [_from_here(path) for path in logs if Path(path).exists()]
     happened = what_happened(message, _tail(Path(logs[-1])) if logs else "")
     return f"{rule}{made}: SLURM job {job} {happened}. Log: {', '.join(present) or 'none was written'}"
 

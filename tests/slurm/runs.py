@@ -13,8 +13,8 @@ from tests.slurm.cluster import Cluster, wait_until
 
 # One thread a step, here and on the cluster: another number of threads changes last digits.
 ONE_THREAD = ("layer_stats", "evaluation", "plan_speed", "baseline_speed")
-# A step may wait for the controller, for a look at its job, and for two processors that others use as well.
-MINUTES = 5
+# So that a run that hangs ends some time: a step may wait for a look at its job, and for processors that others use as well.
+MINUTES = 20
 
 
 def make_folder(folder: Path, settings: dict) -> Path:

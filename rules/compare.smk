@@ -13,6 +13,7 @@ rule plan_speed:
     resources:
         mem_mb=model_mem_mb,
         runtime="2h",
+        slurm_extra="--exclusive",
     params:
         *code("compare_real_quant.py"),
         script=script("compare_real_quant.py"),

@@ -139,6 +139,13 @@ class Cluster:
         path = self.root / "run" / f"{name}.pid"
         return int(path.read_text()) if path.exists() else 0
 
+    def _refuse_taken_ports(self) -> None:
+        """Raise `OSError` for a port on which something listens: it may be another cluster of this kind."""
+        for port in range(self.port, self.port + self.nodes + 1):
+            with socket.socket() as tried:
+                if tried.connect_ex(("127.0.0.1", port)) == 0:
+                    raise OSError(f"port {port} is taken")
+
     def _write_files(self) -> None:
         for folder in ("log", "run", "state", "spool", "bin"):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
@@ -163,7 +170,8 @@ class Cluster:
         srun.chmod(0o755)
 
     def start(self) -> None:
-        """Start munged, the controller and the nodes. Raises `TimeoutError` for what doesn't come up; the logs say why."""
+        """Start munged, the controller and the nodes. Raises `TimeoutError` for what doesn't come up; the logs say why. Raises `OSError` for a taken port."""
+        self._refuse_taken_ports()
         self._write_files()
         run, log = self.root / "run", self.root / "log"
         socket_path = run / "munge.socket"

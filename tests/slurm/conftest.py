@@ -11,7 +11,8 @@ from tests.slurm.cluster import Cluster, missing_programs
 from tests.slurm.long_step import SCORES, TARGET, long_folder
 from tests.slurm.runs import ClusterRun, run_locally
 
-WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+# Workers, and tests of another checkout, have clusters at the same time. Below the ports that the system gives out.
+PORT = 12000 + 20 * (os.getpid() % 1000)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def cluster():
     if missing := missing_programs():
         pytest.skip(f"SLURM is not installed: {', '.join(missing)}")
     # Not pytest's folder: the path of a socket may have 107 characters.
-    made = Cluster(Path(tempfile.mkdtemp(prefix="bitplan-slurm-")), port=26817 + 20 * WORKER)
+    made = Cluster(Path(tempfile.mkdtemp(prefix="bitplan-slurm-")), port=PORT)
     try:
         made.start()
         yield made

@@ -16,10 +16,9 @@ installed() { command -v slurmctld slurmd sbatch munged >/dev/null; }
 if ! installed; then
     command -v apt-get >/dev/null || skip "no SLURM here, and no apt-get to install it with ($PACKAGES)"
     [ "$(id -u)" = 0 ] || skip "no SLURM here, and only root can install it (apt-get install $PACKAGES)"
-    # policy-rc.d of 101: the packages' own services are not to start, here or at the next boot of a container.
+    # RUNLEVEL=1 keeps the packages' own services from being started.
     { apt-get update -qq && DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $PACKAGES; } \
         </dev/null >/tmp/bitplan-slurm-install.log 2>&1 || skip "apt-get could not install $PACKAGES (/tmp/bitplan-slurm-install.log)"
     installed || skip "Debian's SLURM was installed, and its programs are still not found"
 fi
-# Daemons run as who starts them; only root may give a job to another user, and here there is only one.
 exec python -m pytest tests/slurm -n 3 "$@"

@@ -164,13 +164,16 @@ class Cluster:
         key = self.root / "munge.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
-        # Inside a job SLURM_CONF is taken from srun's environment; where the configuration stands in /etc, nobody misses it.
+        # The plugin takes SLURM_CONF out of srun's environment in a job. A real cluster's configuration is found in /etc without it.
         srun = self.root / "bin" / "srun"
         srun.write_text(f'#!/bin/sh\nSLURM_CONF={shlex.quote(str(self.root / "slurm.conf"))} exec /usr/bin/srun "$@"\n')
         srun.chmod(0o755)
 
     def start(self) -> None:
-        """Start munged, the controller and the nodes. Raises `TimeoutError` for what doesn't come up; the logs say why. Raises `OSError` for a taken port."""
+        """Start munged, the controller and the nodes. Raises `TimeoutError` for what doesn't come up; its log says why.
+
+        Raises `OSError` for a taken port.
+        """
         self._refuse_taken_ports()
         self._write_files()
         run, log = self.root / "run", self.root / "log"
@@ -230,12 +233,14 @@ class Cluster:
         (self.root / "run" / f"{name}.pid").unlink()
 
     def stop(self) -> None:
-        """Cancel all jobs and end every daemon that was started."""
-        if self._recorded("slurmctld"):
-            self.ask("scancel", "--user", getpass.getuser(), check=False)
-            time.sleep(1)
-        for name in (*(f"n{number}" for number in range(1, self.nodes + 1)), "slurmctld", "munged"):
-            self._end(name)
+        """Cancel all jobs and end every daemon that was started. Raises `TimeoutError`, daemons ended, for jobs that don't end."""
+        try:
+            if self._recorded("slurmctld"):
+                self.ask("scancel", "--user", getpass.getuser(), check=False)
+                wait_until(lambda: not self.ask("squeue", "--noheader", check=False), 20, "the end of the jobs")
+        finally:
+            for name in (*(f"n{number}" for number in range(1, self.nodes + 1)), "slurmctld", "munged"):
+                self._end(name)
 
 
 def main() -> None:

@@ -37,13 +37,15 @@ def test_after_a_killed_snakemake_its_job_is_awaited_and_counts(cluster, started
     run = started(cluster, folder)
     run.start(TARGET)
     number, _ = run.await_step(LOG)
+    cluster.ask("scontrol", "suspend", number)  # it must not end before all that follows has been tried
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
     assert run.run(TARGET) == 1 and "--unlock" in run.said
     assert run.run("--unlock") == 0
     assert run.run(TARGET) == 1
-    assert f"SLURM: an earlier run still has jobs in the queue: {number} (evaluation demo, running)" in run.said
+    assert f"SLURM: an earlier run still has jobs in the queue: {number} (evaluation demo, suspended)" in run.said
     assert "python scripts/slurm_jobs.py --wait, or --cancel" in run.said and "Traceback" not in run.said
+    cluster.ask("scontrol", "resume", number)
     waited = run.command("slurm_jobs.py", "--wait")
     assert waited.returncode == 0 and waited.stdout == "no jobs in the queue\n"
     assert run.run(TARGET) == 0 and "Nothing to be done" in run.said

@@ -96,7 +96,7 @@ def test_a_rule_is_cheap_and_local_or_says_its_threads_memory_and_time(name):
     assert said == [False] * 3 if "localrule: True" in RULES[name] else all(said)
 
 
-def test_every_memory_grows_with_the_attempt_and_is_enough_to_start_a_job():
+def test_every_jobs_memory_is_a_function_of_the_attempt():
     common = (ROOT / "rules" / "common.smk").read_text()
     for name in {found for body in RULES.values() for found in re.findall(r"mem_mb=(\w+)", body)}:
         function = re.search(rf"def {name}\(wildcards, attempt\):\n(    .*\n|\n)+", common)

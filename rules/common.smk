@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
@@ -21,11 +22,15 @@ from bitplan.settings import (
     parse_settings,
 )
 from bitplan.sizes import bytes_of
+from bitplan.slurm.controller import ask_patiently_, times_away
+from bitplan.slurm.endings import JobEndings
+from bitplan.slurm.queue import refuse_running
 from bitplan.versions import code_versions
 
 NOT_A_FLAG = {"method", "check"}
 GIB_MB = 1024
 STARTED = time.time()
+ENDINGS = JobEndings()
 
 
 def check_revisions(settings):
@@ -492,8 +497,8 @@ def sparsegpt_mem_mb(wildcards, attempt):
 
 
 def whole_machine(wildcards):
-    """Return every core of the run, so that nothing else runs beside a timing."""
-    return workflow.cores or 1
+    """Return every core of a run on one machine, so that nothing else runs beside a timing; elsewhere 1, and the profile says more."""
+    return 1 if workflow.remote_exec else workflow.resource_settings.cores or 1
 
 
 def compared_name(wildcards):
@@ -510,3 +515,29 @@ def show_comparisons():
                 f"\n{model}\n{path.read_text()}\n{path.with_suffix('.html')} has the figure.",
                 file=sys.stderr,
             )
+
+
+def on_slurm():
+    """Return whether this process gives jobs to SLURM; a job itself does not."""
+    executor = workflow.executor_plugin
+    return (
+        workflow.is_main_process and executor is not None and executor.name == "slurm"
+    )
+
+
+def start_on_slurm():
+    """Prepare a run whose jobs go to SLURM: none of an earlier run may be left, and a controller that is away is asked again."""
+    if not on_slurm():
+        return
+    try:
+        refuse_running(Path.cwd())
+    except UserError as error:
+        raise WorkflowError(f"{error.problems[0]}")
+    ask_patiently_(Path(workflow.basedir) / "profiles" / "slurm" / "bin")
+    logger.addHandler(ENDINGS)
+
+
+def show_endings(succeeded):
+    """Print which jobs of SLURM's ended early and where their logs are, and for how long the controller was away."""
+    told = filter(None, (ENDINGS.summary(succeeded), times_away()))
+    print("".join(f"\n{text}\n" for text in told), end="", file=sys.stderr)

@@ -13,6 +13,7 @@ rule plan_speed:
     resources:
         mem_mb=model_mem_mb,
         runtime="2h",
+        slurm_extra="--exclusive",
     params:
         *code("compare_real_quant.py"),
         script=script("compare_real_quant.py"),
@@ -51,6 +52,7 @@ rule comparison:
         ),
     log:
         "logs/{model}/comparison.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     params:

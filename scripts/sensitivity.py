@@ -17,6 +17,7 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.errors import user_error
     from bitplan.formats.table import format_named
     from bitplan.measure.candidates import MeasureSettings
     from bitplan.measure.command import check_flags, make_table, tell_agreement
@@ -30,7 +31,10 @@ def main(args) -> None:
     choices = (*activation_choices(args.activation_scope, args.group_size), *palette)
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
-    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher)
+    outside = tuple(format_named(name).name for name in args.outside or ())
+    if outside and args.anchors is None:
+        raise user_error("--outside", "is measured by KL, which --anchors asks for", "Give --anchors 1, 2 or all")
+    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source, args.report)
     model = opened(args.model, args.dtype, args.device, args.threads)
@@ -72,6 +76,12 @@ if __name__ == "__main__":
         "--anchors",
         choices=("1", "2", "all"),
         help="formats of each layer whose KL is measured; of the others it is fitted",
+    )
+    flags.add_argument(
+        "--outside",
+        nargs="+",
+        action="extend",
+        help="formats in which the token embedding and the output matrix are measured too, with --anchors",
     )
     flags.add_argument(
         "--memory-limit", type=size, default="4GB", help="for the hidden states of candidates, with --anchors"

@@ -76,7 +76,11 @@ DEMO: dict[str, Any] = {
         "sparsegpt-4bit": {"method": "sparsegpt", "target_avg_bits": [4.0], "bit_allocation_method": "budget"},
     },
     "studies": STUDIES,
-    "sensitivity": {"anchors": "all", "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]},
+    "sensitivity": {
+        "anchors": "all",
+        "outside": ["q4_k", "q5_k", "q6_k", "q8_0"],
+        "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
+    },
     "calibration": {"length": 512, "sequences": 16},
     "selection": {"length": 512, "sequences": 16},
     "evaluation": {"length": 512, "sequences": 32},

@@ -11,6 +11,8 @@ from bitplan.measure.fitted import predicted
 
 METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher")
 ALL = "all"
+# Rows of these have KL and nothing that could agree with it.
+OUTSIDE = ("embedding", "lm_head")
 # Fewer pairs than these order nothing.
 FEWEST = 3
 Row = Mapping[str, Any]
@@ -56,7 +58,8 @@ def _fits(rows: Sequence[Row], formats: Sequence[str]) -> dict[str, Callable[[Ro
 
 def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
     """Return {metric: {format: tau across the layers, "all": tau across all rows}} against the measured KL of weight formats."""
-    measured = [row for row in rows if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED]
+    of_layers = [row for row in rows if row.get("category") not in OUTSIDE]
+    measured = [row for row in of_layers if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED]
     formats = list(dict.fromkeys(row["format"] for row in measured))
     values: dict[str, Callable[[Row], float | None]] = {name: lambda row, name=name: row.get(name) for name in METRICS}
     if len(formats) > 2:

@@ -407,7 +407,7 @@ def study_flags(wildcards):
         ["--cell", cell.name, *(f"{key}={label}" for key, label in cell.labels.items())]
         for cell in study.cells(wildcards.study)
     ]
-    along = study.x or next(iter(study.vary), "also")
+    along = study.x or min(study.vary, default="also")
     return shlex.join(["--study", wildcards.study, "--x", along, *sum(cells, [])])
 
 

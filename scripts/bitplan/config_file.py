@@ -27,6 +27,7 @@ STUDIES: dict[str, Any] = {
             "bit_allocation_method": ["quantile", "optimal"],
         },
         "also": {"gptq": UNIFORM, "rtn": ROUNDED},
+        "x": "weights",
     },
     "bits": {
         "plan": SPARSEGPT,
@@ -47,6 +48,7 @@ STUDIES: dict[str, Any] = {
             "sparsity": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
             "compensate": {"sparsegpt": True, "magnitude": False},
         },
+        "x": "sparsity",
     },
 }
 DEMO: dict[str, Any] = {

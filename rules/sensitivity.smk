@@ -17,7 +17,7 @@ if SETTINGS.sensitivity.shards == 1:
         output:
             table="results/{model}/sensitivity.tsv",
             smoothing="results/{model}/sensitivity.smoothing.safetensors",
-            agreement=where_measured("results/{model}/agreement.json"),
+            agreement="results/{model}/agreement.json",
         log:
             "logs/{model}/sensitivity.log",
         benchmark:
@@ -33,10 +33,9 @@ if SETTINGS.sensitivity.shards == 1:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
-            report=agreement_flag,
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
+            " {params.flags} --threads {threads} --output {output.table} --report {output.agreement} > {log} 2>&1"
 
 else:
 
@@ -78,7 +77,7 @@ else:
         output:
             table="results/{model}/sensitivity.tsv",
             smoothing="results/{model}/sensitivity.smoothing.safetensors",
-            agreement=where_measured("results/{model}/agreement.json"),
+            agreement="results/{model}/agreement.json",
         log:
             "logs/{model}/sensitivity.log",
         conda:
@@ -86,7 +85,6 @@ else:
         params:
             *code("merge_sensitivity.py"),
             script=script("merge_sensitivity.py"),
-            report=agreement_flag,
         shell:
             "python {params.script:q} --model {input.model} --tables {input.tables}"
-            " --output {output.table} {params.report} > {log} 2>&1"
+            " --output {output.table} --report {output.agreement} > {log} 2>&1"

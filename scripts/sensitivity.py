@@ -32,14 +32,14 @@ def main(args) -> None:
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher)
     source = GAUSSIAN if args.random else args.calibration
-    check_flags(measure, source, args.report)
+    check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads)
     made = make_table(model, source, args.length, args.sequences, settings, measure, args.layer_stats, args.output)
     write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)
     inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"
     layers = len({row["layer"] for row in made.rows})
     print(f"{len(made.rows)} rows for {layers} layers on {inputs}: {args.output}")
-    tell_agreement(args.output, args.report, args.anchors is not None and args.shard == (1, 1))
+    tell_agreement(args.output, args.report)
 
 
 if __name__ == "__main__":
@@ -82,9 +82,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; found anew when absent"
     )
-    flags.add_argument(
-        "--report", type=output_file, help="JSON of what agrees with measured KL to write, with --anchors"
-    )
+    flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
     flags.add_argument(
         "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"
     )

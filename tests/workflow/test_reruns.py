@@ -45,7 +45,14 @@ def baseline_files(*names: str) -> set[str]:
 
 ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
 GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
-SENSITIVITY = {"results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"}
+SENSITIVITY = {
+    f"results/demo/{name}" for name in ("sensitivity.tsv", "sensitivity.smoothing.safetensors", "agreement.json")
+}
+SHARDS = {
+    f"results/demo/shards/{number}-of-2/{name}"
+    for number in (1, 2)
+    for name in ("sensitivity.tsv", "sensitivity.smoothing.safetensors")
+}
 FROM_STATISTICS = {
     f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
 }
@@ -124,7 +131,13 @@ CASES = {
         "config.yaml",
         "anchors: null",
         "anchors: 2",
-        SENSITIVITY | {"results/demo/agreement.json"} | plan_files(*GENETIC) | COMPARISON,
+        SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
+    ),
+    "shards of the measurement": (
+        "config.yaml",
+        "shards: 1",
+        "shards: 2",
+        SENSITIVITY | SHARDS | plan_files(*GENETIC) | COMPARISON,
     ),
     "the code of measured sensitivity": (
         "scripts/bitplan/measure/kld.py",

@@ -92,18 +92,22 @@ class Measurement:
 
     def run(self, plan: Sequence[Pass]) -> Measured:
         """Return the rows of the passes' layers, in model order, going on from what is kept. Raises `UserError`."""
-        base = self.kept.once(BASE, self._base)
-        results = [
-            self.kept.once(_pass_name(each), lambda each=each: self._pass(each))
-            for each in progress(plan, len(plan), "passes")
-        ]
+        base = self.base()
+        results = [self.result_of(each) for each in progress(plan, len(plan), "passes")]
         order = {layer.name: i for i, layer in enumerate(self.info.quantizable)}
         cells = [cell for result in results for cell in result["rows"]]
         cells.sort(key=lambda cell: (order[cell["row"]["layer"]], cell["choice"]))
         smoothing = self._smoothing()
         rows = with_digest([cell["row"] for cell in cells], smoothing)
-        cost = base["block_forwards"] + sum(result["block_forwards"] for result in results)
-        return Measured(rows, smoothing, cost)
+        return Measured(rows, smoothing, base + sum(result["block_forwards"] for result in results))
+
+    def base(self) -> float:
+        """Walk the model as it is, once, and return the block-forwards that took."""
+        return self.kept.once(BASE, self._base)["block_forwards"]
+
+    def result_of(self, made: Pass) -> dict[str, Any]:
+        """Return the cells of a pass, {"choice": number, "row": ...}, and its block-forwards; it comes after `base`."""
+        return self.kept.once(_pass_name(made), lambda: self._pass(made))
 
     # ------------------------------------------------------------------------------------------ the model as it is
 

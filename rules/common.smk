@@ -200,15 +200,6 @@ def shard_flag(wildcards):
     return cli_flags({"shard": wildcards.scatteritem.replace("-of-", "/")})
 
 
-def where_measured(path):
-    """Return an output that is made only where KL is measured."""
-    return [] if SETTINGS.sensitivity.anchors is None else path
-
-
-def agreement_flag(wildcards, output):
-    return cli_flags({"report": output.agreement or None})
-
-
 def genetic_pt(wildcards):
     """Return where the search writes its configuration for torch, which no step reads."""
     return f"results/{wildcards.model}/plans/{wildcards.plan}/mixed_precision_config.pt"

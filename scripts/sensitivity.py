@@ -36,7 +36,7 @@ def main(args) -> None:
         raise user_error("--outside", "is measured by KL, which --anchors asks for", "Give --anchors 1, 2 or all")
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside)
     source = GAUSSIAN if args.random else args.calibration
-    check_flags(measure, source, args.report)
+    check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads)
     files = (args.layer_stats, args.output, args.imatrix)
     made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
@@ -44,7 +44,7 @@ def main(args) -> None:
     inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"
     layers = len({row["layer"] for row in made.rows})
     print(f"{len(made.rows)} rows for {layers} layers on {inputs}: {args.output}")
-    tell_agreement(args.output, args.report, args.anchors is not None and args.shard == (1, 1))
+    tell_agreement(args.output, args.report)
 
 
 if __name__ == "__main__":
@@ -96,9 +96,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )
-    flags.add_argument(
-        "--report", type=output_file, help="JSON of what agrees with measured KL to write, with --anchors"
-    )
+    flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
     flags.add_argument(
         "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"
     )

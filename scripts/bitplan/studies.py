@@ -45,7 +45,8 @@ class StudySettings(Section):
         {}, description="single cells besides, by name: the settings in which each differs from the plan"
     )
     x: str | None = Field(
-        None, description="what the figure has along: a varied setting (the first by name when absent), or avg_bits_layers"
+        None,
+        description="what the figure has along: a varied setting (the first by name when absent), or avg_bits_layers",
     )
 
     def cells(self, name: str) -> tuple[Cell, ...]:

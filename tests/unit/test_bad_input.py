@@ -395,7 +395,6 @@ CASES = [
     ("anchors that are none", f"{SENSITIVITY} --anchors 3", "--anchors: invalid choice: '3'", "'all'"),
     ("anchors without a palette", f"{SENSITIVITY} --anchors 2", "--anchors: has no weight formats", "Give --palette"),
     ("anchors on Gaussian inputs", f"{SENSITIVITY} --anchors all --random", "--anchors, --fisher and --shard", "Leave out --random"),
-    ("agreement with nothing", f"{SENSITIVITY} --report {{tmp}}/r.json", "--report: compares", "Give --anchors"),
     ("statistics of another model: sensitivity", f"{SENSITIVITY} --layer-stats {{table_of_another}}", "has no row for model.layers.0",
      "layer_stats.py"),
     ("a shard that is not there", f"{MERGE} {{sensitivity}} {{tmp}}/none.tsv", "none.tsv: does not exist", "--shard"),

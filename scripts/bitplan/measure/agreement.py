@@ -57,9 +57,14 @@ def _fits(rows: Sequence[Row], formats: Sequence[str]) -> dict[str, Callable[[Ro
 
 
 def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
-    """Return {metric: {format: tau across the layers, "all": tau across all rows}} against the measured KL of weight formats."""
+    """Return {metric: {format: tau across the layers, "all": tau across all rows}} against the measured KL of weight formats.
+
+    Nothing where none is measured.
+    """
     of_layers = [row for row in rows if row.get("category") not in OUTSIDE]
     measured = [row for row in of_layers if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED]
+    if not measured:
+        return {}
     formats = list(dict.fromkeys(row["format"] for row in measured))
     values: dict[str, Callable[[Row], float | None]] = {name: lambda row, name=name: row.get(name) for name in METRICS}
     if len(formats) > 2:

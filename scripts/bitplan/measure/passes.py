@@ -98,11 +98,8 @@ class Measurement:
 
         Raises `UserError`.
         """
-        base = self.kept.once(BASE, self._base)
-        results = [
-            self.kept.once(_pass_name(each), lambda each=each: self._pass(each))
-            for each in progress(plan, len(plan), "passes")
-        ]
+        base = self.base()
+        results = [self.result_of(each) for each in progress(plan, len(plan), "passes")]
         beside = [
             self.kept.once(f"outside-{number:05d}.json", lambda each=each: self._outside(each))
             for number, each in enumerate(progress(outside, len(outside), "candidates outside the blocks"))
@@ -112,8 +109,16 @@ class Measurement:
         cells.sort(key=lambda cell: (order[cell["row"]["layer"]], cell["choice"]))
         smoothing = self._smoothing()
         rows = with_digest([*(cell["row"] for cell in cells), *(each["row"] for each in beside)], smoothing)
-        cost = base["block_forwards"] + sum(result["block_forwards"] for result in (*results, *beside))
+        cost = base + sum(result["block_forwards"] for result in (*results, *beside))
         return Measured(rows, smoothing, cost)
+
+    def base(self) -> float:
+        """Walk the model as it is, once, and return the block-forwards that took."""
+        return self.kept.once(BASE, self._base)["block_forwards"]
+
+    def result_of(self, made: Pass) -> dict[str, Any]:
+        """Return the cells of a pass, {"choice": number, "row": ...}, and its block-forwards; it comes after `base`."""
+        return self.kept.once(_pass_name(made), lambda: self._pass(made))
 
     # ------------------------------------------------------------------------------------------ the model as it is
 

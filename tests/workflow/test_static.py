@@ -26,7 +26,7 @@ def test_a_dry_run_plans_every_step_for_every_plan(workflow):
     assert made.returncode == 0, made.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", snakemake(workflow, "--dry-run").stdout, re.M))
     assert (
-        counts["plan_gguf"] == counts["bits"] == "8" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
+        counts["plan_gguf"] == counts["bits"] == "10" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
     )
 
 
@@ -40,7 +40,7 @@ def test_the_layers_are_shared_among_as_many_jobs_as_the_settings_say(workflow, 
     assert made.stdout.count("--anchors 2") == max(1, jobs) and "--report results/demo/agreement.json" in made.stdout
 
 
-@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report"])
+@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report", "studies"])
 def test_named_targets_exist(workflow, target):
     assert snakemake(workflow, "--dry-run", target).returncode == 0
 

@@ -428,6 +428,14 @@ def compared_baselines(wildcards):
     )
 
 
+def compared_agreement(wildcards):
+    """Return what agrees with measured KL, where plans are searched from it."""
+    searched = plans_of("genetic") + plans_of("optimal")
+    if SETTINGS.sensitivity.anchors is None or not searched:
+        return []
+    return [f"results/{wildcards.model}/agreement.json"]
+
+
 def report_flags(wildcards):
     tasks = f"results/{wildcards.model}/tasks.json" if SETTINGS.tasks.names else None
     gguf = SETTINGS.models[wildcards.model].gguf
@@ -436,6 +444,7 @@ def report_flags(wildcards):
             "plan": list(SETTINGS.plans),
             "baseline": SETTINGS.baselines if gguf else None,
             "model-tasks": tasks,
+            "agreement": compared_agreement(wildcards) or None,
         }
     )
 

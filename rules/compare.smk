@@ -40,6 +40,7 @@ rule comparison:
         compared_plans,
         compared_baselines,
         compared_model,
+        compared_agreement,
         model="results/{model}/model.json",
     output:
         table="results/{model}/comparison.tsv",

@@ -356,6 +356,7 @@ CASES = [
     ("a task of another field", f"{TASKS} --tasks mine --include-path {{tasks_of_another_field}}", "task mine", "YAML"),
     # -- results
     ("a missing result", f"{REPORT} {{results}}", "one/perplexity.json: does not exist", "snakemake"),
+    ("an agreement that is none", f"{REPORT} {{results}} --agreement {{files}}/bits.json", "holds no taus", "sensitivity.py --report"),
     ("a result without speed", f"{REPORT} {{results_without_speed}}", "speed.json: lacks the speed of f16", "snakemake"),
     ("a plan that has no results", f"{REPORT} {{results}} --plan two", "plans/two", "snakemake"),
     # -- outputs

@@ -457,7 +457,7 @@ def test_the_command_writes_measured_and_fitted_rows_and_says_what_agrees(llama,
     taus = json.loads((tmp_path / "tau.json").read_text())["kendall_tau"]
     assert set(taus) == {"alpha", "mse", "relative_mse", "weighted_error", "fisher"}
     assert set(taus["mse"]) == {"int2", "q8_0", "all"} and taus["fisher"]["all"] is None
-    assert "tau against kld" in made.stdout and not (tmp_path / "s.tsv.partial").exists()
+    assert "tau against KL" in made.stdout and not (tmp_path / "s.tsv.partial").exists()
     meta = json.loads((tmp_path / "s.tsv.meta.json").read_text())
     assert meta["block_forward_tokens"] == round(meta["block_forwards"] * LENGTH * SEQUENCES)
 

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitplan.compare.agreement import ALL
 from bitplan.files import read_table
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.measure.fitted import predicted
 
 METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher")
-ALL = "all"
 # Rows of these have KL and nothing that could agree with it.
 OUTSIDE = ("embedding", "lm_head")
 # Fewer pairs than these order nothing.
@@ -74,14 +74,3 @@ def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
         label: {name: kendall(held, value) for name, held in {**groups, ALL: measured}.items()}
         for label, value in values.items()
     }
-
-
-def agreement_text(taus: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return the taus as lines of text, a column for each format."""
-    columns = list(next(iter(taus.values()), {}))
-    wide = max(map(len, taus), default=0)
-    lines = [f"{'tau against kld':<{wide}}  " + "  ".join(f"{name:>8}" for name in columns)]
-    for label, held in taus.items():
-        cells = "  ".join(f"{'' if held[name] is None else f'{held[name]:.3f}':>8}" for name in columns)
-        lines.append(f"{label:<{wide}}  {cells}".rstrip())
-    return "\n".join(lines)

@@ -11,9 +11,16 @@ from snakemake.exceptions import WorkflowError
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
 from bitplan.errors import Problem, UserError
+from bitplan.formats.names import weighs_columns
 from bitplan.models.hub import looks_like_id
 from bitplan.models.parts import PARTS, matching
-from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.settings import (
+    IMATRIX_SUFFIX,
+    check_duplicate_keys,
+    cli_flags,
+    parse_settings,
+)
+from bitplan.sizes import bytes_of
 from bitplan.versions import code_versions
 
 NOT_A_FLAG = {"method", "check"}
@@ -126,6 +133,34 @@ def genetic_flags(wildcards):
     return cli_flags({**named, **scope, **SETTINGS.compute.model_dump()})
 
 
+def optimal_flags(wildcards):
+    plan = SETTINGS.every_plan[wildcards.plan].model_dump()
+    kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
+    kept.pop("same_size_as")
+    return cli_flags({**kept, **SETTINGS.compute.model_dump()})
+
+
+def optimal_size(wildcards):
+    """Return the file whose size an optimal plan is to have; none for one with average bits."""
+    name = SETTINGS.every_plan[wildcards.plan].same_size_as
+    return [f"results/{wildcards.model}/baselines/{name}/model.gguf"] if name else []
+
+
+def size_flag(wildcards, input):
+    return f"--same-size-as {input.same_size}" if input.same_size else ""
+
+
+def selection_text(wildcards):
+    """Return the saved text that an optimal plan decides its steps on; none where it takes none."""
+    plan = SETTINGS.every_plan[wildcards.plan]
+    wanted = plan.correct or plan.race
+    return [f"results/{wildcards.model}/selection.safetensors"] if wanted else []
+
+
+def selection_flag(wildcards, input):
+    return f"--selection {input.selection}" if input.selection else ""
+
+
 def sparsegpt_flags(wildcards):
     plan = SETTINGS.every_plan[wildcards.plan].model_dump()
     kept = {key: value for key, value in plan.items() if key not in NOT_A_FLAG}
@@ -137,16 +172,58 @@ def sparsegpt_flags(wildcards):
 
 
 def sensitivity_flags(wildcards):
-    values = SETTINGS.sensitivity.model_dump()
-    alphas = values.pop("smooth_alpha")
-    values["random"] = values["random"] or None
+    held = {"shards", "smooth_alpha", "memory_limit"}
+    values = SETTINGS.sensitivity.model_dump(exclude=held)
+    switches = {key: values[key] or None for key in ("random", "fisher")}
+    alphas = SETTINGS.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
-    return cli_flags({**dashed(values), **smoothing, **SETTINGS.compute.model_dump()})
+    return cli_flags(
+        {**dashed({**values, **switches}), **smoothing, **SETTINGS.compute.model_dump()}
+    )
+
+
+def memory_flag(wildcards, input):
+    """Return how much memory measuring may take: it decides the order of the work and no figure, so it is no reason to rerun."""
+    measured = SETTINGS.sensitivity.anchors is not None
+    return cli_flags(
+        {"memory-limit": SETTINGS.sensitivity.memory_limit if measured else None}
+    )
+
+
+def shard_flag(wildcards):
+    """Return which share of the layers a job measures, of its name `number-of-count`."""
+    return cli_flags({"shard": wildcards.scatteritem.replace("-of-", "/")})
+
+
+def where_measured(path):
+    """Return an output that is made only where KL is measured."""
+    return [] if SETTINGS.sensitivity.anchors is None else path
+
+
+def agreement_flag(wildcards, output):
+    return cli_flags({"report": output.agreement or None})
 
 
 def genetic_pt(wildcards):
     """Return where the search writes its configuration for torch, which no step reads."""
     return f"results/{wildcards.model}/plans/{wildcards.plan}/mixed_precision_config.pt"
+
+
+def importance_of(wildcards):
+    """Return the importance matrix of a model, where the settings want it used."""
+    return (
+        f"results/{wildcards.model}/layer_stats.safetensors" if SETTINGS.imatrix else []
+    )
+
+
+def search_importance(wildcards):
+    """Return the importance matrix for a search some of whose formats look at it."""
+    formats = SETTINGS.every_plan[wildcards.plan].formats
+    return importance_of(wildcards) if any(map(weighs_columns, formats)) else []
+
+
+def imatrix_flag(wildcards, input):
+    return cli_flags({"imatrix": input.imatrix or None})
 
 
 def check_flags(wildcards):
@@ -274,6 +351,22 @@ def of_baselines(*names):
     )
 
 
+def baseline_importance(wildcards):
+    """Return the importance matrix and the model that it is of, for a baseline whose name asks for it."""
+    if not wildcards.baseline.endswith(IMATRIX_SUFFIX):
+        return {}
+    names = {"imatrix": "layer_stats.safetensors", "model": "model.json"}
+    return {key: f"results/{wildcards.model}/{name}" for key, name in names.items()}
+
+
+def baseline_flags(wildcards, input):
+    """Return a baseline's recipe, and what it is given besides."""
+    given = {key: input.get(key) for key in ("imatrix", "model")}
+    return cli_flags(
+        {"recipe": wildcards.baseline.removesuffix(IMATRIX_SUFFIX), **given}
+    )
+
+
 def comparison_files():
     return of_models(
         "comparison.tsv", "comparison.txt", "comparison.html", "comparison.svg"
@@ -371,9 +464,16 @@ def model_mem_mb(wildcards, attempt):
     return int((3 * GIB_MB + 0.3 * weights_mb(wildcards)) * attempt)
 
 
+def sensitivity_mem_mb(wildcards, attempt):
+    """Return memory for the sensitivity table, which also holds what the settings allow for candidates."""
+    carried = bytes_of(SETTINGS.sensitivity.memory_limit) // 2**20
+    measured = SETTINGS.sensitivity.anchors is not None
+    return model_mem_mb(wildcards, attempt) + measured * carried
+
+
 def search_mem_mb(wildcards, attempt):
     """Return memory for a search, which also keeps quantized weights: one byte each, 4 GiB at most; a task wants the whole model."""
-    if SETTINGS.every_plan[wildcards.plan].task:
+    if getattr(SETTINGS.every_plan[wildcards.plan], "task", None):
         return whole_mem_mb(wildcards, attempt) + 4 * GIB_MB
     return model_mem_mb(wildcards, attempt) + int(
         min(4 * GIB_MB, weights_mb(wildcards))

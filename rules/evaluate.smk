@@ -32,6 +32,7 @@ rule plan_perplexity:
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
+        imatrix=importance_of,
         evaluation="results/{model}/evaluation.safetensors",
     output:
         scores="results/{model}/plans/{plan}/perplexity.json",
@@ -50,9 +51,10 @@ rule plan_perplexity:
         *code("perplexity.py"),
         script=script("perplexity.py"),
         flags=flags("compute"),
+        imatrix=imatrix_flag,
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --text {input.evaluation} {params.flags}"
-        " --threads {threads} --output {output.scores} > {log} 2>&1"
+        " {params.imatrix} --threads {threads} --output {output.scores} > {log} 2>&1"
 
 
 rule plan_gguf_perplexity:
@@ -122,6 +124,7 @@ rule plan_tasks:
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
+        imatrix=importance_of,
     output:
         figures="results/{model}/plans/{plan}/tasks.json",
     log:
@@ -137,6 +140,7 @@ rule plan_tasks:
         *code("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),
         flags=task_flags,
+        imatrix=imatrix_flag,
     shell:
-        "python {params.script:q} --model {input.model} --plan {input.plan} {params.flags} --threads {threads}"
-        " --output {output.figures} > {log} 2>&1"
+        "python {params.script:q} --model {input.model} --plan {input.plan} {params.flags} {params.imatrix}"
+        " --threads {threads} --output {output.figures} > {log} 2>&1"

@@ -25,6 +25,7 @@ rule plan_gguf:
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
+        imatrix=importance_of,
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
         report="results/{model}/plans/{plan}/gguf.json",
@@ -42,13 +43,15 @@ rule plan_gguf:
         *code("export_gguf.py"),
         script=script("export_gguf.py"),
         flags=flags("export"),
+        imatrix=imatrix_flag,
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
-        " --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
+        " {params.imatrix} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
 
 
 rule baseline_gguf:
     input:
+        unpack(baseline_importance),
         base="results/{model}/base.gguf",
     output:
         gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
@@ -63,6 +66,7 @@ rule baseline_gguf:
     params:
         *code("baseline_gguf.py"),
         script=script("baseline_gguf.py"),
+        flags=baseline_flags,
     shell:
-        "python {params.script:q} --base {input.base} --recipe {wildcards.baseline} --threads {threads}"
+        "python {params.script:q} --base {input.base} {params.flags} --threads {threads}"
         " --output {output.gguf} > {log} 2>&1"

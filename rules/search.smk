@@ -3,6 +3,7 @@ rule adaptive_plan:
     input:
         model="results/{model}/model.json",
         tasks=search_task_files,
+        imatrix=search_importance,
         stats="results/{model}/layer_stats.tsv",
         calibration="results/{model}/calibration.safetensors",
     output:
@@ -26,9 +27,11 @@ rule adaptive_plan:
         *code("adaptive_quantization_search.py"),
         script=script("adaptive_quantization_search.py"),
         flags=adaptive_flags,
+        imatrix=imatrix_flag,
     shell:
         "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-        " {params.flags} --threads {threads} --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
+        " {params.flags} {params.imatrix} --threads {threads}"
+        " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
 rule random_plan:
@@ -85,6 +88,43 @@ rule genetic_plan:
         "rm -f {params.pt}; python {params.script:q} --model {input.model} --sensitivity {input.sensitivity} {params.flags}"
         " --output {params.pt} --output-config {output.config} --output-plan {output.plan}"
         " --figure {output.figure} > {log} 2>&1"
+
+
+rule optimal_plan:
+    input:
+        model="results/{model}/model.json",
+        sensitivity="results/{model}/sensitivity.tsv",
+        calibration="results/{model}/calibration.safetensors",
+        selection=selection_text,
+        imatrix=importance_of,
+        same_size=optimal_size,
+    output:
+        config="results/{model}/plans/{plan}/config.json",
+        plan="results/{model}/plans/{plan}/plan.json",
+    log:
+        "logs/{model}/{plan}/search.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.search.tsv"
+    wildcard_constraints:
+        plan=one_of(plans_of("optimal")),
+    conda:
+        "../envs/torch.yaml"
+    threads: 1
+    resources:
+        gpu=gpus,
+        mem_mb=search_mem_mb,
+        runtime="12h",
+    params:
+        *code("optimal_search.py"),
+        script=script("optimal_search.py"),
+        flags=optimal_flags,
+        same_size=size_flag,
+        unseen=selection_flag,
+        imatrix=imatrix_flag,
+    shell:
+        "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"
+        " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.flags} --threads {threads}"
+        " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
 # What is made so far stands in compressed.partial, which no rule removes: a job that was ended goes on from there.

@@ -1,26 +1,98 @@
 # One table a model, shared by every plan that is searched from it: changing a plan's target measures nothing again.
-rule sensitivity:
-    input:
-        model="results/{model}/model.json",
-        calibration="results/{model}/calibration.safetensors",
-    output:
-        table="results/{model}/sensitivity.tsv",
-        smoothing="results/{model}/sensitivity.smoothing.safetensors",
-    log:
-        "logs/{model}/sensitivity.log",
-    benchmark:
-        "results/{model}/benchmarks/sensitivity.tsv"
-    conda:
-        "../envs/torch.yaml"
-    threads: 1
-    resources:
-        gpu=gpus,
-        mem_mb=model_mem_mb,
-        runtime="4h",
-    params:
-        *code("sensitivity.py"),
-        script=script("sensitivity.py"),
-        flags=sensitivity_flags,
-    shell:
-        "python {params.script:q} --model {input.model} --calibration {input.calibration} {params.flags}"
-        " --threads {threads} --output {output.table} > {log} 2>&1"
+# With several shards the layers are shared among as many jobs, and a last one joins their tables: the same bytes.
+SHARD = "results/{model}/shards/{scatteritem}/sensitivity"
+
+
+scattergather:
+    sensitivity=SETTINGS.sensitivity.shards,
+
+
+if SETTINGS.sensitivity.shards == 1:
+
+    rule sensitivity:
+        input:
+            model="results/{model}/model.json",
+            stats="results/{model}/layer_stats.tsv",
+            calibration="results/{model}/calibration.safetensors",
+            imatrix=importance_of,
+        output:
+            table="results/{model}/sensitivity.tsv",
+            smoothing="results/{model}/sensitivity.smoothing.safetensors",
+            agreement=where_measured("results/{model}/agreement.json"),
+        log:
+            "logs/{model}/sensitivity.log",
+        benchmark:
+            "results/{model}/benchmarks/sensitivity.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            gpu=gpus,
+            mem_mb=sensitivity_mem_mb,
+            runtime="12h",
+        params:
+            *code("sensitivity.py"),
+            script=script("sensitivity.py"),
+            flags=sensitivity_flags,
+            memory=memory_flag,
+            imatrix=imatrix_flag,
+            report=agreement_flag,
+        shell:
+            "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
+            " {params.flags} {params.memory} {params.imatrix} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
+
+else:
+
+    rule sensitivity_shard:
+        input:
+            model="results/{model}/model.json",
+            stats="results/{model}/layer_stats.tsv",
+            calibration="results/{model}/calibration.safetensors",
+            imatrix=importance_of,
+        output:
+            table=temp(f"{SHARD}.tsv"),
+            smoothing=temp(f"{SHARD}.smoothing.safetensors"),
+        log:
+            "logs/{model}/sensitivity.{scatteritem}.log",
+        benchmark:
+            "results/{model}/benchmarks/sensitivity.{scatteritem}.tsv"
+        conda:
+            "../envs/torch.yaml"
+        threads: 1
+        resources:
+            gpu=gpus,
+            mem_mb=sensitivity_mem_mb,
+            runtime="12h",
+        params:
+            *code("sensitivity.py"),
+            script=script("sensitivity.py"),
+            flags=sensitivity_flags,
+            memory=memory_flag,
+            imatrix=imatrix_flag,
+            shard=shard_flag,
+        shell:
+            "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
+            " {params.flags} {params.memory} {params.imatrix} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
+
+    rule sensitivity:
+        input:
+            model="results/{model}/model.json",
+            tables=gather.sensitivity(SHARD.replace("{model}", "{{model}}") + ".tsv"),
+            smoothing=gather.sensitivity(
+                SHARD.replace("{model}", "{{model}}") + ".smoothing.safetensors"
+            ),
+        output:
+            table="results/{model}/sensitivity.tsv",
+            smoothing="results/{model}/sensitivity.smoothing.safetensors",
+            agreement=where_measured("results/{model}/agreement.json"),
+        log:
+            "logs/{model}/sensitivity.log",
+        conda:
+            "../envs/torch.yaml"
+        params:
+            *code("merge_sensitivity.py"),
+            script=script("merge_sensitivity.py"),
+            report=agreement_flag,
+        shell:
+            "python {params.script:q} --model {input.model} --tables {input.tables}"
+            " --output {output.table} {params.report} > {log} 2>&1"

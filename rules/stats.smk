@@ -24,3 +24,28 @@ rule layer_stats:
     shell:
         "python {params.script:q} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
         " --output {output.stats} --importance {output.importance} --save-text {output.calibration} > {log} 2>&1"
+
+
+# Windows that no statistic and no measurement has seen, of the same text: what corrections and races are decided on.
+rule selection:
+    input:
+        model="results/{model}/model.json",
+        text=calibration_text,
+    output:
+        saved="results/{model}/selection.safetensors",
+    log:
+        "logs/{model}/selection.log",
+    conda:
+        "../envs/torch.yaml"
+    threads: 4
+    resources:
+        gpu=gpus,
+        mem_mb=model_mem_mb,
+        runtime="2h",
+    params:
+        *code("teacher.py"),
+        script=script("teacher.py"),
+        flags=flags("compute", "selection", skip=SETTINGS.calibration.sequences or 0),
+    shell:
+        "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
+        " --output {output.saved} > {log} 2>&1"

@@ -15,12 +15,14 @@ def main(args) -> None:
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
     from bitplan.search.adaptive_run import alphas_of, held_out, print_result, search, task_metric, token_perplexity
+    from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
     formats = [format_named(name).name for name in args.formats or FORMAT_OF_STAGE]
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
-    model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    weights = QuantizedWeights(importance=read_importance(args.imatrix, model.info.quantizable))
     for name in formats:
         check_columns(uniform(model.info, name), model.info)
     evaluation = teacher_on(args.evaluation, model, args.length, args.sequences, "") if args.evaluation else None
@@ -75,6 +77,9 @@ if __name__ == "__main__":
         "--calibration", type=input_file, help="text that the search measures perplexity on, or a saved one"
     )
     flags.add_argument("--evaluation", type=input_file, help="held-out text to score the plan found on, or a saved one")
+    flags.add_argument(
+        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
+    )
     flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
     flags.add_argument("--output-plan", type=output_file, required=True, help="plan.json to write")
     run(flags, main)

@@ -2,17 +2,30 @@
 
 import os
 import time
+from pathlib import Path
 
 from bitplan.command import count, parser, run
 from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.errors import user_error
     from bitplan.export.llama_quantize import quantize_by_recipe
+    from bitplan.export.recipe_importance import importance_by_tensor
+    from bitplan.models.layers import model_info
     from bitplan.provenance import write_provenance
+    from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
-    quantize_by_recipe(args.base, args.output, args.recipe, args.threads)
+    if (args.imatrix is None) != (args.model is None):
+        what = "go together: the importance matrix is by the names of the model's layers"
+        raise user_error("--imatrix and --model", what, "Give both, or neither")
+    importance = {}
+    if args.imatrix:
+        info = model_info(args.model)
+        columns = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
+        importance = importance_by_tensor(args.base, info, columns)
+    quantize_by_recipe(args.base, args.output, args.recipe, args.threads, importance=importance)
     write_provenance(args.output, started)
     print(f"{args.output}: {args.output.stat().st_size:,} bytes")
 
@@ -21,6 +34,8 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     flags.add_argument("--base", type=input_file, required=True, help="the model as GGUF in full precision")
     flags.add_argument("--recipe", default="q4_k_m", help="llama.cpp's name of the recipe, e.g. f16, q4_k_m, q8_0")
+    flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    flags.add_argument("--model", type=Path, help="folder or model.json of the model, with --imatrix")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     run(flags, main)

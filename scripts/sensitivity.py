@@ -1,33 +1,46 @@
-"""Measure at every layer what a format does to its output: W4 with A4 and A8 under smoothing, and a palette of weight formats."""
+"""Measure for every layer and format what it does to the layer's output and, with --anchors, to the model's: KL of one layer alone."""
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
-from bitplan.flag_files import output_file
+from bitplan.command import (
+    add_compute_flags,
+    add_model_flag,
+    add_window_flags,
+    count,
+    number,
+    parser,
+    run,
+    share,
+    size,
+)
+from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
-    from bitplan.files import write_table
     from bitplan.formats.table import format_named
-    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
+    from bitplan.measure.candidates import MeasureSettings
+    from bitplan.measure.command import check_flags, make_table, tell_agreement
     from bitplan.opening import opened
     from bitplan.provenance import write_provenance
-    from bitplan.search.sensitivity_run import GAUSSIAN, measured
-    from bitplan.statistics.sensitivity import COLUMNS, Choice, SensitivitySettings, activation_choices
+    from bitplan.search.sensitivity_run import GAUSSIAN
+    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
 
     started = time.monotonic()
     palette = tuple(Choice(format_named(name).name) for name in args.palette or ())
     choices = (*activation_choices(args.activation_scope, args.group_size), *palette)
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher)
     source = GAUSSIAN if args.random else args.calibration
-    rows, smoothing = measured(model, source, args.length, args.sequences, settings)
-    write_table(args.output, rows, COLUMNS)
-    write_smoothing(smoothing_path(args.output), smoothing or Smoothing(()))
-    write_provenance(args.output, started, block_forward_tokens=model.model.tokens_forwarded)
+    check_flags(measure, source, args.report)
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    files = (args.layer_stats, args.output, args.imatrix)
+    made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
+    write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)
     inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"
-    print(f"{len(rows)} rows for {len(model.info.quantizable)} layers on {inputs}: {args.output}")
+    layers = len({row["layer"] for row in made.rows})
+    print(f"{len(made.rows)} rows for {layers} layers on {inputs}: {args.output}")
+    tell_agreement(args.output, args.report, args.anchors is not None and args.shard == (1, 1))
 
 
 if __name__ == "__main__":
@@ -55,6 +68,27 @@ if __name__ == "__main__":
     flags.add_argument("--no-smoothing", action="store_true", help="measure without SmoothQuant")
     flags.add_argument("--norms-only", action="store_true", help="smooth only what can be folded into a norm")
     flags.add_argument("--tokens", type=count, default=2048, help="tokens looked at for each layer")
+    flags.add_argument(
+        "--anchors",
+        choices=("1", "2", "all"),
+        help="formats of each layer whose KL is measured; of the others it is fitted",
+    )
+    flags.add_argument(
+        "--memory-limit", type=size, default="4GB", help="for the hidden states of candidates, with --anchors"
+    )
+    flags.add_argument("--fisher", action="store_true", help="also the Fisher score, from one backward pass")
+    flags.add_argument(
+        "--shard", type=share, default="1/1", help="a share of the layers; merge_sensitivity.py joins them"
+    )
+    flags.add_argument(
+        "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; found anew when absent"
+    )
+    flags.add_argument(
+        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
+    )
+    flags.add_argument(
+        "--report", type=output_file, help="JSON of what agrees with measured KL to write, with --anchors"
+    )
     flags.add_argument(
         "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"
     )

@@ -462,6 +462,14 @@ def importance_of_another(shelf, target):
 
 
 @builder
+def importance(shelf, target):
+    """The importance matrix of the tiny model."""
+    from bitplan.models.layers import model_info
+
+    save_file({layer.name: torch.ones(layer.shape[1]) for layer in model_info(shelf["tiny"]).quantizable}, target)
+
+
+@builder
 def importance_too_short(shelf, target):
     save_file({Q: torch.ones(3)}, target)
 

@@ -4,6 +4,7 @@ import argparse
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import NoReturn
 
 from bitplan.errors import Problem, UserError, nearest
 from bitplan.flag_files import check_files, outputs_of
+from bitplan.sizes import bytes_of
 
 MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
 
@@ -42,6 +44,22 @@ ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "HF_HUB_DISABLE_TELEMETRY": "1"}
 count = number(1, kind=int)
 ratio = number(0.0, 1.0)
 positive = number(0.0, open_low=True)
+
+
+def size(text: str) -> int:
+    """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
+    try:
+        return bytes_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def share(text: str) -> tuple[int, int]:
+    """The argparse type of a share of the work, as 2/4: (number from 1, of how many)."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip())
+    if not found or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: expected number/count, from 1/4 to 4/4")
+    return int(found[1]), int(found[2])
 
 
 class _OneLineParser(argparse.ArgumentParser):

@@ -72,11 +72,13 @@ DEMO: dict[str, Any] = {
             "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
             "metric": "relative_mse",
         },
+        "optimal-6bit": {"method": "optimal", "target_avg_bits": 6.0},
         "sparsegpt-4bit": {"method": "sparsegpt", "target_avg_bits": [4.0], "bit_allocation_method": "budget"},
     },
     "studies": STUDIES,
-    "sensitivity": {"palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]},
+    "sensitivity": {"anchors": "all", "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]},
     "calibration": {"length": 512, "sequences": 16},
+    "selection": {"length": 512, "sequences": 16},
     "evaluation": {"length": 512, "sequences": 32},
     "speed": {"max_tokens": 64, "repeats": 3},
 }
@@ -91,8 +93,13 @@ def _range(field: FieldInfo) -> str:
         "Lt": "less than {0.lt:g}",
     }
     bounds = [words[type(m).__name__].format(m) for m in field.metadata if type(m).__name__ in words]
-    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return ", ".join(bounds) or " | ".join(map(str, choices))
+    return ", ".join(bounds) or " | ".join(map(str, _choices(field.annotation)))
+
+
+def _choices(annotation: Any) -> tuple:
+    """Return the values of the literals in an annotation."""
+    parts = get_args(annotation)
+    return parts if get_origin(annotation) is Literal else tuple(value for part in parts for value in _choices(part))
 
 
 def _value(value: Any) -> str:
@@ -144,7 +151,8 @@ def _lines() -> Iterator[str]:
         yield f"  {name}:"
         yield from (f"    {key}: {_value(value)}" for key, value in values.items())
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
-    for name in ("compute", "calibration", "evaluation", "sensitivity", "export", "speed", "tasks"):
+    yield f"\nimatrix: {_value(fields['imatrix'].default)} {_comment(fields['imatrix'])}"
+    for name in ("compute", "calibration", "selection", "evaluation", "sensitivity", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"
         yield from _section(type(fields[name].default), {**default, **DEMO.get(name, {})}, 2)

@@ -96,10 +96,11 @@ HINTS = {
 
 
 def _given(made: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[tuple[argparse.Action, Path]]:
-    """Yield every flag that names a file or folder, with what it names."""
+    """Yield every flag that names files or folders, with each that it names."""
     for action in made._actions:
-        if action.type in (*INPUTS, *OUTPUTS) and getattr(args, action.dest) is not None:
-            yield action, getattr(args, action.dest)
+        held = getattr(args, action.dest, None)
+        if action.type in (*INPUTS, *OUTPUTS) and held is not None:
+            yield from ((action, path) for path in (held if isinstance(held, list) else [held]))
 
 
 def inputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Path]:

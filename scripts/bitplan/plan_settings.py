@@ -164,10 +164,42 @@ class SparseGPTPlan(Section):
         return self
 
 
+class OptimalPlan(Section):
+    """The plan of least damage within a size: exact from measured KL, then corrected and raced on fresh text."""
+
+    method: Literal["optimal"]
+    target_avg_bits: float | None = Field(
+        None, gt=0, le=16, description="bound on average bits over all parameters; or same_size_as"
+    )
+    same_size_as: str | None = Field(None, description="baseline whose file size is the bound, e.g. q4_k_m")
+    palette: list[FormatName] = Field(
+        ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
+        min_length=1,
+        description="weight formats to choose from; sensitivity.palette has to measure them",
+    )
+    groups: Literal["experts", "fusion", "none"] | None = Field(
+        None, description="layers that share a format; when absent experts for GGUF types, fusion groups for others"
+    )
+    correct: bool = Field(True, description="measure steps around the solution in place, and solve again")
+    swaps: int = Field(24, ge=1, description="steps that the correction measures")
+    race: bool = Field(False, description="race plans of the same size by random swaps")
+    seed: int = Field(0, ge=0, description="seed of the race")
+    check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> "OptimalPlan":
+        if (self.target_avg_bits is None) == (self.same_size_as is None):
+            raise ValueError("target_avg_bits and same_size_as: give exactly one")
+        return self
+
+
 METHODS: Mapping[str, type[Section]] = {
     "adaptive": AdaptivePlan,
     "random": RandomPlan,
     "genetic": GeneticPlan,
     "sparsegpt": SparseGPTPlan,
+    "optimal": OptimalPlan,
 }
-AnyPlan = Annotated[AdaptivePlan | RandomPlan | GeneticPlan | SparseGPTPlan, Field(discriminator="method")]
+AnyPlan = Annotated[
+    AdaptivePlan | RandomPlan | GeneticPlan | SparseGPTPlan | OptimalPlan, Field(discriminator="method")
+]

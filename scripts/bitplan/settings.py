@@ -8,11 +8,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.errors import Problem, UserError
 from bitplan.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, Section
+from bitplan.sizes import bytes_of
 from bitplan.studies import StudySettings
+
+# Ends the name of a baseline whose recipe is given the importance matrix.
+IMATRIX_SUFFIX = "_imatrix"
+
+
+def _amount(text: str) -> str:
+    """Return an amount of memory as it is written. Raises ValueError for what is none."""
+    bytes_of(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_amount)]
 
 
 class ModelSettings(Section):
@@ -81,6 +94,30 @@ class SensitivitySettings(Section):
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
+    anchors: Literal[1, 2, "all"] | None = Field(
+        None,
+        description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
+    )
+    memory_limit: Amount = Field(
+        "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
+    )
+    shards: int = Field(1, ge=1, description="jobs that share the layers; the table is the same for any number")
+    fisher: bool = Field(False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL")
+
+    @field_validator("anchors", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("is a number of formats, or all: give 1, 2, all or null")
+        return int(value) if value in ("1", "2") else value
+
+    @model_validator(mode="after")
+    def _is_measured_on_text(self) -> "SensitivitySettings":
+        if self.random and (self.anchors is not None or self.fisher or self.shards > 1):
+            raise ValueError("random goes without anchors, fisher and shards: these measure on the calibration text")
+        if self.anchors in (1, 2) and not self.palette:
+            raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
+        return self
 
 
 class TaskSettings(Section):
@@ -96,10 +133,12 @@ class TaskSettings(Section):
 
 
 # llama.cpp's recipes by name; a test holds them known to the runtime.
-Recipe = Literal[
-    "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
+QUANTIZED_RECIPES = (
+    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
-]  # fmt: skip
+)  # fmt: skip
+WITH_IMPORTANCE = tuple(f"{recipe}{IMATRIX_SUFFIX}" for recipe in QUANTIZED_RECIPES)
+Recipe = Literal[("f16", "bf16", *QUANTIZED_RECIPES, *WITH_IMPORTANCE)]
 
 
 class Settings(Section):
@@ -109,10 +148,20 @@ class Settings(Section):
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
     studies: dict[Name, StudySettings] = Field({}, description="studies by name: a plan with some settings varied")
     baselines: list[Recipe] = Field(
-        ["f16", "q4_k_m"], min_length=1, description="llama.cpp's recipes; the first is the reference of speed"
+        ["f16", "q4_k_m"],
+        min_length=1,
+        description="llama.cpp's recipes, *_imatrix: with the importance matrix; the first is the reference of speed",
+    )
+    imatrix: bool = Field(
+        True,
+        description="importance matrix (mean x^2 of each input column on the calibration text) for GGUF types, in measuring, simulating and exporting",
     )
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
     calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")
+    selection: WindowSettings = Field(
+        WindowSettings(sequences=32),
+        description="windows of the calibration text after those of calibration: what optimal plans decide their steps on",
+    )
     evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="sensitivity of layers to formats")
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
@@ -139,6 +188,19 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
+    def _optimal_plans_have_what_they_need(self) -> "Settings":
+        """Measured KL, and the baseline whose size is theirs."""
+        for name, plan in self.every_plan.items():
+            if plan.method == "optimal" and self.sensitivity.anchors is None:
+                raise ValueError(f"plan {name} is optimal by measured KL: set sensitivity.anchors to 1, 2 or all")
+            if plan.method == "optimal" and (plan.correct or plan.race) and self.calibration.sequences is None:
+                what = "decides its steps on calibration text that was not measured on"
+                raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and race to false")
+            if getattr(plan, "same_size_as", None) not in (None, *self.baselines):
+                raise ValueError(f"plan {name} is to have the size of {plan.same_size_as}, which is no baseline")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_unique(self) -> "Settings":
         """A plan, a baseline: each has a folder, a log and a row of its own."""
         twice = sorted(
@@ -156,6 +218,7 @@ class Settings(Section):
 def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
     sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
+    sections["selection"] = WindowSettings
     sections |= {
         "export": ExportSettings,
         "speed": SpeedSettings,

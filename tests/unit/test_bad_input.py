@@ -118,8 +118,10 @@ BASELINE = "baseline_gguf.py --output {tmp}/out.gguf --base"
 SPEED = "compare_real_quant.py --output {tmp}/speed.json --max_tokens 2 --repeats 1 --warmup 0 --models"
 TASKS = "eval_with_lm_eval.py --model {tiny} --limit 1 --output {tmp}/tasks.json"
 SENSITIVITY = "sensitivity.py --model {tiny} --length 16 --sequences 2 --output {tmp}/s.tsv"
+MERGE = "merge_sensitivity.py --model {tiny} --output {tmp}/s.tsv --tables"
 SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
 ALLOCATE = "allocate_bits.py --target-avg-bits 6 --output {tmp}/front.json --figure {tmp}/front.svg --sensitivity"
+SPARSEGPT = "sparsegpt_enhanced.py --seqlen 16 --nsamples 2 --output-plan {tmp}/p.json --output-stats {tmp}/l.tsv"
 FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
 OFFICIAL = "export_gguf_official.py --model_id {tiny} --output {tmp}/m.gguf --config"
 SIMULATED = "test_mixed_precision.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/s.json --config"
@@ -308,6 +310,13 @@ CASES = [
     ("importance of another model", f"{PPL} --imatrix {{importance_of_another}}", "q_proj", "scripts/layer_stats.py"),
     ("importance of another width", f"{EXPORT} {{tiny}} --base {{gguf}} --imatrix {{importance_too_short}}", "64 values",
      "scripts/layer_stats.py"),
+    ("importance of another model: sensitivity", f"{SENSITIVITY} --imatrix {{importance_of_another}}", "q_proj", "layer_stats.py"),
+    ("importance of another model: search", f"{ADAPTIVE} --imatrix {{importance_of_another}}", "q_proj", "layer_stats.py"),
+    ("importance of another model: baseline", f"{BASELINE} {{gguf}} --model {{tiny}} --imatrix {{importance_of_another}}", "q_proj",
+     "layer_stats.py"),
+    ("importance without a model: baseline", f"{BASELINE} {{gguf}} --imatrix {{importance_of_another}}", "go together", "Give both"),
+    ("importance for a file of another model", f"{BASELINE} {{gguf_of_another}} --model {{tiny}} --imatrix {{importance}}",
+     "belongs to another model", "convert_gguf.py"),
     ("a text for importance", f"{TASKS} --imatrix {{text}}", "is no importance matrix", "scripts/layer_stats.py"),
     ("weights for importance", f"{QUANTIZE} {{tiny}} --imatrix {{tiny}}/model.safetensors", "q_proj", "scripts/layer_stats.py"),
     # -- GGUF files
@@ -376,6 +385,23 @@ CASES = [
     ("a block that does not fit: sensitivity", f"{SENSITIVITY} --palette q4_k", "its 64 columns", "Give it q8_0"),
     ("a layer with NaN: sensitivity", "sensitivity.py --model {nan_layer} --length 16 --sequences 2 --output {tmp}/s.tsv",
      "q_proj.weight holds NaN", SOUND),
+    ("a block that does not fit: measured", f"{SENSITIVITY} --palette q4_k --anchors 1", "its 64 columns", "Give it q8_0"),
+    ("a layer with NaN: measured", "sensitivity.py --model {nan_layer} --length 16 --sequences 2 --output {tmp}/s.tsv --anchors all",
+     "q_proj.weight holds NaN", SOUND),
+    ("a share that is none", f"{SENSITIVITY} --shard 3/2", "--shard: '3/2'", "expected number/count"),
+    ("more shares than layers", f"{SENSITIVITY} --shard 1/15", "15 shares of 14 layers", "Use 14 or fewer"),
+    ("memory without a unit", f"{SENSITIVITY} --memory-limit 4", "--memory-limit: '4'", "4GB"),
+    ("memory for no candidate", f"{SENSITIVITY} --anchors all --memory-limit 1KB", "--memory-limit: the hidden states", "Give 1MB or more"),
+    ("anchors that are none", f"{SENSITIVITY} --anchors 3", "--anchors: invalid choice: '3'", "'all'"),
+    ("anchors without a palette", f"{SENSITIVITY} --anchors 2", "--anchors: has no weight formats", "Give --palette"),
+    ("anchors on Gaussian inputs", f"{SENSITIVITY} --anchors all --random", "--anchors, --fisher and --shard", "Leave out --random"),
+    ("agreement with nothing", f"{SENSITIVITY} --report {{tmp}}/r.json", "--report: compares", "Give --anchors"),
+    ("statistics of another model: sensitivity", f"{SENSITIVITY} --layer-stats {{table_of_another}}", "has no row for model.layers.0",
+     "layer_stats.py"),
+    ("a shard that is not there", f"{MERGE} {{sensitivity}} {{tmp}}/none.tsv", "none.tsv: does not exist", "--shard"),
+    ("a shard that is no table of sensitivity", f"{MERGE} {{sensitivity}}", "has no column", "Make it again"),
+    ("a shard that would be overwritten", "merge_sensitivity.py --model {tiny} --tables {sensitivity} --output {sensitivity}",
+     "is read by the same command", "Choose another file"),
     ("a text for sensitivity that is not there", f"{SEARCH} --calibration {{tmp}}/none.txt", "none.txt", "UTF-8 text"),
     ("a sensitivity table of another model", f"{SEARCH} --sensitivity {{sensitivity_of_another}}", "has no row for", "sensitivity.py"),
     ("a sensitivity table of words", f"{SEARCH} --sensitivity {{sensitivity_of_words}}", "mse 'high' is no number",
@@ -445,6 +471,7 @@ LATE = (
     "a file to time that is cut short",
     "a file with NaN",
     "a layer with NaN: GGUF",
+    "a layer with NaN: measured",
     "a layer with NaN: conversion",
     "a layer with NaN: perplexity",
     "a layer with NaN: search",
@@ -509,10 +536,12 @@ REQUIRED = [
     ("eval_with_lm_eval.py", "--model"),
     ("export_gguf.py", "--model, --plan, --output, --report"),
     ("layer_stats.py", "--model, --output"),
+    ("merge_sensitivity.py", "--model, --tables, --output"),
     ("perplexity.py", "--model, --output"),
     ("quantize_model.py", "--model, --layer-config"),
     ("random_mixed_precision_quantization.py", "--model, --output-config"),
     ("report.py", "--model, --results, --output, --text, --page, --figure"),
+    ("study_report.py", "--results, --study, --cell, --x, --output, --text, --figure"),
     ("teacher.py", "--model, --text, --output"),
 ]
 
@@ -566,9 +595,12 @@ WRITERS = [
     ("a saved text", f"{TEACHER} --model {{tiny}} --text {{text}}", FREE),
     ("statistics", f"{STATS} --model {{tiny}}", FREE),
     ("bits", f"{BITS} {{plan}}", FREE),
+    ("a sensitivity table", SENSITIVITY, FREE),
+    ("a measured sensitivity", f"{SENSITIVITY} --anchors all", FREE),
     ("a perplexity", PPL, FREE),
     ("a random plan", RANDOM, FREE),
     ("an allocation", f"{ALLOCATE} {{damages}}", FREE),
+    ("a compressed model", f"{SPARSEGPT} {{tiny}} {{text}}", FREE),
     ("a table of formats", "describe_formats.py --formats q8_0 --values 4096 --output {tmp}/out.md", FREE),
     ("a checkpoint", f"{QUANTIZE} {{tiny}}", FREE),
     ("an export", f"{EXPORT} {{tiny}} --base {{gguf}}", FREE),
@@ -660,6 +692,17 @@ SETTINGS = [
     ),
     ("an unknown format in a plan", plan(formats=["mxfp44"]), "plans.one.formats.0", "'mxfp4'"),
     ("formats that are a word", plan(formats="mxfp4"), "plans.one.formats", "valid list"),
+    ("anchors of three", {"sensitivity": {"anchors": 3}}, "sensitivity.anchors", "should be 1, 2 or 'all'"),
+    ("anchors that are yes", {"sensitivity": {"anchors": True}}, "sensitivity.anchors", "give 1, 2, all or null"),
+    ("anchors of no palette", {"sensitivity": {"anchors": "2"}}, "sensitivity: anchors 1 and 2", "give it some"),
+    ("memory that is none", {"sensitivity": {"memory_limit": "much"}}, "sensitivity.memory_limit: 'much'", "4GB"),
+    ("no shards", {"sensitivity": {"shards": 0}}, "sensitivity.shards", "greater than or equal to 1"),
+    (
+        "a measurement on Gaussian inputs",
+        {"sensitivity": {"random": True, "fisher": True}},
+        "sensitivity: random",
+        "calibration text",
+    ),
     ("no formats", plan(formats=[]), "plans.one.formats", "at least 1"),
     ("a group that is half", plan(group_size=1.5), "plans.one.group_size", "valid integer"),
     ("an unknown recipe in the settings", {"baselines": ["q4_kk"]}, "baselines.0", "'q4_k_m'"),

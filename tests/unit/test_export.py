@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,15 @@ from bitplan.evaluate.scores import summarize
 from bitplan.evaluate.teacher import make_teacher
 from bitplan.export.convert import convert, exact_type
 from bitplan.export.export import export_plan
-from bitplan.export.gguf_file import check_written, plan_tensors
+from bitplan.export.gguf_file import check_written, plan_tensors, rewrite
 from bitplan.export.llama_quantize import quantize_by_recipe
+from bitplan.export.recipe_importance import importance_by_tensor
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plan import LayerPlan, Plan, uniform
 from bitplan.quantized_walk import QuantizedWeights
+from tests.families import make_family
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "gguf_mxfp4")
 
@@ -149,16 +152,68 @@ def test_values_that_f16_cannot_hold_stay_bf16(model, base, monkeypatch):
     assert {record.written for record in records if record.layer} == {"BF16"}
 
 
-def test_an_importance_matrix_lowers_the_damage_of_low_bits(model, base, teacher, demo, tmp_path):
+@pytest.fixture(scope="module")
+def importance(model, demo) -> dict[str, np.ndarray]:
     from bitplan.evaluate.text import windows
     from bitplan.statistics.table import measure_layers
 
     checkpoint, info = model
-    _, inputs, _ = measure_layers(
-        open_model(checkpoint), info, windows(checkpoint.folder, demo / "calibration.txt", 256, 8)
-    )
-    importance = {name: seen.mean_square.float().numpy() for name, seen in inputs.items()}
+    text = windows(checkpoint.folder, demo / "calibration.txt", 256, 8)
+    _, inputs, _ = measure_layers(open_model(checkpoint), info, text)
+    return {name: seen.mean_square.float().numpy() for name, seen in inputs.items()}
+
+
+def types_and_bytes(path) -> dict[str, tuple[str, bytes]]:
+    return {t.name: (t.tensor_type.name, t.data.tobytes()) for t in GGUFReader(path).tensors}
+
+
+@pytest.mark.parametrize("recipe", ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m"])
+@pytest.mark.parametrize("weighed", [True, False])
+def test_the_types_of_a_recipe_written_by_us_are_its_own_bytes(model, base, importance, recipe, weighed, tmp_path):
+    columns = importance if weighed else {}
+    given = importance_by_tensor(base, model[1], columns)
+    quantize_by_recipe(base, tmp_path / "theirs.gguf", recipe, 2, importance=given)
+    theirs = types_and_bytes(tmp_path / "theirs.gguf")
+    records = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "q8_0"), "f16")
+    records = [replace(r, written=theirs[r.tensor][0], bytes=len(theirs[r.tensor][1])) for r in records]
+    rewrite(base, tmp_path / "ours.gguf", records, columns, 2)
+    assert types_and_bytes(tmp_path / "ours.gguf") == theirs
+    assert len({kind for kind, _ in theirs.values()}) > 2
+
+
+def test_a_recipe_with_the_importance_matrix_damages_less(model, base, teacher, importance, tmp_path):
     kl = []
+    for name, given in (("plain", {}), ("weighed", importance_by_tensor(base, model[1], importance))):
+        quantize_by_recipe(base, tmp_path / f"{name}.gguf", "q2_k", 2, importance=given)
+        kl.append(summarize(score_gguf(tmp_path / f"{name}.gguf", teacher, 1))["kl_mean"])
+    assert kl[1] < kl[0]
+
+
+def test_experts_are_given_to_llama_cpp_one_after_another_and_ones_where_no_token_came(tmp_path):
+    checkpoint = Checkpoint.open(make_family("mixtral", tmp_path / "model"))
+    info, base = describe(checkpoint), tmp_path / "base.gguf"
+    convert(checkpoint, base)
+    columns = {
+        layer.name: np.random.default_rng(i).random(layer.shape[1]).astype(np.float32)
+        for i, layer in enumerate(info.quantizable)
+        if not layer.name.endswith("1.block_sparse_moe.experts.2.w2")
+    }
+    given = importance_by_tensor(base, info, columns)
+    down = np.split(given["blk.1.ffn_down_exps.weight"], 4)
+    assert (down[2] == 1).all() and np.array_equal(down[3], columns["model.layers.1.block_sparse_moe.experts.3.w2"])
+    assert not {"token_embd.weight", "output.weight"} & given.keys()
+    quantize_by_recipe(base, tmp_path / "o.gguf", "q4_0", 1, importance=given)
+    plan = uniform(info, "q4_0")
+    export_plan(base, tmp_path / "ours.gguf", info, plan, "f16", columns, 1)
+    theirs, ours = types_and_bytes(tmp_path / "o.gguf"), types_and_bytes(tmp_path / "ours.gguf")
+    experts = [name for name in ours if name.endswith("_exps.weight") and theirs[name][0] == "Q4_0"]
+    # We quantize an expert that has no importance as without, not as if all of its columns were alike.
+    assert [name for name in experts if ours[name] != theirs[name]] == ["blk.1.ffn_down_exps.weight"]
+    assert len(experts) > 3
+
+
+def test_an_importance_matrix_lowers_the_damage_of_low_bits(model, base, teacher, importance, tmp_path):
+    info, kl = model[1], []
     for name, matrix in (("plain", {}), ("weighted", importance)):
         export_plan(base, tmp_path / f"{name}.gguf", info, uniform(info, "q2_k"), "bf16", matrix, 2)
         kl.append(summarize(score_gguf(tmp_path / f"{name}.gguf", teacher, 1))["kl_mean"])

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from bitplan.errors import UserError
 from bitplan.evaluate.text import windows
+from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
@@ -215,6 +216,29 @@ def test_a_table_takes_one_walk(llama):
     assert llama.model.tokens_forwarded - before == (4 + 1) * 32 * 2
 
 
+def test_with_an_importance_matrix_ggufs_types_are_quantized_with_it(llama):
+    importance = {layer.name: torch.rand(layer.shape[1]).square() for layer in llama.info.quantizable}
+    settings = SensitivitySettings((Choice("q4_0"), Choice("int4")), tokens=128)
+    plain, _ = measure_sensitivity(llama.model, llama.info, llama.tokens, settings)
+    made, _ = measure_sensitivity(llama.model, llama.info, llama.tokens, settings, importance=importance)
+    assert [r["mse"] for r in made if r["format"] == "int4"] == [r["mse"] for r in plain if r["format"] == "int4"]
+    assert [r["bytes"] for r in made] == [r["bytes"] for r in plain]
+    row = next(r for r in made if r["format"] == "q4_0")
+    weight = llama.checkpoint.read([f"{row['layer']}.weight"])[f"{row['layer']}.weight"].float()
+    wanted = FORMATS["q4_0"].roundtrip(weight, importance=importance[row["layer"]])
+    alone = weighted_error(weight, wanted, importance[row["layer"]])
+    without = weighted_error(weight, FORMATS["q4_0"].roundtrip(weight), importance[row["layer"]])
+    assert alone < without
+    assert torch.equal(Choice("q4_0").weights(weight, None, importance=importance[row["layer"]]), wanted)
+    assert row["mse"] != next(r for r in plain if r["format"] == "q4_0")["mse"]
+
+
+def test_the_importance_of_a_smoothed_input_is_that_of_its_quotient(llama):
+    weight, scale, importance = torch.randn(8, 64), 0.5 + torch.rand(64), torch.rand(64)
+    made = Choice("q4_0", "int4_token").weights(weight, scale, importance=importance)
+    assert torch.equal(made, FORMATS["q4_0"].roundtrip(weight * scale, importance=importance / scale**2))
+
+
 def test_without_alphas_nothing_is_smoothed(llama):
     rows, smoothing = llama.measured(alphas=())
     assert smoothing is None and {row["smoothed"] for row in rows} == {""}
@@ -250,13 +274,13 @@ def test_random_inputs_are_standard_normal_and_of_each_input_its_own(llama, monk
     from bitplan.statistics import sensitivity
 
     seen = {}
-    kept = sensitivity._rows
+    kept = sensitivity.layer_rows
 
-    def noting(block, layer, inputs, *rest):
+    def noting(layer, weight, choices, made, inputs, *rest):
         seen[layer.name] = torch.cat(inputs.samples[layer.name])
-        return kept(block, layer, inputs, *rest)
+        return kept(layer, weight, choices, made, inputs, *rest)
 
-    monkeypatch.setattr(sensitivity, "_rows", noting)
+    monkeypatch.setattr(sensitivity, "layer_rows", noting)
     llama.measured(random=True)
     values = torch.cat([x.flatten() for x in seen.values()])
     assert abs(values.mean()) < 0.02 and abs(values.std() - 1) < 0.02

@@ -90,9 +90,9 @@ def test_every_recipe_is_known_to_the_runtime():
     from typing import get_args
 
     from bitplan.export.llama_quantize import RECIPES
-    from bitplan.settings import Recipe
+    from bitplan.settings import IMATRIX_SUFFIX, Recipe
 
-    assert set(get_args(Recipe)) <= set(RECIPES)
+    assert {name.removesuffix(IMATRIX_SUFFIX) for name in get_args(Recipe)} <= set(RECIPES)
 
 
 def test_the_names_that_settings_accept_are_those_of_the_table():
@@ -107,3 +107,14 @@ def test_config_and_schema_are_what_the_models_say():
 
     assert (ROOT / "config.yaml").read_text() == config_text(), "run scripts/write_config.py --fix"
     assert (ROOT / "config.schema.json").read_text() == schema_text(), "run scripts/write_config.py --fix"
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, None), (1, 1), ("2", 2), ("all", "all")])
+def test_anchors_come_as_numbers_or_words_and_are_flags_of_the_command(given, wanted):
+    made = parse_settings(config(sensitivity={"anchors": given, "palette": ["q8_0"]})).sensitivity
+    assert made.anchors == wanted
+    assert cli_flags({"anchors": made.anchors}) == ("" if wanted is None else f"--anchors {wanted}")
+
+
+def test_the_choices_of_a_setting_stand_in_the_comment():
+    assert "absent: not at all (1 | 2 | all)" in config_text()

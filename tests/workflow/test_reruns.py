@@ -17,6 +17,8 @@ PLANS = (
     "random-high-precision",
     "genetic-w4a48",
     "genetic-6bit",
+    "optimal-6bit",
+    "sparsegpt-4bit",
 )
 OF_A_PLAN = {
     "config.json",
@@ -31,12 +33,18 @@ OF_A_PLAN = {
 COMPARISON = {f"results/demo/comparison.{end}" for end in ("tsv", "txt", "html", "svg")}
 
 
+# What a method writes besides.
+MORE = {
+    "genetic": ("history.svg", "config.smoothing.safetensors", "plan.smoothing.safetensors"),
+    "sparsegpt": ("compressed", "layers.tsv"),
+}
+
+
 def plan_files(*plans: str, names: set[str] = frozenset(OF_A_PLAN)) -> set[str]:
-    """The files of some plans; all of a genetic plan's have its history and its smoothing factors among them."""
+    """The files of some plans; all of a plan's have what its method writes besides among them."""
     files = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
-    more = ("history.svg", "config.smoothing.safetensors", "plan.smoothing.safetensors")
-    genetic = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in more if plan.startswith("genetic")}
-    return files | (genetic if names == OF_A_PLAN else set())
+    more = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in MORE.get(plan.split("-")[0], ())}
+    return files | (more if names == OF_A_PLAN else set())
 
 
 def baseline_files(*names: str) -> set[str]:
@@ -45,12 +53,19 @@ def baseline_files(*names: str) -> set[str]:
 
 ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
 GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
-SENSITIVITY = {"results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"}
+SPARSEGPT = [plan for plan in PLANS if plan.startswith("sparsegpt")]
+OF_TABLE = [*GENETIC, *(plan for plan in PLANS if plan.startswith("optimal"))]
+SENSITIVITY = {
+    *("results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"),
+    "results/demo/agreement.json",
+}
+SELECTION = {"results/demo/selection.safetensors"}
 FROM_STATISTICS = {
     f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
 }
 SCORES = plan_files(*PLANS, names={"perplexity.json", "gguf_perplexity.json"}) | baseline_files("perplexity.json")
 GGUF_ON = {"model.gguf", "gguf.json", "gguf_perplexity.json", "speed.json"}
+WITH_IMPORTANCE = plan_files(*PLANS, names={"perplexity.json", *GGUF_ON})
 
 CASES = {
     "one plan's limit": (
@@ -76,7 +91,31 @@ CASES = {
         "config.yaml",
         "sequences: 16",
         "sequences: 15",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC) | COMPARISON,
+        FROM_STATISTICS
+        | SELECTION
+        | SENSITIVITY
+        | plan_files(*ADAPTIVE, *OF_TABLE, *SPARSEGPT)
+        | WITH_IMPORTANCE
+        | COMPARISON,
+    ),
+    "the importance matrix left out": (
+        "config.yaml",
+        "imatrix: true",
+        "imatrix: false",
+        SENSITIVITY | plan_files(*OF_TABLE) | WITH_IMPORTANCE | COMPARISON,
+    ),
+    "a search in a GGUF type": (
+        "config.yaml",
+        "ppl_threshold: 0.1, target_avg_bits: 8.0",
+        "formats: [q4_k, q8_0], ppl_threshold: 0.1, target_avg_bits: 8.0",
+        plan_files("adaptive-balanced") | COMPARISON,
+    ),
+    "a baseline with the importance matrix": (
+        "config.yaml",
+        "baselines: [f16, q4_k_m]",
+        "baselines: [f16, q4_k_m, q4_k_m_imatrix]",
+        {f"results/demo/baselines/q4_k_m_imatrix/{name}" for name in ("model.gguf", "perplexity.json", "speed.json")}
+        | COMPARISON,
     ),
     "type of unquantized layers": (
         "config.yaml",
@@ -118,7 +157,43 @@ CASES = {
         "config.yaml",
         "smooth_alpha: [0.5]",
         "smooth_alpha: [0.4, 0.5]",
-        SENSITIVITY | plan_files(*GENETIC) | COMPARISON,
+        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
+    ),
+    "what is measured of the model's output": (
+        "config.yaml",
+        "anchors: all",
+        "anchors: 2",
+        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
+    ),
+    "the code of measured sensitivity": (
+        "scripts/bitplan/measure/kld.py",
+        "length - 1",
+        "length - 2",
+        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
+    ),
+    "an optimal plan's steps": (
+        "config.yaml",
+        "method: optimal, target_avg_bits: 6.0",
+        "method: optimal, race: true, target_avg_bits: 6.0",
+        plan_files("optimal-6bit") | COMPARISON,
+    ),
+    "windows that optimal plans are decided on": (
+        "config.yaml",
+        "selection: # windows of the calibration text after those of calibration: what optimal plans decide their steps on\n  length: 512 #",
+        "selection: # windows\n  length: 500 #",
+        SELECTION | plan_files("optimal-6bit") | COMPARISON,
+    ),
+    "the code of the race": (
+        "scripts/bitplan/search/race.py",
+        "TRIES = 200",
+        "TRIES = 201",
+        plan_files("optimal-6bit") | COMPARISON,
+    ),
+    "the memory that measuring may take": (
+        "config.yaml",
+        "memory_limit: 4GB",
+        "memory_limit: 2GB",
+        set(),
     ),
     "the code of the genetic search": (
         "scripts/bitplan/search/genetic.py",
@@ -145,8 +220,26 @@ CASES = {
         "demo/calibration.txt",
         "calibration",
         "other words",
-        FROM_STATISTICS | SENSITIVITY | plan_files(*ADAPTIVE, *GENETIC) | COMPARISON,
+        FROM_STATISTICS
+        | SELECTION
+        | SENSITIVITY
+        | plan_files(*ADAPTIVE, *OF_TABLE, *SPARSEGPT)
+        | WITH_IMPORTANCE
+        | COMPARISON,
     ),
+    "widths of a compressed plan": (
+        "config.yaml",
+        "sparsegpt, target_avg_bits: [4.0], bit",
+        "sparsegpt, target_avg_bits: [4.5], bit",
+        plan_files(*SPARSEGPT) | COMPARISON,
+    ),
+    "the code of SparseGPT": (
+        "scripts/bitplan/sparsegpt/sweep.py",
+        "MOST_DAMPING = 1e4",
+        "MOST_DAMPING = 1e5",
+        plan_files(*SPARSEGPT) | COMPARISON,
+    ),
+    "a study": ("config.yaml", "sparsity: [0.0, 0.1,", "sparsity: [0.0, 0.15,", set()),
     "a plan added": (
         "config.yaml",
         "  adaptive-balanced:",

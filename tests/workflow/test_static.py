@@ -30,6 +30,16 @@ def test_a_dry_run_plans_every_step_for_every_plan(workflow):
     )
 
 
+@pytest.mark.parametrize(("shards", "jobs"), [(1, 0), (3, 3)])
+def test_the_layers_are_shared_among_as_many_jobs_as_the_settings_say(workflow, shards, jobs):
+    setting = f"sensitivity={{shards: {shards}, anchors: 2, palette: [q2_k, q3_k, q4_k, q5_k, q6_k, q8_0]}}"
+    made = snakemake(workflow, "--dry-run", "-p", "results/demo/sensitivity.tsv", "--config", setting)
+    assert made.returncode == 0, made.stdout
+    assert made.stdout.count("rule sensitivity_shard:") == jobs
+    assert [f"--shard {number}/3" in made.stdout for number in (1, 2, 3)] == [jobs == 3] * 3
+    assert made.stdout.count("--anchors 2") == max(1, jobs) and "--report results/demo/agreement.json" in made.stdout
+
+
 @pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report"])
 def test_named_targets_exist(workflow, target):
     assert snakemake(workflow, "--dry-run", target).returncode == 0

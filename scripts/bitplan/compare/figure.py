@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 # Below this a file is as good as full precision: it is drawn at the lower edge, so that the others keep the room.
 LOSSLESS_KL = 1e-6
 FILE_SIZE, PLAN_SIZE = "file size (bits per parameter)", "average bits over all parameters"
-COLOURS = {"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f", "genetic": "#2f8f4e"}
+COLOURS = {
+    **{"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f", "genetic": "#2f8f4e"},
+    **{"sparsegpt": "#8a4fb0", "optimal": "#c22f3d", "uniform": "#b09a2f"},
+}
 # About the room that a name takes, in bits and as a ratio of KL.
 NAME_BITS, NAME_RATIO = 2.0, 1.1
 

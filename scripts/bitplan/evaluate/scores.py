@@ -33,16 +33,29 @@ class TokenScores:
     agree: Tensor
 
 
+def divergence(teacher: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
+    """Return KL(p || q) of rows, in nats, of log p and p (rows, vocabulary) and a q whose logits are p's and `change`.
+
+    KL = ln sum p e^r with r = change - sum p change. As sum p r = 0 it is ln(1 + sum p (e^r - 1 - r)), a sum of terms that are
+    none below 0: exact where q is so close to p that the difference of two log-probabilities is mostly rounding.
+    """
+    centred = change - torch.linalg.vecdot(probabilities, change).unsqueeze(-1)
+    terms = torch.expm1(centred).sub_(centred)
+    kl = torch.log1p(torch.linalg.vecdot(probabilities, terms).clamp_(min=0))
+    # e^r has no float32 where a logit changes by more than 88: the sum of logarithms has.
+    return kl if kl.isfinite().all() else torch.logsumexp(teacher + centred, dim=-1)
+
+
 def _score_rows(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     """Return nll, teacher's nll, KL(teacher || model) and top-1 agreement of rows (rows, vocabulary)."""
     ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(teacher, dim=-1)
     picked = targets.unsqueeze(-1)
-    divergence = (theirs.exp() * (theirs - ours)).sum(dim=-1)
     agree = (logits.argmax(dim=-1) == teacher.argmax(dim=-1)).to(torch.float32)
-    return -ours.gather(-1, picked).squeeze(-1), -theirs.gather(-1, picked).squeeze(-1), divergence, agree
+    kl = divergence(theirs, theirs.exp(), logits - teacher)
+    return -ours.gather(-1, picked).squeeze(-1), -theirs.gather(-1, picked).squeeze(-1), kl, agree
 
 
-def _row_slices(teacher: Teacher) -> Iterator[tuple[int, slice]]:
+def row_slices(teacher: Teacher) -> Iterator[tuple[int, slice]]:
     """Yield (window, positions) that cover every scored position, with a bounded number of logits each."""
     sequences, length = teacher.tokens.shape
     step = max(1, LOGIT_VALUES_AT_ONCE // teacher.head.matrix.shape[0])
@@ -64,7 +77,7 @@ def _by_rows(
 def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
     """Return the scores of the model whose logits `logits_of` gives, within a bounded number of logits at a time."""
     theirs, parts = hidden_logits(teacher, teacher.hidden), []
-    for window, rows in _row_slices(teacher):
+    for window, rows in row_slices(teacher):
         targets = teacher.tokens[window, 1:][rows]
         parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
     shape = (teacher.tokens.shape[0], -1)
@@ -80,7 +93,7 @@ def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
 def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
     """Return the NLL alone, (sequences, length - 1), without the teacher's logits: what a search on perplexity needs."""
     parts = []
-    for window, rows in _row_slices(teacher):
+    for window, rows in row_slices(teacher):
         targets = teacher.tokens[window, 1:][rows]
         parts.extend(_by_rows(_nll_rows, logits_of(window, rows), targets))
     return torch.cat([part for (part,) in parts]).view(teacher.tokens.shape[0], -1)

@@ -70,11 +70,13 @@ class Teacher:
     dtype: str
 
 
-def make_teacher(model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str) -> Teacher:
-    """Run the unquantized model over a text. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
+def make_teacher(
+    model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str, skip: int = 0
+) -> Teacher:
+    """Run the unquantized model over a text, after its first `skip` windows. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
     from bitplan.evaluate.head_check import check_head
 
-    tokens = windows(model.checkpoint.folder, text, length, sequences)
+    tokens = windows(model.checkpoint.folder, text, length, sequences, skip)
     made = teacher_from(model.checkpoint, tokens, model.run(tokens), dtype)
     check_head(model, made.head, made.hidden)
     return made

@@ -45,20 +45,21 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def windows(tokenizer_folder: Path, text: Path, length: int, sequences: int | None = None) -> Tensor:
-    """Return non-overlapping windows of tokens, (sequences, length) int64, from the start of a text; a short rest is dropped.
+def windows(tokenizer_folder: Path, text: Path, length: int, sequences: int | None = None, skip: int = 0) -> Tensor:
+    """Return non-overlapping windows of tokens, (sequences, length) int64, of a text after its first `skip`; a short rest is dropped.
 
     Raises `UserError` when the text is shorter than one window, or than the windows asked for.
     """
     content, tokenizer = read_text(text), load_tokenizer(tokenizer_folder)
     tokens = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
-    held = len(tokens) // length
+    held = len(tokens) // length - skip
     if held < (sequences or 1):
         wanted = f"{sequences} windows" if sequences else "one window"
+        after = f" after the first {skip}" if skip else ""
         raise user_error(
             text,
-            f"has {len(tokens)} tokens, {wanted} of {length} need {length * (sequences or 1)}",
+            f"has {len(tokens)} tokens, {wanted} of {length}{after} need {length * (skip + (sequences or 1))}",
             "Give a longer text",
         )
     used = sequences or held
-    return torch.tensor(tokens[: used * length], dtype=torch.int64).view(used, length)
+    return torch.tensor(tokens[skip * length : (skip + used) * length], dtype=torch.int64).view(used, length)

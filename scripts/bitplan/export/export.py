@@ -51,7 +51,7 @@ def _with_compressed(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, folder
     return Checkpoint.open(folder)
 
 
-def _check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
+def check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
     """Raise `UserError` where a tensor has not the shape of the layer, or of the experts, that its name says it holds."""
     layers, names = {layer.name: layer for layer in info.layers}, layer_names(reader, info)
     for tensor in reader.tensors:
@@ -80,7 +80,7 @@ def export_plan(
     values' squares; `base` holds them compressed (`base_file`). Raises `UserError` when it lacks a layer that the plan changes.
     """
     reader = read_gguf(base)
-    _check_shapes(reader, base, info)
+    check_shapes(reader, base, info)
     factors = column_factors(reader, info, plan.smoothing)
     types = nearest_types(reader, info, plan, factors) if match == "distortion" else {}
     types |= smallest_types(reader, info, plan, max_error) if plan.compressed else {}

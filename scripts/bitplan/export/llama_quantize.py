@@ -3,7 +3,9 @@
 import ctypes
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitplan.errors import user_error
@@ -23,12 +25,27 @@ def _overrides(api, tensors: Mapping[str, str]):
     return array
 
 
+def _importance(api, columns: Mapping[str, np.ndarray]):
+    """Return the runtime's array of (tensor's name, values, how many), ended by an empty entry. It points into `columns`."""
+    array = (api.llama_model_imatrix_data * (len(columns) + 1))()
+    for slot, (name, values) in zip(array, columns.items(), strict=False):
+        slot.name, slot.size = name.encode(), values.size
+        slot.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return array
+
+
 def quantize_by_recipe(
-    base: Path, output: Path, recipe: str, threads: int, tensors: Mapping[str, str] | None = None
+    base: Path,
+    output: Path,
+    recipe: str,
+    threads: int,
+    tensors: Mapping[str, str] | None = None,
+    importance: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
     """Write `base` as llama.cpp itself quantizes it: by a recipe, or every tensor as named in `tensors` {pattern: type}.
 
-    Raises `UserError` when the recipe is unknown or the runtime refuses.
+    `importance` {tensor: mean x^2 per column (in,) float32, of experts one after another} is handed to llama.cpp, whose recipe may
+    choose other types with it: q4_0, q5_0, iq4_nl and iq4_xs do for some of the first feed-forward matrices, the K recipes do not. Raises `UserError` when the recipe is unknown or the runtime refuses.
     """
     if recipe not in RECIPES:
         raise user_error(f"recipe {recipe!r}", "is not known to llama.cpp", f"Known: {', '.join(sorted(RECIPES))}")
@@ -40,6 +57,10 @@ def quantize_by_recipe(
     overrides = _overrides(api, tensors or {})
     if tensors:
         params.tt_overrides, params.pure = ctypes.cast(overrides, type(params.tt_overrides)), True
+    held = {name: np.ascontiguousarray(values, np.float32) for name, values in importance.items()}
+    columns = _importance(api, held)
+    if held:
+        params.imatrix = ctypes.cast(columns, type(params.imatrix))
     with written_aside(output) as aside:
         code = api.llama_model_quantize(str(base).encode(), str(aside).encode(), ctypes.byref(params))
         if code:

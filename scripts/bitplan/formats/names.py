@@ -12,3 +12,8 @@ NAMES: tuple[str, ...] = (
     *(f"int{bits}_{scope}" for scope in ("token", "tensor") for bits in (4, 8)),
     *GGUF_TYPES,
 )
+
+
+def weighs_columns(name: str) -> bool:
+    """Return whether a format looks at the importance of columns: GGUF types, and the `_mse` rules of scales."""
+    return name in GGUF_TYPES or name.endswith("_mse")

@@ -6,9 +6,7 @@ forward is replaced by one that loads the weights, hands block and hidden states
 Memory: one block, the rows of the embedding that the text uses, the final norm, and the hidden states of all sequences.
 """
 
-import ctypes
 import inspect
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 
 from bitplan.errors import user_error
 from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.devices import pick_device, return_free_memory
 from bitplan.models.experts import separate_experts_
 from bitplan.models.families import stored_names
 
@@ -88,6 +87,8 @@ class StreamedModel:
     block_forwards: int = field(default=0, init=False)
     tokens_forwarded: int = field(default=0, init=False)
     _sequences: int = field(default=0, init=False)
+    # How many values a family's blocks return beside the hidden states; -1: these alone, as no tuple. None before one has run.
+    _beside: int | None = field(default=None, init=False)
 
     @property
     def blocks(self) -> nn.ModuleList:
@@ -110,24 +111,36 @@ class StreamedModel:
         name = next(n for n, module in self.module.named_modules() if module is table)
         return self.stored_name(f"{name}.weight") or "lm_head.weight"
 
-    @torch.inference_mode()
-    def run(self, tokens: Tensor, visit: Visit = run_plainly) -> Tensor:
+    def run(
+        self,
+        tokens: Tensor,
+        visit: Visit = run_plainly,
+        blocks: range | None = None,
+        hidden: Tensor | None = None,
+        differentiable: bool = False,
+    ) -> Tensor:
         """Return the final hidden states, after the last norm, of `tokens` (sequences, length) int64.
 
         Every block is loaded once, and `visit` decides what runs on it. Shape (sequences, length, hidden), dtype of the walk.
+        With `blocks` only these are loaded and visited, and the others hand on what they get; with `hidden` the first block gets
+        these states instead of the embedding's; `differentiable` lets autograd follow what requires a gradient.
         """
-        rows, inverse = torch.unique(tokens, return_inverse=True)
+        # Where the embedding's output is not used, one row of the table stands for all.
+        rows, inverse = torch.unique(tokens if hidden is None else torch.zeros_like(tokens), return_inverse=True)
         self._check_length(tokens.shape[1])
         self._sequences = len(tokens)
         table = self.module.get_input_embeddings()
         table.weight = self._parameter(self._table_rows(rows))
         hook = table.register_forward_pre_hook(lambda module, args: (inverse.to(self.device),))
+        visited = range(len(self.blocks)) if blocks is None else blocks
         for index, block in enumerate(self.blocks):
-            block.forward = partial(self._visit_block, index, block, visit)
+            called = self._visit_block if index in visited else self._pass_over
+            block.forward = partial(called, index, block, visit, hidden if index == 0 else None)
         try:
-            output = self.module.base_model(
-                input_ids=tokens.to(self.device), use_cache=False, **self._positions(tokens)
-            )
+            with torch.enable_grad() if differentiable else torch.inference_mode():
+                output = self.module.base_model(
+                    input_ids=tokens.to(self.device), use_cache=False, **self._positions(tokens)
+                )
         finally:
             hook.remove()
             table.weight = nn.Parameter(torch.empty_like(table.weight, device="meta"), requires_grad=False)
@@ -179,15 +192,43 @@ class StreamedModel:
         return nn.Parameter(tensor.to(device=self.device, dtype=self.dtype), requires_grad=False)
 
     def _visit_block(
-        self, index: int, module: nn.Module, visit: Visit, hidden: Tensor, *args: object, **kwargs: object
+        self,
+        index: int,
+        module: nn.Module,
+        visit: Visit,
+        given: Tensor | None,
+        hidden: Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> Tensor | tuple:
         block = self.block_(index)
-        beside: list[int] = []
         try:
-            made = visit(block, hidden, partial(self._in_batches, module, args, kwargs, beside))
-            return (made, *[None] * beside[0]) if beside else made
+            made = visit(block, hidden if given is None else given, partial(self._in_batches, module, args, kwargs))
+            return self._as_returned(made)
         finally:
             self.drop_(module)
+
+    def _pass_over(
+        self,
+        index: int,
+        module: nn.Module,
+        visit: Visit,
+        given: Tensor | None,
+        hidden: Tensor,
+        *args: object,
+        **kwargs: object,
+    ) -> Tensor | tuple:
+        """Hand on the hidden states, in the shape in which the family's blocks return them: asked of a block, once."""
+        if self._beside is None:
+            self.block_(index)
+            try:
+                self._in_batches(module, args, kwargs, hidden[:1])
+            finally:
+                self.drop_(module)
+        return self._as_returned(hidden if given is None else given)
+
+    def _as_returned(self, hidden: Tensor) -> Tensor | tuple:
+        return hidden if self._beside in (None, -1) else (hidden, *[None] * self._beside)
 
     def block_(self, index: int) -> Block:
         """Load the weights of a block and return it."""
@@ -200,8 +241,8 @@ class StreamedModel:
     def _layer_name(self, name: str) -> str:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
 
-    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, beside: list[int], hidden: Tensor) -> Tensor:
-        """Return the block's hidden states; note in `beside` how many values a family's block returns beside them."""
+    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
+        """Return the block's hidden states; note how many values a family's block returns beside them."""
         sequences, length = hidden.shape[:2]
         called_with = self._sequences
         step = max(1, self.tokens_per_batch // length)
@@ -215,7 +256,7 @@ class StreamedModel:
             rest = [_slice(value, start, stop, called_with, heads) for value in args]
             output = type(module).forward(module, hidden[start:stop], *rest, **some)
             outputs[start:stop] = output[0] if isinstance(output, tuple) else output
-            beside[:] = [len(output) - 1] if isinstance(output, tuple) else []
+            self._beside = len(output) - 1 if isinstance(output, tuple) else -1
         return outputs
 
     def load_(self, prefix: str, module: nn.Module) -> None:
@@ -262,13 +303,6 @@ def _finite(values: Tensor) -> bool:
     return all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts)
 
 
-def return_free_memory() -> None:
-    """Give freed memory back to the system where the allocator is glibc's, which otherwise keeps most of a block."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """Return the checkpoint's model as transformers builds it, all parameters on the meta device, experts apart.
 
@@ -304,24 +338,6 @@ def find_blocks(module: nn.Module) -> str:
         what = f"has no list of {count or 'num_hidden_layers'} decoder blocks among its modules"
         raise user_error(type(module).__name__, what, "This family cannot be walked block by block: docs/families.md")
     return min(lists, key=len)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the torch device called `name`; "auto" is cuda, mps or cpu, the first that is there.
-
-    Raises `UserError` when this machine has no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise user_error("--device", f"{name!r} is no device", "Use cpu, cuda, cuda:N, mps or auto") from None
-    index = device.index or 0
-    present = {"cpu": index == 0, "cuda": index < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not present.get(device.type, False):
-        raise user_error("--device", f"{name} is not available on this machine", "Use --device cpu")
-    return device
 
 
 def open_model(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "cpu") -> StreamedModel:

@@ -1,7 +1,11 @@
 """The sensitivity table of a model, on a text or on Gaussian inputs."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+from torch import Tensor
 
 from bitplan.demo import DEMO
 from bitplan.evaluate.teacher import load_teacher
@@ -13,14 +17,22 @@ from bitplan.statistics.sensitivity import SensitivitySettings, measure_sensitiv
 GAUSSIAN = "random"
 
 
+def calibration_tokens(model: Opened, calibration: str | None, length: int, sequences: int | None) -> Tensor:
+    """Return the tokens (sequences, length) of a text or a saved one; of the bundled text for None and "random"."""
+    source = Path(calibration) if calibration and calibration != GAUSSIAN else DEMO / "calibration.txt"
+    if source.suffix == ".safetensors":
+        return load_teacher(source, model.checkpoint, model.info.fingerprint).tokens
+    return windows(model.checkpoint.folder, source, length, sequences)
+
+
 def measured(
-    model: Opened, calibration: str | None, length: int, sequences: int | None, settings: SensitivitySettings
+    model: Opened,
+    calibration: str | None,
+    length: int,
+    sequences: int | None,
+    settings: SensitivitySettings,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
     """Return the table's rows and the smoothing; `calibration` is a text, a saved one, "random", or None for the bundled text."""
-    random = calibration == GAUSSIAN
-    source = Path(calibration) if calibration and not random else DEMO / "calibration.txt"
-    if source.suffix == ".safetensors":
-        tokens = load_teacher(source, model.checkpoint, model.info.fingerprint).tokens
-    else:
-        tokens = windows(model.checkpoint.folder, source, length, sequences)
-    return measure_sensitivity(model.model, model.info, tokens, settings, random)
+    tokens = calibration_tokens(model, calibration, length, sequences)
+    return measure_sensitivity(model.model, model.info, tokens, settings, calibration == GAUSSIAN, importance)

@@ -40,13 +40,13 @@ class Grid:
         return (-most, most) if self.symmetric else (0, 2**width - 1)
 
     def codes(self, column: Tensor, option: int, group: int) -> Tensor:
-        """Return the codes (out,) of a column (out,) in option k of the widths, in the dtype of the column."""
+        """Return the codes of a column (out,), or of several (columns, out), in option k of the widths, in the dtype of the column."""
         low, high = self.limits(self.widths[option])
         scale, zero = (part[option, group].to(column.dtype) for part in (self.scale, self.zero))
         return (column / scale).round_().add_(zero).clamp_(low, high)
 
     def values(self, codes: Tensor, option: int, group: int) -> Tensor:
-        """Return (code - zero) x scale, (out,)."""
+        """Return (code - zero) x scale, in the shape of the codes."""
         scale, zero = (part[option, group].to(codes.dtype) for part in (self.scale, self.zero))
         return (codes - zero) * scale
 

@@ -8,7 +8,7 @@ gpt.free()
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ from bitplan.statistics.hessian import InputMoments
 log = logging.getLogger(__name__)
 UNIFORM = "uniform"
 ALLOCATIONS = (*METHODS, UNIFORM)
+COLUMNS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -231,17 +232,17 @@ def _log_scores(name: str, scores: Mapping[str, Tensor], total: Tensor) -> None:
 
 def rounding_errors(weight: Tensor, grid: Grid) -> np.ndarray:
     """Return sum_i (W_ij - Q_b(W_ij))^2 of every column in every width of the grid, (in, K) float64."""
-    columns = weight.shape[1]
-    groups = torch.arange(columns, device=weight.device) // grid.group
-    errors = []
-    for option, width in enumerate(grid.widths):
-        scale, zero = (part[option][groups].to(weight.dtype) for part in (grid.scale, grid.zero))  # (in, out)
-        low, high = grid.limits(width)
-        codes = (weight.T / scale).round_().add_(zero).clamp_(low, high)
-        errors.append((weight.T - codes.sub_(zero).mul_(scale)).square_().sum(1, dtype=torch.float64))
-    return torch.stack(errors, dim=1).cpu().numpy()
+    rows, found = weight.T, []
+    for start in range(0, len(rows), grid.group):
+        group, stop = start // grid.group, min(start + grid.group, len(rows))
+        found += [_errors_of(part, grid, group) for part in rows[start:stop].split(COLUMNS_AT_ONCE)]
+    return torch.cat(found).cpu().numpy()
 
 
-def bit_names(options: Sequence[int]) -> str:
-    """Return widths as they are shown: "2/3/4/6/8"."""
-    return "/".join(map(str, options))
+def _errors_of(columns: Tensor, grid: Grid, group: int) -> Tensor:
+    """Return the squared errors (columns, K) of columns (columns, out) of a group."""
+    columns, errors = columns.contiguous(), []
+    for option in range(len(grid.widths)):
+        made = grid.values(grid.codes(columns, option, group), option, group)
+        errors.append(made.sub_(columns).square_().sum(1, dtype=torch.float64))
+    return torch.stack(errors, dim=1)

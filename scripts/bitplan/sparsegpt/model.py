@@ -151,7 +151,16 @@ def _take_up(partial: Path, digest: str) -> None:
     if kept:
         log.info("%d blocks are done already: %s", kept, partial)
     partial.mkdir(parents=True, exist_ok=True)
-    write_json(partial / KEY, {"digest": digest})
+    try:
+        write_json(partial / KEY, {"digest": digest})
+    finally:
+        _drop_if_empty(partial, KEY)
+
+
+def _drop_if_empty(partial: Path, but: str = "block-*.safetensors") -> None:
+    """Remove a folder that a run has made and that nothing is in to go on from."""
+    if not any(partial.glob(but)):
+        shutil.rmtree(partial)
 
 
 @dataclass(frozen=True)
@@ -174,5 +183,8 @@ def compress_model(
     partial = folder.with_name(f"{folder.name}.partial")
     _take_up(partial, settings.digest(info, tokens, dtype))
     run = _Compressing(info, settings, partial)
-    model.run(tokens, run.visit)
+    try:
+        model.run(tokens, run.visit)
+    finally:
+        _drop_if_empty(partial)
     return CompressedModel(finish_folder(partial, folder), run.stats, tuple(run.rows))

@@ -22,7 +22,10 @@ def write_importance(path: Path, columns: Mapping[str, Tensor]) -> None:
 
 
 def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Tensor]:
-    """Return {layer: (in,)} float32; empty without a file. Raises `UserError` when it is not the one of these layers."""
+    """Return {layer: (in,)} float32; empty without a file. Raises `UserError` when it is not the one of these layers.
+
+    A layer that no token reached (an expert) is left out: it is quantized as without an importance matrix.
+    """
     if path is None:
         return {}
     from safetensors import SafetensorError
@@ -37,4 +40,4 @@ def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Ten
         if held is None or tuple(held.shape) != wanted or held.dtype != torch.float32:
             what = f"has no {wanted[0]} values of float32 for {layer.name}"
             raise user_error(path, what, f"It is none, or of another model. {MADE_BY}")
-    return columns
+    return {name: values for name, values in columns.items() if values.any()}

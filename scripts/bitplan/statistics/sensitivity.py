@@ -3,13 +3,15 @@
 `mse` is the mean squared difference of the layer's output on the full-precision model's inputs (per output value), `relative_mse` the
 same over the output's own mean square; `weighted_error` is sum_ij m_j (W - W')_ij^2 / out with m_j = mean x_j^2: the mse, were the
 columns of the input uncorrelated. All see one layer alone. Candidates with an activation format are measured under smoothing, if any;
-the others on the weights as they are.
+the others on the weights as they are. `fisher`, where the loss's gradient g at the output is known, is
+sum_t (g_t . dY_t)^2 / 2 per scored token: what the output's change dY does to KL, tokens taken one by one.
 """
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,11 +26,12 @@ from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
 from bitplan.plan import check_columns, uniform
 from bitplan.quantized_walk import weight_of
 from bitplan.statistics.inputs import BlockInputs, observed
+from bitplan.statistics.output_gradients import OutputGradients
 from bitplan.statistics.smooth_factors import checked_groups, groups_of
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
-    *("mse", "relative_mse", "weighted_error", "kld"),
+    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha"),
 )
 W4 = "int4"
 ACTIVATION_BITS = (4, 8)
@@ -49,10 +52,19 @@ class Choice:
         """Whether the layer's inputs are quantized."""
         return self.aq != UNQUANTIZED
 
-    def weights(self, weight: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
-        """Return Q(W s) of weights (out, in)."""
+    def weights(
+        self,
+        weight: Tensor,
+        scale: Tensor | None,
+        formats: Mapping[str, Format] = FORMATS,
+        importance: Tensor | None = None,
+    ) -> Tensor:
+        """Return Q(W s) of weights (out, in); `importance` (in,) is mean x^2 of the columns of the unsmoothed input."""
         wide = weight if scale is None else weight * scale.to(weight.device)
-        return wide if self.wq == UNQUANTIZED else formats[self.wq].roundtrip(wide, self.group_size)
+        columns = (
+            importance if importance is None or scale is None else importance / scale.to(importance.device).square()
+        )
+        return wide if self.wq == UNQUANTIZED else formats[self.wq].roundtrip(wide, self.group_size, columns)
 
     def activations(self, window: Tensor, scale: Tensor | None, formats: Mapping[str, Format] = FORMATS) -> Tensor:
         """Return Q(X / s) of a window (tokens, in)."""
@@ -75,6 +87,25 @@ def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choic
     return tuple(Choice(W4, f"int{bits}_{scope}", group_size) for bits in ACTIVATION_BITS)
 
 
+def quantized_weights(
+    weight: Tensor,
+    choices: Sequence[Choice],
+    scale: Tensor | None = None,
+    formats: Mapping[str, Format] = FORMATS,
+    importance: Tensor | None = None,
+) -> list[Tensor]:
+    """Return Q(W s) float32 (out, in) for each choice, each quantized once; s (in,) is `scale`, and 1 where activations stay whole.
+
+    `importance` (in,) weighs the columns in formats that look at it: GGUF types and the `_mse` rules.
+    """
+    made: dict[tuple[str, int | None, bool], Tensor] = {}
+    for choice in choices:
+        key = (choice.wq, choice.group_size, choice.inputs_change)
+        if key not in made:
+            made[key] = choice.weights(weight, scale if choice.inputs_change else None, formats, importance)
+    return [made[choice.wq, choice.group_size, choice.inputs_change] for choice in choices]
+
+
 def output_errors(
     weight: Tensor,
     windows: Sequence[Tensor],
@@ -88,26 +119,47 @@ def output_errors(
     activations whole.
     """
     exact = [window @ weight.T for window in windows]
-    total = sum(answer.numel() for answer in exact)
-    quantized: dict[tuple[str, int | None, bool], Tensor] = {}
-    errors = []
-    for choice in choices:
-        smooth = scale if choice.inputs_change else None
-        key = (choice.wq, choice.group_size, smooth is None)
-        if key not in quantized:
-            quantized[key] = choice.weights(weight, smooth, formats)
-        squares = (
-            (choice.activations(window, smooth, formats) @ quantized[key].T - answer).square().sum(dtype=torch.float64)
-            for window, answer in zip(windows, exact, strict=True)
-        )
-        errors.append(sum(square.item() for square in squares) / total)
-    return errors
+    made = quantized_weights(weight, choices, scale, formats)
+    return [
+        _mean_square(_changes(choice, each, windows, exact, scale, formats))
+        for choice, each in zip(choices, made, strict=True)
+    ]
+
+
+def _changes(
+    choice: Choice,
+    made: Tensor,
+    windows: Sequence[Tensor],
+    exact: Sequence[Tensor],
+    scale: Tensor | None,
+    formats: Mapping[str, Format] = FORMATS,
+) -> list[Tensor]:
+    """Return Q(X / s) Q(W s)^T - X W^T (tokens, out) of each window."""
+    smooth = scale if choice.inputs_change else None
+    return [
+        choice.activations(window, smooth, formats) @ made.T - answer
+        for window, answer in zip(windows, exact, strict=True)
+    ]
+
+
+def _mean_square(windows: Sequence[Tensor]) -> float:
+    """Return the mean square of all values of some windows."""
+    total = sum(window.square().sum(dtype=torch.float64).item() for window in windows)
+    return total / sum(window.numel() for window in windows)
 
 
 def output_mean_square(weight: Tensor, windows: Sequence[Tensor]) -> float:
     """Return the mean square of a layer's output on windows of inputs (tokens, in)."""
-    answers = [window @ weight.T for window in windows]
-    return sum(a.square().sum(dtype=torch.float64).item() for a in answers) / sum(a.numel() for a in answers)
+    return _mean_square([window @ weight.T for window in windows])
+
+
+def fisher_score(changes: Sequence[Tensor], gradients: Sequence[Tensor]) -> float:
+    """Return sum_t (g_t . dY_t)^2 / 2 over tokens, of windows of dY and g, each (tokens, out)."""
+    products = (
+        (change * gradient).sum(dim=-1, dtype=torch.float64)
+        for change, gradient in zip(changes, gradients, strict=True)
+    )
+    return 0.5 * sum(product.square().sum().item() for product in products)
 
 
 def weighted_error(weight: Tensor, made: Tensor, mean_square: Tensor) -> float:
@@ -132,7 +184,7 @@ def _put_gaussian_(seen: BlockInputs, wanted: int) -> None:
     seen.absmax |= {norm: torch.stack(ranges).amax(0) for norm, ranges in by_norm.items()}
 
 
-def _best_alpha(
+def best_groups(
     block: Block, seen: BlockInputs, layers: Mapping[str, Layer], settings: SensitivitySettings
 ) -> list[SmoothGroup]:
     """Return each group with the alpha under which the candidates' errors, summed over its layers, are smallest."""
@@ -143,38 +195,59 @@ def _best_alpha(
 
     def damage(group: SmoothGroup) -> float:
         held = [name for name in group.layers if name in seen.samples and not layers[name].protected]
-        return sum(sum(output_errors(_weight(block, layers[n]), seen.samples[n], smoothed, group.scale)) for n in held)
+        return sum(
+            sum(output_errors(layer_weight(block, layers[n]), seen.samples[n], smoothed, group.scale)) for n in held
+        )
 
     return [min(same, key=damage) for same in zip(*grid, strict=True)]
 
 
-def _weight(block: Block, layer: Layer) -> Tensor:
+def layer_weight(block: Block, layer: Layer) -> Tensor:
+    """Return the layer's weight as it is loaded, (out, in) float32."""
     return weight_of(block.layers[layer.name], layer).detach().to(torch.float32)
 
 
-def _rows(
-    block: Block, layer: Layer, seen: BlockInputs, group: SmoothGroup | None, settings: SensitivitySettings
-) -> Iterator[dict[str, Any]]:
-    """Yield a row for every candidate of a layer. A layer that no token reached has empty figures."""
-    weight, windows = _weight(block, layer), seen.samples.get(layer.name, [])
-    reached, scale = seen.tokens.get(layer.name, 0), None if group is None else group.scale
-    errors = output_errors(weight, windows, settings.choices, scale) if reached else [math.nan] * len(settings.choices)
-    signal = output_mean_square(weight, windows) if reached else math.nan
+def layer_rows(
+    layer: Layer,
+    weight: Tensor,
+    choices: Sequence[Choice],
+    made: Sequence[Tensor],
+    seen: BlockInputs,
+    scale: Tensor | None,
+    gradients: OutputGradients | None = None,
+) -> list[dict[str, Any]]:
+    """Return a row for every choice of a layer, whose quantized weights are `made`. A layer that no token reached has empty figures."""
+    windows, reached = seen.samples.get(layer.name, []), seen.tokens.get(layer.name, 0)
+    exact = [window @ weight.T for window in windows]
+    signal = _mean_square(exact) if reached else math.nan
     mean_square = seen.squares[layer.name] / reached if reached else None
-    for choice, error in zip(settings.choices, errors, strict=True):
+    rows = []
+    for choice, wide in zip(choices, made, strict=True):
+        changes = _changes(choice, wide, windows, exact, scale)
         smooth = scale if choice.inputs_change else None
-        made = choice.weights(weight, smooth)
-        back = made if smooth is None else made / smooth.to(made.device)
-        yield {
-            **{"layer": layer.name, "category": layer.category, "params": layer.params},
-            **{"format": choice.wq, "inputs": choice.aq, "group_size": choice.group_size},
-            "smoothed": "" if smooth is None else "yes",
-            "bytes": math.ceil(FORMATS[choice.wq].bits_of(layer.shape, choice.group_size) / 8),
-            "mse": error,
-            "relative_mse": error / signal if signal > 0 else math.nan,
-            "weighted_error": math.nan if mean_square is None else weighted_error(weight, back, mean_square),
-            "kld": None,
-        }
+        back = wide if smooth is None else wide / smooth.to(wide.device)
+        error = _mean_square(changes) if reached else math.nan
+        rows.append(
+            {
+                **{"layer": layer.name, "category": layer.category, "params": layer.params},
+                **{"format": choice.wq, "inputs": choice.aq, "group_size": choice.group_size},
+                "smoothed": "" if smooth is None else "yes",
+                "bytes": math.ceil(FORMATS[choice.wq].bits_of(layer.shape, choice.group_size) / 8),
+                "mse": error,
+                "relative_mse": error / signal if signal > 0 else math.nan,
+                "weighted_error": math.nan if mean_square is None else weighted_error(weight, back, mean_square),
+                "fisher": _fisher(layer.name, changes, gradients, reached),
+            }
+        )
+    return rows
+
+
+def _fisher(layer: str, changes: Sequence[Tensor], gradients: OutputGradients | None, reached: int) -> float | None:
+    """Return the score per scored token of the text; the sample stands for all tokens that reached the layer."""
+    if gradients is None or not reached:
+        return None
+    sampled = sum(map(len, changes))
+    return fisher_score(changes, gradients.windows[layer]) * reached / sampled / gradients.scored
 
 
 def measure_sensitivity(
@@ -183,11 +256,12 @@ def measure_sensitivity(
     tokens: Tensor,
     settings: SensitivitySettings,
     random: bool = False,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
     """Return a row for every quantizable layer and candidate, in model order, and the smoothing they were measured under.
 
-    One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. None for smoothing
-    where the settings have no alpha. Raises `UserError` where a candidate's format does not fit a layer.
+    One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. `importance` {layer: (in,)}
+    is what weights are quantized with. None for smoothing where the settings have no alpha. Raises `UserError` where a candidate's format does not fit a layer.
     """
     for choice in settings.choices:
         check_columns(uniform(info, choice.wq), info)
@@ -201,23 +275,26 @@ def measure_sensitivity(
             output = forward(hidden)
         if random:
             _put_gaussian_(seen, settings.tokens)
-        found = _best_alpha(block, seen, layers, settings)
+        found = best_groups(block, seen, layers, settings)
         by_layer = {name: group for group in found for name in group.layers}
-        for name in block.layers:
-            if not layers[name].protected:
-                rows[name] = list(_rows(block, layers[name], seen, by_layer.get(name), settings))
+        for layer in (layers[name] for name in block.layers if not layers[name].protected):
+            weight, group = layer_weight(block, layer), by_layer.get(layer.name)
+            scale = None if group is None else group.scale
+            made = quantized_weights(weight, settings.choices, scale, importance=importance.get(layer.name))
+            rows[layer.name] = layer_rows(layer, weight, settings.choices, made, seen, scale)
         groups.extend(checked_groups(model, block, found, layers, lambda: forward(hidden[:1]), output[:1]))
         return output
 
     model.run(tokens, visit)
     ordered = [row for layer in info.quantizable for row in rows[layer.name]]
     smoothing = Smoothing(tuple(groups)) if settings.alphas else None
-    return [_with_digest(row, smoothing) for row in ordered], smoothing
+    return with_digest(ordered, smoothing), smoothing
 
 
-def _with_digest(row: dict[str, Any], smoothing: Smoothing | None) -> dict[str, Any]:
-    """Return a row in which `smoothed` says by which factors: the first digits of their digest."""
-    return {**row, "smoothed": smoothing.short_digest} if row["smoothed"] and smoothing else row
+def with_digest(rows: Sequence[dict[str, Any]], smoothing: Smoothing | None) -> list[dict[str, Any]]:
+    """Return rows in which `smoothed` says by which factors: the first digits of their digest."""
+    digest = smoothing.short_digest if smoothing else ""
+    return [{**row, "smoothed": digest} if row["smoothed"] and digest else row for row in rows]
 
 
 def sensitivity_ratio(a4: float, a8: float) -> float:

@@ -1,0 +1,82 @@
+"""What scripts/sensitivity.py and scripts/merge_sensitivity.py do, once their flags are read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitplan.errors import Problem
+from bitplan.files import write_json, write_table
+from bitplan.flag_files import refuse
+from bitplan.measure.agreement import agreement, agreement_text, read_rows
+from bitplan.measure.candidates import MeasureSettings
+from bitplan.measure.kept import Kept
+from bitplan.measure.table import measure_table, read_known_alphas
+from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
+from bitplan.opening import Opened
+from bitplan.search.sensitivity_run import GAUSSIAN, calibration_tokens, measured
+from bitplan.statistics.importance import read_importance
+from bitplan.statistics.sensitivity import COLUMNS, SensitivitySettings
+
+
+@dataclass(frozen=True)
+class Made:
+    """The rows that were written, and what they cost: block-forwards over all tokens, and the same times the tokens."""
+
+    rows: Sequence[Mapping[str, Any]]
+    block_forwards: float
+    tokens: int
+
+
+def check_flags(measure: MeasureSettings, calibration: str | None, report: Path | None) -> None:
+    """Raise `UserError` for flags that do not go together."""
+    problems = []
+    if calibration == GAUSSIAN and not measure.plain:
+        what = "measure on a text, and Gaussian inputs are none"
+        problems.append(Problem("--anchors, --fisher and --shard", what, "Leave out --random, or these"))
+    if report and not measure.anchors:
+        problems.append(Problem("--report", "compares with measured KL, and none is measured", "Give --anchors"))
+    refuse(problems)
+
+
+def make_table(
+    model: Opened,
+    calibration: str | None,
+    length: int,
+    sequences: int | None,
+    settings: SensitivitySettings,
+    measure: MeasureSettings,
+    layer_stats: Path | None,
+    output: Path,
+    imatrix: Path | None = None,
+) -> Made:
+    """Make the sensitivity table and write it, with the smoothing factors beside it; return what was made. Raises `UserError`."""
+    importance = read_importance(imatrix, model.info.quantizable)
+    alphas = read_known_alphas(layer_stats, model.info)
+    if measure.plain:
+        rows, smoothing = measured(model, calibration, length, sequences, settings, importance)
+        rows = [{**row, "alpha": (alphas or {}).get(row["layer"])} for row in rows]
+        write_sensitivity(output, rows, smoothing)
+        return Made(rows, model.model.block_forwards, model.model.tokens_forwarded)
+    tokens = calibration_tokens(model, calibration, length, sequences)
+    made = measure_table(model, tokens, settings, measure, output, alphas, importance)
+    write_sensitivity(output, made.rows, made.smoothing)
+    Kept.folder_of(output).remove()
+    return Made(made.rows, made.block_forwards, round(made.block_forwards * tokens.numel()))
+
+
+def write_sensitivity(path: Path, rows: Sequence[Mapping[str, Any]], smoothing: Smoothing | None) -> None:
+    """Write the table, and the smoothing factors beside it."""
+    write_table(path, rows, COLUMNS)
+    write_smoothing(smoothing_path(path), smoothing or Smoothing(()))
+
+
+def tell_agreement(table: Path, report: Path | None, told: bool) -> None:
+    """Print what of a table agrees with measured KL, when `told`, and write it to `report`, if any."""
+    if not (told or report):
+        return
+    taus = agreement(read_rows(table))
+    if told:
+        print(agreement_text(taus))
+    if report:
+        write_json(report, {"kendall_tau": taus})

@@ -1,0 +1,35 @@
+"""KL of many candidates against the full-precision model, the teacher's probabilities computed once for all of them."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bitplan.evaluate.scores import divergence, hidden_logits, row_slices
+from bitplan.evaluate.teacher import Teacher
+
+
+@torch.inference_mode()
+def kld_by_window(teacher: Teacher, finals: Sequence[Tensor]) -> Tensor:
+    """Return the mean KL(teacher || candidate) per token of each window, (candidates, sequences) float64, in nats.
+
+    finals: the candidates' final hidden states (sequences, length, hidden) on the teacher's tokens.
+    """
+    sequences, length = teacher.tokens.shape
+    theirs, total = hidden_logits(teacher, teacher.hidden), torch.zeros(len(finals), sequences, dtype=torch.float64)
+    for window, rows in row_slices(teacher):
+        logits = theirs(window, rows)
+        known = torch.log_softmax(logits, dim=-1)
+        probabilities = known.exp()
+        for number, final in enumerate(finals):
+            change = hidden_logits(teacher, final)(window, rows) - logits
+            total[number, window] += divergence(known, probabilities, change).sum(dtype=torch.float64)
+    return total / (length - 1)
+
+
+def mean_and_error(by_window: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean over windows and its standard error; None for a single window."""
+    values = torch.tensor(by_window, dtype=torch.float64)
+    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
+    return values.mean().item(), error

@@ -1,0 +1,49 @@
+"""The damage of whole plans: KL by window, each plan and window computed once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitplan.evaluate.perplexity import score_plan
+from bitplan.evaluate.teacher import Teacher
+from bitplan.opening import Opened
+from bitplan.plan import Plan
+from bitplan.quantized_walk import QuantizedWeights
+
+Choice = NDArray[np.intp]
+
+
+def part_of(teacher: Teacher, start: int, stop: int) -> Teacher:
+    """Return the teacher on some of its windows."""
+    return replace(teacher, tokens=teacher.tokens[start:stop], hidden=teacher.hidden[start:stop])
+
+
+@dataclass
+class PlanDamage:
+    """Measures plans of choices on a teacher's windows. `evaluations` counts plans that were run, over whatever windows."""
+
+    model: Opened
+    teacher: Teacher
+    weights: QuantizedWeights
+    plan_of: Callable[[Choice], Plan]
+    evaluations: int = 0
+    _known: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
+
+    @property
+    def windows(self) -> int:
+        """Number of windows."""
+        return len(self.teacher.tokens)
+
+    def by_window(self, choice: Choice, windows: int | None = None) -> NDArray[np.float64]:
+        """Return the mean KL per token of each of the first `windows` windows (all by default), in nats."""
+        wanted = self.windows if windows is None else min(windows, self.windows)
+        held = self._known.get(choice.tobytes(), np.empty(0))
+        if len(held) < wanted:
+            some = part_of(self.teacher, len(held), wanted)
+            scores = score_plan(self.model.model, self.model.info, self.plan_of(choice), some, self.weights)
+            held = np.append(held, scores.kl.double().mean(dim=1).numpy())
+            self._known[choice.tobytes()] = held
+            self.evaluations += 1
+        return held[:wanted]

@@ -1,0 +1,31 @@
+"""Join the sensitivity tables of shards: the table that one run without --shard writes, byte for byte."""
+
+import time
+
+from bitplan.command import add_model_flag, parser, run
+from bitplan.flag_files import input_file, output_file
+
+
+def main(args) -> None:
+    from bitplan.measure.command import tell_agreement, write_sensitivity
+    from bitplan.measure.table import merged
+    from bitplan.models.layers import model_info
+    from bitplan.provenance import write_provenance
+
+    started = time.monotonic()
+    rows, smoothing = merged(args.tables, model_info(args.model))
+    write_sensitivity(args.output, rows, smoothing)
+    write_provenance(args.output, started)
+    print(f"{len(rows)} rows of {len(args.tables)} shards: {args.output}")
+    tell_agreement(args.output, args.report, any(row["kld"] for row in rows))
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    flags.add_argument(
+        "--tables", type=input_file, nargs="+", required=True, help="tables of scripts/sensitivity.py --shard"
+    )
+    flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
+    flags.add_argument("--output", type=output_file, required=True, help="sensitivity.tsv to write")
+    run(flags, main)

@@ -1,0 +1,76 @@
+"""Find the plan of least damage for average bits or a file size: exactly, from measured KL, then corrected and raced on fresh text."""
+
+import time
+from argparse import BooleanOptionalAction
+
+from bitplan.command import (
+    add_compute_flags,
+    add_model_flag,
+    add_window_flags,
+    count,
+    number,
+    parser,
+    positive,
+    run,
+    size,
+)
+from bitplan.flag_files import input_file, output_file
+
+
+def main(args) -> None:
+    from bitplan.plan import LayerPlan, write_config, write_plan
+    from bitplan.provenance import write_provenance
+    from bitplan.search.optimal_command import budgets_of, checked_outputs, searched
+    from bitplan.search.optimal_run import print_optimal, summary_of
+
+    started = time.monotonic()
+    outputs = checked_outputs(args)
+    search, settings = searched(args)
+    info = search.model.info
+    for target, budget in budgets_of(search, args.target_avg_bits, args.same_size_as):
+        plan, figures = search.run(budget)
+        summary = summary_of(plan, info, settings, target, figures)
+        made = type(plan)(plan.layers, summary)
+        for write, path in zip((write_config, write_plan), outputs(target), strict=True):
+            if path is not None:
+                write(path, made, LayerPlan(), info, "search_summary")
+        print_optimal(made, info, summary)
+    write_provenance(next(path for path in outputs(target) if path is not None), started)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    add_compute_flags(flags)
+    add_window_flags(flags, sequences=16)
+    flags.add_argument("--target-avg-bits", type=positive, nargs="+", action="extend",
+                       help="bound on average bits over all parameters; several give several plans")  # fmt: skip
+    flags.add_argument(
+        "--same-size-as", type=input_file, help="GGUF file of the same model whose size is the bound instead"
+    )
+    flags.add_argument("--palette", nargs="+", action="extend",
+                       help="weight formats to choose from; the GGUF types q2_k to q8_0 by default")  # fmt: skip
+    flags.add_argument("--sensitivity", type=input_file, help="table with measured KL; measured when absent")
+    flags.add_argument(
+        "--calibration", type=input_file, help="saved text that was measured on; the bundled text by default"
+    )
+    flags.add_argument(
+        "--selection", type=input_file, help="saved text that the search has not seen, to accept steps on"
+    )
+    flags.add_argument(
+        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
+    )
+    flags.add_argument("--groups", choices=("experts", "fusion", "none"),
+                       help="layers that share a format; experts for GGUF types, fusion groups for others")  # fmt: skip
+    flags.add_argument(
+        "--correct", action=BooleanOptionalAction, default=True, help="measure steps around the solution in place"
+    )
+    flags.add_argument("--race", action=BooleanOptionalAction, default=False, help="race plans of the same size")
+    flags.add_argument("--swaps", type=count, default=24, help="steps that the correction measures")
+    flags.add_argument("--seed", type=number(0, kind=int), default=0, help="seed of the race")
+    flags.add_argument(
+        "--memory-limit", type=size, default="4GB", help="for quantized weights, and states while measuring"
+    )
+    flags.add_argument("--output-config", type=output_file, help="config.json to write; {target} in it is the target")
+    flags.add_argument("--output-plan", type=output_file, help="plan.json to write; {target} in it is the target")
+    run(flags, main)

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from tests.workflow.conftest import copy_workflow, snakemake, summary  # noqa: E402
+from tests.workflow.conftest import copy_workflow, finish  # noqa: E402
 
 LIMITS = {"dry run, demo": 2.0, "dry run, many": 10.0, "nothing to do, demo": 3.0}
 
@@ -29,17 +29,6 @@ def many_settings(models: int, plans: int) -> str:
     plan = {"method": "adaptive", "target_avg_bits": 8.0}
     named = {f"plan-{i}": {**plan, "ppl_threshold": round(0.05 + 0.01 * i, 2)} for i in range(plans)}
     return json.dumps({"models": {f"model-{i}": model for i in range(models)}, "plans": named})
-
-
-def finish(folder: Path) -> None:
-    """Put a stub in the place of every output, and let Snakemake take it for made."""
-    for row in summary(folder):
-        path = folder / row["output_file"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("stub")
-    made = snakemake(folder, "--touch", "--forceall", "--cores", "1", "--quiet", "all")
-    if made.returncode:
-        raise SystemExit(made.stdout + made.stderr)
 
 
 def seconds(folder: Path, rounds: int, said: str, *arguments: str) -> tuple[float, float]:

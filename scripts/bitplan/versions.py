@@ -7,11 +7,12 @@ comments, docstrings and layout may change without a rerun.
 
 import ast
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parents[1]
+PARTS = ("body", "orelse", "finalbody", "handlers", "cases")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -32,8 +33,16 @@ def _named(node: ast.AST, package: tuple[str, ...]) -> set[str]:
     return set()
 
 
+def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Yield statements and those inside them; expressions, most of a tree, hold none."""
+    for node in body:
+        yield node
+        for part in PARTS:
+            yield from _statements(getattr(node, part, ()))
+
+
 def _without_docstrings_(nodes: Iterable[ast.AST]) -> None:
-    """Take the docstrings out of a tree, given as its nodes."""
+    """Take the docstrings out of a tree, given as its statements."""
     for node in nodes:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]
@@ -43,7 +52,7 @@ def _without_docstrings_(nodes: Iterable[ast.AST]) -> None:
 def _read(path: Path) -> tuple[str, frozenset[Path]]:
     """Return a file's hash and the local files that it imports. Every start of the workflow waits for this: one parse, one walk."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    nodes = list(ast.walk(tree))
+    nodes = list(_statements([tree]))
     package = path.relative_to(SCRIPTS).parent.parts
     names = set().union(*(_named(node, package) for node in nodes))
     around = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}

@@ -49,10 +49,8 @@ class Head:
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is widened slice by slice."""
         wide = hidden.to(torch.float32)
-        logits = wide.new_empty(len(wide), len(self.matrix))
-        columns = logits.split(VOCABULARY_SLICE, dim=1)
-        for part, into in zip(self.matrix.split(VOCABULARY_SLICE), columns, strict=True):
-            torch.mm(wide, part.to(torch.float32).T, out=into)
+        parts = [wide @ part.to(torch.float32).T for part in self.matrix.split(VOCABULARY_SLICE)]
+        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
         if self.bias is not None:
             logits += self.bias.to(torch.float32)
         if self.scale != 1.0:

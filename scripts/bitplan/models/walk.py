@@ -286,8 +286,13 @@ class StreamedModel:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise `UserError` naming a tensor that holds NaN or infinity."""
-    broken = [name for name, values in tensors.items() if not _finite(values)]
+    """Raise `UserError` naming a tensor that holds NaN or infinity: a sum is not finite as soon as one value is not."""
+    # By parts, as torch widens what it sums.
+    sums = {
+        name: [part.sum(dtype=torch.float32) for part in values.reshape(-1).split(VALUES_AT_ONCE)]
+        for name, values in tensors.items()
+    }
+    broken = [name for name, parts in sums.items() if not all(part.isfinite() for part in parts)]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise user_error(
@@ -295,12 +300,6 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
             f"tensor {broken[0]}{more} holds NaN or infinity",
             "Get a sound checkpoint; such weights cannot be measured",
         )
-
-
-def _finite(values: Tensor) -> bool:
-    """Return whether every value is finite: a sum is not as soon as one value is not. By parts: torch widens what it sums."""
-    parts = values.reshape(-1).split(VALUES_AT_ONCE)
-    return all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts)
 
 
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

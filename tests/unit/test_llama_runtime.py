@@ -34,3 +34,10 @@ def test_window_logits_do_not_depend_on_what_was_decoded_before(runtime):
     first = runtime.window_logits(tokens)
     runtime.generate(tokens[:5], 10)
     assert (runtime.window_logits(tokens) == first).all()
+
+
+def test_the_runtime_computes_with_the_threads_it_is_given(demo, tmp_path):
+    path = tmp_path / "base.gguf"
+    convert(Checkpoint.open(demo / "model"), path)
+    with opened(path, 32, 3) as made:
+        assert made.api.llama_n_threads(made.state) == made.api.llama_n_threads_batch(made.state) == 3

@@ -25,7 +25,7 @@ def hashes(tmp_path, monkeypatch):
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        for cached in (versions._tree, versions.module_hash, versions.imported_files):
+        for cached in (versions._read, versions._located):
             cached.cache_clear()
         return versions.code_versions("a.py")
 

@@ -48,10 +48,8 @@ def workflow(tmp_path_factory) -> Path:
     return copy_workflow(tmp_path_factory.mktemp("fresh") / "a folder")
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """A copy in which everything is made, in a folder with a space in its name."""
-    folder = copy_workflow(tmp_path_factory.mktemp("finished") / "a folder")
+def finish(folder: Path) -> None:
+    """Put a stub in the place of every output, and let Snakemake take it for made."""
     for row in summary(folder):
         path = folder / row["output_file"]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,4 +59,11 @@ def finished(tmp_path_factory) -> Path:
         path.write_text("stub")
     made = snakemake(folder, "--touch", "--forceall", "--cores", "1", "--quiet", "all")
     assert made.returncode == 0, made.stderr
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A copy in which everything is made, in a folder with a space in its name."""
+    folder = copy_workflow(tmp_path_factory.mktemp("finished") / "a folder")
+    finish(folder)
     return folder

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from bitplan.evaluate.teacher import Head, Teacher
 
-# A few MiB at a time stay in the cache and are not asked of the system anew: twice as fast as 64 MiB.
-LOGIT_VALUES_AT_ONCE = 1 << 20
+# The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
+LOGIT_VALUES_AT_ONCE = 1 << 25
+# What follows takes a few MiB of them at a time, which stay in the cache and are not asked of the system anew.
+SCORED_VALUES_AT_ONCE = 1 << 20
 LARGEST_NLL = math.log(sys.float_info.max)
 # logits_of(window, positions) -> (positions, vocabulary) float32
 LogitsOf = Callable[[int, slice], Tensor]
@@ -62,15 +64,29 @@ def row_slices(teacher: Teacher) -> Iterator[tuple[int, slice]]:
             yield window, slice(start, min(start + step, length - 1))
 
 
+def _by_rows(
+    score_rows: Callable[..., tuple[Tensor, ...]], logits: Tensor, *others: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what `score_rows` makes of some rows at a time of logits (rows, vocabulary) and of what belongs to them."""
+    step = max(1, SCORED_VALUES_AT_ONCE // logits.shape[1])
+    for some in zip(*(values.split(step) for values in (logits, *others)), strict=True):
+        yield score_rows(*some)
+
+
 @torch.inference_mode()
 def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
     """Return the scores of the model whose logits `logits_of` gives, within a bounded number of logits at a time."""
     theirs, parts = hidden_logits(teacher, teacher.hidden), []
     for window, rows in row_slices(teacher):
         targets = teacher.tokens[window, 1:][rows]
-        parts.append(_score_rows(logits_of(window, rows), theirs(window, rows), targets))
+        parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
     shape = (teacher.tokens.shape[0], -1)
     return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)))
+
+
+def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
+    """Return the NLL of rows (rows, vocabulary)."""
+    return (torch.nn.functional.cross_entropy(logits, targets, reduction="none"),)
 
 
 @torch.inference_mode()
@@ -79,8 +95,8 @@ def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
     parts = []
     for window, rows in row_slices(teacher):
         targets = teacher.tokens[window, 1:][rows]
-        parts.append(torch.nn.functional.cross_entropy(logits_of(window, rows), targets, reduction="none"))
-    return torch.cat(parts).view(teacher.tokens.shape[0], -1)
+        parts.extend(_by_rows(_nll_rows, logits_of(window, rows), targets))
+    return torch.cat([part for (part,) in parts]).view(teacher.tokens.shape[0], -1)
 
 
 def hidden_logits(teacher: Teacher, hidden: Tensor, head: Head | None = None) -> LogitsOf:

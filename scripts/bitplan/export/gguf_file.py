@@ -22,9 +22,10 @@ from gguf import (
 )
 
 from bitplan.errors import user_error
+from bitplan.export.tensor_data import TensorData, release_pages, row_pieces
 from bitplan.files import check_gguf, written_aside
 from bitplan.formats.base import Format
-from bitplan.formats.ggml import block_of, encode, fallback
+from bitplan.formats.ggml import block_of, fallback
 from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
 from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
@@ -32,8 +33,6 @@ from bitplan.plan import LayerPlan, Plan
 from bitplan.progress import progress
 
 HALF_LIMIT = 65504.0
-FLOATS = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-ROWS_VALUES = 1 << 24
 NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
 # llama.cpp computes with these in float32.
 KEPT_AS_CONVERTED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
@@ -99,10 +98,7 @@ def architecture_names(reader: GGUFReader):
 
 def _largest(tensor: ReaderTensor) -> float:
     """Return the largest |x| of a tensor, widening some rows at a time."""
-    step = max(1, ROWS_VALUES // int(tensor.shape[0]))
-    rows = tensor.data.reshape(-1, tensor.data.shape[-1])
-    parts = (dequantize(rows[i : i + step], tensor.tensor_type) for i in range(0, len(rows), step))
-    return max(float(np.abs(part).max()) for part in parts)
+    return max(float(np.abs(dequantize(rows, tensor.tensor_type)).max()) for _, rows in row_pieces(tensor))
 
 
 def _sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GGMLQuantizationType, str]:
@@ -207,6 +203,7 @@ def plan_tensors(
             return choose_type(tensor, made, form, layers[0] in protected, sixteen)
 
         records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
+        release_pages(reader)
     return records
 
 
@@ -231,49 +228,6 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, 
         writer.add_key_value(key, value, GGUFValueType.UINT32)
 
 
-def _encoded(
-    values: np.ndarray, kind: GGMLQuantizationType, importance: Sequence[np.ndarray | None], threads: int
-) -> np.ndarray:
-    """Return a matrix in a type, or the matrices of a 3-D tensor (experts), each with its own importance.
-
-    An expert that no calibration token reached has no importance: it is quantized as without.
-    """
-    weights = [w if w is not None and w.any() else None for w in importance]
-    if values.ndim == 2:
-        return encode(values, kind, weights[0] if weights else None, threads)
-    each = weights if len(weights) == len(values) else [None] * len(values)
-    return np.stack([encode(matrix, kind, w, threads) for matrix, w in zip(values, each, strict=True)])
-
-
-def _data(
-    tensor: ReaderTensor,
-    kind: GGMLQuantizationType,
-    importance: Sequence[np.ndarray | None],
-    threads: int,
-    factor: np.ndarray | None = None,
-) -> np.ndarray:
-    """Return a tensor's bytes in a type, its columns multiplied by `factor`. Raises `UserError` when it holds NaN or infinity."""
-    if kind is tensor.tensor_type and kind not in FLOATS:
-        return tensor.data
-    values = dequantize(tensor.data, tensor.tensor_type)
-    if not np.isfinite(values.sum(dtype=np.float32)):
-        raise user_error(f"tensor {tensor.name}", "holds NaN or infinity", "Get a sound checkpoint")
-    if factor is not None:
-        values = values * factor
-        importance = [None if weight is None else weight / factor**2 for weight in importance]
-    elif kind is tensor.tensor_type:
-        return tensor.data
-    if kind is GGMLQuantizationType.F16:
-        return values.astype(np.float16)
-    if kind is GGMLQuantizationType.F32:
-        return values
-    if kind is GGMLQuantizationType.BF16:
-        from gguf import quantize
-
-        return quantize(values, kind)
-    return _encoded(values, kind, importance, threads)
-
-
 def rewrite(
     base: Path,
     output: Path,
@@ -283,7 +237,7 @@ def rewrite(
     file_type: int | None = None,
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> None:
-    """Write `base` with each tensor in its record's type. One tensor is in memory at a time.
+    """Write `base` with each tensor in its record's type. Some rows of one tensor are in memory at a time.
 
     `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by. The file is read back: types and sizes must be the records'.
     """
@@ -304,9 +258,9 @@ def rewrite(
         writer.write_ti_data_to_file()
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
             columns = [importance.get(layer) for layer in record.layers]
-            factor = factors.get(tensor.name)
-            data = _data(tensor, GGMLQuantizationType[record.written], columns, threads, factor)
-            writer.write_tensor_data(np.ascontiguousarray(data))
+            kind, factor = GGMLQuantizationType[record.written], factors.get(tensor.name)
+            writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor))
+            release_pages(reader)
         writer.close()
         check_written(aside, records, output)
 

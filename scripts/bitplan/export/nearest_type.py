@@ -9,6 +9,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from bitplan.export.gguf_file import layer_names
+from bitplan.export.tensor_data import release_pages
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import block_of, decode, encode
 from bitplan.formats.table import CHANNELS, IN_PLANS
@@ -56,6 +57,7 @@ def nearest_types(
                 continue
             values = _some_rows(tensor, place, len(layers[tensor.name])) * factors.get(tensor.name, np.float32(1))
             found[layer] = nearest_type(np.ascontiguousarray(values, np.float32), made, formats[made.wq])
+        release_pages(reader)
     return found
 
 
@@ -92,4 +94,5 @@ def smallest_types(reader: GGUFReader, info: ModelInfo, plan: Plan, most: float)
         places = [layers[tensor.name].index(name) for name in held]
         types = [smallest_type(_some_rows(tensor, place, len(layers[tensor.name])), most) for place in places]
         found |= dict.fromkeys(held, max(types, key=_bits, default=""))
+        release_pages(reader)
     return found

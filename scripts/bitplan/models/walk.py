@@ -22,6 +22,7 @@ from bitplan.models.families import stored_names
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
+VALUES_AT_ONCE = 1 << 24
 BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 OF_WEIGHTS = "Check that config.json belongs to the weights"
 
@@ -288,8 +289,13 @@ class StreamedModel:
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise `UserError` naming a tensor that holds NaN or infinity. A sum is not finite as soon as one value is not."""
-    broken = [name for name, values in tensors.items() if not values.sum(dtype=torch.float32).isfinite()]
+    """Raise `UserError` naming a tensor that holds NaN or infinity: a sum is not finite as soon as one value is not."""
+    # By parts, as torch widens what it sums.
+    sums = {
+        name: [part.sum(dtype=torch.float32) for part in values.reshape(-1).split(VALUES_AT_ONCE)]
+        for name, values in tensors.items()
+    }
+    broken = [name for name, parts in sums.items() if not all(part.isfinite() for part in parts)]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise user_error(

@@ -1,0 +1,16 @@
+"""What opening a model sets."""
+
+import pytest
+import torch
+
+from bitplan.opening import opened
+
+
+@pytest.mark.parametrize("threads", [3, 1])
+def test_torch_computes_with_the_threads_it_is_given(tiny, threads):
+    before = torch.get_num_threads()
+    try:
+        opened(tiny, "fp32", "cpu", threads)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -17,7 +17,7 @@ from bitplan.formats.integer import stored_scale
 WIDEST = 8
 UNQUANTIZED_WIDTH = 16
 # Shares of the range that are tried when it may be cut (GPTQ's `mse`: error^2.4, down to a fifth of the range).
-SHRINKS = tuple(1 - 0.8 * i / 20 for i in range(20))
+SHRINKS = tuple(1 - 0.8 * i / 16 for i in range(16))
 ERROR_POWER = 2.4
 # With more bits a row of some thousand values is best held whole: the least error of a Gaussian at 6 bits is at 4 standard deviations.
 WIDEST_CUT = 5

@@ -58,7 +58,6 @@ TIMED = ("speed.json",)
 UNFINISHED = re.compile(
     r"\..+\.[a-z0-9_]{8}\.tmp(\..+)?|\.bitplan-work-[a-z0-9_]{8}|\..+\.tmp|.+\.partial|.+\.evaluations"
 )
-BESIDE = re.compile(r".+\.meta\.json|mixed_precision_config.*")
 
 
 @dataclass(frozen=True)
@@ -152,9 +151,10 @@ def remove(path: Path) -> None:
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    """The bytes of a file, or of the files in a folder, by name."""
+    """The bytes of a file, or of the files in a folder, by name; without the mark that Snakemake puts into folders."""
     if path.is_dir():
-        return {str(each.relative_to(path)): each.read_bytes() for each in sorted(path.rglob("*")) if each.is_file()}
+        files = (each for each in path.rglob("*") if each.is_file() and each.name != ".snakemake_timestamp")
+        return {str(each.relative_to(path)): each.read_bytes() for each in files}
     return {"": path.read_bytes()}
 
 
@@ -166,7 +166,7 @@ def same(path: Path, wanted: Path) -> bool:
 
 
 def unfinished(folder: Path) -> set[str]:
-    """The names of what is under way or kept to go on from; fails for a name that is neither these, an output, nor known."""
+    """The names of what is under way or kept to go on from."""
     return {path.name for path in folder.rglob("*") if UNFINISHED.fullmatch(path.name)}
 
 

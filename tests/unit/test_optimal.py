@@ -21,6 +21,7 @@ from bitplan.plan import Plan, average_bits, read_plan, uniform
 from bitplan.quantized_walk import QuantizedWeights
 from bitplan.search.choices import Choices, total_size
 from bitplan.search.correct import corrected, steps_around
+from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.exact import optimal
 from bitplan.search.levels import levels_of, neighbours
 from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table
@@ -250,6 +251,26 @@ def test_windows_are_measured_once_and_in_parts_as_at_once(small, measured):
     parts = [counting.by_window(choice, n) for n in (2, 4, 4, 8)]
     np.testing.assert_allclose(parts[-1], whole.by_window(choice), rtol=1e-6)
     assert counting.evaluations == 3 and [len(part) for part in parts] == [2, 4, 4, 8]
+
+
+def test_a_search_killed_after_any_evaluation_ends_in_the_figures_of_one_that_was_not(small, measured, tmp_path):
+    path = tmp_path / "plan.json.evaluations"
+
+    def found(keeping: bool = True):
+        made = search(small, measured, race=True, swaps=4, race_settings=RaceSettings(4, 2))
+        if keeping:
+            facts = facts_of(small, made.weights) | {
+                "texts": [facts_of_text(made.calibration), facts_of_text(made.fresh)]
+            }
+            made.kept = Evaluations.beside(tmp_path / "plan.json", facts)
+        return made.run(made.budget(13.7))
+
+    undisturbed = found(keeping=False)
+    assert found() == undisturbed
+    lines = path.read_bytes().splitlines(keepends=True)
+    for whole in (1, len(lines) // 2, len(lines) - 1):
+        path.write_bytes(b"".join(lines[:whole]) + b'{"of": "to')
+        assert found() == undisturbed and path.read_bytes() == b"".join(lines)
 
 
 def test_steps_need_fresh_text(small, measured):

@@ -198,7 +198,9 @@ def test_a_killed_rule_leaves_nothing_half_written_and_ends_in_the_same_bytes(ru
         return time.monotonic() - began
 
     seconds, moments, killed = whole(), random.Random(rule), 0
-    for _ in range(KILLS):
+    for _ in range(4 * KILLS):
+        if killed == KILLS:
+            break
         process = start(warm, job, folder)
         time.sleep(moments.uniform(0, seconds))
         # The command may have ended already, and so may its group.
@@ -206,11 +208,13 @@ def test_a_killed_rule_leaves_nothing_half_written_and_ends_in_the_same_bytes(ru
         code = int(warm.stdout.readline())
         assert code in (0, -signal.SIGKILL), log.read_text()[-2000:]
         killed += code != 0
+        # A machine that has become faster ends the command before its moment.
+        seconds *= 1.0 if code else 0.8
         for output in job.outputs:
             path = folder / output
             assert not path.exists() or same(path, undisturbed.folder / output), f"{output} is half-written"
         assert not strangers(folder / "results", undisturbed.folder / "results")
-    assert killed >= KILLS // 2, "the moments did not fall into the run"
+    assert killed == KILLS, "the moments did not fall into the run"
     whole()
     assert not unfinished(folder / "results")
 

@@ -100,9 +100,12 @@ def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
 
 
 def hidden_logits(teacher: Teacher, hidden: Tensor, head: Head | None = None) -> LogitsOf:
-    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave, by the teacher's head or another."""
+    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave, by the teacher's head or another.
+
+    Logits are made where the head's matrix is, whatever device the walk was on.
+    """
     used = head or teacher.head
-    return lambda window, rows: used.logits(hidden[window, rows])
+    return lambda window, rows: used.logits(hidden[window, rows].to(used.matrix.device))
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from snakemake.api import SnakemakeApi
+from snakemake.cli import parse_size_in_bytes
 from snakemake.settings.types import DAGSettings, OutputSettings, Quietness, ResourceSettings
 
 TARGETS = frozenset({"all", "studies"})
@@ -30,6 +32,12 @@ def forget_edited_code_(folder: Path, seen: dict[Path, int]) -> None:
     seen.update(stamps)
 
 
+def compared_size(folder: Path) -> int:
+    """Return the bytes up to which files are compared by content, which Snakemake's command line takes from the default profile."""
+    profile = yaml.safe_load((folder / "profiles" / "default" / "profile.yaml").read_text())
+    return parse_size_in_bytes(profile["max-checksum-file-size"])
+
+
 def job_name(job: Any) -> str:
     """Return a job as `model/rule@name`, where the name is that of its plan, baseline or study, or nothing."""
     values = dict(job.wildcards_dict)
@@ -41,7 +49,7 @@ def jobs_of(folder: Path, everything: bool) -> dict[str, list[str]]:
     """Return the jobs behind the targets, those that would run, and the outputs of all."""
     with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
         made = api.workflow(ResourceSettings(cores=1), snakefile=folder / "Snakefile", workdir=folder)
-        settings = DAGSettings(targets=TARGETS, forceall=everything)
+        settings = DAGSettings(targets=TARGETS, forceall=everything, max_checksum_file_size=compared_size(folder))
         made.dag(settings)
         workflow = made._workflow
         workflow.dag_settings = settings

@@ -3,6 +3,7 @@
 import ast
 import copy
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -229,3 +230,26 @@ def test_results_that_are_touched_or_made_again_alike_rerun_nothing(everything):
     for path in (everything.folder / "results").rglob("*"):
         os.utime(path)
     assert_reruns(everything, "")
+
+
+def test_results_without_their_records_give_a_warning_and_its_way_out_works(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".snakemake"))
+    assert ".snakemake/ does not record how" in snakemake(folder, "--summary").stderr
+    taken = snakemake(folder, "--touch", "--forceall", "--cores", "1")
+    assert taken.returncode == 0, taken.stderr
+    with written(folder / "config.yaml", (folder / "config.yaml").read_text().replace("seed: 456", "seed: 457")):
+        later = snakemake(folder, "--summary")
+        assert "does not record" not in later.stderr
+        assert "plans/random-balanced/plan.json" in pending_lines(later.stdout)
+        kept = snakemake(folder, "--touch", "--cores", "1", "--", "results/demo/plans/random-balanced/plan.json")
+        assert kept.returncode == 0, kept.stderr
+        assert pending_lines(snakemake(folder, "--summary").stdout) == ""
+
+
+def pending_lines(table: str) -> str:
+    return "\n".join(line for line in table.splitlines()[1:] if not line.endswith("no update"))
+
+
+def test_a_fresh_folder_gives_no_warning(workflow):
+    assert "does not record" not in snakemake(workflow, "--summary").stderr

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from bitplan.plan_settings import METHODS
 from bitplan.settings import Settings
 from bitplan.versions import SCRIPTS, code_versions
-from tests.workflow.conftest import Finished, summary
+from tests.workflow.conftest import Finished, snakemake, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
 from tests.workflow.rerun_tables import BESIDE, CHANGES, COMMANDS, CONFIG, FILES, MODULES, PLAN_SETTINGS, SETTINGS
 

@@ -41,9 +41,10 @@ CONFIG: dict[str, Any] = {
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
 IMPORTANCE = "plan_perplexity plan_gguf plan_tasks baseline_gguf@q4_k_m_imatrix"
 OF_A_PLAN = "bits plan_perplexity plan_gguf plan_tasks comparison"
+ALL_OF_A_MODEL = "layer_stats selection evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
 FOLLOWS = {
     "download": "model",
-    "model": "*",
+    "model": ALL_OF_A_MODEL,
     "layer_stats": f"sensitivity sensitivity_shard adaptive_plan optimal_plan sparsegpt_plan {IMPORTANCE}",
     "selection": "optimal_plan@best",
     "sensitivity_shard": "sensitivity",
@@ -140,8 +141,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     },
 }
 
-# Each setting of a plan: the plan, and another value. Its search reruns; for `check` only the judgement of its bits.
-PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any]]] = {
+# Each setting of a plan: the plan, and another value. Its search reruns; for `check` only the judgement of its bits. The last is a baseline that
+# the model of the hub, which makes no others, has for the size of this plan alone.
+PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
     "adaptive": {
         "ppl_threshold": ("threshold", 0.15),
         "target_avg_bits": ("threshold", 7.0),
@@ -181,7 +183,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any]]] = {
     },
     "optimal": {
         "target_avg_bits": ("best", 5.0),
-        "same_size_as": ("sized", "q4_k_m_imatrix"),
+        "same_size_as": ("sized", "q4_k_m_imatrix", "hub/baseline_gguf@q4_k_m_imatrix"),
         "palette": ("best", ["q4_k", "q6_k"]),
         "groups": ("best", "none"),
         "correct": ("sized", True),

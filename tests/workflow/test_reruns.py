@@ -87,10 +87,10 @@ def test_a_setting_reruns_what_it_is_behind(everything, setting):
 
 @pytest.mark.parametrize(("method", "key"), PLAN_CASES)
 def test_a_setting_of_a_plan_reruns_that_plan_alone(everything, method, key):
-    plan, value = PLAN_SETTINGS[method][key]
+    plan, value, *more = PLAN_SETTINGS[method][key]
     rule = "bits" if key.startswith("check.") else f"{method}_plan"
     with configured(everything, changed(CONFIG, f"plans.{plan}.{key}", value)):
-        assert_reruns(everything, f"{rule}@{plan}")
+        assert_reruns(everything, " ".join([f"{rule}@{plan}", *more]))
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -142,10 +142,10 @@ def test_every_row_of_the_table_has_a_module(pattern):
     assert any(fnmatchcase(module, pattern) for module in MODULE_NAMES)
 
 
-def test_every_module_of_the_library_is_behind_some_command():
+def test_every_module_is_behind_some_command_but_for_what_the_rules_themselves_use():
     behind = {name for path in SCRIPTS.glob("*.py") for name in code_versions(path.name)}
     every = {f"bitplan/{module}" for module in MODULE_NAMES}
-    assert every - behind == {"bitplan/versions.py"}, "only what makes the versions themselves may be behind none"
+    assert every - behind == {"bitplan/versions.py", "bitplan/slurm/controller.py", "bitplan/slurm/endings.py"}
 
 
 # One case of each kind of change: what Snakemake prints in a process of its own is what the tests above were told.

@@ -60,6 +60,21 @@ def checked_settings():
 SETTINGS = checked_settings()
 
 
+def warn_of_results_without_records():
+    """Say when there are results and nothing that tells how they were made, so that no change would make them again."""
+    made = [name for name in SETTINGS.models if any(Path("results", name).glob("*.*"))]
+    recorded = Path(".snakemake/metadata").glob("*")
+    if workflow.is_main_process and made and not any(recorded):
+        logger.warning(
+            f"results/{made[0]} was made elsewhere: .snakemake/ does not record how, so changed settings and code would make nothing again."
+            " Copy .snakemake/ too; or, if nothing has changed, snakemake --touch --forceall --cores 1 takes the results as they are"
+            " (docs/reruns.md)."
+        )
+
+
+warn_of_results_without_records()
+
+
 def one_of(names):
     """Return a wildcard constraint that matches these names and no other."""
     return "|".join(map(re.escape, names)) or r"[^\s\S]"

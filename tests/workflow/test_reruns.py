@@ -1,296 +1,255 @@
-"""What reruns after a change: exactly what the change is behind, by Snakemake's own table."""
+"""What reruns after a change: exactly what the change is behind. `rerun_tables.py` says what that is, and Snakemake what it would do."""
 
-from collections.abc import Iterator
+import ast
+import copy
+import os
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from pydantic import BaseModel
 
-from tests.workflow.conftest import summary
+from bitplan.plan_settings import METHODS
+from bitplan.settings import Settings
+from bitplan.versions import SCRIPTS, code_versions
+from tests.workflow.conftest import Finished, snakemake, summary
+from tests.workflow.rerun_rules import changed, rerun, selected
+from tests.workflow.rerun_tables import BESIDE, CHANGES, COMMANDS, CONFIG, FILES, MODULES, PLAN_SETTINGS, SETTINGS
 
-PLANS = (
-    "adaptive-conservative",
-    "adaptive-balanced",
-    "adaptive-aggressive",
-    "random-high-compression",
-    "random-balanced",
-    "random-high-precision",
-    "genetic-w4a48",
-    "genetic-6bit",
-    "optimal-6bit",
-    "sparsegpt-4bit",
-)
-OF_A_PLAN = {
-    "config.json",
-    "plan.json",
-    "bits.json",
-    "perplexity.json",
-    "model.gguf",
-    "gguf.json",
-    "gguf_perplexity.json",
-    "speed.json",
-}
-COMPARISON = {f"results/demo/comparison.{end}" for end in ("tsv", "txt", "html", "svg")}
-
-
-# What a method writes besides.
-MORE = {
-    "genetic": ("history.svg", "config.smoothing.safetensors", "plan.smoothing.safetensors"),
-    "sparsegpt": ("compressed", "layers.tsv"),
-}
-
-
-def plan_files(*plans: str, names: set[str] = frozenset(OF_A_PLAN)) -> set[str]:
-    """The files of some plans; all of a plan's have what its method writes besides among them."""
-    files = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in names}
-    more = {f"results/demo/plans/{plan}/{name}" for plan in plans for name in MORE.get(plan.split("-")[0], ())}
-    return files | (more if names == OF_A_PLAN else set())
-
-
-def baseline_files(*names: str) -> set[str]:
-    return {f"results/demo/baselines/{baseline}/{name}" for baseline in ("f16", "q4_k_m") for name in names}
-
-
-ADAPTIVE = [plan for plan in PLANS if plan.startswith("adaptive")]
-GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
-SPARSEGPT = [plan for plan in PLANS if plan.startswith("sparsegpt")]
-OF_TABLE = [*GENETIC, *(plan for plan in PLANS if plan.startswith("optimal"))]
-SENSITIVITY = {
-    f"results/demo/{name}" for name in ("sensitivity.tsv", "sensitivity.smoothing.safetensors", "agreement.json")
-}
-SELECTION = {"results/demo/selection.safetensors"}
-SHARDS = {
-    f"results/demo/shards/{number}-of-2/{name}"
-    for number in (1, 2)
-    for name in ("sensitivity.tsv", "sensitivity.smoothing.safetensors")
-}
-FROM_STATISTICS = {
-    f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
-}
-SCORES = plan_files(*PLANS, names={"perplexity.json", "gguf_perplexity.json"}) | baseline_files("perplexity.json")
-GGUF_ON = {"model.gguf", "gguf.json", "gguf_perplexity.json", "speed.json"}
-WITH_IMPORTANCE = plan_files(*PLANS, names={"perplexity.json", *GGUF_ON})
-
-CASES = {
-    "one plan's limit": (
-        "config.yaml",
-        "ppl_threshold: 0.1, target_avg_bits: 8.0",
-        "ppl_threshold: 0.15, target_avg_bits: 8.0",
-        plan_files("adaptive-balanced") | COMPARISON,
-    ),
-    "two ratios swapped": (
-        "config.yaml",
-        "mxfp4_ratio: 0.1, bf16_ratio: 0.4",
-        "mxfp4_ratio: 0.4, bf16_ratio: 0.1",
-        plan_files("random-high-precision") | COMPARISON,
-    ),
-    "a seed": ("config.yaml", "seed: 456", "seed: 457", plan_files("random-balanced") | COMPARISON),
-    "evaluation windows": (
-        "config.yaml",
-        "sequences: 32",
-        "sequences: 31",
-        {"results/demo/evaluation.safetensors"} | SCORES | COMPARISON,
-    ),
-    "calibration windows": (
-        "config.yaml",
-        "sequences: 16",
-        "sequences: 15",
-        FROM_STATISTICS
-        | SELECTION
-        | SENSITIVITY
-        | plan_files(*ADAPTIVE, *OF_TABLE, *SPARSEGPT)
-        | WITH_IMPORTANCE
-        | COMPARISON,
-    ),
-    "the importance matrix left out": (
-        "config.yaml",
-        "imatrix: true",
-        "imatrix: false",
-        SENSITIVITY | plan_files(*OF_TABLE) | WITH_IMPORTANCE | COMPARISON,
-    ),
-    "a search in a GGUF type": (
-        "config.yaml",
-        "ppl_threshold: 0.1, target_avg_bits: 8.0",
-        "formats: [q4_k, q8_0], ppl_threshold: 0.1, target_avg_bits: 8.0",
-        plan_files("adaptive-balanced") | COMPARISON,
-    ),
-    "a baseline with the importance matrix": (
-        "config.yaml",
-        "baselines: [f16, q4_k_m]",
-        "baselines: [f16, q4_k_m, q4_k_m_imatrix]",
-        {f"results/demo/baselines/q4_k_m_imatrix/{name}" for name in ("model.gguf", "perplexity.json", "speed.json")}
-        | COMPARISON,
-    ),
-    "type of unquantized layers": (
-        "config.yaml",
-        "unquantized: f16",
-        "unquantized: bf16",
-        plan_files(*PLANS, names=GGUF_ON) | COMPARISON,
-    ),
-    "rounds of the speed comparison": (
-        "config.yaml",
-        "repeats: 3",
-        "repeats: 4",
-        plan_files(*PLANS, names={"speed.json"}) | baseline_files("speed.json") | COMPARISON,
-    ),
-    "what a missed target does": (
-        "config.yaml",
-        "mxfp4_ratio: 0.1, bf16_ratio: 0.4",
-        "mxfp4_ratio: 0.1, check: {on_miss: fail}, bf16_ratio: 0.4",
-        plan_files("random-high-precision", names={"bits.json"}) | COMPARISON,
-    ),
-    "tasks of lm-eval": (
-        "config.yaml",
-        "names: []",
-        "names: [demo_memory]",
-        plan_files(*PLANS, names={"tasks.json"}) | {"results/demo/tasks.json"} | COMPARISON,
-    ),
-    "formats of a search": (
-        "config.yaml",
-        "ppl_threshold: 0.1, target_avg_bits: 8.0",
-        "formats: [mxfp4, mxfp6_e2m3], ppl_threshold: 0.1, target_avg_bits: 8.0",
-        plan_files("adaptive-balanced") | COMPARISON,
-    ),
-    "a genetic plan's target": (
-        "config.yaml",
-        "target_compression: 0.75}",
-        "target_compression: 0.8}",
-        plan_files("genetic-w4a48") | COMPARISON,
-    ),
-    "alpha of the smoothing": (
-        "config.yaml",
-        "smooth_alpha: [0.5]",
-        "smooth_alpha: [0.4, 0.5]",
-        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
-    ),
-    "what is measured of the model's output": (
-        "config.yaml",
-        "anchors: all",
-        "anchors: 2",
-        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
-    ),
-    "shards of the measurement": (
-        "config.yaml",
-        "shards: 1",
-        "shards: 2",
-        SENSITIVITY | SHARDS | plan_files(*OF_TABLE) | COMPARISON,
-    ),
-    "the code of measured sensitivity": (
-        "scripts/bitplan/measure/kld.py",
-        "length - 1",
-        "length - 2",
-        SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
-    ),
-    "an optimal plan's steps": (
-        "config.yaml",
-        "method: optimal, target_avg_bits: 6.0",
-        "method: optimal, race: true, target_avg_bits: 6.0",
-        plan_files("optimal-6bit") | COMPARISON,
-    ),
-    "windows that optimal plans are decided on": (
-        "config.yaml",
-        "selection: # windows of the calibration text after those of calibration: what optimal plans decide their steps on\n  length: 512 #",
-        "selection: # windows\n  length: 500 #",
-        SELECTION | plan_files("optimal-6bit") | COMPARISON,
-    ),
-    "the code of the race": (
-        "scripts/bitplan/search/race.py",
-        "TRIES = 200",
-        "TRIES = 201",
-        plan_files("optimal-6bit") | COMPARISON,
-    ),
-    "the memory that measuring may take": (
-        "config.yaml",
-        "memory_limit: 4GB",
-        "memory_limit: 2GB",
-        set(),
-    ),
-    "the code of the genetic search": (
-        "scripts/bitplan/search/genetic.py",
-        "0.95",
-        "0.96",
-        plan_files(*GENETIC) | COMPARISON,
-    ),
-    "a comment in the settings": ("config.yaml", "seed: 456", "seed:  456 ", set()),
-    "the code of one method": (
-        "scripts/bitplan/search/adaptive.py",
-        "1e-9",
-        "1e-8",
-        plan_files(*ADAPTIVE) | COMPARISON,
-    ),
-    "the code of the report": (
-        "scripts/bitplan/compare/table.py",
-        "ordered = sorted(rows",
-        "ordered = list(rows) and sorted(rows",
-        COMPARISON,
-    ),
-    "a comment in the code": ("scripts/bitplan/plan.py", "import re\n", "# why\nimport re\n", set()),
-    "a docstring": ("scripts/bitplan/search/random_mixed.py", '"""Random mixed precision', '"""Mixed precision', set()),
-    "the calibration text": (
-        "demo/calibration.txt",
-        "calibration",
-        "other words",
-        FROM_STATISTICS
-        | SELECTION
-        | SENSITIVITY
-        | plan_files(*ADAPTIVE, *OF_TABLE, *SPARSEGPT)
-        | WITH_IMPORTANCE
-        | COMPARISON,
-    ),
-    "widths of a compressed plan": (
-        "config.yaml",
-        "sparsegpt, target_avg_bits: [4.0], bit",
-        "sparsegpt, target_avg_bits: [4.5], bit",
-        plan_files(*SPARSEGPT) | COMPARISON,
-    ),
-    "the code of SparseGPT": (
-        "scripts/bitplan/sparsegpt/sweep.py",
-        "MOST_DAMPING = 1e4",
-        "MOST_DAMPING = 1e5",
-        plan_files(*SPARSEGPT) | COMPARISON,
-    ),
-    "a study": ("config.yaml", "sparsity: [0.0, 0.1,", "sparsity: [0.0, 0.15,", set()),
-    "a plan added": (
-        "config.yaml",
-        "  adaptive-balanced:",
-        "  mine: {method: random, seed: 1}\n  adaptive-balanced:",
-        plan_files("mine") | COMPARISON,
-    ),
-}
+MODULE_NAMES = sorted(path.relative_to(SCRIPTS / "bitplan").as_posix() for path in SCRIPTS.glob("bitplan/**/*.py"))
+PLAN_CASES = [(method, key) for method, keys in PLAN_SETTINGS.items() for key in keys]
+EDIT = "\nEDITED_BY_A_TEST = True\n"
 
 
 @contextmanager
-def edited(path: Path, before: str, after: str) -> Iterator[None]:
-    text = path.read_text()
-    assert before in text, f"{before!r} is not in {path.name}"
-    path.write_text(text.replace(before, after, 1))
+def written(path: Path, content: str | bytes) -> Iterator[None]:
+    """Another content of a file, for a while."""
+    before = path.read_bytes()
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     try:
         yield
     finally:
-        path.write_text(text)
+        path.write_bytes(before)
 
 
-def pending(folder: Path) -> set[str]:
-    return {row["output_file"] for row in summary(folder) if row["plan"] != "no update"}
+def configured(everything: Finished, config: Mapping[str, Any]):
+    return written(everything.folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+
+
+def assert_reruns(everything: Finished, first: str) -> None:
+    """Fail unless what Snakemake would run is what follows from the first jobs, all of which there are."""
+    answer = everything.ask("pending")
+    absent = [selector for selector in first.split() if not selected(answer["jobs"], selector)]
+    assert not absent, "a selector of the table means no job"
+    assert set(answer["pending"]) == rerun(answer["jobs"], first)
+
+
+def leaves(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Yield the paths of a section's settings."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from leaves(field.annotation, f"{above}{name}.")
+        elif name in ("models", "studies") and not above:
+            yield from leaves(field.annotation.__args__[1], f"{name}.")
+        elif name not in ("plans", "method"):
+            yield f"{above}{name}"
 
 
 def test_a_finished_workflow_has_nothing_to_do(finished):
-    assert pending(finished) == set()
+    assert {row["output_file"] for row in summary(finished) if row["plan"] != "no update"} == set()
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_only_what_an_edit_is_behind_reruns(finished, case):
-    name, before, after, wanted = CASES[case]
-    with edited(finished / name, before, after):
-        assert pending(finished) == wanted
+def test_everything_is_finished_before_something_changes(everything):
+    assert everything.ask("pending")["pending"] == []
 
 
-def test_every_module_of_the_library_is_behind_some_rule():
-    from bitplan.versions import SCRIPTS, code_versions
+def test_the_table_has_every_setting():
+    assert set(SETTINGS) == set(leaves(Settings))
+    assert {method: set(keys) for method, keys in PLAN_SETTINGS.items()} == {
+        method: set(leaves(model)) for method, model in METHODS.items()
+    }
 
-    commands = [path.name for path in SCRIPTS.glob("*.py")]
-    behind = {name for command in commands for name in code_versions(command)}
-    every = {path.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.glob("bitplan/**/*.py")}
-    # What makes the versions, and what the workflow itself does on SLURM.
-    allowed = {"bitplan/versions.py", "bitplan/slurm/controller.py", "bitplan/slurm/endings.py"}
-    assert every - behind == allowed, "other modules may not be behind none"
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_setting_reruns_what_it_is_behind(everything, setting):
+    path, value, first = SETTINGS[setting]
+    config = changed(CONFIG, path, value)
+    for other, needed in BESIDE.get(setting, {}).items():
+        config = changed(config, other, needed)
+    with configured(everything, config):
+        assert_reruns(everything, first)
+
+
+@pytest.mark.parametrize(("method", "key"), PLAN_CASES)
+def test_a_setting_of_a_plan_reruns_that_plan_alone(everything, method, key):
+    plan, value, *more = PLAN_SETTINGS[method][key]
+    rule = "bits" if key.startswith("check.") else f"{method}_plan"
+    with configured(everything, changed(CONFIG, f"plans.{plan}.{key}", value)):
+        assert_reruns(everything, " ".join([f"{rule}@{plan}", *more]))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_configuration_reruns_what_it_is_behind(everything, change):
+    path, value, first = CHANGES[change]
+    with configured(everything, changed(CONFIG, path, value)):
+        assert_reruns(everything, first)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_read_reruns_what_reads_it(everything, name):
+    with written(everything.folder / name, b"another content"):
+        assert_reruns(everything, FILES[name])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_code_of_a_command_reruns_the_rules_that_call_it(everything, command):
+    path = everything.folder / "scripts" / command
+    with written(path, path.read_text() + EDIT):
+        assert_reruns(everything, COMMANDS[command])
+
+
+def test_the_table_has_every_command_of_the_workflow(everything):
+    called = {f"{job.split('/')[1].split('@')[0]}" for job in everything.ask("pending")["jobs"]}
+    assert called == {rule for rules in COMMANDS.values() for rule in rules.split()}
+
+
+@pytest.mark.parametrize("module", MODULE_NAMES)
+def test_a_module_is_behind_the_rules_of_the_table_and_no_others(module):
+    behind = {rule for command, rules in COMMANDS.items() for rule in rules.split() if is_behind(module, command)}
+    every = {rule for rules in COMMANDS.values() for rule in rules.split()}
+    row = [
+        rules for pattern, rules in MODULES.items() if fnmatchcase(module, pattern) and depth(pattern) == depth(module)
+    ]
+    assert row, "no row of the table has this module"
+    assert behind == (every if row[-1] == "*" else set(row[-1].split()))
+
+
+def depth(path: str) -> int:
+    return path.count("/")
+
+
+def is_behind(module: str, command: str) -> bool:
+    return f"bitplan/{module}" in code_versions(command)
+
+
+@pytest.mark.parametrize("pattern", MODULES)
+def test_every_row_of_the_table_has_a_module(pattern):
+    assert any(fnmatchcase(module, pattern) for module in MODULE_NAMES)
+
+
+def test_every_module_is_behind_some_command_but_for_what_the_rules_themselves_use():
+    behind = {name for path in SCRIPTS.glob("*.py") for name in code_versions(path.name)}
+    every = {f"bitplan/{module}" for module in MODULE_NAMES}
+    assert every - behind == {"bitplan/versions.py", "bitplan/slurm/controller.py", "bitplan/slurm/endings.py"}
+
+
+# One case of each kind of change: what Snakemake prints in a process of its own is what the tests above were told.
+PROOFS = {
+    "a setting": ("config.yaml", yaml.safe_dump(changed(CONFIG, "sensitivity.tokens", 1024))),
+    "a plan's setting": ("config.yaml", yaml.safe_dump(changed(CONFIG, "plans.lot.check", {"on_miss": "fail"}))),
+    "a text": ("demo/other.txt", "another content"),
+    "a module": ("scripts/bitplan/measure/kld.py", None),
+    "nothing": ("demo/other.txt", "other"),
+}
+
+
+@pytest.mark.parametrize("change", PROOFS)
+def test_snakemake_says_the_same_on_the_command_line(everything, change):
+    name, content = PROOFS[change]
+    path = everything.folder / name
+    with written(path, path.read_text() + EDIT if content is None else content):
+        told = {
+            row["output_file"] for row in summary(everything.folder, "all", "studies") if row["plan"] != "no update"
+        }
+        assert told == set(everything.ask("pending")["outputs"])
+        assert bool(told) == (change != "nothing")
+
+
+def reordered(value: Any, names: bool = False) -> Any:
+    """The same settings with the keys of each section the other way round; models, plans and studies keep their order, which reports show."""
+    if not isinstance(value, dict):
+        return value
+    items = list(value.items()) if names else list(value.items())[::-1]
+    return {key: reordered(inner, names=key in ("models", "plans", "studies", "vary", "also")) for key, inner in items}
+
+
+COSMETICS = {
+    "the order of keys": yaml.safe_dump(reordered(CONFIG), sort_keys=False),
+    "braces and no indents": yaml.safe_dump(CONFIG, sort_keys=False, default_flow_style=True),
+    "comments": "# mine\n\n" + yaml.safe_dump(CONFIG, sort_keys=False).replace("\n", " # why\n"),
+}
+
+
+@pytest.mark.parametrize("change", COSMETICS)
+def test_how_the_settings_are_written_reruns_nothing(everything, change):
+    with written(everything.folder / "config.yaml", COSMETICS[change]):
+        assert_reruns(everything, "")
+
+
+def test_the_order_of_plans_is_the_order_of_the_comparison(everything):
+    config = copy.deepcopy(CONFIG)
+    config["plans"] = dict(reversed(config["plans"].items()))
+    with configured(everything, config):
+        assert_reruns(everything, "comparison")
+
+
+def test_comments_and_layout_of_the_whole_code_rerun_nothing(everything):
+    paths = [*(everything.folder / "scripts").rglob("*.py")]
+    before = {path: path.read_text() for path in paths}
+    try:
+        for path, text in before.items():
+            path.write_text(f"# why\n\n\n{ast.unparse(ast.parse(text))}\n")
+        assert_reruns(everything, "")
+    finally:
+        for path, text in before.items():
+            path.write_text(text)
+
+
+def test_a_comment_in_the_rules_reruns_nothing(everything):
+    path = everything.folder / "rules" / "stats.smk"
+    with written(path, path.read_text().replace("rule layer_stats:", "# why\n\n\nrule layer_stats: # what")):
+        assert_reruns(everything, "")
+
+
+def test_a_checkout_of_the_same_files_reruns_nothing(everything):
+    made = (everything.folder / "results", everything.folder / ".snakemake")
+    for path in everything.folder.rglob("*"):
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in made):
+            content = path.read_bytes()
+            path.unlink()
+            path.write_bytes(content)
+    assert_reruns(everything, "")
+
+
+def test_results_that_are_touched_or_made_again_alike_rerun_nothing(everything):
+    for path in (everything.folder / "results").rglob("*"):
+        os.utime(path)
+    assert_reruns(everything, "")
+
+
+def test_results_without_their_records_give_a_warning_and_its_way_out_works(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder, ignore=shutil.ignore_patterns(".snakemake"))
+    assert ".snakemake/ does not record how" in snakemake(folder, "--summary").stderr
+    taken = snakemake(folder, "--touch", "--forceall", "--cores", "1")
+    assert taken.returncode == 0, taken.stderr
+    with written(folder / "config.yaml", (folder / "config.yaml").read_text().replace("seed: 456", "seed: 457")):
+        later = snakemake(folder, "--summary")
+        assert "does not record" not in later.stderr
+        assert "plans/random-balanced/plan.json" in pending_lines(later.stdout)
+        kept = snakemake(folder, "--touch", "--cores", "1", "--", "results/demo/plans/random-balanced/plan.json")
+        assert kept.returncode == 0, kept.stderr
+        assert pending_lines(snakemake(folder, "--summary").stdout) == ""
+
+
+def pending_lines(table: str) -> str:
+    return "\n".join(line for line in table.splitlines()[1:] if not line.endswith("no update"))
+
+
+def test_a_fresh_folder_gives_no_warning(workflow):
+    assert "does not record" not in snakemake(workflow, "--summary").stderr

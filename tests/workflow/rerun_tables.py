@@ -1,0 +1,396 @@
+"""What has to rerun after a change, written by hand: a change's first jobs, and which jobs follow which.
+
+A job is `model/rule@name`; the name is that of a plan, a baseline or a study, or nothing. A selector is a part of it: `rule` (whatever the model and
+the name), `rule@name`, `model/rule`, `model/rule@name`; each part may hold `*`. Selectors stand in one string, apart by spaces.
+"""
+
+from typing import Any
+
+# Every method, twice where its settings exclude each other; a model that is here and one of the hub, which no test fetches.
+CONFIG: dict[str, Any] = {
+    "models": {
+        "demo": {"path": "demo/model", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"},
+        "hub": {
+            "path": "somebody/a-model",
+            "revision": "main",
+            "calibration": "demo/other.txt",
+            "evaluation": "demo/evaluation.txt",
+            "gguf": False,
+        },
+    },
+    "plans": {
+        "threshold": {"method": "adaptive"},
+        "typed": {"method": "adaptive", "formats": ["q4_k", "q8_0"]},
+        "tasked": {"method": "adaptive", "task": "demo_stories"},
+        "lot": {"method": "random"},
+        "w4": {"method": "genetic"},
+        "mixed": {"method": "genetic", "target_avg_bits": 6.0, "palette": ["q4_k", "q6_k"]},
+        "best": {"method": "optimal", "target_avg_bits": 6.0, "palette": ["q4_k", "q6_k", "q8_0"], "race": True},
+        "sized": {"method": "optimal", "same_size_as": "q4_k_m", "palette": ["q4_k", "q6_k"], "correct": False},
+        "pruned": {"method": "sparsegpt", "prunen": 2, "prunem": 4},
+    },
+    "studies": {"widths": {"plan": {"method": "sparsegpt"}, "vary": {"target_avg_bits": [3.0, 4.0]}}},
+    "baselines": ["f16", "q4_k_m", "q4_k_m_imatrix"],
+    "calibration": {"sequences": 16},
+    "selection": {"sequences": 16},
+    "sensitivity": {"anchors": 2, "outside": ["q6_k"], "palette": ["q4_k", "q6_k", "q8_0"]},
+    "tasks": {"names": ["demo_stories"]},
+}
+
+# Jobs that follow a job because they read what it makes. Between jobs of plans (or of baselines) only those of the same name follow, unless the
+# rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
+IMPORTANCE = "plan_perplexity plan_gguf plan_tasks baseline_gguf@q4_k_m_imatrix"
+OF_A_PLAN = "bits plan_perplexity plan_gguf plan_tasks comparison"
+ALL_OF_A_MODEL = "layer_stats selection evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
+FOLLOWS = {
+    "download": "model",
+    "model": ALL_OF_A_MODEL,
+    "layer_stats": f"sensitivity sensitivity_shard adaptive_plan optimal_plan sparsegpt_plan {IMPORTANCE}",
+    "selection": "optimal_plan@best",
+    "sensitivity_shard": "sensitivity",
+    "sensitivity": "genetic_plan optimal_plan",
+    "adaptive_plan": OF_A_PLAN,
+    "random_plan": OF_A_PLAN,
+    "genetic_plan": OF_A_PLAN,
+    "optimal_plan": OF_A_PLAN,
+    "sparsegpt_plan": OF_A_PLAN,
+    "bits": "comparison",
+    "bits@widths.*": "study@widths",
+    "evaluation": "plan_perplexity plan_gguf_perplexity baseline_perplexity",
+    "plan_perplexity": "comparison",
+    "plan_perplexity@widths.*": "study@widths",
+    "base_gguf": "plan_gguf baseline_gguf",
+    "plan_gguf": "plan_gguf_perplexity plan_speed comparison",
+    "plan_gguf_perplexity": "comparison",
+    "plan_tasks": "comparison",
+    "model_tasks": "comparison",
+    "plan_speed": "comparison",
+    "baseline_gguf": "baseline_perplexity baseline_speed comparison",
+    "baseline_gguf@f16": "plan_speed baseline_speed",
+    "baseline_gguf@q4_k_m": "optimal_plan@sized",
+    "baseline_perplexity": "comparison",
+    "baseline_speed": "comparison",
+    "comparison": "",
+    "study": "",
+}
+
+ON_A_DEVICE = (
+    "layer_stats selection evaluation sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan"
+    " plan_perplexity plan_tasks model_tasks"
+)
+SPEEDS = "plan_speed baseline_speed"
+TASKS = "plan_tasks model_tasks"
+
+# Each setting outside the plans: a path in the configuration, another value, and the first jobs that rerun.
+SETTINGS: dict[str, tuple[str, Any, str]] = {
+    "models.path": ("models.demo.path", "demo/copy", "demo/model"),
+    "models.revision": ("models.hub.revision", "v2", "hub/download"),
+    "models.calibration": ("models.demo.calibration", "demo/other.txt", "demo/layer_stats demo/selection"),
+    "models.evaluation": ("models.demo.evaluation", "demo/other.txt", "demo/evaluation"),
+    "models.gguf": ("models.demo.gguf", False, "demo/comparison"),
+    "studies.plan": ("studies.widths.plan", {"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt_plan@widths.*"),
+    "studies.vary": (
+        "studies.widths.vary",
+        {"target_avg_bits": {"3": 3.5, "4": 4.0}},
+        "sparsegpt_plan@widths.3",
+    ),
+    "studies.also": ("studies.widths.also", {"rtn": {"compensate": False}}, "*@widths.rtn study"),
+    "studies.x": ("studies.widths.x", "avg_bits_layers", "study"),
+    "baselines": ("baselines", ["f16", "q4_k_m", "q4_k_m_imatrix", "q8_0"], "*@q8_0 demo/comparison"),
+    "imatrix": ("imatrix", False, f"sensitivity adaptive_plan@typed optimal_plan {IMPORTANCE.rsplit(' ', 1)[0]}"),
+    "compute.device": ("compute.device", "auto", ON_A_DEVICE),
+    "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity"),
+    "calibration.length": ("calibration.length", 256, "layer_stats"),
+    "calibration.sequences": ("calibration.sequences", 15, "layer_stats selection"),
+    "selection.length": ("selection.length", 256, "selection"),
+    "selection.sequences": ("selection.sequences", 15, "selection"),
+    "evaluation.length": ("evaluation.length", 256, "evaluation"),
+    "evaluation.sequences": ("evaluation.sequences", 15, "evaluation"),
+    "sensitivity.group_size": ("sensitivity.group_size", 64, "sensitivity"),
+    "sensitivity.activation_scope": ("sensitivity.activation_scope", "token", "sensitivity genetic_plan"),
+    "sensitivity.smooth_alpha": ("sensitivity.smooth_alpha", [], "sensitivity"),
+    "sensitivity.palette": ("sensitivity.palette", ["q4_k", "q6_k", "q8_0", "q5_k"], "sensitivity"),
+    "sensitivity.tokens": ("sensitivity.tokens", 1024, "sensitivity"),
+    "sensitivity.random": ("sensitivity.random", True, "sensitivity"),
+    "sensitivity.anchors": ("sensitivity.anchors", "all", "sensitivity"),
+    "sensitivity.outside": ("sensitivity.outside", ["q8_0"], "sensitivity"),
+    "sensitivity.memory_limit": ("sensitivity.memory_limit", "1GB", ""),
+    "sensitivity.shards": ("sensitivity.shards", 2, "sensitivity_shard sensitivity"),
+    "sensitivity.fisher": ("sensitivity.fisher", True, "sensitivity"),
+    "export.unquantized": ("export.unquantized", "bf16", "plan_gguf"),
+    "export.match": ("export.match", "distortion", "plan_gguf"),
+    "export.max_error": ("export.max_error", 0.01, "plan_gguf"),
+    "speed.max_tokens": ("speed.max_tokens", 8, SPEEDS),
+    "speed.repeats": ("speed.repeats", 8, SPEEDS),
+    "speed.warmup": ("speed.warmup", 8, SPEEDS),
+    "speed.prompts": ("speed.prompts", ["Once"], SPEEDS),
+    "tasks.names": ("tasks.names", ["demo_stories", "demo_memory"], TASKS),
+    "tasks.include_path": ("tasks.include_path", "demo/own", TASKS),
+    "tasks.limit": ("tasks.limit", 8, TASKS),
+    "tasks.batch_size": ("tasks.batch_size", 4, TASKS),
+    "tasks.max_length": ("tasks.max_length", 256, f"{TASKS} adaptive_plan@tasked"),
+}
+
+# What a setting needs besides, because some exclude each other.
+BESIDE: dict[str, dict[str, Any]] = {
+    "sensitivity.random": {
+        "sensitivity.anchors": None,
+        "sensitivity.outside": [],
+        "plans.best": None,
+        "plans.sized": None,
+    },
+}
+
+# Each setting of a plan: the plan, and another value. Its search reruns; for `check` only the judgement of its bits. The last is a baseline that
+# the model of the hub, which makes no others, has for the size of this plan alone.
+PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
+    "adaptive": {
+        "ppl_threshold": ("threshold", 0.15),
+        "target_avg_bits": ("threshold", 7.0),
+        "step_size": ("threshold", 0.4),
+        "batch_size": ("threshold", 4),
+        "search": ("threshold", "bisect"),
+        "fit": ("threshold", "xmin_mid"),
+        "polarity": ("threshold", "low_alpha_fewer_bits"),
+        "group_size": ("threshold", 64),
+        "formats": ("threshold", ["mxfp4", "mxfp6_e2m3"]),
+        "task": ("threshold", "demo_stories"),
+        "metric": ("tasked", "acc"),
+        "task_limit": ("tasked", 8),
+        "include_path": ("tasked", "demo/own"),
+        "check.on_miss": ("threshold", "fail"),
+        "check.tolerance": ("threshold", 0.5),
+    },
+    "random": {
+        "mxfp4_ratio": ("lot", 0.4),
+        "bf16_ratio": ("lot", 0.4),
+        "seed": ("lot", 1),
+        "group_size": ("lot", 64),
+        "check.on_miss": ("lot", "fail"),
+        "check.tolerance": ("lot", 0.5),
+    },
+    "genetic": {
+        "target_compression": ("w4", 0.8),
+        "target_avg_bits": ("mixed", 5.0),
+        "palette": ("mixed", ["q4_k", "q8_0"]),
+        "metric": ("w4", "relative_mse"),
+        "solution": ("w4", "exact"),
+        "ga_pop": ("w4", 40),
+        "ga_gen": ("w4", 40),
+        "seed": ("w4", 1),
+        "check.on_miss": ("w4", "fail"),
+        "check.tolerance": ("w4", 0.5),
+    },
+    "optimal": {
+        "target_avg_bits": ("best", 5.0),
+        "same_size_as": ("sized", "q4_k_m_imatrix", "hub/baseline_gguf@q4_k_m_imatrix"),
+        "palette": ("best", ["q4_k", "q6_k"]),
+        "groups": ("best", "none"),
+        "correct": ("sized", True),
+        "swaps": ("best", 8),
+        "race": ("best", False),
+        "seed": ("best", 1),
+        "check.on_miss": ("best", "fail"),
+        "check.tolerance": ("best", 0.5),
+    },
+    "sparsegpt": {
+        "sparsity": ("pruned", 0.5),
+        "prunen": ("pruned", 1),
+        "prunem": ("pruned", 8),
+        "target_avg_bits": ("pruned", [3.0, 4.0]),
+        "layer_bits": ("pruned", {"*q_proj": 3.0}),
+        "bit_allocation_method": ("pruned", "optimal"),
+        "bit_options": ("pruned", [2, 4, 8]),
+        "quantiles": ("pruned", [0.1, 0.2, 0.3, 0.4]),
+        "weights": ("pruned", {"activation": 1.0}),
+        "sym": ("pruned", False),
+        "mse": ("pruned", False),
+        "group_size": ("pruned", 64),
+        "blocksize": ("pruned", 64),
+        "percdamp": ("pruned", 0.1),
+        "compensate": ("pruned", False),
+        "check.on_miss": ("pruned", "fail"),
+        "check.tolerance": ("pruned", 0.5),
+    },
+}
+
+# Other changes of the configuration; None takes an entry out.
+CHANGES: dict[str, tuple[str, Any, str]] = {
+    "a plan is added": ("plans.mine", {"method": "random"}, "*@mine comparison"),
+    "a plan is taken out": ("plans.lot", None, "comparison"),
+    "another target of optimal plans": (
+        "plans.best-5",
+        {"method": "optimal", "target_avg_bits": 5.0, "palette": ["q4_k", "q6_k", "q8_0"]},
+        "*@best-5 comparison",
+    ),
+    "another value of a study": ("studies.widths.vary.target_avg_bits", [3.0, 4.0, 5.0], "*@widths.5 study"),
+    "another study": (
+        "studies.more",
+        {"plan": {"method": "random"}, "vary": {"seed": [1, 2]}},
+        "*@more.* study@more",
+    ),
+    "a study is taken out": ("studies.widths", None, ""),
+    "a model is added": (
+        "models.copy",
+        {"path": "demo/copy", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"},
+        "copy/*",
+    ),
+    "a model is taken out": ("models.hub", None, ""),
+    "a model that llama.cpp turns out to know": (
+        "models.hub.gguf",
+        True,
+        "hub/plan_gguf hub/baseline_gguf@f16 hub/baseline_gguf@q4_k_m_imatrix hub/baseline_perplexity hub/baseline_speed",
+    ),
+    "a baseline is taken out": ("baselines", ["f16", "q4_k_m"], "demo/comparison"),
+    "another reference of speed": ("baselines", ["q4_k_m", "f16", "q4_k_m_imatrix"], f"{SPEEDS} demo/comparison"),
+    "no task": ("tasks.names", [], "comparison"),
+    "a default written out": ("plans.threshold.step_size", 0.5, ""),
+    "a number without its point": ("plans.threshold.target_avg_bits", 8, ""),
+    "a number as a word, as --config gives it": ("plans.threshold.step_size", "5e-1", ""),
+    "a list of one without its brackets": ("plans.pruned.target_avg_bits", 4.0, ""),
+}
+
+# Files that jobs read: another content, and the first jobs that rerun.
+FILES = {
+    "demo/calibration.txt": "demo/layer_stats demo/selection",
+    "demo/other.txt": "hub/layer_stats hub/selection",
+    "demo/evaluation.txt": "evaluation",
+    "demo/model/config.json": "demo/model",
+    "demo/model/model.safetensors": "demo/model",
+    "demo/tasks/demo_stories.yaml": f"{TASKS} adaptive_plan@tasked",
+    "demo/copy/config.json": "",
+    "results/hub/download.json": "hub/model",
+}
+
+# The rules that call each command.
+COMMANDS = {
+    "download_model.py": "download",
+    "describe_model.py": "model",
+    "layer_stats.py": "layer_stats",
+    "teacher.py": "selection evaluation",
+    "sensitivity.py": "sensitivity",
+    "merge_sensitivity.py": "",
+    "adaptive_quantization_search.py": "adaptive_plan",
+    "random_mixed_precision_quantization.py": "random_plan",
+    "mixed_precision_ptq.py": "genetic_plan",
+    "optimal_search.py": "optimal_plan",
+    "sparsegpt_enhanced.py": "sparsegpt_plan",
+    "calculate_avg_bits.py": "bits",
+    "perplexity.py": "plan_perplexity plan_gguf_perplexity baseline_perplexity",
+    "eval_with_lm_eval.py": "plan_tasks model_tasks",
+    "convert_gguf.py": "base_gguf",
+    "export_gguf.py": "plan_gguf",
+    "baseline_gguf.py": "baseline_gguf",
+    "compare_real_quant.py": "plan_speed baseline_speed",
+    "report.py": "comparison",
+    "study_report.py": "study",
+}
+
+PERPLEXITY = "plan_perplexity plan_gguf_perplexity baseline_perplexity"
+GGUF = "plan_gguf baseline_gguf"
+SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
+TEACHER = "selection evaluation"
+RUN_A_MODEL = f"layer_stats {TEACHER} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {SPEEDS}"
+QUANTIZE = f"layer_stats sensitivity {SEARCHES} bits {PERPLEXITY} {TASKS} {GGUF}"
+QUANTIZE_WALKING = (
+    f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}"
+)
+READ_WEIGHTS = f"{QUANTIZE} {TEACHER} {SPEEDS} base_gguf"
+READ_A_MODEL = f"{READ_WEIGHTS} model comparison"
+STATISTICS = "layer_stats sensitivity adaptive_plan optimal_plan"
+SMOOTHED = "sensitivity genetic_plan optimal_plan"
+EXACT = "genetic_plan optimal_plan sparsegpt_plan"
+
+# Modules of the library by pattern, and the rules that their code is behind; the last pattern that matches counts.
+MODULES = {
+    # Whatever is used by all commands: an edit makes everything again.
+    "__init__.py": "*",
+    "command.py": "*",
+    "errors.py": "*",
+    "files.py": "*",
+    "flag_files.py": "*",
+    "sizes.py": "*",
+    "provenance.py": f"download model {READ_WEIGHTS}".replace(" bits", ""),
+    # What starts the workflow and what belongs to commands that are no step of it: an edit makes nothing again.
+    "settings.py": "",
+    "plan_settings.py": "",
+    "config_file.py": "",
+    "studies.py": "",
+    "testing.py": "",
+    "versions.py": "",
+    "slurm/*": "",
+    "demo/*": "",
+    "demo/__init__.py": RUN_A_MODEL,
+    "bits_report.py": "bits",
+    "opening.py": RUN_A_MODEL,
+    "plan.py": QUANTIZE,
+    "plan_outside.py": QUANTIZE,
+    "progress.py": f"sensitivity optimal_plan sparsegpt_plan {GGUF} {SPEEDS}",
+    "quantized_walk.py": QUANTIZE_WALKING,
+    "quantized_outside.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}",
+    "torch_config.py": f"genetic_plan bits {PERPLEXITY} {TASKS} plan_gguf",
+    "formats/*": QUANTIZE,
+    "formats/describe.py": "",
+    "formats/names.py": "optimal_plan",
+    "models/__init__.py": "*",
+    "models/parts.py": "*",
+    "models/checkpoint.py": READ_A_MODEL,
+    "models/families.py": READ_A_MODEL,
+    "models/layers.py": READ_A_MODEL,
+    "models/devices.py": READ_WEIGHTS,
+    "models/experts.py": READ_WEIGHTS,
+    "models/walk.py": READ_WEIGHTS,
+    "models/compressed.py": QUANTIZE,
+    "models/smoothing.py": QUANTIZE,
+    "models/hub.py": "download",
+    "models/transfer.py": "download",
+    "statistics/__init__.py": QUANTIZE_WALKING,
+    "statistics/activations.py": STATISTICS,
+    "statistics/alpha_hill.py": STATISTICS,
+    "statistics/table.py": STATISTICS,
+    "statistics/weights.py": STATISTICS,
+    "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF}",
+    "statistics/hessian.py": "sparsegpt_plan",
+    "statistics/inputs.py": SMOOTHED,
+    "statistics/output_gradients.py": SMOOTHED,
+    "statistics/sensitivity.py": SMOOTHED,
+    "statistics/smooth_factors.py": SMOOTHED,
+    "statistics/sensitivity_table.py": "optimal_plan",
+    "measure/*": "sensitivity optimal_plan",
+    "search/*": "optimal_plan",
+    "search/__init__.py": f"{SEARCHES} sensitivity",
+    "search/adaptive*": "adaptive_plan",
+    "search/random*": "random_plan",
+    "search/genetic*": "genetic_plan",
+    "search/choices.py": EXACT,
+    "search/exact.py": EXACT,
+    "search/lagrangian.py": EXACT,
+    "search/sensitivity_run.py": SMOOTHED,
+    "search/allocation_*": "",
+    "search/layer_groups.py": "",
+    "sparsegpt/*": "sparsegpt_plan",
+    "evaluate/*": RUN_A_MODEL,
+    "evaluate/__init__.py": f"{RUN_A_MODEL} baseline_gguf",
+    "evaluate/calibration.py": "sparsegpt_plan",
+    "evaluate/gguf.py": f"{PERPLEXITY} {SPEEDS}",
+    "evaluate/llama_runtime.py": f"{PERPLEXITY} {SPEEDS} baseline_gguf",
+    "evaluate/perplexity.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY}",
+    "evaluate/scores.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {SPEEDS}",
+    "evaluate/tasks.py": f"adaptive_plan {TASKS}",
+    "evaluate/whole_model.py": f"adaptive_plan {TASKS}",
+    "export/*": GGUF,
+    "export/__init__.py": f"base_gguf {GGUF} optimal_plan sparsegpt_plan",
+    "export/checkpoint.py": f"{GGUF} sparsegpt_plan",
+    "export/convert.py": f"base_gguf {GGUF}",
+    "export/run_converter.py": f"base_gguf {GGUF}",
+    "export/gguf_file.py": f"{GGUF} optimal_plan",
+    "export/llama_quantize.py": "baseline_gguf",
+    "export/recipe_importance.py": "baseline_gguf",
+    "compare/*": "comparison",
+    "compare/__init__.py": f"comparison {SPEEDS} study",
+    "compare/original.py": SPEEDS,
+    "compare/speed.py": SPEEDS,
+    "compare/three_way.py": SPEEDS,
+    "compare/simulated.py": "",
+    "compare/study.py": "study",
+}

@@ -1,4 +1,4 @@
-# make run: the bundled model through the whole workflow. make test: the tests. Each does its own set-up.
+# make run: the bundled model through the whole workflow. make test: the tests; make test-slurm: those on a SLURM cluster of their own; make test-crash: every rule killed. Each does its own set-up.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 VENV := .venv
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup run test check format bench demo clean
+.PHONY: setup run test test-slurm test-crash check format bench demo clean
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -19,6 +19,12 @@ run: $(STAMP)
 
 test: $(STAMP)
 	python -m pytest $(PYTEST)
+
+test-slurm: $(STAMP)
+	tests/slurm/run.sh $(PYTEST)
+
+test-crash: $(STAMP)
+	BITPLAN_CRASHES=all python -m pytest tests/end_to_end/test_crashes.py $(PYTEST)
 
 check: $(STAMP)
 	ruff check . && ruff format --check .

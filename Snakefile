@@ -65,5 +65,14 @@ rule studies:
         study_files(),
 
 
+onstart:
+    start_on_slurm()
+
+
 onsuccess:
     show_comparisons()
+    show_endings(succeeded=True)
+
+
+onerror:
+    show_endings(succeeded=False)

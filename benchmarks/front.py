@@ -4,8 +4,8 @@
         [--palette q2_k q3_k q4_k q5_k q6_k q8_0] [--recipes q3_k_m q4_k_m q5_k_m] [--targets 2.75 3 ...] [--folder DIR]
 
 KL is of each GGUF file in llama.cpp on the evaluation text; differences are paired by window, with 95 % intervals. One measurement
-(`sensitivity.py --anchors all`) serves all optimal plans. Random is the best of so many plans drawn by lot, by KL on the calibration text, that
-it has cost as many block-forwards as that measurement, and 50 at least; genetic searches the same table. All have the same importance matrix.
+(`sensitivity.py --anchors all`) serves all optimal plans. Random is the best of 50 plans drawn by lot at each target, by KL on half of the calibration
+windows; genetic searches the same table. All have the same importance matrix.
 """
 
 import argparse
@@ -151,7 +151,8 @@ def drawn(search: OptimalSearch, budget: float, count: int, seed: int = 0) -> li
 def rivals(bench: Bench, search: OptimalSearch, target: float, budget: float, draws: int) -> dict[str, np.ndarray]:
     """Return the KL by window of the random and the genetic plan of a budget."""
     seen = PlanDamage(bench.model, search.calibration, search.weights, search._plan_of)
-    best = min(drawn(search, budget, draws), key=lambda choice: float(seen.by_window(choice).mean()))
+    half = seen.windows // 2
+    best = min(drawn(search, budget, draws), key=lambda choice: float(seen.by_window(choice, half).mean()))
     ones = np.ones(len(search.problem.choices.layers))
     bred = genetic(search.problem.choices, budget, GeneticSettings(), ones, ones.tolist(), []).choice
     plans = {"random": best, "genetic": bred}
@@ -176,6 +177,10 @@ def main() -> None:
     flags.add_argument("--recipes", nargs="*", default=["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"])
     flags.add_argument("--adaptive", nargs="*", type=Path, default=[], help="plan.json of adaptive searches")
     flags.add_argument("--targets", nargs="+", type=float, default=[2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8])
+    flags.add_argument(
+        "--against", nargs="*", type=float, default=[3, 4, 5, 6], help="targets of random and genetic plans"
+    )
+    flags.add_argument("--swaps", type=int, default=12, help="steps that corrections measure")
     flags.add_argument("--length", type=int, default=512)
     flags.add_argument("--sequences", type=int, default=16)
     flags.add_argument("--draws", type=int, default=FEWEST_DRAWS)
@@ -202,7 +207,7 @@ def compare(args: argparse.Namespace) -> None:
         for skip in (0, args.sequences)
     )
     table = chosen_table(read_sensitivity_table(args.folder / "sensitivity.tsv"), args.palette, info, "sensitivity.tsv")
-    settings = OptimalSettings(tuple(args.palette), race=args.race)
+    settings = OptimalSettings(tuple(args.palette), race=args.race, swaps=args.swaps)
     search = OptimalSearch(model, table, settings, QuantizedWeights(importance=tensors), seen, fresh)
     for recipe in args.recipes:
         for name in (recipe, f"{recipe}_imatrix"):
@@ -254,7 +259,7 @@ def against_others(bench: Bench, search: OptimalSearch, target: float) -> None:
     budget = search.budget(target)
     plan, figures = search.run(budget)
     ours = bench.export(f"optimal-{target:g}", "optimal", plan)
-    others = rivals(bench, search, target, budget, bench.args.draws)
+    others = rivals(bench, search, target, budget, bench.args.draws) if target in bench.args.against else {}
     words = "; ".join(told(how, ours, kl) for how, kl in others.items())
     bits = average_bits(plan, bench.model.info).avg_bits
     print(f"{target:g}: {bits:.4f} bits, optimal {ours.mean():.6f}; {words}", flush=True)

@@ -7,6 +7,7 @@ rule bits:
         bits="results/{model}/plans/{plan}/bits.json",
     log:
         "logs/{model}/{plan}/bits.log",
+    localrule: True
     conda:
         "../envs/torch.yaml"
     params:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
@@ -22,6 +23,9 @@ from bitplan.settings import (
     parse_settings,
 )
 from bitplan.sizes import bytes_of
+from bitplan.slurm.controller import ask_patiently_, times_away
+from bitplan.slurm.endings import JobEndings
+from bitplan.slurm.queue import refuse_running
 from bitplan.versions import code_versions
 
 # A graph of thousands of jobs is built of objects that stay: looking for garbage among them takes a ninth of the time.
@@ -30,6 +34,7 @@ gc.set_threshold(200_000, 50, 100)
 NOT_A_FLAG = {"method", "check"}
 GIB_MB = 1024
 STARTED = time.time()
+ENDINGS = JobEndings()
 
 
 def check_revisions(settings):
@@ -197,15 +202,6 @@ def memory_flag(wildcards, input):
 def shard_flag(wildcards):
     """Return which share of the layers a job measures, of its name `number-of-count`."""
     return cli_flags({"shard": wildcards.scatteritem.replace("-of-", "/")})
-
-
-def where_measured(path):
-    """Return an output that is made only where KL is measured."""
-    return [] if SETTINGS.sensitivity.anchors is None else path
-
-
-def agreement_flag(wildcards, output):
-    return cli_flags({"report": output.agreement or None})
 
 
 def genetic_pt(wildcards):
@@ -406,7 +402,7 @@ def study_flags(wildcards):
         ["--cell", cell.name, *(f"{key}={label}" for key, label in cell.labels.items())]
         for cell in study.cells(wildcards.study)
     ]
-    along = study.x or next(iter(study.vary), "also")
+    along = study.x or min(study.vary, default="also")
     return shlex.join(["--study", wildcards.study, "--x", along, *sum(cells, [])])
 
 
@@ -436,6 +432,14 @@ def compared_baselines(wildcards):
     )
 
 
+def compared_agreement(wildcards):
+    """Return what agrees with measured KL, where plans are searched from it."""
+    searched = plans_of("genetic") + plans_of("optimal")
+    if SETTINGS.sensitivity.anchors is None or not searched:
+        return []
+    return [f"results/{wildcards.model}/agreement.json"]
+
+
 def report_flags(wildcards):
     tasks = f"results/{wildcards.model}/tasks.json" if SETTINGS.tasks.names else None
     gguf = SETTINGS.models[wildcards.model].gguf
@@ -444,6 +448,7 @@ def report_flags(wildcards):
             "plan": list(SETTINGS.plans),
             "baseline": SETTINGS.baselines if gguf else None,
             "model-tasks": tasks,
+            "agreement": compared_agreement(wildcards) or None,
         }
     )
 
@@ -496,8 +501,8 @@ def sparsegpt_mem_mb(wildcards, attempt):
 
 
 def whole_machine(wildcards):
-    """Return every core of the run, so that nothing else runs beside a timing."""
-    return workflow.cores or 1
+    """Return every core of a run on one machine, so that nothing else runs beside a timing; elsewhere 1, and the profile says more."""
+    return 1 if workflow.remote_exec else workflow.resource_settings.cores or 1
 
 
 def compared_name(wildcards):
@@ -514,3 +519,29 @@ def show_comparisons():
                 f"\n{model}\n{path.read_text()}\n{path.with_suffix('.html')} has the figure.",
                 file=sys.stderr,
             )
+
+
+def on_slurm():
+    """Return whether this process gives jobs to SLURM; a job itself does not."""
+    executor = workflow.executor_plugin
+    return (
+        workflow.is_main_process and executor is not None and executor.name == "slurm"
+    )
+
+
+def start_on_slurm():
+    """Prepare a run whose jobs go to SLURM: none of an earlier run may be left, and a controller that is away is asked again."""
+    if not on_slurm():
+        return
+    try:
+        refuse_running(Path.cwd())
+    except UserError as error:
+        raise WorkflowError(f"{error.problems[0]}")
+    ask_patiently_(Path(workflow.basedir) / "profiles" / "slurm" / "bin")
+    logger.addHandler(ENDINGS)
+
+
+def show_endings(succeeded):
+    """Print which jobs of SLURM's ended early and where their logs are, and for how long the controller was away."""
+    told = filter(None, (ENDINGS.summary(succeeded), times_away()))
+    print("".join(f"\n{text}\n" for text in told), end="", file=sys.stderr)

@@ -13,6 +13,7 @@ rule plan_speed:
     resources:
         mem_mb=model_mem_mb,
         runtime="2h",
+        slurm_extra="--exclusive",
     params:
         *code("compare_real_quant.py"),
         script=script("compare_real_quant.py"),
@@ -39,6 +40,7 @@ rule comparison:
         compared_plans,
         compared_baselines,
         compared_model,
+        compared_agreement,
         model="results/{model}/model.json",
     output:
         table="results/{model}/comparison.tsv",
@@ -51,6 +53,7 @@ rule comparison:
         ),
     log:
         "logs/{model}/comparison.log",
+    localrule: True
     conda:
         "../envs/report.yaml"
     params:

@@ -8,6 +8,7 @@ rule base_gguf:
         "logs/{model}/base_gguf.log",
     conda:
         "../envs/llama.yaml"
+    threads: 1
     resources:
         mem_mb=model_mem_mb,
         runtime="2h",

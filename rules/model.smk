@@ -23,6 +23,7 @@ rule model:
         model="results/{model}/model.json",
     log:
         "logs/{model}/model.log",
+    localrule: True
     conda:
         "../envs/torch.yaml"
     params:

@@ -44,6 +44,7 @@ rule random_plan:
         "logs/{model}/{plan}/search.log",
     wildcard_constraints:
         plan=one_of(plans_of("random")),
+    localrule: True
     conda:
         "../envs/torch.yaml"
     params:
@@ -79,6 +80,10 @@ rule genetic_plan:
         plan=one_of(plans_of("genetic")),
     conda:
         "../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=model_mem_mb,
+        runtime="1h",
     params:
         *code("mixed_precision_ptq.py"),
         script=script("mixed_precision_ptq.py"),

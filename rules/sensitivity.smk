@@ -18,7 +18,7 @@ if SETTINGS.sensitivity.shards == 1:
         output:
             table="results/{model}/sensitivity.tsv",
             smoothing="results/{model}/sensitivity.smoothing.safetensors",
-            agreement=where_measured("results/{model}/agreement.json"),
+            agreement="results/{model}/agreement.json",
         log:
             "logs/{model}/sensitivity.log",
         benchmark:
@@ -36,10 +36,10 @@ if SETTINGS.sensitivity.shards == 1:
             flags=sensitivity_flags,
             memory=memory_flag,
             imatrix=imatrix_flag,
-            report=agreement_flag,
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} {params.memory} {params.imatrix} --threads {threads} --output {output.table} {params.report} > {log} 2>&1"
+            " {params.flags} {params.memory} {params.imatrix} --threads {threads} --output {output.table}"
+            " --report {output.agreement} > {log} 2>&1"
 
 else:
 
@@ -84,7 +84,7 @@ else:
         output:
             table="results/{model}/sensitivity.tsv",
             smoothing="results/{model}/sensitivity.smoothing.safetensors",
-            agreement=where_measured("results/{model}/agreement.json"),
+            agreement="results/{model}/agreement.json",
         log:
             "logs/{model}/sensitivity.log",
         conda:
@@ -92,7 +92,6 @@ else:
         params:
             *code("merge_sensitivity.py"),
             script=script("merge_sensitivity.py"),
-            report=agreement_flag,
         shell:
             "python {params.script:q} --model {input.model} --tables {input.tables}"
-            " --output {output.table} {params.report} > {log} 2>&1"
+            " --output {output.table} --report {output.agreement} > {log} 2>&1"

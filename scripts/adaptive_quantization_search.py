@@ -14,7 +14,15 @@ def main(args) -> None:
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
-    from bitplan.search.adaptive_run import alphas_of, held_out, print_result, search, task_metric, token_perplexity
+    from bitplan.search.adaptive_run import (
+        alphas_of,
+        held_out,
+        kept_beside,
+        print_result,
+        search,
+        task_metric,
+        token_perplexity,
+    )
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
@@ -34,6 +42,7 @@ def main(args) -> None:
         text = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
         model.model.tokens_per_batch = args.batch_size * text.tokens.shape[1]
         measure = token_perplexity(model, text, weights)
+    measure, kept = kept_beside(args.output_plan, measure, model, weights)
     plan = search(model, alphas, measure, settings, formats)
     found = held_out(model, evaluation, plan, weights)
     default = LayerPlan(group_size=settings.group_size)
@@ -41,6 +50,7 @@ def main(args) -> None:
     write_config(args.output_config, plan, default, model.info, "search_summary")
     write_plan(args.output_plan, plan, default, model.info, "search_summary")
     write_provenance(args.output_plan, started)
+    kept.remove()
     print_result(plan, alphas)
 
 

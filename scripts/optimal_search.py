@@ -36,6 +36,7 @@ def main(args) -> None:
                 write(path, made, LayerPlan(), info, "search_summary")
         print_optimal(made, info, summary)
     write_provenance(next(path for path in outputs(target) if path is not None), started)
+    search.kept.remove()
 
 
 if __name__ == "__main__":

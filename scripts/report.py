@@ -5,6 +5,7 @@ from bitplan.flag_files import input_file, input_folder, output_file
 
 
 def main(args) -> None:
+    from bitplan.compare.agreement import agreement_html, agreement_text, read_agreement
     from bitplan.compare.figure import FILE_SIZE, PLAN_SIZE, as_simulated, draw
     from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
     from bitplan.compare.tasks import task_columns, task_rows, tasks_html, tasks_text
@@ -12,6 +13,7 @@ def main(args) -> None:
     from bitplan.models.layers import model_info
 
     info = model_info(args.model)
+    taus = read_agreement(args.agreement) if args.agreement else {}
     entries = [Entry(name, args.results / "plans" / name, True) for name in args.plan]
     baselines = args.baseline or []
     entries += [Entry(name, args.results / "baselines" / name, False) for name in baselines]
@@ -25,8 +27,9 @@ def main(args) -> None:
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     with written_aside(args.figure) as aside:
         draw(rows if baselines else as_simulated(rows), aside, title, FILE_SIZE if baselines else PLAN_SIZE)
-    texts = {args.text: as_text(rows) + tasks_text(tasks)}
-    texts[args.page] = as_page(rows, tasks_html(tasks), args.figure.read_text(encoding="utf-8"), title)
+    texts = {args.text: as_text(rows) + tasks_text(tasks) + agreement_text(taus)}
+    more = tasks_html(tasks) + agreement_html(taus)
+    texts[args.page] = as_page(rows, more, args.figure.read_text(encoding="utf-8"), title)
     for path, text in texts.items():
         with written_aside(path) as aside:
             aside.write_text(text, encoding="utf-8")
@@ -42,6 +45,7 @@ if __name__ == "__main__":
         "--baseline", action="append", help="a baseline's name, the reference of speed first; without any, no files"
     )
     flags.add_argument("--model-tasks", type=input_file, help="the model's tasks.json, where the plans have theirs too")
+    flags.add_argument("--agreement", type=input_file, help="the agreement.json of a measured sensitivity table")
     flags.add_argument("--output", type=output_file, required=True, help="comparison.tsv to write")
     flags.add_argument("--text", type=output_file, required=True, help="readable table to write")
     flags.add_argument("--page", type=output_file, required=True, help="comparison.html to write")

@@ -17,6 +17,7 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.errors import user_error
     from bitplan.formats.table import format_named
     from bitplan.measure.candidates import MeasureSettings
     from bitplan.measure.command import check_flags, make_table, tell_agreement
@@ -30,9 +31,12 @@ def main(args) -> None:
     choices = (*activation_choices(args.activation_scope, args.group_size), *palette)
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
-    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher)
+    outside = tuple(format_named(name).name for name in args.outside or ())
+    if outside and args.anchors is None:
+        raise user_error("--outside", "is measured by KL, which --anchors asks for", "Give --anchors 1, 2 or all")
+    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside)
     source = GAUSSIAN if args.random else args.calibration
-    check_flags(measure, source, args.report)
+    check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads)
     files = (args.layer_stats, args.output, args.imatrix)
     made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
@@ -40,7 +44,7 @@ def main(args) -> None:
     inputs = "Gaussian inputs" if source == GAUSSIAN else "the calibration text"
     layers = len({row["layer"] for row in made.rows})
     print(f"{len(made.rows)} rows for {layers} layers on {inputs}: {args.output}")
-    tell_agreement(args.output, args.report, args.anchors is not None and args.shard == (1, 1))
+    tell_agreement(args.output, args.report)
 
 
 if __name__ == "__main__":
@@ -74,6 +78,12 @@ if __name__ == "__main__":
         help="formats of each layer whose KL is measured; of the others it is fitted",
     )
     flags.add_argument(
+        "--outside",
+        nargs="+",
+        action="extend",
+        help="formats in which the token embedding and the output matrix are measured too, with --anchors",
+    )
+    flags.add_argument(
         "--memory-limit", type=size, default="4GB", help="for the hidden states of candidates, with --anchors"
     )
     flags.add_argument("--fisher", action="store_true", help="also the Fisher score, from one backward pass")
@@ -86,9 +96,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )
-    flags.add_argument(
-        "--report", type=output_file, help="JSON of what agrees with measured KL to write, with --anchors"
-    )
+    flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
     flags.add_argument(
         "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"
     )

@@ -104,7 +104,7 @@ if __name__ == "__main__":
     flags.add_argument("--weights", type=named_number, nargs="+", action="extend", metavar="SCORE=WEIGHT",
                        help="weights of the scores activation, hessian, weight, output, stability; .25 .25 .15 .25 .10")  # fmt: skip
     flags.add_argument("--sym", action=BooleanOptionalAction, default=True, help="symmetric codes, or a zero point")
-    flags.add_argument("--mse", action=BooleanOptionalAction, default=False, help="cut ranges where that helps")
+    flags.add_argument("--mse", action=BooleanOptionalAction, default=True, help="cut ranges where that helps")
     flags.add_argument("--group_size", type=count, help="inputs of a row that share a scale; the whole row by default")
     flags.add_argument("--blocksize", type=count, default=128, help="columns between two updates of the rest")
     flags.add_argument("--percdamp", type=number(0.0), default=0.01, help="damping, in shares of the mean diagonal")

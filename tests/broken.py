@@ -287,6 +287,12 @@ PLANS: dict[str, object] = {
     "plan_of_no_format": {"default": {"wq": "mxfp44"}},
     "plan_of_a_listed_format": {"default": {"wq": ["mxfp4"]}},
     "plan_of_weight_activations": {"overrides": [{"pattern": "*", "wq": "mxfp4", "aq": "q8_0"}]},
+    "plan_of_all_outside": {"overrides": [{"pattern": "*", "wq": "q8_0", "outside": True}]},
+    "plan_of_no_format_outside": {"overrides": [{"pattern": "lm_head", "wq": "q6_kk", "outside": True}]},
+    "plan_of_activations_outside": {
+        "overrides": [{"pattern": "lm_head", "wq": "q8_0", "aq": "mxfp8", "outside": True}]
+    },
+    "plan_of_q4_k_outside": {"overrides": [{"pattern": "model.embed_tokens", "wq": "q4_k", "outside": True}]},
     "plan_of_no_layer": {"overrides": [{"pattern": "model.layers.7.*", "wq": "mxfp4"}]},
     "plan_misspelt": {"overides": [{"pattern": "*", "wq": "mxfp4"}]},
     "plan_key_misspelt": {"overrides": [{"pattern": "*", "wqq": "mxfp4"}]},

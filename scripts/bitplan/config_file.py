@@ -27,6 +27,7 @@ STUDIES: dict[str, Any] = {
             "bit_allocation_method": ["quantile", "optimal"],
         },
         "also": {"gptq": UNIFORM, "rtn": ROUNDED},
+        "x": "weights",
     },
     "bits": {
         "plan": SPARSEGPT,
@@ -47,6 +48,7 @@ STUDIES: dict[str, Any] = {
             "sparsity": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
             "compensate": {"sparsegpt": True, "magnitude": False},
         },
+        "x": "sparsity",
     },
 }
 DEMO: dict[str, Any] = {
@@ -76,7 +78,11 @@ DEMO: dict[str, Any] = {
         "sparsegpt-4bit": {"method": "sparsegpt", "target_avg_bits": [4.0], "bit_allocation_method": "budget"},
     },
     "studies": STUDIES,
-    "sensitivity": {"anchors": "all", "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]},
+    "sensitivity": {
+        "anchors": "all",
+        "outside": ["q4_k", "q5_k", "q6_k", "q8_0"],
+        "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
+    },
     "calibration": {"length": 512, "sequences": 16},
     "selection": {"length": 512, "sequences": 16},
     "evaluation": {"length": 512, "sequences": 32},

@@ -1,12 +1,14 @@
 """Files between steps: written aside and renamed, byte-deterministic, with provenance beside them."""
 
 import csv
+import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,34 @@ GGUF_BEGIN = b"GGUF"
 MADE_AGAIN = "Make it again with the command that wrote it"
 
 
+WORK = ".bitplan-work-"
+RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into a name
+
+
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
 
-    A reader sees the old file or the whole new one, never a part; after an error the old file still stands.
+    A reader sees the old file or the whole new one, never a part; after an error the old file still stands. What a killed
+    process has left of the same file is removed.
     """
     path = Path(path)
+    begin, end = f".{path.name}.", f".tmp{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        _remove_abandoned(path.parent, begin, end)
+        aside, handle = _locked(lambda: _opened(*tempfile.mkstemp(prefix=begin, suffix=end, dir=path.parent)))
     except OSError as error:
         raise user_error(
             path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
         ) from None
-    os.close(handle)
-    aside = Path(name)
     try:
         yield aside
         os.chmod(aside, 0o666 & ~_umask())
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def _umask() -> int:
@@ -47,15 +55,56 @@ def _umask() -> int:
     return mask
 
 
+def _opened(handle: int, name: str) -> tuple[Path, int]:
+    return Path(name), handle
+
+
+def _opened_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        name = tempfile.mkdtemp(prefix=WORK, dir=parent)
+        with suppress(FileNotFoundError):  # another process took it for abandoned
+            return Path(name), os.open(name, os.O_RDONLY)
+
+
+def _locked(make: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
+    """Return a temporary file or folder and its open handle, which holds a lock on it until it is closed or the process ends.
+
+    The lock tells it from one whose process was killed. A file system without locks gives none, and nothing is removed there.
+    """
+    while True:
+        made, handle = make()
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Between its making and its locking another process may have taken it for abandoned.
+        if made.exists():
+            return made, handle
+        os.close(handle)
+
+
+def _remove_abandoned(parent: Path, begin: str, end: str = "") -> None:
+    """Remove the temporary files and folders whose processes were killed: of these names, and locked by nobody."""
+    named = re.compile(re.escape(begin) + RANDOM + re.escape(end))
+    for found in [Path(entry) for entry in os.scandir(parent) if named.fullmatch(entry.name)]:
+        with suppress(OSError):
+            handle = os.open(found, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
+            finally:
+                os.close(handle)
+
+
 @contextmanager
 def folder_aside(parent: Path) -> Iterator[Path]:
-    """Yield a temporary folder under `parent`, removed when the block ends."""
+    """Yield a temporary folder under `parent`, removed when the block ends. Those that killed processes have left are removed."""
     parent.mkdir(parents=True, exist_ok=True)
-    name = tempfile.mkdtemp(prefix=".work-", dir=parent)
+    _remove_abandoned(parent, WORK)
+    folder, handle = _locked(lambda: _opened_folder(parent))
     try:
-        yield Path(name)
+        yield folder
     finally:
-        shutil.rmtree(name, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
 @contextmanager

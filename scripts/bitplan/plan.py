@@ -17,10 +17,11 @@ from bitplan.models.compressed import FOLDER as COMPRESSED
 from bitplan.models.compressed import Compressed, read_compressed
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
+from bitplan.plan_outside import outside_problems
 
 UNQUANTIZED_BITS = 16
 # What an override may hold beside its pattern; everything else is refused.
-FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits")
+FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "outside")
 NOTES = ("alpha_hill", "category", "precision")
 SUMMARIES = ("search_summary", "summary")
 KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed")
@@ -30,7 +31,8 @@ KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version
 class LayerPlan:
     """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own).
 
-    `stored_bits` is the layer's size where its format alone does not say it: `channels`.
+    `stored_bits` is the layer's size where its format alone does not say it: `channels`. `outside` marks the formats of the token
+    embedding and of the output matrix, which are otherwise protected.
     """
 
     wq: str = UNQUANTIZED
@@ -38,6 +40,7 @@ class LayerPlan:
     group_size: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     stored_bits: int | None = None
+    outside: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -55,7 +58,7 @@ class LayerPlan:
 
 
 def _formats_of(made: LayerPlan) -> dict[str, Any]:
-    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits}
+    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits, "outside": made.outside or None}
     return {"wq": made.wq, "aq": made.aq, **{key: value for key, value in beside.items() if value is not None}}
 
 
@@ -72,6 +75,11 @@ class Plan:
     def of(self, layer: str) -> LayerPlan:
         """Return the layer's formats; 16 bits for a layer that the plan does not name."""
         return self.layers.get(layer, LayerPlan())
+
+    def outside(self, info: ModelInfo) -> tuple[Layer, ...]:
+        """Return the token embedding and the output matrix where the plan quantizes them; of a tied model both."""
+        named = (layer for layer in info.layers if layer.outside)
+        return tuple(layer for layer in named if self.of(layer.name).outside and self.of(layer.name).weights_change)
 
     def counts(self, info: ModelInfo) -> dict[str, int]:
         """Return how many quantizable layers have each weight format, by falling count."""
@@ -154,12 +162,14 @@ def _check_shape(source: str, config: Mapping[str, Any]) -> None:
         raise UserError(problems)
 
 
-def _check(source: str, config: Mapping[str, Any], names: Sequence[str], formats: Mapping[str, Format]) -> None:
+def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], formats: Mapping[str, Format]) -> None:
     _check_shape(source, config)
-    overrides = config.get("overrides", [])
+    names, overrides = [layer.name for layer in layers], config.get("overrides", [])
     problems = _entry_problems(f"{source}: default", config.get("default", {}), formats)
+    problems += outside_problems(f"{source}: default", config.get("default", {}), layers, formats)
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
+        problems += outside_problems(f"{source}: overrides[{number}]", entry, layers, formats)
         if not any(map(_match(entry["pattern"]).match, names)):
             hint = nearest(entry["pattern"], names) or f"The first layer is {names[0]!r}"
             problems.append(
@@ -174,7 +184,20 @@ def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
     if entry.get("skip"):
         return LayerPlan(notes=notes)
     formats = (entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED))
-    return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"))
+    return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"), entry.get("outside", False))
+
+
+def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], source: str) -> dict[str, LayerPlan]:
+    """Return the plans of layers in which a tied output matrix has the embedding's. Raises `UserError` where it asks for another."""
+    table = next((layer.name for layer in layers if layer.token_table), None)
+    output = next((layer.name for layer in layers if layer.tied), None)
+    if table is None or output is None:
+        return dict(chosen)
+    shared, own = chosen[table], chosen[output]
+    if own.outside and own != shared:
+        what = f"is to be {own.wq}, and {table}, the very same matrix, {shared.wq}"
+        raise user_error(f"{source}: {output}", what, f"Leave it out: the format of {table} is that of both")
+    return {**chosen, output: replace(shared, notes=own.notes)}
 
 
 def expand(
@@ -185,19 +208,21 @@ def expand(
 ) -> Plan:
     """Return the plan of a configuration: for each layer the last override whose pattern matches its whole name.
 
-    Patterns are `fnmatch`'s, case-sensitive. Protected layers stay at 16 bits whatever matches them.
-    Raises `UserError` with every unknown key or format and every pattern that matches no layer.
+    Patterns are `fnmatch`'s, case-sensitive. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
+    with `outside`, which takes nothing from the default; a tied output matrix has what the embedding has. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
     """
     layers = tuple(layers)
-    _check(source, config, [layer.name for layer in layers], formats)
-    chosen = {layer.name: _layer_plan(config.get("default", {})) for layer in layers}
+    _check(source, config, layers, formats)
+    default = config.get("default", {})
+    chosen = {layer.name: _layer_plan(default) for layer in layers}
     for entry in config.get("overrides", []):
-        made, pattern = _layer_plan({**config.get("default", {}), **entry}), _match(entry["pattern"])
+        whole = entry if entry.get("outside") else {**default, **entry}
+        made, pattern = _layer_plan(whole), _match(entry["pattern"])
         chosen.update({layer.name: made for layer in layers if pattern.match(layer.name)})
     for layer in layers:
-        if layer.protected:
+        if layer.protected and not chosen[layer.name].outside:
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
-    return Plan(chosen, config.get("search_summary") or config.get("summary") or {})
+    return Plan(_with_tied_output(chosen, layers, source), config.get("search_summary") or config.get("summary") or {})
 
 
 def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
@@ -297,16 +322,22 @@ def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = IN
 
 
 def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Bits:
-    """Return the average bits of a plan; parameters outside the quantizable layers count 16 bits each."""
-    stored = sum(layer_bits(layer, plan.of(layer.name), formats) for layer in info.quantizable)
+    """Return the average bits of a plan. Parameters outside the quantizable layers count 16 bits each, but for those of an embedding
+    or output matrix that the plan quantizes."""
+    outside = [layer for layer in plan.outside(info) if not layer.tied]
     inside = sum(layer.params for layer in info.quantizable)
-    return Bits((stored + UNQUANTIZED_BITS * (info.parameters - inside)) / info.parameters, stored / inside)
+    whole = info.parameters - inside - sum(layer.params for layer in outside)
+    stored, beside = (
+        sum(layer_bits(layer, plan.of(layer.name), formats) for layer in layers)
+        for layers in (info.quantizable, outside)
+    )
+    return Bits((stored + beside + UNQUANTIZED_BITS * whole) / info.parameters, stored / inside)
 
 
 def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:
     """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format."""
     problems = []
-    for layer in info.quantizable:
+    for layer in (*info.quantizable, *(layer for layer in plan.outside(info) if not layer.tied)):
         form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
         if form.fixed_block and columns % form.block:
             what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"

@@ -98,6 +98,9 @@ class SensitivitySettings(Section):
         None,
         description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
     )
+    outside: list[FormatName] = Field(
+        [], description="formats in which KL of the token embedding and of the output matrix is measured, with anchors"
+    )
     memory_limit: Amount = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
     )
@@ -115,6 +118,8 @@ class SensitivitySettings(Section):
     def _is_measured_on_text(self) -> "SensitivitySettings":
         if self.random and (self.anchors is not None or self.fisher or self.shards > 1):
             raise ValueError("random goes without anchors, fisher and shards: these measure on the calibration text")
+        if self.outside and self.anchors is None:
+            raise ValueError("outside goes with anchors: its formats are measured by KL")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
         return self

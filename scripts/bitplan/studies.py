@@ -45,12 +45,13 @@ class StudySettings(Section):
         {}, description="single cells besides, by name: the settings in which each differs from the plan"
     )
     x: str | None = Field(
-        None, description="what the figure has along: a varied setting (the first when absent), or avg_bits_layers"
+        None,
+        description="what the figure has along: a varied setting (the first by name when absent), or avg_bits_layers",
     )
 
     def cells(self, name: str) -> tuple[Cell, ...]:
         """Return the cells of the study. Raises ValueError naming the cell whose settings make no plan."""
-        keys = list(self.vary)
+        keys = sorted(self.vary)  # the order in which they are written decides no name
         tables = [_labelled(self.vary[key]) for key in keys]
         made = []
         for labels in product(*tables) if keys else ():

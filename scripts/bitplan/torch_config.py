@@ -47,8 +47,9 @@ def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
         log.warning("%s holds neither group size nor activation scope: use the config.json or plan.json", path)
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
-    with written_aside(path) as aside:
-        torch.save(content_of(plan, info), aside)
+    # Given a name, torch would write that of the temporary file into the archive.
+    with written_aside(path) as aside, open(aside, "wb") as handle:
+        torch.save(content_of(plan, info), handle)
 
 
 def _loaded(path: Path) -> Mapping[str, Mapping[str, Any]]:

@@ -288,6 +288,14 @@ CASES = [
     ("a default that is a list", f"{BITS} {{plan_of_a_listed_default}}", "default", "Put it as"),
     ("a summary that is a word", f"{BITS} {{plan_of_a_worded_summary}}", "search_summary", "Put it as"),
     ("a target that is a word in a plan", f"{BITS} {{plan_of_a_worded_target}}", "target_avg_bits: 'eight'", "Give one"),
+    ("a pattern for what is outside", f"{BITS} {{plan_of_all_outside}}", "overrides[0].outside: '*'", "Name one: model.embed_tokens, lm_head"),
+    ("an unknown format outside", f"{PPL} --plan {{plan_of_no_format_outside}}", "overrides[0].wq: unknown format 'q6_kk'", "'q6_k'"),
+    ("activations of an embedding", f"{EXPORT.replace('{plan}', '{plan_of_activations_outside}')} {{tiny}} --base {{gguf}}",
+     "overrides[0].aq: what stands outside", "Leave it out"),
+    ("a block that does not fit the embedding", f"{PPL} --plan {{plan_of_q4_k_outside}}", "model.embed_tokens: its 64 columns", "q8_0"),
+    ("outside without anchors", f"{SENSITIVITY} --outside q8_0", "--outside: is measured by KL", "Give --anchors"),
+    ("an unknown format to measure outside", f"{SENSITIVITY} --anchors all --outside q6_kk", "'q6_kk'", "'q6_k'"),
+    ("a format to measure outside that does not fit", f"{SENSITIVITY} --anchors all --outside q6_k", "model.embed_tokens: its 64 columns", "q8_0"),
     ("a skip that is a word", f"{BITS} {{plan_of_a_worded_skip}}", "overrides[0].skip: 'no'", "Give true"),
     *(
         (f"a group of {name}", f"{BITS} {{plan_group_{name}}}", f"default.group_size: {shown}", "Give one, as 32")
@@ -348,6 +356,7 @@ CASES = [
     ("a task of another field", f"{TASKS} --tasks mine --include-path {{tasks_of_another_field}}", "task mine", "YAML"),
     # -- results
     ("a missing result", f"{REPORT} {{results}}", "one/perplexity.json: does not exist", "snakemake"),
+    ("an agreement that is none", f"{REPORT} {{results}} --agreement {{files}}/bits.json", "holds no taus", "sensitivity.py --report"),
     ("a result without speed", f"{REPORT} {{results_without_speed}}", "speed.json: lacks the speed of f16", "snakemake"),
     ("a plan that has no results", f"{REPORT} {{results}} --plan two", "plans/two", "snakemake"),
     # -- outputs
@@ -395,7 +404,6 @@ CASES = [
     ("anchors that are none", f"{SENSITIVITY} --anchors 3", "--anchors: invalid choice: '3'", "'all'"),
     ("anchors without a palette", f"{SENSITIVITY} --anchors 2", "--anchors: has no weight formats", "Give --palette"),
     ("anchors on Gaussian inputs", f"{SENSITIVITY} --anchors all --random", "--anchors, --fisher and --shard", "Leave out --random"),
-    ("agreement with nothing", f"{SENSITIVITY} --report {{tmp}}/r.json", "--report: compares", "Give --anchors"),
     ("statistics of another model: sensitivity", f"{SENSITIVITY} --layer-stats {{table_of_another}}", "has no row for model.layers.0",
      "layer_stats.py"),
     ("a shard that is not there", f"{MERGE} {{sensitivity}} {{tmp}}/none.tsv", "none.tsv: does not exist", "--shard"),
@@ -706,6 +714,20 @@ SETTINGS = [
     ("no formats", plan(formats=[]), "plans.one.formats", "at least 1"),
     ("a group that is half", plan(group_size=1.5), "plans.one.group_size", "valid integer"),
     ("an unknown recipe in the settings", {"baselines": ["q4_kk"]}, "baselines.0", "'q4_k_m'"),
+    (
+        "outside without anchors in the settings",
+        {"sensitivity": {"outside": ["q6_k"]}},
+        "sensitivity: outside goes with anchors",
+        "",
+    ),
+    (
+        "an unknown format outside in the settings",
+        {"sensitivity": {"outside": ["q6_kk"]}},
+        "sensitivity.outside.0",
+        "'q6_k'",
+    ),
+    ("an importance matrix that is a file", {"imatrix": "layer_stats.safetensors"}, "imatrix: ", "valid boolean"),
+    ("a recipe that cannot use importance", {"baselines": ["f16_imatrix"]}, "baselines.0", "'q4_k_m_imatrix'"),
     ("an unknown dtype in the settings", {"compute": {"dtype": "fp8"}}, "compute.dtype", "'fp32'"),
     ("an unknown device in the settings", {"compute": {"device": "gpu"}}, "compute.device", "cuda"),
     ("a window of 1 token", {"evaluation": {"length": 1}}, "evaluation.length", "greater than or equal to 2"),

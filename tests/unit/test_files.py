@@ -2,11 +2,17 @@
 
 import json
 import math
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
 
 import pytest
 
 from bitplan.errors import UserError
-from bitplan.files import read_json, read_table, write_json, write_table, written_aside
+from bitplan.files import folder_aside, read_json, read_table, write_json, write_table, written_aside
+from tests.conftest import SCRIPTS
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -53,3 +59,74 @@ def test_a_table_without_a_required_column_is_named(tmp_path):
     write_table(tmp_path / "t.tsv", [{"a": 1}], ("a",))
     with pytest.raises(UserError, match="no column b"):
         read_table(tmp_path / "t.tsv", ("a", "b"))
+
+
+# ------------------------------------------------------------------------------------------------------- killed processes
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from bitplan.files import folder_aside, written_aside
+with written_aside(Path(sys.argv[2]) / "a.json") as aside, folder_aside(Path(sys.argv[2])) as work:
+    aside.write_text("half")
+    (work / "base.gguf").write_text("large")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_what_a_killed_process_has_left_is_removed_at_the_next_write(tmp_path):
+    made = subprocess.run([sys.executable, "-c", KILLED, str(SCRIPTS), str(tmp_path)], check=False)
+    left = names(tmp_path)
+    assert made.returncode == -signal.SIGKILL and len(left) == 2 and all(name.startswith(".") for name in left)
+    write_json(tmp_path / "b.json", {})
+    assert names(tmp_path) == left | {"b.json"}, "of another file"
+    write_json(tmp_path / "a.json", {})
+    with folder_aside(tmp_path) as work:
+        assert names(tmp_path) == {"a.json", "b.json", work.name}
+    assert names(tmp_path) == {"a.json", "b.json"}
+
+
+def test_what_is_being_written_is_left_alone(tmp_path):
+    with written_aside(tmp_path / "a.json") as first, folder_aside(tmp_path) as work:
+        first.write_text("first")
+        with written_aside(tmp_path / "a.json") as second, folder_aside(tmp_path) as other:
+            second.write_text("second")
+            assert first.exists() and work.is_dir() and other.is_dir()
+        assert (tmp_path / "a.json").read_text() == "second"
+    assert (tmp_path / "a.json").read_text() == "first"
+
+
+def test_names_that_only_look_like_temporary_ones_are_left_alone(tmp_path):
+    others = {".a.json.tmp.json", ".a.json.note.tmp.json", ".xa.json.abcdefgh.tmp.json", ".bitplan-work-mine"}
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / ".a.json.abcdefgh.tmp.json").symlink_to(tmp_path / ".bitplan-work-mine")
+    write_json(tmp_path / "a.json", {})
+    with folder_aside(tmp_path):
+        pass
+    assert names(tmp_path) == others | {"a.json", ".a.json.abcdefgh.tmp.json"}
+
+
+def test_many_writers_of_one_file_never_take_each_others_away(tmp_path):
+    failures = []
+
+    def write(number: int) -> None:
+        try:
+            for _ in range(50):
+                write_json(tmp_path / "a.json", {"number": number})
+                with folder_aside(tmp_path) as work:
+                    (work / "x").touch()
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and names(tmp_path) == {"a.json"}

@@ -6,7 +6,9 @@ import math
 
 import pytest
 
-from bitplan.measure.agreement import agreement, agreement_text, kendall, read_rows
+from bitplan.compare.agreement import agreement_html, agreement_text, read_agreement
+from bitplan.errors import UserError
+from bitplan.measure.agreement import agreement, kendall, read_rows
 from bitplan.measure.fitted import fit, predicted, with_fitted
 
 
@@ -78,9 +80,29 @@ def test_agreement_looks_at_measured_weight_formats_alone_and_leaves_anchors_out
     assert taus["fitted (1 anchor)"]["all"] == taus["fitted (2 anchors)"]["all"] == pytest.approx(1)
     assert taus["fitted (2 anchors)"]["q2_k"] is None and taus["fitted (1 anchor)"]["q4_k"] is None
     assert taus["mse"]["q4_k"] < 1 and taus["fisher"]["all"] is None
-    text = agreement_text(taus)
-    assert text.splitlines()[0].split() == ["tau", "against", "kld", *taus["mse"]]
-    assert "fitted (1 anchor)" in text and "1.000" in text
+
+
+def test_the_table_of_taus_is_read_and_shown_in_text_and_on_the_page(tmp_path):
+    taus = {
+        "mse": {"all": 0.5, "q8_0": 0.25, "q2_k": None},
+        "alpha": {"all": -0.125, "q8_0": 0, "q2_k": 1},
+        "fisher": {"all": None},
+    }
+    (tmp_path / "agreement.json").write_text(json.dumps({"kendall_tau": taus}))
+    read = read_agreement(tmp_path / "agreement.json")
+    lines = [line.split() for line in agreement_text(read).splitlines()[1:4]]
+    assert lines[0] == ["tau", "against", "KL", "q2_k", "q8_0", "all"]
+    assert lines[1:] == [["alpha", "1.000", "0.000", "-0.125"], ["mse", "0.250", "0.500"]]
+    page = agreement_html(read)
+    assert "<td>alpha</td><td>1.000</td><td>0.000</td><td>-0.125</td>" in page and "fisher" not in page
+    assert agreement_text({}) == agreement_html({}) == ""
+
+
+@pytest.mark.parametrize("content", ["{}", '{"kendall_tau": [1]}', '{"kendall_tau": {"mse": {"all": "high"}}}', "tau"])
+def test_a_file_of_no_taus_is_refused(content, tmp_path):
+    (tmp_path / "agreement.json").write_text(content)
+    with pytest.raises(UserError, match=r"agreement\.json"):
+        read_agreement(tmp_path / "agreement.json")
 
 
 def test_a_table_is_read_as_it_is_written(tmp_path):

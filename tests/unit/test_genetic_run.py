@@ -281,6 +281,8 @@ def test_every_kind_of_file_gives_the_plan_back(smooth, tmp_path):
         assert formats(again, model) == formats(plan, model)
         assert (again.smoothing and again.smoothing.digest) == (smoothing and smoothing.digest)
     assert smoothing_path(tmp_path / "made.pt").exists() is smooth
+    write_pt(tmp_path / "again" / "made.pt", plan, model)
+    assert (tmp_path / "again/made.pt").read_bytes() == (tmp_path / "made.pt").read_bytes()
 
 
 def test_a_palettes_files_give_the_plan_back(tmp_path):

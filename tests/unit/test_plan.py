@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bitplan.bits_report import bits_report
 from bitplan.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plan import LayerPlan, average_bits, check_columns, expand, read_plan, uniform, write_config, write_plan
@@ -48,6 +49,103 @@ def test_protected_layers_stay_whole_whatever_matches(info):
         {"default": {"wq": "mxfp4", "aq": "mxfp4"}, "overrides": [{"pattern": "*", "wq": "int4"}]}, info.layers
     )
     assert not plan.of("lm_head").quantized and not plan.of("model.embed_tokens").quantized
+
+
+def matrices(tied: bool = False) -> ModelInfo:
+    """A model with an embedding, a router, a layer and an output matrix, tied or not."""
+    table = Layer("model.embed_tokens", "embedding", (100, 64), -1, "", True)
+    router = Layer("model.layers.0.mlp.gate", "router", (4, 64), 0, "", True)
+    output = Layer("lm_head", "lm_head", (100, 64), -1, "", True, tied=tied)
+    layers = (table, layer(NAMES[0]), router, output)
+    return ModelInfo("here", "f1", "", "", sum(each.params for each in layers if not each.tied) + 10, layers)
+
+
+def outside(pattern: str, wq: str = "q8_0", **more) -> dict:
+    return {"pattern": pattern, "wq": wq, "outside": True, **more}
+
+
+def test_an_entry_marked_outside_gives_the_embedding_or_the_output_matrix_a_format():
+    info = matrices()
+    plan = expand(
+        {"default": {"wq": "mxfp4", "aq": "mxfp8", "group_size": 16}, "overrides": [outside("lm_head")]}, info.layers
+    )
+    assert plan.of("lm_head") == LayerPlan("q8_0", outside=True), "nothing is taken from the default"
+    assert not plan.of("model.embed_tokens").quantized and not plan.of("model.layers.0.mlp.gate").quantized
+    assert [each.name for each in plan.outside(info)] == ["lm_head"]
+
+
+def test_the_last_match_decides_about_what_is_outside_too():
+    info = matrices()
+    later = {"overrides": [outside("lm_head"), {"pattern": "lm_*", "wq": "q4_0"}]}
+    assert not expand(later, info.layers).of("lm_head").quantized
+    twice = {"overrides": [outside("lm_head"), outside("lm_head", "q4_0")]}
+    assert expand(twice, info.layers).of("lm_head").wq == "q4_0"
+
+
+def test_average_bits_count_what_is_outside_and_those_of_the_layers_do_not():
+    info, tied = matrices(), matrices(tied=True)
+    config = {"overrides": [outside("model.embed_tokens"), {"pattern": NAMES[0], "wq": "q4_0"}]}
+    stored = 6400 * 8.5 + 256 * 4.5 + 16 * (256 + 10)
+    bits = average_bits(expand(config, info.layers), info)
+    assert bits.avg_bits_layers == 4.5 and bits.avg_bits == pytest.approx((stored + 16 * 6400) / info.parameters)
+    assert average_bits(expand(config, tied.layers), tied).avg_bits == pytest.approx(stored / tied.parameters)
+
+
+def test_the_embedding_of_a_tied_model_decides_the_output_matrix_and_a_contradiction_is_refused():
+    info = matrices(tied=True)
+    for entries in ([outside("model.embed_tokens")], [outside("model.embed_tokens"), outside("lm_head")]):
+        plan = expand({"overrides": entries}, info.layers)
+        assert plan.of("lm_head").wq == plan.of("model.embed_tokens").wq == "q8_0"
+    kept = [outside("model.embed_tokens"), {"pattern": "lm_head", "skip": True}]
+    assert expand({"overrides": kept}, info.layers).of("lm_head").wq == "q8_0", "it is the same matrix"
+    for entries in ([outside("lm_head")], [outside("model.embed_tokens", "q4_0"), outside("lm_head")]):
+        with pytest.raises(UserError, match="lm_head: is to be q8_0, and model.embed_tokens, the very same matrix"):
+            expand({"overrides": entries}, info.layers)
+
+
+@pytest.mark.parametrize(
+    ("entry", "what"),
+    [
+        (outside("*"), "'[*]' is not the whole name of the token embedding"),
+        (outside("lm_hea?"), "is not the whole name"),
+        (outside("model.layers.0.mlp.gate"), "is not the whole name"),
+        (outside(NAMES[0]), "Name one: model.embed_tokens, lm_head"),
+        (outside("lm_head", "q88_0"), "unknown format 'q88_0'"),
+        (outside("lm_head", "int4_tensor"), "does not make each row of a matrix by itself"),
+        (outside("lm_head", aq="mxfp8"), "has weights only"),
+        ({"pattern": "lm_head", "outside": True}, "has no wq beside it"),
+        (outside("lm_head") | {"outside": "yes"}, "'yes' is neither true nor false"),
+    ],
+)
+def test_a_wrong_entry_for_what_is_outside_is_refused(entry, what):
+    with pytest.raises(UserError, match=what):
+        expand({"overrides": [entry]}, matrices().layers)
+
+
+def test_a_default_cannot_lift_the_protection():
+    with pytest.raises(UserError, match="default.outside: 'the default' is not the whole name"):
+        expand({"default": {"wq": "q8_0", "outside": True}}, matrices().layers)
+
+
+def test_columns_of_what_is_outside_have_to_fit_its_format():
+    info = matrices(tied=True)
+    with pytest.raises(UserError, match="model.embed_tokens: its 64 columns are no multiple of q4_k's") as caught:
+        check_columns(expand({"overrides": [outside("model.embed_tokens", "q4_k")]}, info.layers), info)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_files_keep_the_formats_of_what_is_outside(tied, tmp_path):
+    info = matrices(tied)
+    entries = [outside("model.embed_tokens"), {"pattern": NAMES[0], "wq": "int4", "group_size": 16}]
+    plan = expand({"overrides": entries}, info.layers)
+    write_config(tmp_path / "config.json", plan, LayerPlan(group_size=32), info, "summary")
+    write_plan(tmp_path / "plan.json", plan, LayerPlan("mxfp8", "mxfp8", 32), info, "summary")
+    for name in ("config.json", "plan.json"):
+        assert read_plan(tmp_path / name, info).layers == plan.layers
+    bits, rows = bits_report(plan, info, None, None)
+    assert {row["layer"]: row["wq"] for row in rows}["model.embed_tokens"] == "q8_0"
+    assert bits["distribution"]["q8_0"]["params"] == 6400
 
 
 def test_an_override_takes_from_the_default_what_it_does_not_say(info):

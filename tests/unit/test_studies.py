@@ -20,9 +20,9 @@ def settings(**study):
 
 def test_all_combinations_are_plans_of_their_own():
     made = settings(vary={"target_avg_bits": [2.5, 3.0], "bit_allocation_method": ["quantile", "budget"]})
-    assert list(made.cells) == ["s.2.5-quantile", "s.2.5-budget", "s.3-quantile", "s.3-budget"]
-    assert made.cells["s.2.5-budget"].target_avg_bits == [2.5]
-    assert made.cells["s.3-quantile"].bit_allocation_method == "quantile"
+    assert list(made.cells) == ["s.quantile-2.5", "s.quantile-3", "s.budget-2.5", "s.budget-3"]
+    assert made.cells["s.budget-2.5"].target_avg_bits == [2.5]
+    assert made.cells["s.quantile-3"].bit_allocation_method == "quantile"
     assert list(made.every_plan) == ["a", *made.cells] and list(made.plans) == ["a"]
 
 

@@ -56,10 +56,14 @@ GENETIC = [plan for plan in PLANS if plan.startswith("genetic")]
 SPARSEGPT = [plan for plan in PLANS if plan.startswith("sparsegpt")]
 OF_TABLE = [*GENETIC, *(plan for plan in PLANS if plan.startswith("optimal"))]
 SENSITIVITY = {
-    *("results/demo/sensitivity.tsv", "results/demo/sensitivity.smoothing.safetensors"),
-    "results/demo/agreement.json",
+    f"results/demo/{name}" for name in ("sensitivity.tsv", "sensitivity.smoothing.safetensors", "agreement.json")
 }
 SELECTION = {"results/demo/selection.safetensors"}
+SHARDS = {
+    f"results/demo/shards/{number}-of-2/{name}"
+    for number in (1, 2)
+    for name in ("sensitivity.tsv", "sensitivity.smoothing.safetensors")
+}
 FROM_STATISTICS = {
     f"results/demo/{name}" for name in ("layer_stats.tsv", "layer_stats.safetensors", "calibration.safetensors")
 }
@@ -164,6 +168,12 @@ CASES = {
         "anchors: all",
         "anchors: 2",
         SENSITIVITY | plan_files(*OF_TABLE) | COMPARISON,
+    ),
+    "shards of the measurement": (
+        "config.yaml",
+        "shards: 1",
+        "shards: 2",
+        SENSITIVITY | SHARDS | plan_files(*OF_TABLE) | COMPARISON,
     ),
     "the code of measured sensitivity": (
         "scripts/bitplan/measure/kld.py",

@@ -26,7 +26,7 @@ def test_a_dry_run_plans_every_step_for_every_plan(workflow):
     assert made.returncode == 0, made.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", snakemake(workflow, "--dry-run").stdout, re.M))
     assert (
-        counts["plan_gguf"] == counts["bits"] == "8" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
+        counts["plan_gguf"] == counts["bits"] == "10" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
     )
 
 
@@ -40,7 +40,7 @@ def test_the_layers_are_shared_among_as_many_jobs_as_the_settings_say(workflow, 
     assert made.stdout.count("--anchors 2") == max(1, jobs) and "--report results/demo/agreement.json" in made.stdout
 
 
-@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report"])
+@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report", "studies"])
 def test_named_targets_exist(workflow, target):
     assert snakemake(workflow, "--dry-run", target).returncode == 0
 
@@ -91,3 +91,41 @@ def test_set_up_names_what_the_machine_lacks(monkeypatch):
 
     monkeypatch.setattr(set_up.shutil, "which", lambda name: None)
     assert ["install g++" in set_up.problems()[0], "install cmake" in set_up.problems()[1]] == [True, True]
+
+
+RULES = {
+    name: body
+    for path in (ROOT / "rules").glob("*.smk")
+    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", path.read_text(), re.M)
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_is_cheap_and_local_or_says_its_threads_memory_and_time(name):
+    said = ["threads:" in RULES[name], "mem_mb=" in RULES[name], "runtime=" in RULES[name]]
+    assert said == [False] * 3 if "localrule: True" in RULES[name] else all(said)
+
+
+def test_every_jobs_memory_is_a_function_of_the_attempt():
+    common = (ROOT / "rules" / "common.smk").read_text()
+    for name in {found for body in RULES.values() for found in re.findall(r"mem_mb=(\w+)", body)}:
+        function = re.search(rf"def {name}\(wildcards, attempt\):\n(    .*\n|\n)+", common)
+        assert function and "attempt" in function[0].partition("\n")[2], name
+
+
+def test_the_slurm_profile_belongs_to_no_site_and_says_why_each_entry_is_there():
+    text = (ROOT / "profiles" / "slurm" / "profile.yaml").read_text()
+    settings = [line for line in text.splitlines() if re.match(r"[a-z-]+:", line)]
+    assert all("#" in line or line in ("set-threads:", "executor: slurm") for line in settings)
+    assert not re.search(r"partition[=:]|account[=:]|qos[=:]|constraint[=:]", text)
+
+
+def test_the_slurm_profile_keeps_the_switches_of_the_default_one():
+    import yaml
+
+    default, slurm = (
+        yaml.safe_load((ROOT / "profiles" / name / "profile.yaml").read_text()) for name in ("default", "slurm")
+    )
+    assert {key: slurm.get(key) for key in default if key != "resources"} == {
+        key: value for key, value in default.items() if key != "resources"
+    }

@@ -14,6 +14,8 @@ COLOURS = {
     **{"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f", "genetic": "#2f8f4e"},
     **{"sparsegpt": "#8a4fb0", "optimal": "#c22f3d", "uniform": "#b09a2f"},
 }
+# More points than these have no room for names: those of a method are joined by a line instead.
+MOST_NAMES = 16
 # About the room that a name takes, in bits and as a ratio of KL.
 NAME_BITS, NAME_RATIO = 2.0, 1.1
 
@@ -23,11 +25,13 @@ def _height(row: Mapping[str, Any], floor: float) -> float:
 
 
 def _draw_points(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) -> None:
+    mark = "o" if len(rows) <= MOST_NAMES else "o-"
+    rows = sorted(rows, key=lambda row: row["avg_bits_file"])
     for method in sorted({row["method"] for row in rows}):
         some = [row for row in rows if row["method"] == method]
         x, y = [row["avg_bits_file"] for row in some], [_height(row, floor) for row in some]
         errors = [min(row["file_kl_error"] or 0.0, 0.9 * kl) for row, kl in zip(some, y, strict=True)]
-        axes.errorbar(x, y, yerr=errors, fmt="o", label=method, color=COLOURS.get(method), capsize=3)
+        axes.errorbar(x, y, yerr=errors, fmt=mark, label=method, color=COLOURS.get(method), capsize=3, linewidth=1)
 
 
 def _has_neighbour(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], floor: float) -> bool:
@@ -41,7 +45,7 @@ def _has_neighbour(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], fl
 
 
 def _draw_names(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) -> None:
-    for row in rows:
+    for row in rows if len(rows) <= MOST_NAMES else ():
         name = row["name"] if row["file_kl"] >= floor else f"{row['name']} ({row['file_kl']:.0e})"
         left = _has_neighbour(row, rows, floor)
         place, shift = (row["avg_bits_file"], _height(row, floor)), (-7 if left else 7, 5)

@@ -1,32 +1,43 @@
 """Perplexity and KL of a plan, walked block by block."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from bitplan.evaluate.scores import TokenScores, hidden_logits, nll_of, score
-from bitplan.evaluate.teacher import Teacher
+from bitplan.evaluate.teacher import Head, Teacher
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import StreamedModel
 from bitplan.plan import Plan
+from bitplan.quantized_outside import embedded, output_matrix
 from bitplan.quantized_walk import QuantizedWeights, applied
 
 
 def plan_hidden(model: StreamedModel, info: ModelInfo, plan: Plan, tokens: Tensor, weights: QuantizedWeights) -> Tensor:
     """Return the final hidden states (sequences, length, hidden) of the model under a plan."""
-    return model.run(tokens, applied(plan, info, weights))
+    return model.run(tokens, applied(plan, info, weights), embedded=embedded(plan, info, weights))
+
+
+def head_under(head: Head, plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Head:
+    """Return a head whose output matrix is the plan's; the given one where the plan leaves it whole."""
+    matrix = output_matrix(head.matrix, plan, info, weights)
+    return head if matrix is head.matrix else replace(head, matrix=matrix)
 
 
 def score_plan(
     model: StreamedModel, info: ModelInfo, plan: Plan, teacher: Teacher, weights: QuantizedWeights
 ) -> TokenScores:
     """Return the scores of a plan against the teacher."""
-    return score(teacher, hidden_logits(teacher, plan_hidden(model, info, plan, teacher.tokens, weights)))
+    hidden = plan_hidden(model, info, plan, teacher.tokens, weights)
+    return score(teacher, hidden_logits(teacher, hidden, head_under(teacher.head, plan, info, weights)))
 
 
-def hidden_nll(teacher: Teacher, hidden: Tensor) -> Tensor:
-    """Return the NLL per token (sequences, length - 1) of final hidden states on the teacher's tokens."""
-    return nll_of(teacher, hidden_logits(teacher, hidden))
+def hidden_nll(teacher: Teacher, hidden: Tensor, head: Head | None = None) -> Tensor:
+    """Return the NLL per token (sequences, length - 1) of final hidden states on the teacher's tokens, by its head or another."""
+    return nll_of(teacher, hidden_logits(teacher, hidden, head))
 
 
 def plan_nll(model: StreamedModel, info: ModelInfo, plan: Plan, teacher: Teacher, weights: QuantizedWeights) -> Tensor:
     """Return the NLL per token (sequences, length - 1) of a plan."""
-    return hidden_nll(teacher, plan_hidden(model, info, plan, teacher.tokens, weights))
+    hidden = plan_hidden(model, info, plan, teacher.tokens, weights)
+    return hidden_nll(teacher, hidden, head_under(teacher.head, plan, info, weights))

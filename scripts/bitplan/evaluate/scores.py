@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitplan.evaluate.teacher import Teacher
+from bitplan.evaluate.teacher import Head, Teacher
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
 LOGIT_VALUES_AT_ONCE = 1 << 25
@@ -99,9 +99,10 @@ def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
     return torch.cat([part for (part,) in parts]).view(teacher.tokens.shape[0], -1)
 
 
-def hidden_logits(teacher: Teacher, hidden: Tensor) -> LogitsOf:
-    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave."""
-    return lambda window, rows: teacher.head.logits(hidden[window, rows])
+def hidden_logits(teacher: Teacher, hidden: Tensor, head: Head | None = None) -> LogitsOf:
+    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave, by the teacher's head or another."""
+    used = head or teacher.head
+    return lambda window, rows: used.logits(hidden[window, rows])
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:

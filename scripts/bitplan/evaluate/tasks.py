@@ -5,6 +5,7 @@ BOS, and does not belong in one column with the perplexity per token of `evaluat
 """
 
 import contextlib
+import hashlib
 import logging
 import os
 import sys
@@ -63,6 +64,13 @@ def _manager(settings: TaskSettings):
     if set(settings.tasks) <= set(near.all_tasks):
         return near
     return TaskManager(include_path=folders, include_defaults=True)
+
+
+def task_files(settings: TaskSettings) -> dict[str, str]:
+    """Return the SHA-256 of each file of the bundled tasks and of the user's own, by path."""
+    folders = [folder for folder in (BUNDLED, settings.include_path) if folder is not None]
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def _check(settings: TaskSettings, known: Sequence[str]) -> None:

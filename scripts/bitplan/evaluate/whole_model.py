@@ -4,17 +4,20 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from bitplan.models.layers import ModelInfo, output_tensor_name
 from bitplan.models.walk import StreamedModel
 from bitplan.plan import Plan, check_columns
+from bitplan.quantized_outside import stored_rows
 from bitplan.quantized_walk import QuantizedWeights, quantize_weights_, quantized_inputs
 
 
 @dataclass
 class WholeModel:
-    """A transformers model whose blocks can be given the weights of any plan. Everything else stays as it is in the checkpoint."""
+    """A transformers model whose blocks, embedding and output matrix can be given the weights of any plan. Everything else stays as
+    it is in the checkpoint."""
 
     streamed: StreamedModel
     info: ModelInfo
@@ -40,6 +43,9 @@ class WholeModel:
                 stack.callback(block.module.register_forward_pre_hook(self._count, with_kwargs=True).remove)
                 quantize_weights_(block, plan, layers, self.weights)
                 stack.enter_context(quantized_inputs(block, plan, self.weights.formats))
+            if plan.outside(self.info):
+                stack.callback(load_outside_, self.streamed)
+                quantize_outside_(self.streamed, self.info, plan, self.weights)
             yield self.module
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -60,6 +66,19 @@ def load_outside_(model: StreamedModel) -> None:
     bias = model.stored_name(f"{named[id(output)]}.bias")
     if bias is not None:
         output.bias = model.parameter(bias)
+
+
+@torch.no_grad()
+def quantize_outside_(model: StreamedModel, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> None:
+    """Replace embedding and output matrix, some rows at a time, by what the plan has of them. They are taken from the checkpoint."""
+    table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
+    for layer in plan.outside(info):
+        stored = model.table_name if layer.token_table else output_tensor_name(model.checkpoint)
+        place = table.weight if layer.token_table else output.weight
+        if layer.tied and place is table.weight:
+            continue
+        for part, rows in stored_rows(model.checkpoint, stored, layer, plan, weights):
+            place[part] = rows
 
 
 def whole(model: StreamedModel, info: ModelInfo, weights: QuantizedWeights) -> WholeModel:

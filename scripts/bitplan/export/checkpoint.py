@@ -7,7 +7,7 @@ byte. Formats whose values bfloat16 holds exactly keep a bfloat16 checkpoint's s
 import json
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from bitplan.models.smoothing import folded_norm
 from bitplan.models.walk import check_finite
 from bitplan.plan import Plan, check_columns
 from bitplan.progress import progress
+from bitplan.quantized_outside import stored_rows
 from bitplan.quantized_walk import QuantizedWeights, planned_weight
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
@@ -31,7 +32,8 @@ BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of 
 def stored_dtypes(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> dict[str, str]:
     """Return {tensor: safetensors dtype} for the tensors that the plan changes."""
     chosen = {}
-    for layer in info.quantizable:
+    held = [layer for layer in plan.outside(info) if f"{layer.name}.weight" in checkpoint.tensors]
+    for layer in (*info.quantizable, *held):
         form, name = weights.formats[plan.of(layer.name).wq], f"{layer.name}.weight"
         if plan.of(layer.name).weights_change:
             exact = form.family in BFLOAT16_FAMILIES and checkpoint.tensors[name].dtype == "BF16"
@@ -68,7 +70,19 @@ def _header(tensors: Mapping[str, TensorInfo], dtypes: Mapping[str, str]) -> byt
     return struct.pack("<Q", len(text)) + text
 
 
-def _changed(name: str, checkpoint: Checkpoint, layer: Layer | None, plan: Plan, weights: QuantizedWeights) -> Tensor:
+def _changed(
+    name: str, checkpoint: Checkpoint, layer: Layer | None, plan: Plan, weights: QuantizedWeights
+) -> Iterator[Tensor]:
+    """Yield the values of a tensor under the plan, in the checkpoint's layout, float32: all at once, or some rows of an embedding."""
+    if layer is not None and layer.outside:
+        yield from (rows for _, rows in stored_rows(checkpoint, name, layer, plan, weights))
+    else:
+        yield _changed_whole(name, checkpoint, layer, plan, weights)
+
+
+def _changed_whole(
+    name: str, checkpoint: Checkpoint, layer: Layer | None, plan: Plan, weights: QuantizedWeights
+) -> Tensor:
     """Return the value of a tensor under the plan, in the checkpoint's layout, float32: a layer's weight, or part of a norm."""
     read = checkpoint.read([name], torch.float32)
     check_finite(read, checkpoint.folder)
@@ -104,7 +118,7 @@ def write_checkpoint(
 ) -> dict[str, int]:
     """Write the checkpoint under a plan to the folder `output`. Returns how many tensors were changed, and the bytes written.
 
-    One tensor is in memory at a time. Raises `UserError` where a format does not fit its layer, or `output` is not free.
+    One tensor is in memory at a time; a tied model stays tied. Raises `UserError` where a format does not fit its layer, or `output` is not free.
     """
     check_columns(plan, info, weights.formats)
     dtypes = stored_dtypes(checkpoint, info, plan, weights)
@@ -120,8 +134,8 @@ def write_checkpoint(
                 write.write(_header(tensors, dtypes))
                 for name, tensor in progress(tensors.items(), len(tensors), file.name):
                     if name in dtypes:
-                        values = _changed(name, checkpoint, layers.get(name), plan, weights)
-                        write.write(_bytes(values, dtypes[name], name))
+                        for values in _changed(name, checkpoint, layers.get(name), plan, weights):
+                            write.write(_bytes(values, dtypes[name], name))
                     else:
                         if tensor.dtype in FLOATS:
                             check_finite(checkpoint.read([name]), checkpoint.folder)

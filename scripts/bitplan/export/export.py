@@ -86,7 +86,9 @@ def export_plan(
     types |= smallest_types(reader, info, plan, max_error) if plan.compressed else {}
     records = plan_tensors(reader, info, plan, unquantized, types=types)
     held = {layer for record in records for layer in record.layers}
-    missing = [layer.name for layer in info.quantizable if plan.of(layer.name).quantized and layer.name not in held]
+    changed = [layer for layer in info.quantizable if plan.of(layer.name).quantized]
+    changed += [layer for layer in plan.outside(info) if not layer.tied]
+    missing = [layer.name for layer in changed if layer.name not in held]
     if missing:
         raise user_error(
             base,

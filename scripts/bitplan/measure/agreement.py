@@ -5,12 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitplan.compare.agreement import ALL
 from bitplan.files import read_table
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.measure.fitted import predicted
 
 METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher")
-ALL = "all"
+# Rows of these have KL and nothing that could agree with it.
+OUTSIDE = ("embedding", "lm_head")
 # Fewer pairs than these order nothing.
 FEWEST = 3
 Row = Mapping[str, Any]
@@ -55,8 +57,14 @@ def _fits(rows: Sequence[Row], formats: Sequence[str]) -> dict[str, Callable[[Ro
 
 
 def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
-    """Return {metric: {format: tau across the layers, "all": tau across all rows}} against the measured KL of weight formats."""
-    measured = [row for row in rows if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED]
+    """Return {metric: {format: tau across the layers, "all": tau across all rows}} against the measured KL of weight formats.
+
+    Nothing where none is measured.
+    """
+    of_layers = [row for row in rows if row.get("category") not in OUTSIDE]
+    measured = [row for row in of_layers if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED]
+    if not measured:
+        return {}
     formats = list(dict.fromkeys(row["format"] for row in measured))
     values: dict[str, Callable[[Row], float | None]] = {name: lambda row, name=name: row.get(name) for name in METRICS}
     if len(formats) > 2:
@@ -66,14 +74,3 @@ def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
         label: {name: kendall(held, value) for name, held in {**groups, ALL: measured}.items()}
         for label, value in values.items()
     }
-
-
-def agreement_text(taus: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Return the taus as lines of text, a column for each format."""
-    columns = list(next(iter(taus.values()), {}))
-    wide = max(map(len, taus), default=0)
-    lines = [f"{'tau against kld':<{wide}}  " + "  ".join(f"{name:>8}" for name in columns)]
-    for label, held in taus.items():
-        cells = "  ".join(f"{'' if held[name] is None else f'{held[name]:.3f}':>8}" for name in columns)
-        lines.append(f"{label:<{wide}}  {cells}".rstrip())
-    return "\n".join(lines)

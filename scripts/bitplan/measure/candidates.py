@@ -17,13 +17,15 @@ FEWEST_PASSES = 8
 @dataclass(frozen=True)
 class MeasureSettings:
     """What is measured: `anchors` "1", "2" or "all" (None: nothing), within `memory_limit` bytes of hidden states, for share
-    `shard` (number from 1, of how many), and whether the Fisher score is computed.
+    `shard` (number from 1, of how many), whether the Fisher score is computed, and in which formats the embedding and the output
+    matrix are measured besides: with the first shard.
     """
 
     anchors: str | None = None
     memory_limit: int = 4 * 10**9
     shard: tuple[int, int] = (1, 1)
     fisher: bool = False
+    outside: tuple[str, ...] = ()
 
     @property
     def plain(self) -> bool:

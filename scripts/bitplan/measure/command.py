@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitplan.errors import Problem
+from bitplan.compare.agreement import agreement_text
+from bitplan.errors import user_error
 from bitplan.files import write_json, write_table
-from bitplan.flag_files import refuse
-from bitplan.measure.agreement import agreement, agreement_text, read_rows
+from bitplan.measure.agreement import agreement, read_rows
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.kept import Kept
 from bitplan.measure.table import measure_table, read_known_alphas
@@ -28,15 +28,11 @@ class Made:
     tokens: int
 
 
-def check_flags(measure: MeasureSettings, calibration: str | None, report: Path | None) -> None:
+def check_flags(measure: MeasureSettings, calibration: str | None) -> None:
     """Raise `UserError` for flags that do not go together."""
-    problems = []
     if calibration == GAUSSIAN and not measure.plain:
         what = "measure on a text, and Gaussian inputs are none"
-        problems.append(Problem("--anchors, --fisher and --shard", what, "Leave out --random, or these"))
-    if report and not measure.anchors:
-        problems.append(Problem("--report", "compares with measured KL, and none is measured", "Give --anchors"))
-    refuse(problems)
+        raise user_error("--anchors, --fisher and --shard", what, "Leave out --random, or these")
 
 
 def make_table(
@@ -71,12 +67,9 @@ def write_sensitivity(path: Path, rows: Sequence[Mapping[str, Any]], smoothing: 
     write_smoothing(smoothing_path(path), smoothing or Smoothing(()))
 
 
-def tell_agreement(table: Path, report: Path | None, told: bool) -> None:
-    """Print what of a table agrees with measured KL, when `told`, and write it to `report`, if any."""
-    if not (told or report):
-        return
+def tell_agreement(table: Path, report: Path | None) -> None:
+    """Print which figures of a table agree with measured KL, and write it to `report`, if any: nothing where none is measured."""
     taus = agreement(read_rows(table))
-    if told:
-        print(agreement_text(taus))
+    print(agreement_text(taus), end="")
     if report:
         write_json(report, {"kendall_tau": taus})

@@ -7,23 +7,25 @@ import torch
 from torch import Tensor
 
 from bitplan.evaluate.scores import divergence, hidden_logits, row_slices
-from bitplan.evaluate.teacher import Teacher
+from bitplan.evaluate.teacher import Head, Teacher
 
 
 @torch.inference_mode()
-def kld_by_window(teacher: Teacher, finals: Sequence[Tensor]) -> Tensor:
+def kld_by_window(teacher: Teacher, finals: Sequence[Tensor], heads: Sequence[Head] | None = None) -> Tensor:
     """Return the mean KL(teacher || candidate) per token of each window, (candidates, sequences) float64, in nats.
 
-    finals: the candidates' final hidden states (sequences, length, hidden) on the teacher's tokens.
+    finals: the candidates' final hidden states (sequences, length, hidden) on the teacher's tokens; heads: theirs, where these are
+    not the teacher's.
     """
+    used = heads or [teacher.head] * len(finals)
     sequences, length = teacher.tokens.shape
     theirs, total = hidden_logits(teacher, teacher.hidden), torch.zeros(len(finals), sequences, dtype=torch.float64)
     for window, rows in row_slices(teacher):
         logits = theirs(window, rows)
         known = torch.log_softmax(logits, dim=-1)
         probabilities = known.exp()
-        for number, final in enumerate(finals):
-            change = hidden_logits(teacher, final)(window, rows) - logits
+        for number, (final, head) in enumerate(zip(finals, used, strict=True)):
+            change = hidden_logits(teacher, final, head)(window, rows) - logits
             total[number, window] += divergence(known, probabilities, change).sum(dtype=torch.float64)
     return total / (length - 1)
 

@@ -1,7 +1,8 @@
 """Candidates at their birth: a block's output when one of its layers alone is quantized, for several formats at once.
 
-What a block computes before it calls the layer is the same for every format. So the first candidate's run notes the outputs of all
-that is finished by then (attention, when the layer is of the feed-forward part), and the others take them from there.
+What a block computes before it calls the layer is the same for every format, and so is what other layers make of it. So the first
+candidate's run notes the outputs of all that is finished by then (attention, when the layer is of the feed-forward part) and of
+layers that read one of these (the up projection, when the layer is the gate), and the others take them from there.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from bitplan.statistics.sensitivity import Choice
 
 @dataclass
 class Replay:
-    """Outputs of a block's parts that were finished before `layer` was called, in the order of the calls, for one batch.
+    """Outputs of a block's parts that do not depend on `layer`, in the order of the calls, for one batch.
 
     `work` counts multiply-adds of the layers in the run under way.
     """
@@ -36,19 +37,25 @@ class Replay:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Note what is finished before the layer is first called, while the block runs inside the context."""
+        """Note what does not depend on the layer, while the block runs inside the context."""
         reached = False
+        same: list[Tensor] = []  # outputs that do not depend on the layer, as they were handed on
+        changed: set[nn.Module] = set()
 
         def note(module: nn.Module, plain: Callable) -> Callable:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 nonlocal reached
                 reached = reached or module is self.layer
                 output = self._worked(module, plain, args, kwargs)
-                if not reached:
-                    # What goes on inside of it will not be asked for again.
-                    for part in module.modules():
-                        self.kept.pop(part, None) if part is not module else None
-                    self.kept.setdefault(module, []).append(_copied(output))
+                reads_same = module in self._layers and args and any(args[0] is each for each in same)
+                if module is self.layer or module in changed or (reached and not reads_same):
+                    changed.add(module)
+                    return output
+                # What goes on inside of it will not be asked for again.
+                for part in module.modules():
+                    self.kept.pop(part, None) if part is not module else None
+                self.kept.setdefault(module, []).append(_copied(output))
+                same.extend([output] if isinstance(output, Tensor) else [])
                 return output
 
             return forward

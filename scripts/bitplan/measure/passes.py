@@ -22,6 +22,7 @@ from bitplan.measure.gradients import as_block_runs, batch_of, keep_gradients
 from bitplan.measure.kept import Kept, digest_of, gradient_name, load_states, states_name
 from bitplan.measure.kld import kld_by_window
 from bitplan.measure.newborn import newborn
+from bitplan.measure.outside import OutsideCandidate, outside_row
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import SmoothGroup, Smoothing, read_smoothing, write_smoothing
 from bitplan.models.walk import Block, Forward, StreamedModel
@@ -92,20 +93,32 @@ class Measurement:
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     saved: float = field(default=0.0, init=False)
 
-    def run(self, plan: Sequence[Pass]) -> Measured:
-        """Return the rows of the passes' layers, in model order, going on from what is kept. Raises `UserError`."""
-        base = self.kept.once(BASE, self._base)
-        results = [
-            self.kept.once(_pass_name(each), lambda each=each: self._pass(each))
-            for each in progress(plan, len(plan), "passes")
+    def run(self, plan: Sequence[Pass], outside: Sequence[OutsideCandidate] = ()) -> Measured:
+        """Return the rows of the passes' layers, in model order, and of what stands outside the blocks, going on from what is kept.
+
+        Raises `UserError`.
+        """
+        base = self.base()
+        results = [self.result_of(each) for each in progress(plan, len(plan), "passes")]
+        beside = [
+            self.kept.once(f"outside-{number:05d}.json", lambda each=each: self._outside(each))
+            for number, each in enumerate(progress(outside, len(outside), "candidates outside the blocks"))
         ]
         order = {layer.name: i for i, layer in enumerate(self.info.quantizable)}
         cells = [cell for result in results for cell in result["rows"]]
         cells.sort(key=lambda cell: (order[cell["row"]["layer"]], cell["choice"]))
         smoothing = self._smoothing()
-        rows = with_digest([cell["row"] for cell in cells], smoothing)
-        cost = base["block_forwards"] + sum(result["block_forwards"] for result in results)
+        rows = with_digest([*(cell["row"] for cell in cells), *(each["row"] for each in beside)], smoothing)
+        cost = base + sum(result["block_forwards"] for result in (*results, *beside))
         return Measured(rows, smoothing, cost)
+
+    def base(self) -> float:
+        """Walk the model as it is, once, and return the block-forwards that took."""
+        return self.kept.once(BASE, self._base)["block_forwards"]
+
+    def result_of(self, made: Pass) -> dict[str, Any]:
+        """Return the cells of a pass, {"choice": number, "row": ...}, and its block-forwards; it comes after `base`."""
+        return self.kept.once(_pass_name(made), lambda: self._pass(made))
 
     # ------------------------------------------------------------------------------------------ the model as it is
 
@@ -148,6 +161,12 @@ class Measurement:
     def _final(self, states: Tensor) -> Tensor:
         """Return the final hidden states, after the last norm, of what the last block gave."""
         return self.model.run(self.tokens, blocks=range(0), hidden=states)
+
+    def _outside(self, candidate: OutsideCandidate) -> dict[str, Any]:
+        """Return the row of the embedding or the output matrix in a format, and its cost."""
+        before = self.model.tokens_forwarded
+        row = outside_row(self.model, self.info, self._teacher, candidate)
+        return {"row": row, "block_forwards": self._cost(before)}
 
     # ------------------------------------------------------------------------------------------------------ a pass
 

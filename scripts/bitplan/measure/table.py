@@ -15,6 +15,7 @@ from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.fitted import with_fitted
 from bitplan.measure.kept import Kept, digest_of
 from bitplan.measure.kld import mean_and_error
+from bitplan.measure.outside import outside_candidates
 from bitplan.measure.passes import FIT, Measured, Measurement, planned
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path
@@ -41,6 +42,7 @@ def measure_table(
     Raises `UserError`.
     """
     plan = planned(model.model, model.info, tokens, settings, measure)
+    outside = outside_candidates(model.info, measure.outside)
     # How much memory there is changes the order of the work, and no figure.
     of_figures = replace(measure, memory_limit=0)
     facts = {
@@ -51,7 +53,7 @@ def measure_table(
     kept = Kept.beside(output, digest_of(facts))
     try:
         made = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas, importance)
-        found = made.run(plan)
+        found = made.run(plan, outside if measure.shard[0] == 1 else ())
     except UserError:
         # What the user has to change makes what is kept worthless.
         kept.remove()
@@ -82,7 +84,8 @@ def read_known_alphas(table: Path | None, info: ModelInfo) -> dict[str, float] |
 def merged(tables: Sequence[Path], info: ModelInfo) -> tuple[list[dict[str, str]], Smoothing]:
     """Return the rows of shards' tables in model order, and their smoothing.
 
-    Raises `UserError` unless every layer is in exactly one of them, with the same choices, under the same smoothing.
+    Raises `UserError` unless every layer is in exactly one of them, with the same choices, under the same smoothing. What stands
+    outside the blocks comes last, where one of them has it.
     """
     found: dict[str, list[dict[str, str]]] = {}
     for table in tables:
@@ -97,14 +100,16 @@ def merged(tables: Sequence[Path], info: ModelInfo) -> tuple[list[dict[str, str]
     smoothings = [read_smoothing(smoothing_path(table)) for table in tables]
     if len({smoothing.digest for smoothing in smoothings}) > 1:
         raise user_error(smoothing_path(tables[-1]), "has other factors than the other shards'", MADE_AGAIN)
-    return [row for layer in info.quantizable for row in found[layer.name]], smoothings[0]
+    outside = [layer for layer in info.layers if layer.outside]
+    return [row for layer in (*info.quantizable, *outside) for row in found.get(layer.name, ())], smoothings[0]
 
 
 def _check_layers(tables: Sequence[Path], found: Mapping[str, Sequence[Mapping[str, str]]], info: ModelInfo) -> None:
     """Raise `UserError` unless the shards' rows are those of the model's layers, alike for each."""
     where, names = " ".join(map(str, tables)), [layer.name for layer in info.quantizable]
     absent = [name for name in names if name not in found]
-    foreign = [name for name in found if name not in set(names)]
+    known = {*names, *(layer.name for layer in info.layers if layer.outside)}
+    foreign = [name for name in found if name not in known]
     if absent:
         raise user_error(where, f"have no row for {absent[0]}", "Give the tables of all shards")
     if foreign:

@@ -39,6 +39,16 @@ class Layer:
         return self.shape[0] * self.shape[1]
 
     @property
+    def token_table(self) -> bool:
+        """Whether it is the token embedding; tables of positions are none."""
+        return self.category == "embedding" and bool(TOKEN_TABLE.search(self.name))
+
+    @property
+    def outside(self) -> bool:
+        """Whether it is the token embedding or the output matrix: protected, but a plan may lift that by name."""
+        return self.token_table or self.category == "lm_head"
+
+    @property
     def kind(self) -> str:
         """ "expert", "attention" or "other"."""
         return kind_of(self.category)

@@ -118,19 +118,22 @@ class StreamedModel:
         blocks: range | None = None,
         hidden: Tensor | None = None,
         differentiable: bool = False,
+        embedded: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Return the final hidden states, after the last norm, of `tokens` (sequences, length) int64.
 
         Every block is loaded once, and `visit` decides what runs on it. Shape (sequences, length, hidden), dtype of the walk.
         With `blocks` only these are loaded and visited, and the others hand on what they get; with `hidden` the first block gets
-        these states instead of the embedding's; `differentiable` lets autograd follow what requires a gradient.
+        these states instead of the embedding's; `differentiable` lets autograd follow what requires a gradient; `embedded` makes of
+        rows of the embedding (rows, hidden) those that are used in their place.
         """
         # Where the embedding's output is not used, one row of the table stands for all.
         rows, inverse = torch.unique(tokens if hidden is None else torch.zeros_like(tokens), return_inverse=True)
         self._check_length(tokens.shape[1])
         self._sequences = len(tokens)
         table = self.module.get_input_embeddings()
-        table.weight = self._parameter(self._table_rows(rows))
+        held = self._table_rows(rows)
+        table.weight = self._parameter(embedded(held) if embedded and hidden is None else held)
         hook = table.register_forward_pre_hook(lambda module, args: (inverse.to(self.device),))
         visited = range(len(self.blocks)) if blocks is None else blocks
         for index, block in enumerate(self.blocks):

@@ -2,14 +2,22 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bitplan.errors import user_error
 from bitplan.evaluate.perplexity import hidden_nll, plan_nll
 from bitplan.evaluate.scores import perplexity
-from bitplan.evaluate.tasks import TaskSettings, damage_figure, load_tasks, main_metric, metrics_of, run_tasks
+from bitplan.evaluate.tasks import (
+    TaskSettings,
+    damage_figure,
+    load_tasks,
+    main_metric,
+    metrics_of,
+    run_tasks,
+    task_files,
+)
 from bitplan.evaluate.teacher import Teacher
 from bitplan.evaluate.whole_model import whole
 from bitplan.formats.base import Format
@@ -19,6 +27,7 @@ from bitplan.opening import Opened
 from bitplan.plan import Plan
 from bitplan.quantized_walk import QuantizedWeights, scales_span_windows
 from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text, key_of
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.table import read_alphas
 
@@ -48,11 +57,24 @@ def _weight(model: Opened, layer: str, transposed: bool):
 
 @dataclass(frozen=True)
 class Measure:
-    """What the search holds within its limit: a figure of a plan that rises with damage, and what it is called."""
+    """What the search holds within its limit: a figure of a plan that rises with damage, what it is called, and what else decides it."""
 
     figure: Callable[[Plan], float]
     name: str = "perplexity"
     summary: Mapping[str, Any] = field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def kept_beside(
+    output: Path, measure: Measure, model: Opened, weights: QuantizedWeights
+) -> tuple[Measure, Evaluations]:
+    """Return the measure with every figure kept beside an output as soon as it is there, and what keeps them."""
+    kept = Evaluations.beside(output, {**facts_of(model, weights), "measure": measure.name, **measure.facts})
+
+    def figure(plan: Plan) -> float:
+        return kept.once(key_of(plan), model.model, lambda: [measure.figure(plan)])[0]
+
+    return replace(measure, figure=figure), kept
 
 
 def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) -> Measure:
@@ -61,7 +83,7 @@ def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) ->
     def figure(plan: Plan) -> float:
         return perplexity(plan_nll(model.model, model.info, plan, text, weights).double().mean().item())
 
-    return Measure(figure)
+    return Measure(figure, facts=facts_of_text(text))
 
 
 def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weights: QuantizedWeights) -> Measure:
@@ -81,7 +103,8 @@ def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weigh
 
     name = f"1 - {metric}" if rising[metric] else metric
     told = {"task": task, "metric": metric, "limit": settings.limit, "max_length": settings.max_length}
-    return Measure(figure, f"{task} {name}", {"evaluated_on": told})
+    facts = {"metric": metric, "settings": settings, "files": task_files(settings)}
+    return Measure(figure, f"{task} {name}", {"evaluated_on": told}, facts)
 
 
 def held_out(model: Opened, evaluation: Teacher | None, plan: Plan, weights: QuantizedWeights) -> dict[str, float]:

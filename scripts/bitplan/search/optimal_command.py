@@ -15,6 +15,7 @@ from bitplan.measure.command import make_table
 from bitplan.opening import Opened, opened
 from bitplan.plan import check_columns, uniform
 from bitplan.quantized_walk import QuantizedWeights
+from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table, file_budget
 from bitplan.search.race import RaceSettings
 from bitplan.statistics.importance import read_importance
@@ -94,7 +95,17 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
     texts = _texts(args, model, True) if args.correct or args.race else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
-    return OptimalSearch(model, table, settings, weights, *texts), settings
+    kept = _kept(args, model, weights, *texts)
+    return OptimalSearch(model, table, settings, weights, *texts, kept), settings
+
+
+def _kept(
+    args: Namespace, model: Opened, weights: QuantizedWeights, seen: Teacher | None, fresh: Teacher | None
+) -> Evaluations:
+    """Return what a search that was killed has evaluated, from beside the plan of the first target."""
+    first = args.target_avg_bits[0] if args.target_avg_bits else None
+    facts = {**facts_of(model, weights), "calibration": facts_of_text(seen), "fresh": facts_of_text(fresh)}
+    return Evaluations.beside(next(path for path in reversed(checked_outputs(args)(first)) if path is not None), facts)
 
 
 def budgets_of(

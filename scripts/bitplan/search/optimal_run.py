@@ -19,6 +19,7 @@ from bitplan.search.allocation import BYTES, AllocationProblem, Target, allocate
 from bitplan.search.choices import as_choice
 from bitplan.search.constraints import Constraints
 from bitplan.search.correct import corrected
+from bitplan.search.evaluations import Evaluations
 from bitplan.search.paired import Difference, difference
 from bitplan.search.plan_damage import PlanDamage, part_of
 from bitplan.search.race import RaceSettings, race
@@ -139,7 +140,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice]
 class OptimalSearch:
     """The search from one table for several targets. `calibration` is what was measured on, `fresh` text that it has not seen.
 
-    Both may be None where neither correction nor race is asked for.
+    Both may be None where neither correction nor race is asked for. Evaluations are `kept` until the results are written.
     """
 
     model: Opened
@@ -148,6 +149,7 @@ class OptimalSearch:
     weights: QuantizedWeights
     calibration: Teacher | None = None
     fresh: Teacher | None = None
+    kept: Evaluations = field(default_factory=Evaluations)
 
     def __post_init__(self) -> None:
         groups = self.settings.groups_of(self.model.info, self.table.layers)
@@ -192,10 +194,13 @@ class OptimalSearch:
         }
         return self._plan_of(choice), figures
 
+    def _damage(self, text: Teacher, name: str) -> PlanDamage:
+        return PlanDamage(self.model, text, self.weights, self._plan_of, kept=self.kept, text=name)
+
     def _improved(self, choice: Choice, budget: float) -> tuple[Choice, list[Stage]]:
         """Return the choice after the steps that fresh text confirms; each step is decided on a half of its own."""
         half = len(self.fresh.tokens) // 2
-        seen = PlanDamage(self.model, self.calibration, self.weights, self._plan_of)
+        seen = self._damage(self.calibration, "calibration")
         wanted = {
             "correction": (self.settings.correct, self._correct, part_of(self.fresh, 0, half)),
             "race": (self.settings.race, self._race, part_of(self.fresh, half, len(self.fresh.tokens))),
@@ -213,7 +218,7 @@ class OptimalSearch:
         """Return the choice after one step, or before it where fresh text does not confirm that it damages less."""
         before, counted = self.model.model.tokens_forwarded, seen.evaluations
         found = step(choice, budget, seen)
-        judge = PlanDamage(self.model, text, self.weights, self._plan_of)
+        judge = self._damage(text, name)
         change = difference(judge.by_window(found), judge.by_window(choice))
         kl_before = float(judge.by_window(choice).mean())
         evaluations = seen.evaluations - counted + judge.evaluations

@@ -11,6 +11,7 @@ from bitplan.evaluate.teacher import Teacher
 from bitplan.opening import Opened
 from bitplan.plan import Plan
 from bitplan.quantized_walk import QuantizedWeights
+from bitplan.search.evaluations import Evaluations, key_of
 
 Choice = NDArray[np.intp]
 
@@ -22,13 +23,18 @@ def part_of(teacher: Teacher, start: int, stop: int) -> Teacher:
 
 @dataclass
 class PlanDamage:
-    """Measures plans of choices on a teacher's windows. `evaluations` counts plans that were run, over whatever windows."""
+    """Measures plans of choices on a teacher's windows. `evaluations` counts plans that were run, over whatever windows.
+
+    What is run is `kept`, under the name of the `text`: runs of one search that were killed count as one.
+    """
 
     model: Opened
     teacher: Teacher
     weights: QuantizedWeights
     plan_of: Callable[[Choice], Plan]
     evaluations: int = 0
+    kept: Evaluations = field(default_factory=Evaluations)
+    text: str = ""
     _known: dict[bytes, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
@@ -41,9 +47,16 @@ class PlanDamage:
         wanted = self.windows if windows is None else min(windows, self.windows)
         held = self._known.get(choice.tobytes(), np.empty(0))
         if len(held) < wanted:
-            some = part_of(self.teacher, len(held), wanted)
-            scores = score_plan(self.model.model, self.model.info, self.plan_of(choice), some, self.weights)
-            held = np.append(held, scores.kl.double().mean(dim=1).numpy())
+            plan, start = self.plan_of(choice), len(held)
+            key = key_of(plan, self.text, start, wanted)
+            new = self.kept.once(key, self.model.model, lambda: self._measured(plan, start, wanted))
+            held = np.append(held, new)
             self._known[choice.tobytes()] = held
             self.evaluations += 1
         return held[:wanted]
+
+    def _measured(self, plan: Plan, start: int, stop: int) -> list[float]:
+        """Return the mean KL per token of each of some windows under a plan, in nats."""
+        some = part_of(self.teacher, start, stop)
+        scores = score_plan(self.model.model, self.model.info, plan, some, self.weights)
+        return scores.kl.double().mean(dim=1).tolist()

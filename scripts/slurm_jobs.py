@@ -1,0 +1,34 @@
+"""List, await or cancel the jobs that a run of the workflow in this folder has in SLURM's queue.
+
+After Snakemake was killed its jobs go on. Await them (what they finish counts) or cancel them, then `snakemake --unlock` and start again.
+"""
+
+from pathlib import Path
+
+from bitplan.command import parser, run
+from bitplan.flag_files import input_folder
+
+
+def main(args) -> None:
+    from bitplan.slurm.queue import await_jobs, cancel_jobs, jobs_of
+
+    if args.wait:
+        await_jobs(args.directory)
+    elif args.cancel:
+        cancel_jobs(args.directory)
+    jobs = jobs_of(args.directory)
+    print("\n".join(map(str, jobs)) or "no jobs in the queue")
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    flags.add_argument(
+        "--directory",
+        type=input_folder,
+        default=Path(),
+        help="folder in which Snakemake was started; this one by default",
+    )
+    choice = flags.add_mutually_exclusive_group()
+    choice.add_argument("--wait", action="store_true", help="wait until all have ended")
+    choice.add_argument("--cancel", action="store_true", help="cancel them")
+    run(flags, main)

@@ -473,6 +473,11 @@ def model_mem_mb(wildcards, attempt):
     return int((3 * GIB_MB + 0.3 * weights_mb(wildcards)) * attempt)
 
 
+def runtime_mem_mb(wildcards, attempt):
+    """Return memory for llama.cpp, which maps a whole file: its pages count as the job's where a cluster measures resident memory."""
+    return int((3 * GIB_MB + 1.1 * weights_mb(wildcards)) * attempt)
+
+
 def sensitivity_mem_mb(wildcards, attempt):
     """Return memory for the sensitivity table, which also holds what the settings allow for candidates."""
     carried = bytes_of(SETTINGS.sensitivity.memory_limit) // 2**20

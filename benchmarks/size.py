@@ -1,8 +1,9 @@
-"""Peak memory and time of the steps that touch weights, on random checkpoints shaped like Qwen2.5-7B: the tables of docs/scaling.md.
+"""Peak memory and time of the steps that touch weights, on random checkpoints of large shapes: the tables of docs/scaling.md.
 
-    python benchmarks/size.py [--blocks 7 14 28] [--sequences 4] [--folder FOLDER] [--stages evaluation perplexity]
+    python benchmarks/size.py [--blocks 7 14 28] [--sequences 4] [--folder FOLDER] [--steps evaluation perplexity]
+    python benchmarks/size.py --shape 70b --blocks 1
 
-The largest checkpoint (28 blocks: 15 GB) is written block by block; smaller ones are the same files with fewer blocks named.
+The largest checkpoint (28 blocks of the 7b shape: 15 GB) is written block by block; smaller ones are the same files with fewer blocks named.
 Each step is a process of its own, run as the workflow runs it. Columns: `seconds` of wall clock; `cpu_s` of all threads, which other
 work on the machine changes less; `peak_gb`, the largest resident memory of the step's processes together, pages of mapped
 files among it; `own_gb`, the same without mapped files, which the system takes back whenever it wants them.
@@ -23,11 +24,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-HIDDEN, INNER, HEADS, KV_HEADS, VOCABULARY = 3584, 18944, 28, 4, 152064
-HEAD_SIZE = HIDDEN // HEADS
 GB = 1e9
 EVERY = 0.02  # seconds between two looks at a process's memory
-COLUMNS = ("blocks", "sequences", "gb", "step", "seconds", "cpu_s", "peak_gb", "own_gb")
+COLUMNS = ("shape", "blocks", "sequences", "gb", "step", "seconds", "cpu_s", "peak_gb", "own_gb")
 PLAN = {
     "default": {"wq": "mxfp8", "aq": "bf16"},
     "overrides": [{"pattern": "*.mlp.*", "wq": "mxfp4", "aq": "bf16"}],
@@ -36,45 +35,64 @@ BOTH_PLAN = {"default": {"wq": "mxfp4", "aq": "mxfp4"}}
 K_PLAN = {"default": {"wq": "q4_k", "aq": "bf16"}}
 
 
-def block_shapes() -> dict[str, tuple[int, ...]]:
-    """Return the shapes (out, in) of a block's tensors by name."""
-    narrow = KV_HEADS * HEAD_SIZE
-    attention = {"q": (HIDDEN, HIDDEN), "k": (narrow, HIDDEN), "v": (narrow, HIDDEN), "o": (HIDDEN, HIDDEN)}
-    mlp = {"gate": (INNER, HIDDEN), "up": (INNER, HIDDEN), "down": (HIDDEN, INNER)}
-    biases = {f"self_attn.{part}_proj.bias": attention[part][:1] for part in "qkv"}
-    norms = {f"{name}_layernorm.weight": (HIDDEN,) for name in ("input", "post_attention")}
-    matrices = {f"self_attn.{part}_proj.weight": shape for part, shape in attention.items()}
-    return {**matrices, **biases, **{f"mlp.{part}_proj.weight": shape for part, shape in mlp.items()}, **norms}
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model of the family Qwen2."""
+
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+
+    def block(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes (out, in) of a block's tensors by name."""
+        wide, narrow = (self.hidden, self.hidden), (self.kv_heads * (self.hidden // self.heads), self.hidden)
+        attention = {"q": wide, "k": narrow, "v": narrow, "o": wide}
+        up = (self.inner, self.hidden)
+        mlp = {f"mlp.{part}_proj.weight": shape for part, shape in (("gate", up), ("up", up), ("down", up[::-1]))}
+        biases = {f"self_attn.{part}_proj.bias": attention[part][:1] for part in "qkv"}
+        norms = {f"{name}_layernorm.weight": (self.hidden,) for name in ("input", "post_attention")}
+        return {
+            **{f"self_attn.{part}_proj.weight": shape for part, shape in attention.items()},
+            **biases,
+            **mlp,
+            **norms,
+        }
+
+    def files(self, blocks: int) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Return {file: {tensor: shape}} of a checkpoint with so many blocks."""
+        inside = {
+            f"block-{i:03d}.safetensors": {f"model.layers.{i}.{key}": shape for key, shape in self.block().items()}
+            for i in range(blocks)
+        }
+        table = (self.vocabulary, self.hidden)
+        head = {"lm_head.weight": table, "model.norm.weight": (self.hidden,)}
+        return {**inside, "embedding.safetensors": {"model.embed_tokens.weight": table}, "head.safetensors": head}
 
 
-def file_shapes(blocks: int) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Return {file: {tensor: shape}} of a checkpoint with so many blocks."""
-    inside = {
-        f"block-{i:03d}.safetensors": {f"model.layers.{i}.{key}": shape for key, shape in block_shapes().items()}
-        for i in range(blocks)
-    }
-    table = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
-    head = {"lm_head.weight": (VOCABULARY, HIDDEN), "model.norm.weight": (HIDDEN,)}
-    return {**inside, "embedding.safetensors": table, "head.safetensors": head}
+# Qwen2.5-7B; and the sizes of Llama 3 70B.
+SHAPES = {"7b": Shape(3584, 18944, 28, 4, 152064), "70b": Shape(8192, 28672, 64, 8, 128256)}
 
 
-def make_settings(folder: Path, blocks: int) -> None:
+def make_settings(folder: Path, shape: Shape, blocks: int) -> None:
     """Write config.json, a small byte-level tokenizer and the index of a checkpoint with so many blocks."""
     code = "from tests.families import make_family; import sys; from pathlib import Path; make_family('qwen2', Path(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
     (folder / "model.safetensors").unlink()
     config = json.loads((folder / "config.json").read_text())
     config |= {
-        "hidden_size": HIDDEN, "intermediate_size": INNER, "num_hidden_layers": blocks, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "vocab_size": VOCABULARY, "tie_word_embeddings": False, "dtype": "bfloat16",
+        "hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": blocks,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocabulary,
+        "tie_word_embeddings": False, "dtype": "bfloat16",
         "max_position_embeddings": 32768, "max_window_layers": blocks, "layer_types": ["full_attention"] * blocks,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1))
-    index = {name: file for file, shapes in file_shapes(blocks).items() for name in shapes}
+    index = {name: file for file, shapes in shape.files(blocks).items() for name in shapes}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
 
 
-def make_weights(folder: Path, blocks: int) -> None:
+def make_weights(folder: Path, shape: Shape, blocks: int) -> None:
     """Write the files of random bfloat16 weights that are not there yet: the size of trained ones, Gaussian, norms 1."""
     import torch
     from safetensors.torch import save_file
@@ -82,22 +100,22 @@ def make_weights(folder: Path, blocks: int) -> None:
     torch.manual_seed(0)
     inner = 0.02 / (2 * blocks) ** 0.5
 
-    def weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    def weight(name: str, size: tuple[int, ...]) -> torch.Tensor:
         scale = inner if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-        values = torch.randn(shape, dtype=torch.bfloat16).mul_(scale)
-        return torch.ones(shape, dtype=torch.bfloat16) if "norm" in name else values
+        values = torch.randn(size, dtype=torch.bfloat16).mul_(scale)
+        return torch.ones(size, dtype=torch.bfloat16) if "norm" in name else values
 
-    for file, shapes in file_shapes(blocks).items():
+    for file, shapes in shape.files(blocks).items():
         if not (folder / file).exists():
-            save_file({name: weight(name, shape) for name, shape in shapes.items()}, folder / file, {"format": "pt"})
+            save_file({name: weight(name, size) for name, size in shapes.items()}, folder / file, {"format": "pt"})
 
 
-def linked(whole: Path, folder: Path, blocks: int) -> Path:
+def linked(whole: Path, folder: Path, shape: Shape, blocks: int) -> Path:
     """Return a checkpoint in `folder` with the first blocks of `whole`."""
     folder.mkdir(parents=True)
-    for file in file_shapes(blocks):
+    for file in shape.files(blocks):
         (folder / file).symlink_to(whole / file)
-    make_settings(folder, blocks)
+    make_settings(folder, shape, blocks)
     return folder
 
 
@@ -193,28 +211,35 @@ def rows_of(model: Path, out: Path, blocks: int, args: argparse.Namespace) -> It
     size = sum(path.stat().st_size for path in model.glob("*.safetensors")) / GB
     for sequences in args.sequences:
         wanted = steps(model, out, sequences, args.threads)
-        for step in args.stages or wanted:
+        for step in args.steps or wanted:
             used = measured(wanted[step], out / "log.txt")
             memory = (used.peak / GB, used.own / GB)
-            yield blocks, sequences, f"{size:.2f}", step, *(f"{x:.2f}" for x in (used.seconds, used.cpu, *memory))
+            yield (
+                args.shape,
+                blocks,
+                sequences,
+                f"{size:.2f}",
+                step,
+                *(f"{x:.2f}" for x in (used.seconds, used.cpu, *memory)),
+            )
 
 
 def run(folder: Path, args: argparse.Namespace) -> None:
     """Make the checkpoints in a folder and print the table."""
-    whole, most = folder / "model", max(args.blocks)
+    whole, most, shape = folder / f"model-{args.shape}", max(args.blocks), SHAPES[args.shape]
     whole.mkdir(parents=True, exist_ok=True)
-    make_settings(whole, most)
-    call = "import sys; from pathlib import Path; from size import make_weights; make_weights(Path(sys.argv[1]), int(sys.argv[2]))"
+    make_settings(whole, shape, most)
+    call = f"from pathlib import Path; import size; size.make_weights(Path({str(whole)!r}), size.SHAPES[{args.shape!r}], {most})"
     place = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", call, str(whole), str(most)], check=True, env=place)
+    subprocess.run([sys.executable, "-c", call], check=True, env=place)
     print(*COLUMNS, sep="\t", flush=True)
     for blocks in args.blocks:
-        out = folder / f"{blocks}"
-        if not args.stages:
+        out = folder / f"{args.shape}-{blocks}"
+        if not args.steps:
             shutil.rmtree(out, ignore_errors=True)
         out.mkdir(exist_ok=True)
         shutil.rmtree(out / "model", ignore_errors=True)
-        for row in rows_of(linked(whole, out / "model", blocks), out, blocks, args):
+        for row in rows_of(linked(whole, out / "model", shape, blocks), out, blocks, args):
             print(*row, sep="\t", flush=True)
         for file in out.glob("*.gguf"):
             if not args.keep:
@@ -223,9 +248,10 @@ def run(folder: Path, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, default="7b")
     parser.add_argument("--blocks", type=int, nargs="+", default=[28], help="decoder blocks of each checkpoint")
     parser.add_argument("--sequences", type=int, nargs="+", default=[4], help="windows of 512 tokens")
-    parser.add_argument("--stages", nargs="+", help="steps to run, those of an earlier run in --folder taken as done")
+    parser.add_argument("--steps", nargs="+", help="steps to run, those of an earlier run in --folder taken as done")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to keep the checkpoint; a temporary folder by default")
     parser.add_argument("--keep", action="store_true", help="keep the GGUF files, too")

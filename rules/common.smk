@@ -1,4 +1,5 @@
 # Everything that rules compute: settings, flags, names of files, resources. No rule and no other file defines a function.
+import gc
 import os
 import re
 import shlex
@@ -26,6 +27,9 @@ from bitplan.slurm.controller import ask_patiently_, times_away
 from bitplan.slurm.endings import JobEndings
 from bitplan.slurm.queue import refuse_running
 from bitplan.versions import code_versions
+
+# A graph of thousands of jobs is built of objects that stay: looking for garbage among them takes a ninth of the time.
+gc.set_threshold(200_000, 50, 100)
 
 NOT_A_FLAG = {"method", "check"}
 GIB_MB = 1024
@@ -482,6 +486,11 @@ def weights_mb(wildcards):
 def model_mem_mb(wildcards, attempt):
     """Return memory for a walk: imports and logits, and a share of the weights for the largest block; grows when retried."""
     return int((3 * GIB_MB + 0.3 * weights_mb(wildcards)) * attempt)
+
+
+def runtime_mem_mb(wildcards, attempt):
+    """Return memory for llama.cpp, which maps a whole file: its pages count as the job's where a cluster measures resident memory."""
+    return int((3 * GIB_MB + 1.1 * weights_mb(wildcards)) * attempt)
 
 
 def sensitivity_mem_mb(wildcards, attempt):

@@ -11,7 +11,7 @@ rule plan_speed:
         "../envs/llama.yaml"
     threads: whole_machine
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=runtime_mem_mb,
         runtime="2h",
         slurm_extra="--exclusive",
     params:

@@ -70,7 +70,7 @@ rule plan_gguf_perplexity:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=runtime_mem_mb,
         runtime="2h",
     params:
         *code("perplexity.py"),

@@ -62,7 +62,7 @@ rule baseline_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=runtime_mem_mb,
         runtime="2h",
     params:
         *code("baseline_gguf.py"),

@@ -232,12 +232,16 @@ class Cluster:
             _kill([pid])
         (self.root / "run" / f"{name}.pid").unlink()
 
+    def cancel_all(self) -> None:
+        """Cancel all jobs and wait for their end. Raises `TimeoutError` for jobs that don't end."""
+        self.ask("scancel", "--user", getpass.getuser(), check=False)
+        wait_until(lambda: not self.ask("squeue", "--noheader", check=False), 20, "the end of the jobs")
+
     def stop(self) -> None:
         """Cancel all jobs and end every daemon that was started. Raises `TimeoutError`, daemons ended, for jobs that don't end."""
         try:
             if self._recorded("slurmctld"):
-                self.ask("scancel", "--user", getpass.getuser(), check=False)
-                wait_until(lambda: not self.ask("squeue", "--noheader", check=False), 20, "the end of the jobs")
+                self.cancel_all()
         finally:
             for name in (*(f"n{number}" for number in range(1, self.nodes + 1)), "slurmctld", "munged"):
                 self._end(name)

@@ -13,7 +13,8 @@ SETTINGS = {
 }
 TARGET = "results/demo/evaluation.safetensors"
 SCORES = "results/demo/plans/drawn/perplexity.json"
-LOG = "logs/demo/evaluation.log"
+RULE = "evaluation"
+LOG = f"logs/demo/{RULE}.log"
 
 
 def long_folder(folder: Path) -> Path:

@@ -74,19 +74,23 @@ class ClusterRun:
         environment = self.cluster.environment
         return subprocess.run(line, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
 
-    def await_step(self, log: str) -> tuple[str, str]:
-        """Return the number and the node of the only job, once the step in it has begun to write its log."""
+    def await_step(self, rule: str) -> tuple[str, str]:
+        """Return the number and the node of the job of a rule, once the step in it has begun to write its log."""
+        log = f"logs/demo/{rule}.log"
 
         def begun() -> bool:
             assert self.process is not None and self.process.poll() is None, self.said[-3000:]
             return (self.folder / log).exists()
 
         wait_until(begun, 120, log)
-        number, node = self.cluster.ask("squeue", "--noheader", "--states=running", "--format=%i %N").split()
-        return number, node
+        running = self.cluster.ask("squeue", "--noheader", "--states=running", "--format=%k %i %N").splitlines()
+        jobs = [line.split()[1:] for line in running if line.startswith(f"rule_{rule}_")]
+        assert len(jobs) == 1, running
+        return jobs[0][0], jobs[0][1]
 
     def stop(self) -> None:
-        """End Snakemake if a failed test left it running."""
+        """End Snakemake and its jobs if a failed test left them running: the next test has the same cluster."""
         if self.process is not None and self.process.poll() is None:
             os.kill(self.process.pid, 9)
             self.process.wait()
+        self.cluster.cancel_all()

@@ -1,6 +1,6 @@
 """A cancelled job, and one that outgrows its memory: run again, with the same result, and one line says what happened."""
 
-from tests.slurm.long_step import LOG, TARGET
+from tests.slurm.long_step import LOG, RULE, TARGET
 
 
 def early(said: str) -> list[str]:
@@ -12,7 +12,7 @@ def early(said: str) -> list[str]:
 def test_a_cancelled_job_is_run_again(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET)
-    number, _ = run.await_step(LOG)
+    number, _ = run.await_step(RULE)
     cluster.ask("scancel", number)
     assert run.finish() == 0, run.said[-3000:]
     (line,) = early(run.said)

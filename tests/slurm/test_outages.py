@@ -4,13 +4,13 @@ import os
 import signal
 import time
 
-from tests.slurm.long_step import LOG, SCORES, TARGET
+from tests.slurm.long_step import RULE, SCORES, TARGET
 
 
 def test_a_job_whose_node_goes_down_is_run_again_on_another(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET)
-    number, node = run.await_step(LOG)
+    number, node = run.await_step(RULE)
     cluster.kill_node(node)
     try:
         assert run.finish() == 0, run.said[-3000:]
@@ -24,7 +24,7 @@ def test_a_job_whose_node_goes_down_is_run_again_on_another(cluster, started, fo
 def test_a_controller_that_is_restarted_loses_no_job(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET, SCORES)
-    run.await_step(LOG)
+    run.await_step(RULE)
     cluster.stop_controller()
     time.sleep(25)  # longer than SLURM's commands wait by themselves, which is nine seconds
     cluster.start_controller()
@@ -36,7 +36,7 @@ def test_a_controller_that_is_restarted_loses_no_job(cluster, started, folder, u
 def test_after_a_killed_snakemake_its_job_is_awaited_and_counts(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
     run.start(TARGET)
-    number, _ = run.await_step(LOG)
+    number, _ = run.await_step(RULE)
     cluster.ask("scontrol", "suspend", number)  # it must not end before all that follows has been tried
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
@@ -57,7 +57,7 @@ def test_after_a_killed_snakemake_its_job_can_be_cancelled_and_the_step_is_made_
 ):
     run = started(cluster, folder)
     run.start(TARGET)
-    number, _ = run.await_step(LOG)
+    number, _ = run.await_step(RULE)
     os.kill(run.process.pid, signal.SIGKILL)
     run.process.wait()
     cancelled = run.command("slurm_jobs.py", "--cancel")

@@ -26,7 +26,7 @@ def forget_edited_code_(folder: Path, seen: dict[Path, int]) -> None:
     if seen and seen != stamps:
         from bitplan import versions
 
-        for cached in (versions._tree, versions.module_hash, versions.imported_files):
+        for cached in filter(lambda value: hasattr(value, "cache_clear"), vars(versions).values()):
             cached.cache_clear()
     seen.clear()
     seen.update(stamps)
@@ -64,10 +64,11 @@ def jobs_of(folder: Path, everything: bool) -> dict[str, list[str]]:
         }
 
 
-def answer(folder: Path, question: str) -> dict[str, Any]:
+def answer(folder: Path, question: str, seen: dict[Path, int]) -> dict[str, Any]:
     try:
+        forget_edited_code_(folder, seen)
         return jobs_of(folder, everything=question == "everything")
-    except Exception as error:  # whatever Snakemake refuses is the answer: the test that asked shows it
+    except (Exception, SystemExit) as error:  # whatever Snakemake refuses is the answer: the test that asked shows it
         return {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -77,8 +78,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for line in sys.stdin:
-        forget_edited_code_(folder, seen)
-        print(json.dumps(answer(folder, line.strip())), file=answers, flush=True)
+        print(json.dumps(answer(folder, line.strip(), seen)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitplan.compare.agreement import ALL
 from bitplan.files import read_table
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.measure.fitted import predicted
 
+ALL = "all"
 METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher")
 # Rows of these have KL and nothing that could agree with it.
 OUTSIDE = ("embedding", "lm_head")
@@ -74,3 +74,12 @@ def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
         label: {name: kendall(held, value) for name, held in {**groups, ALL: measured}.items()}
         for label, value in values.items()
     }
+
+
+def agreement_lines(taus: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Return a line for each metric, its tau by format; none without taus."""
+    return [
+        f"tau against KL of {label}: " + ", ".join(f"{name} {tau:.2f}" for name, tau in row.items() if tau is not None)
+        for label, row in taus.items()
+        if any(tau is not None for tau in row.values())
+    ]

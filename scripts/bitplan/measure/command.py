@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitplan.compare.agreement import agreement_text
 from bitplan.errors import user_error
 from bitplan.files import write_json, write_table
-from bitplan.measure.agreement import agreement, read_rows
+from bitplan.measure.agreement import agreement, agreement_lines, read_rows
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.kept import Kept
 from bitplan.measure.table import measure_table, read_known_alphas
@@ -70,6 +69,6 @@ def write_sensitivity(path: Path, rows: Sequence[Mapping[str, Any]], smoothing: 
 def tell_agreement(table: Path, report: Path | None) -> None:
     """Print which figures of a table agree with measured KL, and write it to `report`, if any: nothing where none is measured."""
     taus = agreement(read_rows(table))
-    print(agreement_text(taus), end="")
+    print("".join(f"{line}\n" for line in agreement_lines(taus)), end="")
     if report:
         write_json(report, {"kendall_tau": taus})

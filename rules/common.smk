@@ -62,6 +62,8 @@ def checked_settings():
 
 
 SETTINGS = checked_settings()
+# 1 where models are run on a GPU: the default profile lets one such job start at a time.
+GPUS = int(SETTINGS.compute.device.startswith("cuda"))
 
 
 def warn_of_results_without_records():
@@ -104,10 +106,9 @@ def code(command):
 def script(name):
     """Return a function that gives the path of a command from the working directory."""
 
-    def path(wildcards, input):
-        return os.path.relpath(Path(workflow.basedir) / "scripts" / name)
-
-    return path
+    path = os.path.relpath(Path(workflow.basedir) / "scripts" / name)
+    # Asking for the inputs keeps the path out of what Snakemake records: a checkout may be moved.
+    return lambda wildcards, input: path
 
 
 def flags(*sections, **more):
@@ -472,15 +473,10 @@ def reference_file(wildcards):
     return f"results/{wildcards.model}/baselines/{SETTINGS.baselines[0]}/model.gguf"
 
 
-def gpus(wildcards):
-    """Return 1 where models are run on a GPU: the default profile lets one such job start at a time."""
-    return int(SETTINGS.compute.device.startswith("cuda"))
-
-
 def weights_mb(wildcards):
     """Return the size of a checkpoint's weights; 0 before a model is fetched."""
-    folder = Path(model_folder(wildcards))
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2**20
+    files = Path(model_folder(wildcards)).glob("*.safetensors")
+    return sum(path.stat().st_size for path in files) / 2**20
 
 
 def model_mem_mb(wildcards, attempt):

@@ -14,7 +14,7 @@ rule evaluation:
         "../envs/torch.yaml"
     threads: 4
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=model_mem_mb,
         runtime="2h",
     params:
@@ -44,7 +44,7 @@ rule plan_perplexity:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=model_mem_mb,
         runtime="2h",
     params:
@@ -105,7 +105,7 @@ rule model_tasks:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=whole_mem_mb,
         runtime="12h",
     params:
@@ -133,7 +133,7 @@ rule plan_tasks:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=whole_mem_mb,
         runtime="12h",
     params:

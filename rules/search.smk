@@ -20,7 +20,7 @@ rule adaptive_plan:
     # Plans are searched side by side, so each takes one thread; a profile's set-threads gives a large model more.
     threads: 1
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=search_mem_mb,
         runtime="12h",
     params:
@@ -116,7 +116,7 @@ rule optimal_plan:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=search_mem_mb,
         runtime="12h",
     params:
@@ -152,7 +152,7 @@ rule sparsegpt_plan:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=sparsegpt_mem_mb,
         runtime="24h",
     params:

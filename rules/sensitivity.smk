@@ -27,7 +27,7 @@ if SETTINGS.sensitivity.shards == 1:
             "../envs/torch.yaml"
         threads: 1
         resources:
-            gpu=gpus,
+            gpu=GPUS,
             mem_mb=sensitivity_mem_mb,
             runtime="12h",
         params:
@@ -60,7 +60,7 @@ else:
             "../envs/torch.yaml"
         threads: 1
         resources:
-            gpu=gpus,
+            gpu=GPUS,
             mem_mb=sensitivity_mem_mb,
             runtime="12h",
         params:

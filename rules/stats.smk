@@ -14,7 +14,7 @@ rule layer_stats:
         "../envs/torch.yaml"
     threads: 4
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=model_mem_mb,
         runtime="2h",
     params:
@@ -39,7 +39,7 @@ rule selection:
         "../envs/torch.yaml"
     threads: 4
     resources:
-        gpu=gpus,
+        gpu=GPUS,
         mem_mb=model_mem_mb,
         runtime="2h",
     params:

@@ -99,7 +99,10 @@ def _range(field: FieldInfo) -> str:
         "Lt": "less than {0.lt:g}",
     }
     bounds = [words[type(m).__name__].format(m) for m in field.metadata if type(m).__name__ in words]
-    return ", ".join(bounds) or " | ".join(map(str, _choices(field.annotation)))
+    choices = [str(choice) for choice in _choices(field.annotation)]
+    # The description of a setting with recipes says what their second name means.
+    doubled = {f"{choice}_imatrix" for choice in choices}
+    return ", ".join(bounds) or " | ".join(choice for choice in choices if choice not in doubled)
 
 
 def _choices(annotation: Any) -> tuple:

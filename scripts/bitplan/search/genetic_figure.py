@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitplan.files import written_aside
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -46,5 +48,5 @@ def draw_history(
     """
     import matplotlib
 
-    with matplotlib.rc_context(STYLE):
-        _drawn(history, optimum, title, unit).savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+    with matplotlib.rc_context(STYLE), written_aside(path) as aside:
+        _drawn(history, optimum, title, unit).savefig(aside, format="svg", metadata={"Date": None, "Creator": None})

@@ -48,7 +48,7 @@ def timed(function, *arguments) -> tuple:
 
 def compared(model, tokens, settings, measure, folder: Path) -> dict[str, float]:
     """Return the figures of both."""
-    from bitplan.measure.kept import Kept
+    from bitplan.kept import Kept
     from bitplan.measure.passes import Measurement, planned
 
     plan = planned(model.model, model.info, tokens, settings, measure)

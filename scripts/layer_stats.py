@@ -11,6 +11,7 @@ def main(args) -> None:
     from bitplan.evaluate.teacher import save_teacher, teacher_from
     from bitplan.evaluate.text import windows
     from bitplan.flag_files import clashes, refuse
+    from bitplan.kept import Kept, KeptWalk, digest_of
     from bitplan.opening import opened
     from bitplan.provenance import write_provenance
     from bitplan.statistics.table import measure_layers, write_statistics
@@ -22,11 +23,14 @@ def main(args) -> None:
     model = opened(args.model, args.dtype, args.device, args.threads)
     text = args.calibration or DEMO / "calibration.txt"
     tokens = windows(model.checkpoint.folder, text, args.length, args.sequences)
-    rows, inputs, hidden = measure_layers(model.model, model.info, tokens)
-    write_statistics(args.output, importance, rows, inputs)
-    if args.save_text:
-        made = teacher_from(model.checkpoint, tokens, hidden, args.dtype)
-        save_teacher(args.save_text, made, model.info.fingerprint, text)
+    digest = digest_of({**model.facts, "tokens": tokens, "shape": tuple(tokens.shape)})
+    with Kept.beside(args.output, digest).unless_worthless() as kept:
+        rows, inputs, hidden = measure_layers(model.model, model.info, tokens, KeptWalk(kept))
+        write_statistics(args.output, importance, rows, inputs)
+        if args.save_text:
+            made = teacher_from(model.checkpoint, tokens, hidden, args.dtype)
+            save_teacher(args.save_text, made, model.info.fingerprint, text)
+    kept.remove()
     write_provenance(args.output, started, block_forwards=model.model.block_forwards)
     print(f"{len(rows)} layers on {tokens.numel()} tokens: {args.output}, {importance}")
 

@@ -3,9 +3,11 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from bitplan import __version__
 from bitplan.demo import DEMO
 from bitplan.evaluate.teacher import Teacher, load_teacher, make_teacher
 from bitplan.models.checkpoint import Checkpoint
@@ -23,6 +25,15 @@ class Opened:
     info: ModelInfo
     model: StreamedModel
     dtype: str
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What decides the figures of a walk: also threads and batches, which may change last digits."""
+        return {
+            **{"model": self.info.fingerprint, "dtype": self.dtype, "device": str(self.model.device)},
+            **{"threads": torch.get_num_threads(), "tokens_per_batch": self.model.tokens_per_batch},
+            "version": __version__,
+        }
 
 
 def opened(path: Path, dtype: str, device: str, threads: int) -> Opened:

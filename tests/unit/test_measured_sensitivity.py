@@ -22,9 +22,9 @@ from bitplan.evaluate.scores import divergence
 from bitplan.evaluate.teacher import Head, teacher_from
 from bitplan.evaluate.text import windows
 from bitplan.files import read_table
+from bitplan.kept import Kept, gradient_name, states_name
 from bitplan.measure.candidates import MeasureSettings, anchor_choices, most_carried, passes, share_of
 from bitplan.measure.gradients import final_gradient, keep_gradients
-from bitplan.measure.kept import Kept, gradient_name, states_name
 from bitplan.measure.passes import Measurement, planned
 from bitplan.measure.table import measure_table, merged
 from bitplan.models.smoothing import SmoothGroup, Smoothing
@@ -359,7 +359,11 @@ def pieces(output: Path) -> dict[str, int]:
     """What is kept beside an output, whole pieces only, with the time when each was written."""
     folder = Kept.folder_of(output).folder
     try:
-        return {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if not path.name.startswith(".")}
+        return {
+            path.name: path.stat().st_mtime_ns
+            for path in folder.iterdir()
+            if not path.name.startswith(".") and "-reached" not in path.name
+        }
     except FileNotFoundError:
         return {}
 

@@ -309,7 +309,7 @@ def test_formats_that_do_not_fit_are_refused_before_anything_is_measured(small, 
 
 
 def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(small, tmp_path, caplog):
-    from bitplan.measure.kept import Kept
+    from bitplan.kept import Kept
 
     one = small("llama")
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)

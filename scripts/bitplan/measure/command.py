@@ -7,9 +7,9 @@ from typing import Any
 
 from bitplan.errors import user_error
 from bitplan.files import write_json, write_table
+from bitplan.kept import Kept
 from bitplan.measure.agreement import agreement, agreement_lines, read_rows
 from bitplan.measure.candidates import MeasureSettings
-from bitplan.measure.kept import Kept
 from bitplan.measure.table import measure_table, read_known_alphas
 from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
 from bitplan.opening import Opened
@@ -49,9 +49,10 @@ def make_table(
     importance = read_importance(imatrix, model.info.quantizable)
     alphas = read_known_alphas(layer_stats, model.info)
     if measure.plain:
-        rows, smoothing = measured(model, calibration, length, sequences, settings, importance)
+        rows, smoothing = measured(model, calibration, length, sequences, settings, importance, output)
         rows = [{**row, "alpha": (alphas or {}).get(row["layer"])} for row in rows]
         write_sensitivity(output, rows, smoothing)
+        Kept.folder_of(output).remove()
         return Made(rows, model.model.block_forwards, model.model.tokens_forwarded)
     tokens = calibration_tokens(model, calibration, length, sequences)
     made = measure_table(model, tokens, settings, measure, output, alphas, importance)

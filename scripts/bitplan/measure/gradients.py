@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bitplan.evaluate.scores import LOGIT_VALUES_AT_ONCE
 from bitplan.evaluate.teacher import Head
-from bitplan.measure.kept import Kept, gradient_name, load_states
+from bitplan.kept import Kept, gradient_name, load_states
 from bitplan.models.experts import has_experts
 from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
 from bitplan.progress import progress

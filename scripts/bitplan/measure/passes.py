@@ -5,7 +5,7 @@
 3. In each pass, at the blocks of its layers: every (layer, format) is quantized once, its row is made, and where KL is measured a
    candidate is born from the kept states; all candidates of the pass go through the later blocks together, each block loaded once.
    At the end their final hidden states are compared with the model's.
-Every piece is kept as soon as it is done.
+Every piece is kept as soon as it is done, and within a pass what its candidates have become, block by block.
 """
 
 import logging
@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from bitplan.evaluate.teacher import Head, Teacher
+from bitplan.kept import SHARE, Kept, KeptWalk, digest_of, gradient_name, load_states, states_name
 from bitplan.measure.candidates import MeasureSettings, Pass, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.measure.gradients import as_block_runs, batch_of, keep_gradients
-from bitplan.measure.kept import Kept, digest_of, gradient_name, load_states, states_name
 from bitplan.measure.kld import kld_by_window
 from bitplan.measure.newborn import newborn
 from bitplan.measure.outside import OutsideCandidate, outside_row
@@ -80,7 +80,8 @@ class Measurement:
     """A measurement under way. `settings` say what a row is; with `fisher` rows have the Fisher score; `alphas` are known alphas
     by layer, `importance` the mean squares of each layer's input columns (in,) that its weights are quantized with.
 
-    `saved` counts block-forwards that the walk counts, and that were not run in full.
+    `keep_share` is how much of a pass's time may go into keeping its progress. `saved` counts block-forwards that the walk counts, and
+    that were not run in full.
     """
 
     model: StreamedModel
@@ -91,6 +92,7 @@ class Measurement:
     kept: Kept
     alphas: Mapping[str, float] | None = None
     importance: Mapping[str, Tensor] = field(default_factory=dict)
+    keep_share: float = SHARE
     saved: float = field(default=0.0, init=False)
 
     def run(self, plan: Sequence[Pass], outside: Sequence[OutsideCandidate] = ()) -> Measured:
@@ -118,7 +120,10 @@ class Measurement:
 
     def result_of(self, made: Pass) -> dict[str, Any]:
         """Return the cells of a pass, {"choice": number, "row": ...}, and its block-forwards; it comes after `base`."""
-        return self.kept.once(_pass_name(made), lambda: self._pass(made))
+        walk = KeptWalk(self.kept, _pass_name(made), self.keep_share)
+        found = self.kept.once(f"{walk.name}.json", lambda: self._pass(made, walk))
+        walk.forget()
+        return found
 
     # ------------------------------------------------------------------------------------------ the model as it is
 
@@ -170,11 +175,15 @@ class Measurement:
 
     # ------------------------------------------------------------------------------------------------------ a pass
 
-    def _pass(self, made: Pass) -> dict[str, Any]:
-        """Return the pass's cells, {choice, row}, and its cost."""
-        before, saved = self.model.tokens_forwarded, self.saved
-        live: dict[tuple[str, int], Tensor] = {}
-        cells: list[dict[str, Any]] = []
+    def _pass(self, made: Pass, walk: KeptWalk) -> dict[str, Any]:
+        """Return the pass's cells, {choice, row}, and its cost, going on where the walk was stopped."""
+        reached = walk.reached()
+        before, saved = self.model.tokens_forwarded, self.saved + reached.facts.get("cost", 0.0)
+        live = {_candidate(key): state.to(self.model.device) for key, state in reached.tensors.items()}
+        cells: list[dict[str, Any]] = list(reached.facts.get("cells", ()))
+
+        def cost() -> float:
+            return self._cost(before) - (self.saved - saved)
 
         def visit(block: Block, hidden: Tensor, plain: Forward) -> Tensor:
             forward, step = as_block_runs(block, plain, batch_of(self.model, self.tokens))
@@ -182,12 +191,13 @@ class Measurement:
                 live[key] = forward(live[key])
             if block.index in made.blocks:
                 cells.extend(self._at_birth(block, forward, step, made.of_block(block.index), live))
+            walk.keep(block.index + 1, lambda: (_named(live), {"cells": cells, "cost": cost()}))
             return hidden
 
         last = len(self.model.blocks) if made.carried else made.blocks.stop
-        start = load_states(self.kept, made.blocks.start, self.model.device)
-        visited = range(made.blocks.start, last)
-        self.model.run(self.tokens, visit, visited, start, differentiable=self.fisher)
+        first = max(made.blocks.start, reached.block)
+        start = load_states(self.kept, first, self.model.device)
+        self.model.run(self.tokens, visit, range(first, last), start, differentiable=self.fisher)
         for key in live:
             live[key] = self._final(live[key])
         found = kld_by_window(self._teacher, list(live.values())) if live else ()
@@ -195,7 +205,7 @@ class Measurement:
         for cell in cells:
             key = (cell["row"]["layer"], cell["choice"])
             cell["row"]["by_window"] = by_window[key].tolist() if key in by_window else None
-        return {"rows": cells, "block_forwards": self._cost(before) - (self.saved - saved)}
+        return {"rows": cells, "block_forwards": cost()}
 
     def _at_birth(
         self,
@@ -272,4 +282,15 @@ def _groups_name(block: int) -> str:
 
 def _pass_name(made: Pass) -> str:
     pieces = [(piece.layer.name, piece.rows, piece.carried) for piece in made.pieces]
-    return f"pass-{made.number:05d}-{digest_of({'pieces': pieces, 'blocks': repr(made.blocks)})[:12]}.json"
+    return f"pass-{made.number:05d}-{digest_of({'pieces': pieces, 'blocks': repr(made.blocks)})[:12]}"
+
+
+def _named(live: Mapping[tuple[str, int], Tensor]) -> dict[str, Tensor]:
+    """Return candidates' states under names for a file: the layer, and the number of the choice."""
+    return {f"{layer}|{choice}": state for (layer, choice), state in live.items()}
+
+
+def _candidate(name: str) -> tuple[str, int]:
+    """Return the layer and the number of the choice of such a name."""
+    layer, _, choice = name.rpartition("|")
+    return layer, int(choice)

@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor
 
 from bitplan import __version__
-from bitplan.errors import UserError, user_error
+from bitplan.errors import user_error
 from bitplan.files import read_table
+from bitplan.kept import Kept, digest_of
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.fitted import with_fitted
-from bitplan.measure.kept import Kept, digest_of
 from bitplan.measure.kld import mean_and_error
 from bitplan.measure.outside import outside_candidates
 from bitplan.measure.passes import FIT, Measured, Measurement, planned
@@ -50,14 +50,9 @@ def measure_table(
         **{"device": str(model.model.device), "settings": settings, "measure": of_figures, "version": __version__},
         **{"alphas": alphas, "importance": dict(importance)},
     }
-    kept = Kept.beside(output, digest_of(facts))
-    try:
+    with Kept.beside(output, digest_of(facts)).unless_worthless() as kept:
         made = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas, importance)
         found = made.run(plan, outside if measure.shard[0] == 1 else ())
-    except UserError:
-        # What the user has to change makes what is kept worthless.
-        kept.remove()
-        raise
     return replace(found, rows=with_fitted([_with_kld(row) for row in found.rows]))
 
 

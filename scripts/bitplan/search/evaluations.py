@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from bitplan import __version__
 from bitplan.evaluate.teacher import Teacher
 from bitplan.files import written_aside
-from bitplan.measure.kept import digest_of
+from bitplan.kept import digest_of
 from bitplan.models.walk import StreamedModel
 from bitplan.opening import Opened
 from bitplan.plan import Plan
@@ -28,12 +25,8 @@ def key_of(plan: Plan, *more: object) -> str:
 
 
 def facts_of(model: Opened, weights: QuantizedWeights) -> dict[str, Any]:
-    """Return what decides the figures of any plan of a model: also threads and batches, which may change last digits."""
-    return {
-        **{"model": model.info.fingerprint, "dtype": model.dtype, "device": str(model.model.device)},
-        **{"threads": torch.get_num_threads(), "tokens_per_batch": model.model.tokens_per_batch},
-        **{"importance": dict(weights.importance), "version": __version__},
-    }
+    """Return what decides the figures of any plan of a model."""
+    return {**model.facts, "importance": dict(weights.importance)}
 
 
 def facts_of_text(text: Teacher | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from bitplan.demo import DEMO
 from bitplan.evaluate.teacher import load_teacher
 from bitplan.evaluate.text import windows
+from bitplan.kept import NOWHERE, Kept, KeptWalk, digest_of
 from bitplan.models.smoothing import Smoothing
 from bitplan.opening import Opened
 from bitplan.statistics.sensitivity import SensitivitySettings, measure_sensitivity
@@ -32,7 +33,19 @@ def measured(
     sequences: int | None,
     settings: SensitivitySettings,
     importance: Mapping[str, Tensor] = MappingProxyType({}),
+    output: Path | None = None,
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
-    """Return the table's rows and the smoothing; `calibration` is a text, a saved one, "random", or None for the bundled text."""
-    tokens = calibration_tokens(model, calibration, length, sequences)
-    return measure_sensitivity(model.model, model.info, tokens, settings, calibration == GAUSSIAN, importance)
+    """Return the table's rows and the smoothing; `calibration` is a text, a saved one, "random", or None for the bundled text.
+
+    With `output` what is done is kept beside it, and an earlier run of the same that was stopped is gone on with.
+    """
+    tokens, random = calibration_tokens(model, calibration, length, sequences), calibration == GAUSSIAN
+    facts = {**model.facts, "tokens": tokens, "shape": tuple(tokens.shape), "settings": settings, "random": random}
+
+    def made(walk: KeptWalk) -> tuple[list[dict[str, Any]], Smoothing | None]:
+        return measure_sensitivity(model.model, model.info, tokens, settings, random, importance, walk)
+
+    if output is None:
+        return made(NOWHERE)
+    with Kept.beside(output, digest_of({**facts, "importance": dict(importance)})).unless_worthless() as kept:
+        return made(KeptWalk(kept))

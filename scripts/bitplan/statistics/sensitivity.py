@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.kept import HIDDEN, NOWHERE, KeptWalk, Reached
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import SmoothGroup, Smoothing
@@ -257,17 +258,20 @@ def measure_sensitivity(
     settings: SensitivitySettings,
     random: bool = False,
     importance: Mapping[str, Tensor] = MappingProxyType({}),
+    walk: KeptWalk = NOWHERE,
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
     """Return a row for every quantizable layer and candidate, in model order, and the smoothing they were measured under.
 
     One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. `importance` {layer: (in,)}
-    is what weights are quantized with. None for smoothing where the settings have no alpha. Raises `UserError` where a candidate's format does not fit a layer.
+    is what weights are quantized with. None for smoothing where the settings have no alpha. A walk that is kept and was stopped is gone
+    on with. Raises `UserError` where a candidate's format does not fit a layer.
     """
     for choice in settings.choices:
         check_columns(uniform(info, choice.wq), info)
     layers = {layer.name: layer for layer in info.layers}
-    rows: dict[str, list[dict[str, Any]]] = {}
-    groups: list[SmoothGroup] = []
+    reached = walk.reached()
+    rows: dict[str, list[dict[str, Any]]] = dict(reached.facts.get("rows", {}))
+    groups = _groups_of(reached)
 
     def visit(block: Block, hidden: Tensor, plain: Forward) -> Tensor:
         forward = window_by_window(plain) if has_experts(block.module) else plain
@@ -283,12 +287,29 @@ def measure_sensitivity(
             made = quantized_weights(weight, settings.choices, scale, importance=importance.get(layer.name))
             rows[layer.name] = layer_rows(layer, weight, settings.choices, made, seen, scale)
         groups.extend(checked_groups(model, block, found, layers, lambda: forward(hidden[:1]), output[:1]))
+        walk.keep(block.index + 1, lambda: _kept(output, rows, groups))
         return output
 
-    model.run(tokens, visit)
+    start = reached.tensors.get(HIDDEN)
+    model.run(tokens, visit, range(reached.block, len(model.blocks)), None if start is None else start.to(model.device))
     ordered = [row for layer in info.quantizable for row in rows[layer.name]]
     smoothing = Smoothing(tuple(groups)) if settings.alphas else None
     return with_digest(ordered, smoothing), smoothing
+
+
+def _kept(
+    hidden: Tensor, rows: Mapping[str, Sequence[Mapping[str, Any]]], groups: Sequence[SmoothGroup]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return what a walk has found, and the states after its block, as tensors and facts."""
+    scales = {f"scale-{i}": group.scale for i, group in enumerate(groups)}
+    of_groups = [[group.layers, group.norm, group.offset, group.alpha] for group in groups]
+    return {HIDDEN: hidden, **scales}, {"rows": rows, "groups": of_groups}
+
+
+def _groups_of(reached: Reached) -> list[SmoothGroup]:
+    """Return the groups that a walk which was stopped had found."""
+    told = enumerate(reached.facts.get("groups", ()))
+    return [SmoothGroup(tuple(layers), reached.tensors[f"scale-{i}"], *rest) for i, (layers, *rest) in told]
 
 
 def with_digest(rows: Sequence[dict[str, Any]], smoothing: Smoothing | None) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The table of layer statistics, measured in one walk over the calibration text."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from bitplan.errors import user_error
 from bitplan.files import read_table, write_table
+from bitplan.kept import HIDDEN, NOWHERE, KeptWalk, Reached
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel, Visit
 from bitplan.quantized_walk import weight_of
@@ -22,6 +24,8 @@ COLUMNS = (
     *("weight_mean", "weight_absmax", "weight_variance", "weight_kurtosis"),
     *("input_mean_abs", "input_mean_square", "input_absmax", "tokens"),
 )
+
+SUMS = ("sum_abs", "sum_squares", "absmax")
 
 
 def weight_row(layer: Layer, weight: Tensor) -> dict[str, Any]:
@@ -41,30 +45,61 @@ def _input_row(seen: InputStatistics) -> dict[str, float]:
     }
 
 
-def _measuring(layers: Mapping[str, Layer], rows: dict[str, dict], inputs: dict[str, InputStatistics]) -> Visit:
-    watch = collecting(inputs)
+@dataclass
+class _Found:
+    """What a walk has found so far: the rows of the weights, and the inputs' statistics, by layer."""
+
+    rows: dict[str, dict[str, Any]]
+    inputs: dict[str, InputStatistics]
+
+    @classmethod
+    def of(cls, reached: Reached) -> "_Found":
+        """Return what a walk that was stopped had found."""
+        sums: dict[str, dict[str, Tensor]] = {}
+        for key, values in reached.tensors.items():
+            name, _, part = key.rpartition("|")
+            sums.setdefault(name, {})[part] = values
+        tokens = reached.facts.get("tokens", {})
+        inputs = {name: InputStatistics(count, *(sums[name][part] for part in SUMS)) for name, count in tokens.items()}
+        return cls(dict(reached.facts.get("rows", {})), inputs)
+
+    def kept(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return this and the hidden states as tensors and facts."""
+        sums = {f"{name}|{part}": getattr(seen, part) for name, seen in self.inputs.items() for part in SUMS}
+        tokens = {name: seen.tokens for name, seen in self.inputs.items()}
+        return {HIDDEN: hidden, **sums}, {"rows": self.rows, "tokens": tokens}
+
+
+def _measuring(layers: Mapping[str, Layer], found: _Found, walk: KeptWalk) -> Visit:
+    watch = collecting(found.inputs)
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         for name, module in block.layers.items():
             if name in layers:
-                rows[name] = weight_row(layers[name], weight_of(module, layers[name]))
-        return watch(block, hidden, forward)
+                found.rows[name] = weight_row(layers[name], weight_of(module, layers[name]))
+        output = watch(block, hidden, forward)
+        walk.keep(block.index + 1, lambda: found.kept(output))
+        return output
 
     return visit
 
 
 def measure_layers(
-    model: StreamedModel, info: ModelInfo, tokens: Tensor
+    model: StreamedModel, info: ModelInfo, tokens: Tensor, walk: KeptWalk = NOWHERE
 ) -> tuple[list[dict[str, Any]], dict[str, InputStatistics], Tensor]:
-    """Return the rows of the table in model order, the inputs' statistics by layer, and the final hidden states of `tokens`."""
+    """Return the rows of the table in model order, the inputs' statistics by layer, and the final hidden states of `tokens`.
+
+    A walk that is kept and was stopped is gone on with.
+    """
     layers = {layer.name: layer for layer in info.quantizable}
-    rows: dict[str, dict[str, Any]] = {}
-    inputs: dict[str, InputStatistics] = {}
-    hidden = model.run(tokens, _measuring(layers, rows, inputs))
+    reached = walk.reached()
+    found, start = _Found.of(reached), reached.tensors.get(HIDDEN)
+    start = None if start is None else start.to(model.device)
+    hidden = model.run(tokens, _measuring(layers, found, walk), range(reached.block, len(model.blocks)), start)
     # An expert that the router never chose has seen no token.
     for name, layer in layers.items():
-        inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))
-    return [{**rows[name], **_input_row(inputs[name])} for name in layers], inputs, hidden
+        found.inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))
+    return [{**found.rows[name], **_input_row(found.inputs[name])} for name in layers], found.inputs, hidden
 
 
 def write_statistics(

@@ -10,7 +10,8 @@ from bitplan.statistics.sensitivity import Choice
 
 # Besides the candidates: what a block gets and gives in full precision, what it is giving for a candidate, the teacher's.
 OTHER_STATES = 4
-# A pass is what a kill can lose: there are at least so many, where there is enough to measure.
+# Where blocks are done faster than their states are written, a pass is what a kill can lose: there are at least so many, where there is
+# enough to measure.
 FEWEST_PASSES = 8
 
 

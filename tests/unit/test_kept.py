@@ -1,0 +1,163 @@
+"""Walks that are kept block by block: stopped anywhere, the next run begins at the next block and finds the same."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitplan.errors import UserError
+from bitplan.evaluate.text import windows
+from bitplan.files import write_table
+from bitplan.kept import NOWHERE, Kept, KeptWalk
+from bitplan.measure import passes
+from bitplan.measure.candidates import MeasureSettings
+from bitplan.measure.table import measure_table
+from bitplan.opening import opened
+from bitplan.statistics.sensitivity import (
+    COLUMNS,
+    Choice,
+    SensitivitySettings,
+    activation_choices,
+    measure_sensitivity,
+)
+from bitplan.statistics.table import measure_layers, write_statistics
+from tests.conftest import ROOT
+from tests.families import TEXT, make_family
+
+SETTINGS = SensitivitySettings((*activation_choices("tensor"), Choice("q8_0")), (0.5,), tokens=64)
+ALWAYS = float("inf")
+
+
+class Stopped(Exception):
+    """What ends a run in these tests."""
+
+
+@dataclass
+class Stopping(KeptWalk):
+    """A walk that is kept after every block, and ended after one of them."""
+
+    after: int = -1
+
+    def __post_init__(self) -> None:
+        self.share = ALWAYS
+
+    def keep(self, block, made) -> None:
+        super().keep(block, made)
+        if block == self.after:
+            raise Stopped
+
+
+@pytest.fixture(scope="module", params=["demo", "mixtral", "gpt2"])
+def model(request, tmp_path_factory):
+    """The bundled model of four blocks; experts, some of which no token reaches; a family that stores weights the other way round."""
+    name = request.param
+    folder = ROOT / "demo" / "model" if name == "demo" else make_family(name, tmp_path_factory.mktemp(name) / "model")
+    return opened(folder, "fp32", "cpu", 1)
+
+
+@pytest.fixture
+def kept(tmp_path) -> Kept:
+    return Kept.beside(tmp_path / "table.tsv", "this")
+
+
+def tokens_of(model) -> torch.Tensor:
+    return windows(model.checkpoint.folder, TEXT, 24, 3)
+
+
+def statistics(model, folder: Path, walk: KeptWalk) -> dict[str, bytes]:
+    rows, inputs, hidden = measure_layers(model.model, model.info, tokens_of(model), walk)
+    write_statistics(folder / "s.tsv", folder / "s.safetensors", rows, inputs)
+    return {path.name: path.read_bytes() for path in folder.glob("s.*")} | {"hidden": hidden.numpy().tobytes()}
+
+
+def sensitivity(model, folder: Path, walk: KeptWalk) -> dict[str, bytes]:
+    rows, smoothing = measure_sensitivity(model.model, model.info, tokens_of(model), SETTINGS, walk=walk)
+    write_table(folder / "s.tsv", rows, COLUMNS)
+    return {"table": (folder / "s.tsv").read_bytes(), "smoothing": smoothing.digest.encode()}
+
+
+@pytest.mark.parametrize("measure", [statistics, sensitivity])
+def test_a_walk_that_was_stopped_after_any_block_goes_on_there_and_finds_the_same(measure, model, kept, tmp_path):
+    tokens, count = tokens_of(model).numel(), len(model.model.blocks)
+    before = model.model.tokens_forwarded
+    whole = measure(model, tmp_path, NOWHERE)
+    cost = model.model.tokens_forwarded - before
+    for after in range(1, count + 1):
+        with pytest.raises(Stopped):
+            measure(model, tmp_path, Stopping(kept, after=after))
+        assert len([*kept.folder.glob("*.safetensors")]) == 1, "states of a block that is passed take up room"
+        before = model.model.tokens_forwarded
+        assert measure(model, tmp_path, KeptWalk(kept)) == whole
+        assert model.model.tokens_forwarded - before == cost * (count - after) // count
+        kept.remove()
+    assert cost >= count * tokens
+
+
+def test_a_pass_that_was_stopped_goes_on_after_the_last_block(model, tmp_path, monkeypatch):
+    measure, tokens, count = MeasureSettings("all", fisher=True), tokens_of(model), len(model.model.blocks)
+    whole = measure_table(model, tokens, SETTINGS, measure, tmp_path / "whole.tsv")
+    rounds = 0
+    while True:
+        stops = iter([1 + rounds % count])
+        monkeypatch.setattr(passes, "KeptWalk", lambda *args, stops=stops: Stopping(*args, after=next(stops, -1)))
+        try:
+            found = measure_table(model, tokens, SETTINGS, measure, tmp_path / "killed.tsv")
+            break
+        except Stopped:
+            rounds += 1
+    assert rounds >= count - 1
+    assert (found.rows, found.smoothing.digest) == (whole.rows, whole.smoothing.digest)
+    assert found.block_forwards == pytest.approx(whole.block_forwards)
+
+
+def test_what_is_kept_is_exact(kept):
+    states = torch.randn(3, 5)
+    KeptWalk(kept).keep(2, lambda: ({"a|b": states}, {"third": 1 / 3, "none": float("nan")}))
+    reached = KeptWalk(kept).reached()
+    assert reached.block == 2 and torch.equal(reached.tensors["a|b"], states)
+    assert reached.facts["third"] == 1 / 3 and reached.facts["none"] != reached.facts["none"]
+
+
+def test_keeping_takes_a_small_share_of_the_time(kept):
+    walk, made = KeptWalk(kept, share=0.05), []
+
+    def slowly():
+        made.append(1)
+        time.sleep(0.05)
+        return {}, {}
+
+    for block in range(20):
+        walk.keep(block, slowly)
+    assert len(made) == 1, "blocks that take no time were all kept"
+
+
+def test_a_kill_while_states_are_written_leaves_those_before_them(kept):
+    KeptWalk(kept).keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    (kept.folder / "walk-reached-0002.safetensors").write_bytes(b"the new ones, not yet told of")
+    assert KeptWalk(kept).reached().block == 1
+    Stopping(kept).keep(2, lambda: ({"x": torch.zeros(2)}, {}))
+    reached = KeptWalk(kept).reached()
+    assert reached.block == 2 and torch.equal(reached.tensors["x"], torch.zeros(2))
+
+
+def test_a_broken_file_is_named_with_the_way_out(kept):
+    KeptWalk(kept).keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    (kept.folder / "walk-reached-0001.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"walk-reached-0001.safetensors: is broken.*Remove"):
+        KeptWalk(kept).reached()
+
+
+@pytest.mark.parametrize(("reason", "there"), [(None, False), (OSError(28, "No space left on device"), True)])
+def test_a_mistake_of_the_user_removes_what_is_kept_and_a_full_disk_does_not(kept, reason, there):
+    with pytest.raises(UserError), kept.unless_worthless():
+        try:
+            if reason:
+                raise reason
+        except OSError:
+            raise UserError([]) from None
+        raise UserError([])
+    assert kept.folder.exists() == there
+    assert not there or json.loads((kept.folder / "of.json").read_text())["digest"] == "this"

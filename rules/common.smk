@@ -516,6 +516,17 @@ def sparsegpt_mem_mb(wildcards, attempt):
     return model_mem_mb(wildcards, attempt) + int(moments * attempt)
 
 
+def time_limit(hours, minutes_per_gb):
+    """Return a function that gives a job's time limit in minutes: some hours, and more for each GB of weights; grows when retried."""
+
+    def limit(wildcards, attempt):
+        return int(
+            (60 * hours + minutes_per_gb * weights_mb(wildcards) / 1000) * attempt
+        )
+
+    return limit
+
+
 def whole_machine(wildcards):
     """Return every core of a run on one machine, so that nothing else runs beside a timing; elsewhere 1, and the profile says more."""
     return 1 if workflow.remote_exec else workflow.resource_settings.cores or 1

@@ -12,7 +12,7 @@ rule plan_speed:
     threads: whole_machine
     resources:
         mem_mb=runtime_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 5),
         slurm_extra="--exclusive",
     params:
         *code("compare_real_quant.py"),

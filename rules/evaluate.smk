@@ -16,7 +16,7 @@ rule evaluation:
     resources:
         gpu=GPUS,
         mem_mb=model_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 5),
     params:
         *code("teacher.py"),
         script=script("teacher.py"),
@@ -46,7 +46,7 @@ rule plan_perplexity:
     resources:
         gpu=GPUS,
         mem_mb=model_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 5),
     params:
         *code("perplexity.py"),
         script=script("perplexity.py"),
@@ -71,7 +71,7 @@ rule plan_gguf_perplexity:
     threads: 1
     resources:
         mem_mb=runtime_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 5),
     params:
         *code("perplexity.py"),
         script=script("perplexity.py"),
@@ -107,7 +107,7 @@ rule model_tasks:
     resources:
         gpu=GPUS,
         mem_mb=whole_mem_mb,
-        runtime="12h",
+        runtime=time_limit(12, 20),
     params:
         *code("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),
@@ -135,7 +135,7 @@ rule plan_tasks:
     resources:
         gpu=GPUS,
         mem_mb=whole_mem_mb,
-        runtime="12h",
+        runtime=time_limit(12, 20),
     params:
         *code("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),

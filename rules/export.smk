@@ -11,7 +11,7 @@ rule base_gguf:
     threads: 1
     resources:
         mem_mb=model_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 1),
     params:
         *code("convert_gguf.py"),
         script=script("convert_gguf.py"),
@@ -39,7 +39,7 @@ rule plan_gguf:
     threads: 1
     resources:
         mem_mb=model_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 1),
     params:
         *code("export_gguf.py"),
         script=script("export_gguf.py"),
@@ -63,7 +63,7 @@ rule baseline_gguf:
     threads: 1
     resources:
         mem_mb=runtime_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 2),
     params:
         *code("baseline_gguf.py"),
         script=script("baseline_gguf.py"),

@@ -22,7 +22,7 @@ rule adaptive_plan:
     resources:
         gpu=GPUS,
         mem_mb=search_mem_mb,
-        runtime="12h",
+        runtime=time_limit(12, 20),
     params:
         *code("adaptive_quantization_search.py"),
         script=script("adaptive_quantization_search.py"),
@@ -83,7 +83,7 @@ rule genetic_plan:
     threads: 1
     resources:
         mem_mb=model_mem_mb,
-        runtime="1h",
+        runtime=time_limit(1, 0),
     params:
         *code("mixed_precision_ptq.py"),
         script=script("mixed_precision_ptq.py"),
@@ -118,7 +118,7 @@ rule optimal_plan:
     resources:
         gpu=GPUS,
         mem_mb=search_mem_mb,
-        runtime="12h",
+        runtime=time_limit(12, 20),
     params:
         *code("optimal_search.py"),
         script=script("optimal_search.py"),
@@ -154,7 +154,7 @@ rule sparsegpt_plan:
     resources:
         gpu=GPUS,
         mem_mb=sparsegpt_mem_mb,
-        runtime="24h",
+        runtime=time_limit(24, 20),
     params:
         *code("sparsegpt_enhanced.py"),
         script=script("sparsegpt_enhanced.py"),

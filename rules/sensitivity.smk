@@ -29,7 +29,7 @@ if SETTINGS.sensitivity.shards == 1:
         resources:
             gpu=GPUS,
             mem_mb=sensitivity_mem_mb,
-            runtime="12h",
+            runtime=time_limit(12, 20),
         params:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),
@@ -62,7 +62,7 @@ else:
         resources:
             gpu=GPUS,
             mem_mb=sensitivity_mem_mb,
-            runtime="12h",
+            runtime=time_limit(12, 20),
         params:
             *code("sensitivity.py"),
             script=script("sensitivity.py"),

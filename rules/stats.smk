@@ -16,7 +16,7 @@ rule layer_stats:
     resources:
         gpu=GPUS,
         mem_mb=model_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 5),
     params:
         *code("layer_stats.py"),
         script=script("layer_stats.py"),
@@ -41,7 +41,7 @@ rule selection:
     resources:
         gpu=GPUS,
         mem_mb=model_mem_mb,
-        runtime="2h",
+        runtime=time_limit(2, 5),
     params:
         *code("teacher.py"),
         script=script("teacher.py"),

@@ -113,6 +113,11 @@ def test_every_jobs_memory_is_a_function_of_the_attempt():
         assert function and "attempt" in function[0].partition("\n")[2], name
 
 
+def test_every_jobs_time_grows_with_the_model_and_the_attempt():
+    said = {name: re.findall(r"runtime=(.+),", body) for name, body in RULES.items() if "runtime=" in body}
+    assert all(re.fullmatch(r"time_limit\(\d+, \d+\)", limit) for limits in said.values() for limit in limits), said
+
+
 def test_the_slurm_profile_belongs_to_no_site_and_says_why_each_entry_is_there():
     text = (ROOT / "profiles" / "slurm" / "profile.yaml").read_text()
     settings = [line for line in text.splitlines() if re.match(r"[a-z-]+:", line)]

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from bitplan import __version__
 from bitplan.errors import user_error
 from bitplan.files import read_table
 from bitplan.kept import Kept, digest_of
@@ -46,9 +45,8 @@ def measure_table(
     # How much memory there is changes the order of the work, and no figure.
     of_figures = replace(measure, memory_limit=0)
     facts = {
-        **{"model": model.info.fingerprint, "tokens": tokens, "shape": tuple(tokens.shape), "dtype": model.dtype},
-        **{"device": str(model.model.device), "settings": settings, "measure": of_figures, "version": __version__},
-        **{"alphas": alphas, "importance": dict(importance)},
+        **{**model.facts, "tokens": tokens, "shape": tuple(tokens.shape)},
+        **{"settings": settings, "measure": of_figures, "alphas": alphas, "importance": dict(importance)},
     }
     with Kept.beside(output, digest_of(facts)).unless_worthless() as kept:
         made = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas, importance)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 
-from torch import Tensor
+from torch import Tensor, get_num_threads
 
+from bitplan import __version__
 from bitplan.errors import Problem, UserError, nearest
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.sparsegpt.grid import Quantizer
@@ -88,8 +89,8 @@ class ModelSettings:
                 yield from error.problems
 
     def digest(self, info: ModelInfo, tokens: Tensor, dtype: str) -> str:
-        """Return a SHA-256 of everything that decides the result."""
-        told = json.dumps([info.fingerprint, dtype, asdict(self)], sort_keys=True)
+        """Return a SHA-256 of everything that decides the result: also the threads, which may change last digits."""
+        told = json.dumps([info.fingerprint, dtype, get_num_threads(), __version__, asdict(self)], sort_keys=True)
         return hashlib.sha256(told.encode() + tokens.numpy().tobytes()).hexdigest()
 
 

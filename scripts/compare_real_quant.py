@@ -14,8 +14,9 @@ Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed
 
 
 def main(args) -> None:
-    from bitplan.compare.speed import PROMPTS, SpeedSettings, parse_models, print_table, rounds, summarize
+    from bitplan.compare.speed import parse_models, print_table, rounds, summarize
     from bitplan.compare.three_way import ORIGINAL, compared, print_three_way, scored
+    from bitplan.compare.timed_run import PROMPTS, SpeedSettings
     from bitplan.files import write_json
     from bitplan.flag_files import clashes, refuse
     from bitplan.opening import opened, teacher_on

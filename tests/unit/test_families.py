@@ -7,7 +7,8 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from bitplan.compare.speed import SpeedSettings, run_once
+from bitplan.compare.speed import run_once
+from bitplan.compare.timed_run import SpeedSettings
 from bitplan.errors import UserError
 from bitplan.evaluate.gguf import score_gguf
 from bitplan.evaluate.llama_runtime import opened as opened_gguf

@@ -17,9 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bitplan.errors import UserError
+from bitplan.evaluate.head import Head
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import divergence
-from bitplan.evaluate.teacher import Head, teacher_from
+from bitplan.evaluate.teacher import teacher_from
 from bitplan.evaluate.text import windows
 from bitplan.files import read_table
 from bitplan.kept import Kept, gradient_name, states_name

@@ -11,7 +11,8 @@ import torch
 
 from bitplan.errors import UserError
 from bitplan.evaluate import scores
-from bitplan.evaluate.teacher import Head, Teacher
+from bitplan.evaluate.head import Head
+from bitplan.evaluate.teacher import Teacher
 from bitplan.export import tensor_data
 from bitplan.export.convert import convert, converter_folder
 from bitplan.export.gguf_file import plan_tensors, read_gguf, rewrite

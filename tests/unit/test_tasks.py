@@ -80,8 +80,8 @@ def test_a_whole_model_under_a_plan_gives_the_logits_of_the_walk(tmp_path):
     info = describe(checkpoint)
     plan = uniform(info, "mxfp4", "mxfp8")
     tokens = torch.arange(3, 67).view(2, 32)
+    from bitplan.evaluate.head import Head
     from bitplan.evaluate.perplexity import plan_hidden
-    from bitplan.evaluate.teacher import Head
 
     hidden = plan_hidden(open_model(checkpoint), info, plan, tokens, QuantizedWeights())
     wanted = Head.of(checkpoint).logits(hidden.flatten(0, 1)).view(2, 32, -1)

@@ -13,7 +13,7 @@ import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
 from bitplan.compare.original import greedy, run_original
-from bitplan.compare.speed import SpeedSettings
+from bitplan.compare.timed_run import SpeedSettings
 from bitplan.export.convert import convert
 from bitplan.export.nearest_type import CANDIDATES, nearest_type, nearest_types
 from bitplan.formats.ggml import decode, encode

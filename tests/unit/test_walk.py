@@ -8,10 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitplan.errors import UserError
+from bitplan.evaluate.head import Head
 from bitplan.evaluate.head_check import check_head
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import Head, load_teacher, make_teacher, save_teacher, teacher_from
+from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher, teacher_from
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe

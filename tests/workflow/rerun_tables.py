@@ -393,6 +393,7 @@ MODULES = {
     "compare/__init__.py": f"comparison {SPEEDS} study",
     "compare/original.py": SPEEDS,
     "compare/speed.py": SPEEDS,
+    "compare/timed_run.py": SPEEDS,
     "compare/three_way.py": SPEEDS,
     "compare/simulated.py": "",
     "compare/study.py": "study",

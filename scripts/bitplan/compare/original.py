@@ -4,7 +4,7 @@ import time
 from itertools import chain, cycle, islice
 from pathlib import Path
 
-from bitplan.compare.speed import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
+from bitplan.compare.timed_run import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
 
 
 def run_original(folder: Path, settings: SpeedSettings) -> Run:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from bitplan.compare.original import greedy
-from bitplan.compare.speed import PROMPTS
+from bitplan.compare.timed_run import PROMPTS
 
 
 def answers(module: nn.Module, folder: Path, prompts: Sequence[str] | None, count: int) -> dict[str, str]:

@@ -6,56 +6,17 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
+from bitplan.compare.original import run_original
+from bitplan.compare.timed_run import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
 from bitplan.errors import user_error
 from bitplan.files import check_gguf
 
-PROMPT_TOKENS = 256
-PROMPTS = (
-    "Once upon a time there was a",
-    "One sunny morning Ada and Karl went to the",
-    '"I lost it," whispered',
-)
-
-
-@dataclass(frozen=True)
-class SpeedSettings:
-    """Tokens to generate after each prompt, counted rounds, rounds to warm up, processor threads, the prompts."""
-
-    max_tokens: int = 200
-    repeats: int = 5
-    warmup: int = 1
-    threads: int = 2
-    prompts: tuple[str, ...] = PROMPTS
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a file: seconds to load, tokens per second for a prompt and for generation, peak memory, the answers."""
-
-    load_seconds: float
-    prompt_tokens_per_second: float
-    generation_tokens_per_second: float
-    peak_memory_bytes: int
-    answers: tuple[str, ...]
-
-
 MEASURED = ("load_seconds", "prompt_tokens_per_second", "generation_tokens_per_second")
-
-
-def peak_memory_bytes() -> int:
-    """Return this process's peak resident memory."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def run_once(path: Path, settings: SpeedSettings) -> Run:
@@ -80,8 +41,6 @@ def _run_any(path: Path, settings: SpeedSettings) -> Run:
     """Run a GGUF file in llama.cpp, or a checkpoint's folder in transformers."""
     if not path.is_dir():
         return run_once(path, settings)
-    from bitplan.compare.original import run_original
-
     return run_original(path, settings)
 
 

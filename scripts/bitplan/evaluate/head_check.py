@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.errors import user_error
-from bitplan.evaluate.teacher import Head
+from bitplan.evaluate.head import Head
 from bitplan.models.walk import StreamedModel
 
 WORDS = 64

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from bitplan.evaluate.head import Head
 from bitplan.evaluate.scores import TokenScores, hidden_logits, nll_of, score
-from bitplan.evaluate.teacher import Head, Teacher
+from bitplan.evaluate.teacher import Teacher
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import StreamedModel
 from bitplan.plan import Plan

@@ -2,60 +2,20 @@
 
 import hashlib
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from bitplan.errors import user_error
+from bitplan.evaluate.head import Head
+from bitplan.evaluate.head_check import check_head
 from bitplan.evaluate.text import BOS_POLICY, windows
 from bitplan.files import written_aside
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.models.layers import output_tensor_name
-from bitplan.models.walk import StreamedModel, check_finite
+from bitplan.models.walk import StreamedModel
 
-VOCABULARY_SLICE = 16_384
 MADE_BY = "Make it again with scripts/teacher.py"
-# Factors of the logits by family: {model type: {key of config.json: power}}.
-SCALES = {
-    **{family: {"logit_scale": 1} for family in ("cohere", "cohere2")},
-    **{family: {"logits_scaling": -1} for family in ("granite", "granitemoe", "granitemoeshared", "granitemoehybrid")},
-}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What turns hidden states into logits: the output matrix (vocabulary, hidden) in its stored dtype, a bias (Phi), a factor
-    (Cohere's `logit_scale`, one over Granite's `logits_scaling`), a soft cap (Gemma 2)."""
-
-    matrix: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "Head":
-        """Read the head of a checkpoint."""
-        name = output_tensor_name(checkpoint)
-        bias = name.removesuffix(".weight") + ".bias"
-        read = checkpoint.read([name, bias] if bias in checkpoint.tensors else [name])
-        check_finite(read, checkpoint.folder)
-        config = checkpoint.config
-        factors = SCALES.get(config.get("model_type", ""), {})
-        scale = prod(float(config.get(key, 1.0)) ** power for key, power in factors.items())
-        return cls(read[name], read.get(bias), scale, config.get("final_logit_softcapping"))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is widened slice by slice."""
-        wide = hidden.to(torch.float32)
-        parts = [wide @ part.to(torch.float32).T for part in self.matrix.split(VOCABULARY_SLICE)]
-        logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-        if self.bias is not None:
-            logits += self.bias.to(torch.float32)
-        if self.scale != 1.0:
-            logits *= self.scale
-        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
 
 @dataclass(frozen=True)
@@ -72,8 +32,6 @@ def make_teacher(
     model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str, skip: int = 0
 ) -> Teacher:
     """Run the unquantized model over a text, after its first `skip` windows. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
-    from bitplan.evaluate.head_check import check_head
-
     tokens = windows(model.checkpoint.folder, text, length, sequences, skip)
     made = teacher_from(model.checkpoint, tokens, model.run(tokens), dtype)
     check_head(model, made.head, made.hidden)

@@ -9,8 +9,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from bitplan.evaluate.head import Head
 from bitplan.evaluate.scores import LOGIT_VALUES_AT_ONCE
-from bitplan.evaluate.teacher import Head
 from bitplan.kept import Kept, gradient_name, load_states
 from bitplan.models.experts import has_experts
 from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bitplan.evaluate.head import Head
 from bitplan.evaluate.scores import divergence, hidden_logits, row_slices
-from bitplan.evaluate.teacher import Head, Teacher
+from bitplan.evaluate.teacher import Teacher
 
 
 @torch.inference_mode()

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bitplan.evaluate.teacher import Head, Teacher
+from bitplan.evaluate.head import Head
+from bitplan.evaluate.teacher import Teacher
 from bitplan.kept import SHARE, Kept, KeptWalk, digest_of, gradient_name, load_states, states_name
 from bitplan.measure.candidates import MeasureSettings, Pass, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.measure.gradients import as_block_runs, batch_of, keep_gradients

@@ -117,7 +117,8 @@ class Kept:
         return read_json(self.folder / name, self._hint)
 
     def remove(self) -> None:
-        """Remove the folder and all that it holds."""
+        """Remove the folder and all that it holds: first what says of what it is, so that a half-removed one counts for nothing."""
+        (self.folder / KEY).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -171,18 +172,30 @@ class KeptWalk:
         return Reached(told["block"], self.kept.tensors(self._file(told["block"])), told["facts"])
 
     def keep(self, block: int, made: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
-        """Keep that `block` is next, with the tensors and facts that `made` gives: unless too little time has gone by since the last time."""
+        """Keep that `block` is next, with the tensors and facts that `made` gives: unless too little time has gone by since the last time.
+
+        Where it cannot be written a warning says so, once, and the walk goes on without.
+        """
+        from safetensors import SafetensorError
+
         if self.kept is None or self._took > self.share * (time.monotonic() - self._since):
             return
         began = time.monotonic()
-        tensors, facts = made()
+        try:
+            self._write(block, *made())
+        except (OSError, SafetensorError, UserError) as error:
+            log.warning("%s: what is done cannot be kept, going on without: %s", self.kept.folder, error)
+            self._took = float("inf")
+            return
+        self._since = time.monotonic()
+        self._took = self._since - began
+
+    def _write(self, block: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.kept.keep_tensors(self._file(block), tensors)
         # From here on the new file counts. Numbers as they are: what goes on with them is to end in the bytes of a run that was not stopped.
         with written_aside(self.kept.folder / self._told) as aside:
             aside.write_text(json.dumps({"block": block, "facts": facts}), encoding="utf-8")
         self._remove(but=block)
-        self._since = time.monotonic()
-        self._took = self._since - began
 
     def _remove(self, but: int | None = None) -> None:
         for path in self.kept.folder.glob(f"{self.name}-reached-*.safetensors"):

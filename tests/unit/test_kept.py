@@ -143,6 +143,29 @@ def test_a_kill_while_states_are_written_leaves_those_before_them(kept):
     assert reached.block == 2 and torch.equal(reached.tensors["x"], torch.zeros(2))
 
 
+def test_a_disk_that_is_full_stops_the_keeping_and_not_the_walk(kept, caplog, monkeypatch):
+    def full(self, name, tensors):
+        raise OSError(28, "No space left on device")
+
+    walk = KeptWalk(kept, share=1000.0)
+    walk.keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    monkeypatch.setattr(Kept, "keep_tensors", full)
+    for block in (2, 3):
+        walk.keep(block, lambda: ({"x": torch.zeros(2)}, {}))
+    assert caplog.text.count("cannot be kept, going on without: [Errno 28] No space left on device") == 1
+    monkeypatch.undo()
+    assert KeptWalk(kept).reached().block == 1
+
+
+def test_what_was_half_removed_counts_for_nothing(kept, monkeypatch):
+    kept.keep_tensor("states-0000.safetensors", torch.ones(2))
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # killed at its first step
+    kept.remove()
+    monkeypatch.undo()
+    assert kept.has("states-0000.safetensors") and not kept.has("of.json")
+    assert not Kept.beside(kept.folder.with_name("table.tsv"), "this").has("states-0000.safetensors")
+
+
 def test_a_broken_file_is_named_with_the_way_out(kept):
     KeptWalk(kept).keep(1, lambda: ({"x": torch.ones(2)}, {}))
     (kept.folder / "walk-reached-0001.safetensors").write_bytes(b"broken")

@@ -1,6 +1,6 @@
 """Every rule's command killed at random moments, and run again: no file is half-written, and the results are those of an undisturbed run.
 
-Three rules by default, every one with BITPLAN_CRASHES=all (make test-crash).
+Four rules by default, every one with BITPLAN_CRASHES=all (make test-crash).
 """
 
 import json
@@ -48,9 +48,10 @@ SEARCHES = ("adaptive_plan", "random_plan", "genetic_plan", "optimal_plan", "spa
 OF_PLANS = ("bits", "plan_gguf", "plan_perplexity", "plan_gguf_perplexity", "plan_speed", "plan_tasks")
 EVERY_RULE = (*MODEL, *SEARCHES, *OF_PLANS, *REPORT)
 ALL = os.environ.get("BITPLAN_CRASHES") == "all"
-# A search that keeps evaluations, one that keeps blocks, one that keeps nothing; and the files that they need.
-RULES = EVERY_RULE if ALL else ("adaptive_plan", "sparsegpt_plan", "random_plan")
-TARGETS = [] if ALL else [f"results/small/plans/{plan}/plan.json" for plan in ("careful", "pruned", "drawn")]
+# A measurement that keeps passes, a search that keeps evaluations, one that keeps blocks, one that keeps nothing; and the files that they need.
+RULES = EVERY_RULE if ALL else ("sensitivity", "adaptive_plan", "sparsegpt_plan", "random_plan")
+SOME = ("sensitivity.tsv", *(f"plans/{plan}/plan.json" for plan in ("careful", "pruned", "drawn")))
+TARGETS = [] if ALL else [f"results/small/{name}" for name in SOME]
 KILLS = 10
 # What is measured with a clock is other in every run, and so is a page that shows it.
 TIMED = ("speed.json",)

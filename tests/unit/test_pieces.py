@@ -101,12 +101,12 @@ def test_scores_do_not_depend_on_how_many_rows_are_scored_at_once(monkeypatch):
 
 
 def test_logits_come_from_slices_of_the_vocabulary(monkeypatch):
-    from bitplan.evaluate import teacher
+    from bitplan.evaluate import head as of_head
 
     torch.manual_seed(0)
     head, hidden = Head(torch.randn(50, 8), torch.randn(50), 0.5, 20.0), torch.randn(6, 8)
     expected = torch.tanh((hidden @ head.matrix.T + head.bias) * 0.5 / 20) * 20
-    monkeypatch.setattr(teacher, "VOCABULARY_SLICE", 16)
+    monkeypatch.setattr(of_head, "VOCABULARY_SLICE", 16)
     assert torch.allclose(head.logits(hidden), expected, atol=1e-5)
 
 

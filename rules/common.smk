@@ -483,8 +483,10 @@ def weights_mb(wildcards):
 
 
 def model_mem_mb(wildcards, attempt):
-    """Return memory for a walk: imports and logits, and a share of the weights for the largest block; grows when retried."""
-    return int((3 * GIB_MB + 0.3 * weights_mb(wildcards)) * attempt)
+    """Return memory for a walk: imports and logits, and for the largest block a share of the weights, a smaller one of large models
+    (docs/scaling.md); grows when retried."""
+    weights = weights_mb(wildcards)
+    return int((3 * GIB_MB + min(0.3 * weights, 3 * GIB_MB + 0.08 * weights)) * attempt)
 
 
 def runtime_mem_mb(wildcards, attempt):

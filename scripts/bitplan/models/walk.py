@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.errors import user_error
+from bitplan.models.built import build
 from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.complete import OF_WEIGHTS
 from bitplan.models.devices import pick_device, return_free_memory
 from bitplan.models.experts import separate_experts_
-from bitplan.models.families import stored_names
+from bitplan.models.loading import stored_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
 VALUES_AT_ONCE = 1 << 24
-BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-OF_WEIGHTS = "Check that config.json belongs to the weights"
 
 
 @dataclass(frozen=True)
@@ -97,19 +97,15 @@ class StreamedModel:
 
     def stored_name(self, name: str) -> str | None:
         """Return the checkpoint's name of a parameter of the module; None where it is tied to another or absent."""
-        prefix = f"{self.module.base_model_prefix}."
-        for called in stored_names(name):
-            for candidate in (called, called.removeprefix(prefix), prefix + called):
-                if candidate in self.checkpoint.tensors:
-                    return candidate
-        return None
+        loading = self.checkpoint.loading
+        return stored_name(loading.names, loading.parameters, self.module.base_model_prefix, name)
 
     @property
     def table_name(self) -> str:
         """The checkpoint's name of the token embedding; a tied checkpoint may store it as the output matrix."""
         table = self.module.get_input_embeddings()
         name = next(n for n, module in self.module.named_modules() if module is table)
-        return self.stored_name(f"{name}.weight") or "lm_head.weight"
+        return self.stored_name(f"{name}.weight") or self.checkpoint.loading.output or f"{name}.weight"
 
     def run(
         self,
@@ -265,6 +261,7 @@ class StreamedModel:
     def load_(self, prefix: str, module: nn.Module) -> None:
         """Give `module` its weights from the checkpoint. Raises `UserError` naming what is missing or misshapen."""
         stored = {inner: self.stored_name(f"{prefix}.{inner}") for inner, _ in module.named_parameters()}
+        self._load_buffers_(prefix, module)
         absent = [f"{prefix}.{inner}" for inner, name in stored.items() if name is None]
         if absent:
             raise user_error(self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
@@ -278,6 +275,18 @@ class StreamedModel:
                 what = f"{name} has shape {tuple(tensors[name].shape)}, config.json asks for {expected}"
                 raise user_error(self.checkpoint.folder, what, OF_WEIGHTS)
             setattr(place, leaf, self._parameter(tensors.pop(name)))
+
+    def _load_buffers_(self, prefix: str, module: nn.Module) -> None:
+        """Give `module` the buffers that the checkpoint stores, such as the biases by which experts are chosen."""
+        wide = getattr(self.module, "_keep_in_fp32_modules_strict", None) or ()
+        for inner, buffer in list(module.named_buffers()):
+            name = self.checkpoint.loading.parameters.get(f"{prefix}.{inner}")
+            if name is not None:
+                dtype = torch.float32 if any(part in inner for part in wide) else buffer.dtype
+                owner, _, leaf = inner.rpartition(".")
+                held = self.checkpoint.read([name], dtype)
+                check_finite(held, self.checkpoint.folder)
+                setattr(module.get_submodule(owner), leaf, held[name].to(self.device))
 
     def drop_(self, module: nn.Module) -> None:
         """Take the weights of `module` away again; buffers stay."""
@@ -308,24 +317,11 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """Return the checkpoint's model as transformers builds it, all parameters on the meta device, experts apart.
 
-    Code that a checkpoint brings along is never run. Raises `UserError` for a family that transformers does not know.
+    Raises `UserError` for a family that transformers does not know.
     """
     from accelerate import init_empty_weights
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
-    except (*BAD_CONFIG, StrictDataclassError) as error:
-        kind = checkpoint.config.get("model_type", "no model_type")
-        first = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise user_error(
-            checkpoint.folder / "config.json",
-            f"does not describe a causal language model that transformers builds ({kind}): {first}",
-            "docs/families.md lists the families",
-        ) from None
+    module = build(checkpoint.folder, checkpoint.config, init_empty_weights(include_buffers=False), dtype)
     separate_experts_(module)
     return module
 

@@ -3,12 +3,8 @@
 import json
 import logging
 import os
-import shutil
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 
@@ -16,14 +12,12 @@ from bitplan.errors import user_error
 from bitplan.export import run_converter
 from bitplan.files import folder_aside, written_aside
 from bitplan.models.checkpoint import FLOATS, Checkpoint
-from bitplan.models.layers import output_tensor_name
-from bitplan.models.parts import INDEX
+from bitplan.models.complete import check_loading
 from bitplan.models.walk import check_finite
 
 log = logging.getLogger(__name__)
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "opt": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
 DEFAULT_PRE_TOKENIZER = "llama-bpe"
-EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 GUESSED = "unknown pre-tokenizer"
 # What the converter reads from config.json and transformers 5 does not write: {model type: {key: where its value stands}}.
 OLD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -47,18 +41,18 @@ def exact_type(checkpoint: Checkpoint) -> str:
     return OUT_TYPES.get(next(iter(kinds)), "f32") if len(kinds) == 1 else "f32"
 
 
-def _embedding_missing(checkpoint: Checkpoint) -> bool:
-    """Return whether a tied matrix is stored as the output only, which transformers reads and llama.cpp does not."""
-    return checkpoint.tied and output_tensor_name(checkpoint) == OUTPUT
+def _sources(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
+    """Return {tensor: (file, its name there)} for all that the converter reads: what the model loads, a tied matrix once.
 
-
-def _renamed(source: Path, target: Path) -> None:
-    """Copy a safetensors file, its output matrix called the embedding."""
-    with open(source, "rb") as read, open(target, "wb") as write:
-        header = json.loads(read.read(struct.unpack("<Q", read.read(8))[0]))
-        named = json.dumps({EMBEDDING if key == OUTPUT else key: value for key, value in header.items()}).encode()
-        write.write(struct.pack("<Q", len(named)) + named)
-        shutil.copyfileobj(read, write, 1 << 24)
+    It is called the embedding, also where it is stored as the output: llama.cpp reads no other.
+    """
+    loading = checkpoint.loading
+    sources = {name: (str(info.file.resolve()), info.key) for name, info in checkpoint.tensors.items()}
+    if checkpoint.tied and loading.output is not None:
+        held = sources.pop(loading.output)
+        if loading.embedding is None:
+            sources[str(loading.embedding_parameter)] = held
+    return sources
 
 
 def _old_keys(config: dict) -> dict:
@@ -72,33 +66,6 @@ def _old_keys(config: dict) -> dict:
     return found
 
 
-def _replace_output_(stand_in: Path, checkpoint: Checkpoint) -> None:
-    """Put in place of the file with the output matrix a copy in which it is called the embedding."""
-    stored = checkpoint.tensors[OUTPUT].file
-    (stand_in / stored.name).unlink()
-    _renamed(stored, stand_in / stored.name)
-    index = stand_in / INDEX
-    if index.exists():
-        text = index.read_text(encoding="utf-8").replace(f'"{OUTPUT}"', f'"{EMBEDDING}"')
-        index.unlink()
-        index.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _readable_by_converter(checkpoint: Checkpoint, beside: Path) -> Iterator[Path]:
-    """Yield the checkpoint's folder, or a stand-in for the time of the block where a tensor needs another name."""
-    if not _embedding_missing(checkpoint):
-        yield checkpoint.folder
-        return
-    with folder_aside(beside) as folder:
-        stand_in = folder / checkpoint.folder.resolve().name
-        stand_in.mkdir()
-        for file in checkpoint.folder.iterdir():
-            (stand_in / file.name).symlink_to(file.resolve())
-        _replace_output_(stand_in, checkpoint)
-        yield stand_in
-
-
 def _check_weights(checkpoint: Checkpoint) -> None:
     """Raise `UserError` when a tensor holds NaN or infinity, which the converter would write as it is."""
     for name, info in checkpoint.tensors.items():
@@ -109,13 +76,16 @@ def _check_weights(checkpoint: Checkpoint) -> None:
 def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -> None:
     """Write the checkpoint as GGUF in its own precision, or in `out_type`. Raises `UserError` with the converter's last words."""
     folder = converter_folder()
+    check_loading(checkpoint)
     _check_weights(checkpoint)
     name = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
-    with written_aside(output) as aside, _readable_by_converter(checkpoint, aside.parent) as source:
+    with written_aside(output) as aside, folder_aside(aside.parent) as work:
+        listed = work / "sources.json"
+        listed.write_text(json.dumps(_sources(checkpoint)), encoding="utf-8")
         keys = json.dumps(_old_keys(checkpoint.config))
-        command = [sys.executable, run_converter.__file__, str(folder), name, keys, str(source)]
+        command = [sys.executable, run_converter.__file__, str(folder), name, keys, str(listed), str(checkpoint.folder)]
         wanted = ["--outfile", str(aside), "--outtype", out_type or exact_type(checkpoint)]
-        _run([*command, *wanted, "--model-name", source.resolve().name], checkpoint, output)
+        _run([*command, *wanted, "--model-name", checkpoint.folder.resolve().name], checkpoint, output)
 
 
 def _run(command: list[str], checkpoint: Checkpoint, output: Path) -> None:

@@ -1,6 +1,9 @@
-"""Runs llama.cpp's converter, and supplies what it would miss: the pre-tokenizer's name, and keys of older configurations.
+"""Runs llama.cpp's converter, and supplies what it would miss: the pre-tokenizer's name, keys of older configurations, the tensors.
 
-    python run_converter.py CONVERTER_FOLDER PRE_TOKENIZER KEYS_AS_JSON converter-arguments ...
+    python run_converter.py CONVERTER_FOLDER PRE_TOKENIZER KEYS_AS_JSON SOURCES converter-arguments ...
+
+SOURCES is a JSON file with {tensor: [file, its name there]}: what the model loads. The converter would take every tensor of every
+file called model*, those for multi-token prediction too.
 
 The converter recognizes a byte-level BPE tokenizer by a hash of what it makes of a test string; a tokenizer of one's own has
 another hash. Known ones keep the converter's own answer. It widens each matrix to float32 as a whole, an embedding of 152,064 x 3584
@@ -15,14 +18,17 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 VALUES_AT_ONCE = 1 << 20
+# Keys of config.json that announce blocks beyond those that the model runs.
+MORE_BLOCKS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 
 if __name__ == "__main__":
-    folder, name, keys = sys.argv[1:4]
+    folder, name, keys, listed = sys.argv[1:5]
     sys.path[:0] = [folder, f"{folder}/gguf-py"]
     import gguf
     import numpy as np
     import torch
     from conversion.base import LazyTorchTensor, ModelBase, TextModel
+    from gguf.utility import SafetensorsLocal
 
     known, load = TextModel.get_vocab_base_pre, ModelBase.load_hparams
     get_tensors, as_numpy = ModelBase.get_tensors, LazyTorchTensor.numpy
@@ -35,7 +41,21 @@ if __name__ == "__main__":
             return name
 
     def with_older_keys(*args: object, **kwargs: object) -> dict:
-        return {**json.loads(keys), **load(*args, **kwargs)}
+        held = {**json.loads(keys), **load(*args, **kwargs)}
+        for part in (held, held.get("text_config") or {}):
+            part.update((key, 0) for key in MORE_BLOCKS if part.get(key))
+        return held
+
+    def from_sources(self: ModelBase, remote_hf_model_id: str | None = None) -> dict[str, Callable]:
+        """Return the tensors of SOURCES as the converter indexes those of a folder: {name: what loads it}."""
+        with open(listed, encoding="utf-8") as handle:
+            sources = json.load(handle)
+        files = {file: SafetensorsLocal(file) for file in dict.fromkeys(file for file, _ in sources.values())}
+        loaders = {
+            called: partial(LazyTorchTensor.from_local_tensor, files[file].tensors[key])
+            for called, (file, key) in sources.items()
+        }
+        return dict(item for item in map(self.filter_tensors, loaders.items()) if item)
 
     def with_source(self: ModelBase) -> Iterator[tuple[str, LazyTorchTensor]]:
         """Yield the tensors, widened as the converter does first, each matrix with what loads it anew."""
@@ -62,6 +82,7 @@ if __name__ == "__main__":
 
     TextModel.get_vocab_base_pre = known_or_named
     ModelBase.load_hparams = staticmethod(with_older_keys)
+    ModelBase.index_tensors = from_sources
     ModelBase.get_tensors, LazyTorchTensor.numpy = with_source, in_pieces
-    sys.argv = [f"{folder}/convert_hf_to_gguf.py", *sys.argv[4:]]
+    sys.argv = [f"{folder}/convert_hf_to_gguf.py", *sys.argv[5:]]
     runpy.run_path(sys.argv[0], run_name="__main__")

@@ -35,7 +35,8 @@ class Loading:
     `names`: {name without a wrapper's prefix: name in the file}. `parameters`: {parameter or buffer of the module: its name
     among these} of what is loaded under its own or a renamed name; the experts of a block are loaded many into one, and are
     not here. `buffers`: those names that are no parameters. `unused`: names in the file that the model does not load.
-    `embedding`, `output`: the names of both matrices, None where the file lacks one; `tied`: whether config.json ties them.
+    `embedding`, `output`: the names of both matrices, None where the file lacks one, `embedding_parameter` and
+    `output_parameter` those of the module's parameters; `tied`: whether config.json ties them.
     `needed`: {parameter of the model with experts apart: (its name among `names` or None, its shape)}, a tied one once.
     """
 
@@ -45,6 +46,7 @@ class Loading:
     unused: tuple[str, ...]
     embedding: str | None
     output: str | None
+    embedding_parameter: str | None
     output_parameter: str | None
     tied: bool
     needed: Mapping[str, tuple[str | None, tuple[int, ...]]]
@@ -160,6 +162,7 @@ def loading_of(folder: Path, settings: Mapping[str, Any], stored: Iterable[str])
         unused=tuple(key for key in stored if key not in loaded and not BUFFERS.search(key)),
         embedding=parameters.get(table),
         output=parameters.get(output),
+        embedding_parameter=table,
         output_parameter=output,
         tied=output in ties or output is None,
         needed=_needed(module, find, ties),

@@ -12,11 +12,14 @@ def run_original(folder: Path, settings: SpeedSettings) -> Run:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from bitplan.models.original import original_source
+
     torch.set_num_threads(settings.threads)
-    started = time.perf_counter()
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    loaded = time.perf_counter() - started
+    with original_source(folder) as (source, arguments):
+        started = time.perf_counter()
+        module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **arguments).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        loaded = time.perf_counter() - started
     prompts = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in settings.prompts]
     words = chain.from_iterable(prompt[0].tolist() for prompt in prompts)
     long = torch.tensor([list(islice(cycle(words), PROMPT_TOKENS))])

@@ -14,15 +14,17 @@ BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, 
 TIED = "tie_word_embeddings"
 
 
-def _text_config(folder: Path, settings: Mapping[str, Any]):
-    """Return transformers' configuration of the language model; of a model that also sees or hears, the language model's part."""
+def text_config(folder: Path):
+    """Return transformers' configuration of the language model; of a model that also sees or hears, the language model's part.
+
+    Embedding and output are tied where either says so. Raises what transformers raises.
+    """
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text = config.get_text_config(decoder=True)
-    inner = settings.get("text_config")
-    if text is not config and TIED in settings and not (isinstance(inner, dict) and TIED in inner):
-        setattr(text, TIED, settings[TIED])
+    if text is not config:
+        setattr(text, TIED, getattr(text, TIED, False) or getattr(config, TIED, False))
     return text
 
 
@@ -38,7 +40,7 @@ def build(
     from transformers import AutoModelForCausalLM
 
     try:
-        config = _text_config(folder, settings)
+        config = text_config(folder)
         with within:
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
     except (*BAD_CONFIG, StrictDataclassError) as error:

@@ -197,7 +197,7 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
         raise user_error(
             checkpoint.folder,
             "has no weight matrix inside decoder blocks",
-            "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight",
+            "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight: docs/families.md",
         )
     _warn_of_unused(checkpoint)
     return info

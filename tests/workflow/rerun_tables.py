@@ -339,7 +339,7 @@ MODULES = {
     "models/built.py": READ_A_MODEL,
     "models/complete.py": READ_A_MODEL,
     "models/families.py": READ_A_MODEL,
-    "models/layers.py": READ_A_MODEL,
+    "models/layers.py": READ_A_MODEL.replace(" base_gguf", ""),
     "models/loading.py": READ_A_MODEL,
     "models/original.py": SPEEDS,
     "models/devices.py": READ_WEIGHTS,

@@ -160,6 +160,18 @@ def test_weights_that_the_model_would_lack_are_refused_when_it_is_described(kind
         convert(Checkpoint.open(folder), tmp_path / "base.gguf")
 
 
+def test_a_config_that_names_another_file_as_the_weights_is_refused(folder):
+    change(folder, dict, transformers_weights="other.safetensors")
+    with pytest.raises(UserError, match="transformers_weights names 'other.safetensors' as the weights. Call the file"):
+        describe(Checkpoint.open(folder))
+
+
+def test_a_language_model_that_its_part_of_the_config_calls_quantized_is_refused(folder):
+    change(folder, dict, text_config={"quantization_config": {"quant_method": "fp8"}})
+    with pytest.raises(UserError, match="quantized already .fp8"):
+        describe(Checkpoint.open(folder))
+
+
 def test_who_quantized_a_checkpoint_is_said_where_a_file_says_it(folder):
     change(folder, eight_bits("proj"))
     note = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from bitplan.errors import Problem, UserError
 from bitplan.models.checkpoint import FLOATS, Checkpoint
+from bitplan.models.parts import INDEX, SINGLE
 
 OF_WEIGHTS = "Check that config.json belongs to the weights"
 UNTIED = (
@@ -100,8 +101,19 @@ def _misshapen(checkpoint: Checkpoint) -> Iterator[Problem]:
         )
 
 
+def _elsewhere(checkpoint: Checkpoint) -> Iterator[Problem]:
+    """Yield a problem for a config.json that has transformers load another file than the usual ones."""
+    named = checkpoint.config.get("transformers_weights")
+    if named not in (None, SINGLE if (checkpoint.folder / SINGLE).exists() else INDEX):
+        hint = f"Call the file {SINGLE}, or its index {INDEX}, and remove the key"
+        yield Problem(
+            str(checkpoint.folder / "config.json"), f"transformers_weights names {named!r} as the weights", hint
+        )
+
+
 def check_loading(checkpoint: Checkpoint) -> None:
     """Raise `UserError` unless the checkpoint holds every weight of its model as floats, in the right shape."""
-    problems = [*_unread(checkpoint)] or [*_absent(checkpoint), *_misshapen(checkpoint)]
+    first = [*_elsewhere(checkpoint)] or [*_unread(checkpoint)]
+    problems = first or [*_absent(checkpoint), *_misshapen(checkpoint)]
     if problems:
         raise UserError(problems)

@@ -164,7 +164,7 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 def _check_supported(checkpoint: Checkpoint) -> None:
     """Raise `UserError` for checkpoints whose matrices are not there as plain ones."""
-    settings = checkpoint.config.get("quantization_config")
+    settings = checkpoint.text_config.get("quantization_config")
     method = settings.get("quant_method", "unnamed method") if isinstance(settings, dict) else settings
     if method is not None:
         raise user_error(checkpoint.folder, f"is quantized already ({method})", "Give the full-precision checkpoint")

@@ -97,11 +97,12 @@ def test_masks_and_frequencies_that_are_computed_anyway_are_not_worth_a_word(fol
         assert describe(Checkpoint.open(folder)).unused_tensors == () and not caplog.records
 
 
-def test_a_block_that_only_predicts_a_second_token_is_not_run_statistics_and_file_do_without(tmp_path, demo):
+def test_a_block_that_only_predicts_a_second_token_is_neither_run_nor_in_the_file(tmp_path, demo):
     folder = random_model(tmp_path / "model", "deepseek_v3", **LATENT, num_hidden_layers=3)
+    bias = {"model.layers.1.mlp.gate.e_score_correction_bias": torch.tensor([0.3, -0.3, 0.1, -0.1])}
     change(
         folder,
-        lambda held: held | {"model.layers.2.eh_proj.weight": torch.ones(64, 128)},
+        lambda held: held | bias | {"model.layers.2.eh_proj.weight": torch.ones(64, 128)},
         num_hidden_layers=2,
         num_nextn_predict_layers=1,
     )
@@ -115,6 +116,8 @@ def test_a_block_that_only_predicts_a_second_token_is_not_run_statistics_and_fil
     reader = GGUFReader(tmp_path / "base.gguf")
     assert reader.fields["deepseek2.block_count"].contents() == 2
     assert not [tensor.name for tensor in reader.tensors if tensor.name.startswith("blk.2.")]
+    teacher = make_teacher(open_model(Checkpoint.open(folder)), TEXT, 32, 2, "fp32")
+    assert summarize(score_gguf(tmp_path / "base.gguf", teacher, 1))["kl_mean"] < 1e-5
 
 
 def test_a_file_has_the_blocks_that_run(folder, tmp_path, demo):

@@ -24,6 +24,8 @@ OLD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "gpt2": {"n_ctx": ("n_positions",)},
     "gpt_neox": {"rotary_pct": ("rope_parameters", "partial_rotary_factor")},
 }
+# What is fixed in transformers' code of a family, and is a key of the configuration to the converter.
+FIXED_KEYS: dict[str, dict[str, str]] = {"deepseek_v3": {"scoring_func": "sigmoid"}}
 OUT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -57,7 +59,7 @@ def _sources(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
 
 def _old_keys(config: dict) -> dict:
     """Return the keys that the converter looks for in vain in a configuration, with their values."""
-    found = {}
+    found: dict = dict(FIXED_KEYS.get(config.get("model_type", ""), {}))
     for key, path in OLD_KEYS.get(config.get("model_type", ""), {}).items():
         newer = reduce(lambda held, part: held.get(part) if isinstance(held, dict) else None, path, config)
         value = config.get(key, newer)

@@ -2,12 +2,14 @@
 
 import os
 import time
+from functools import partial
 
-from bitplan.command import add_model_flag, count, parser, positive, run
+from bitplan.command import add_base_kl_flag, add_model_flag, count, parser, positive, run
 from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.evaluate.base_check import base_checker
     from bitplan.export.export import base_file, export_plan, print_report
     from bitplan.files import write_json
     from bitplan.models.layers import described_checkpoint, model_info
@@ -19,7 +21,9 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = read_any_plan(args.plan, info)
     importance = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
-    with base_file(args.base, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
+    checkpoint = described_checkpoint(args.model, info)
+    checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
+    with base_file(args.base, checkpoint, args.output.parent, info, plan, checker) as base:
         how = (args.unquantized, importance, args.threads, args.match, args.max_error)
         report = export_plan(base, args.output, info, plan, *how)
     write_json(args.report, report)
@@ -51,6 +55,7 @@ if __name__ == "__main__":
         help="squared error, as a share of the squares, that a type may make on weights with a width per channel",
     )
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    add_base_kl_flag(flags)
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     flags.add_argument("--report", type=output_file, required=True, help="gguf.json to write")

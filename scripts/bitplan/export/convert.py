@@ -8,7 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
@@ -121,10 +121,16 @@ def _check_weights(checkpoint: Checkpoint, out_type: str) -> None:
             raise user_error(checkpoint.folder, what, "Convert with --type bf16 or f32 (settings: base_type)")
 
 
-def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None, name: str | None = None) -> None:
+def convert(
+    checkpoint: Checkpoint,
+    output: Path,
+    out_type: str | None = None,
+    name: str | None = None,
+    check: Callable[[Path, Path], None] | None = None,
+) -> None:
     """Write the checkpoint as GGUF in its own precision, or in `out_type`. Raises `UserError` with the converter's last words.
 
-    The file is called `name`, or as the folder. Logs what the converter warns of, tokens that the file cannot hold, and texts that
+    The file is called `name`, or as the folder; `check`(file, `output`) may refuse it before it is there. Logs what the converter warns of, tokens that the file cannot hold, and texts that
     llama.cpp tokenizes otherwise than the original does.
     """
     folder, kind = converter_folder(), out_type or exact_type(checkpoint)
@@ -138,6 +144,8 @@ def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None, n
         named = ["--outtype", kind, "--model-name", name or source.resolve().name]
         _run([*command, *named], _for_converter(facts, checkpoint), checkpoint, output)
         warn_of_other_tokens(aside, output, tokenizer)
+        if check is not None:
+            check(aside, output)
 
 
 def _for_converter(facts: Facts, checkpoint: Checkpoint) -> str:

@@ -1,6 +1,6 @@
 """A plan as a GGUF file: from the model or a converted base file to the file and its report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,14 @@ MOST_ERROR = 1e-3
 
 @contextmanager
 def base_file(
-    given: Path | None, checkpoint: Checkpoint, beside: Path, info: ModelInfo | None = None, plan: Plan | None = None
+    given: Path | None,
+    checkpoint: Checkpoint,
+    beside: Path,
+    info: ModelInfo | None = None,
+    plan: Plan | None = None,
+    checker: Callable[[], Callable[[Path, Path], None]] | None = None,
 ) -> Iterator[Path]:
-    """Yield the full-precision GGUF: the given one, or one converted for the time of the block.
+    """Yield the full-precision GGUF: the given one, or one converted for the time of the block, which `checker`() may refuse.
 
     Of a plan with compressed layers it is the compressed model's, whatever is given: the values are no roundings of the original's.
     """
@@ -39,7 +44,8 @@ def base_file(
         return
     with folder_aside(beside) as folder:
         source = _with_compressed(checkpoint, info, plan, folder / "checkpoint") if compressed else checkpoint
-        convert(source, folder / "base.gguf")
+        check = checker() if checker is not None and not compressed else None
+        convert(source, folder / "base.gguf", name=checkpoint.folder.resolve().name, check=check)
         yield folder / "base.gguf"
 
 

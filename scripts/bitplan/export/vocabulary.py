@@ -6,12 +6,15 @@ original's own behaviour is therefore asked of its tokenizer and written out.
 
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitplan.evaluate.llama_runtime import vocabulary
+from bitplan.export import probe_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -129,9 +132,11 @@ def warn_of_tokens_without_rows(facts: Facts, rows: int, folder: Path) -> None:
 
 
 def differing_probes(path: Path, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer."""
-    with vocabulary(path) as tokenize:
-        return [text for text in PROBES if tokenize(text) != tokenizer(text).input_ids]
+    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, or into none at all."""
+    command = [sys.executable, probe_tokens.__file__, str(path)]
+    ran = subprocess.run(command, input=json.dumps(PROBES), capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    return [text for text, ids in zip_longest(PROBES, lines) if ids != tokenizer(text).input_ids]
 
 
 def warn_of_other_tokens(path: Path, shown: Path, tokenizer: "PreTrainedTokenizerBase") -> None:

@@ -15,18 +15,21 @@ rule base_gguf:
     params:
         *code("convert_gguf.py"),
         script=script("convert_gguf.py"),
+        flags=base_flags,
     shell:
-        "python {params.script:q} --model {input.model} --output {output.gguf} > {log} 2>&1"
+        "python {params.script:q} --model {input.model} {params.flags} --no-check --output {output.gguf} > {log} 2>&1"
 
 
 rule plan_gguf:
     input:
         model="results/{model}/model.json",
         base="results/{model}/base.gguf",
+        checked=ancient("results/{model}/base_perplexity.json"),
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
         imatrix=importance_of,
+        calibration=export_calibration,
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
         report="results/{model}/plans/{plan}/gguf.json",
@@ -43,17 +46,19 @@ rule plan_gguf:
     params:
         *code("export_gguf.py"),
         script=script("export_gguf.py"),
-        flags=flags("export"),
+        flags=plan_gguf_flags,
         imatrix=imatrix_flag,
+        calibration=calibration_flag,
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
-        " {params.imatrix} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
+        " {params.imatrix} {params.calibration} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
 
 
 rule baseline_gguf:
     input:
         unpack(baseline_importance),
         base="results/{model}/base.gguf",
+        checked=ancient("results/{model}/base_perplexity.json"),
     output:
         gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
     log:

@@ -12,6 +12,7 @@ from bitplan.flag_files import input_file, output_file
 def main(args) -> None:
     from bitplan.evaluate.base_check import base_checker
     from bitplan.export.export import base_file, export_plan, print_report
+    from bitplan.export.metadata import name_of_plan, plan_keys
     from bitplan.files import write_json
     from bitplan.flag_files import clashes, refuse
     from bitplan.models.layers import described_checkpoint, model_info
@@ -23,10 +24,11 @@ def main(args) -> None:
     refuse(clashes([args.output, beside], [args.config], args.model))
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
+    keys = plan_keys(plan, info, Path(info.path).resolve().name, name_of_plan(args.config))
     checkpoint = described_checkpoint(args.model, info)
     checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
     with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
-        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match)
+        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys)
     write_json(beside, report)
     write_provenance(args.output, started)
     print_report(args.output, report)

@@ -7,13 +7,12 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
-    from bitplan.evaluate.base_check import is_base, refuse_other_model
+    from bitplan.evaluate.base_check import refuse_other_model
     from bitplan.evaluate.gguf import score_gguf
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.evaluate.text import BOS_POLICY
-    from bitplan.export.gguf_file import read_gguf
-    from bitplan.files import write_json
+    from bitplan.files import check_gguf, write_json
     from bitplan.opening import opened, teacher_on
     from bitplan.plan import check_columns, uniform
     from bitplan.provenance import write_provenance
@@ -26,7 +25,8 @@ def main(args) -> None:
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     check_columns(plan, model.info)
-    reader = read_gguf(args.gguf) if args.gguf else None
+    if args.gguf:
+        check_gguf(args.gguf)
     teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt").first(args.sequences)
     if args.gguf:
         scores = score_gguf(args.gguf, teacher, args.threads)
@@ -40,8 +40,8 @@ def main(args) -> None:
         "dtype": args.dtype,
         **summarize(scores),
     }
-    if reader is not None and is_base(reader):
-        refuse_other_model(args.gguf, result["kl_mean"], args.allow_base_kl, model.checkpoint.config, reader)
+    if args.gguf:
+        refuse_other_model(args.gguf, result["kl_mean"], args.allow_base_kl, model.checkpoint.config)
     write_json(args.output, result)
     write_provenance(args.output, started)
     error = "" if result["ppl_error"] is None else f" +- {result['ppl_error']:.4f}"

@@ -122,7 +122,12 @@ def add_model_flag(made: argparse.ArgumentParser) -> None:
 def add_base_kl_flag(made: argparse.ArgumentParser) -> None:
     """Add --allow-base-kl; without a number it allows any."""
     told = "largest KL of the model's own GGUF file from the model, nats per token; without a number: any"
-    made.add_argument("--allow-base-kl", type=number(0), nargs="?", const=float("inf"), default=1e-3, help=told)
+    made.add_argument("--allow-base-kl", type=_base_kl, nargs="?", const=float("inf"), default=1e-3, help=told)
+
+
+def _base_kl(text: str) -> float:
+    """The argparse type of a limit on KL: a number from 0, or inf."""
+    return float("inf") if text == "inf" else number(0.0)(text)
 
 
 def add_model_id_flag(made: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from bitplan.demo import DEMO
 from bitplan.errors import user_error
 from bitplan.evaluate.gguf import score_gguf
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import Teacher, make_teacher
+from bitplan.evaluate.teacher import make_teacher
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import open_model
 
@@ -34,7 +34,17 @@ KEYS = {
     "residual_multiplier": "residual_scale",
     "attention_multiplier": "attention.scale",
 }
-GATED = ("llama", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "phi3", "olmo2", "olmoe", "deepseek2")  # with SiLU, whatever is asked
+GATED = (
+    "llama",
+    "qwen2",
+    "qwen2moe",
+    "qwen3",
+    "qwen3moe",
+    "phi3",
+    "olmo2",
+    "olmoe",
+    "deepseek2",
+)  # with SiLU, whatever is asked
 
 
 def is_base(reader: GGUFReader) -> bool:
@@ -59,14 +69,18 @@ def known_differences(config: Mapping[str, Any], reader: GGUFReader) -> Iterator
         yield f"llama.cpp computes SiLU where config.json says hidden_act {act!r}"
 
 
-def refuse_other_model(shown: Path, kl: float, limit: float, config: Mapping[str, Any], reader: GGUFReader) -> None:
-    """Raise `UserError` when the KL of a full-precision file is over the limit, with the reason where it is known."""
-    if kl <= limit:
+def refuse_other_model(
+    file: Path, kl: float, limit: float, config: Mapping[str, Any], shown: Path | None = None
+) -> None:
+    """Raise `UserError` when a full-precision file, called `shown` in messages, has a KL over the limit, with the reason where it
+    is known. Files of plans and of recipes are quantized, and may have any."""
+    reader = GGUFReader(file)
+    if kl <= limit or not is_base(reader):
         return
     reasons = "; ".join(known_differences(config, reader)) or "llama.cpp may know the family in other shapes only"
     what = f"does not compute the model: KL {kl:.3g} nats per token in full precision, over {limit:g}; {reasons}"
     hint = "Compare plans by simulation (settings: gguf: false), or accept the difference with --allow-base-kl (settings: allow_base_kl)"
-    raise user_error(shown, what, hint)
+    raise user_error(shown or file, what, hint)
 
 
 def base_checker(checkpoint: Checkpoint, threads: int, limit: float) -> Callable[[Path, Path], None]:
@@ -78,12 +92,7 @@ def base_checker(checkpoint: Checkpoint, threads: int, limit: float) -> Callable
     teacher = make_teacher(open_model(checkpoint), DEMO / "evaluation.txt", length, WINDOWS, "fp32")
 
     def check(file: Path, shown: Path) -> None:
-        kl = checked_kl(file, shown, teacher, threads)
-        refuse_other_model(shown, kl, limit, checkpoint.config, GGUFReader(file))
+        kl = summarize(score_gguf(file, teacher, threads, shown))["kl_mean"]
+        refuse_other_model(file, kl, limit, checkpoint.config, shown)
 
     return check
-
-
-def checked_kl(file: Path, shown: Path, teacher: Teacher, threads: int) -> float:
-    """Return the mean KL of a file from the model, nats per token."""
-    return summarize(score_gguf(file, teacher, threads, shown))["kl_mean"]

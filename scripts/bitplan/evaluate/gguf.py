@@ -12,7 +12,6 @@ from bitplan.evaluate.llama_runtime import Runtime, opened
 from bitplan.evaluate.scores import LogitsOf, TokenScores, score
 from bitplan.evaluate.teacher import Teacher
 
-
 SOUND = "Make it again from a checkpoint without NaN or Inf weights"
 OVERFLOW = (
     "Values over 65504 overflow in f16: convert the base with --type bf16 (settings: base_type), take bf16 for f16 in baselines and"

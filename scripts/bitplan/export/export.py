@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -78,12 +79,13 @@ def export_plan(
     threads: int,
     match: str = "bits",
     max_error: float = MOST_ERROR,
+    keys: Mapping[str, str | float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write the plan's GGUF and return its report.
 
     Formats that no GGUF type holds get the type of the table with `match` "bits", and with "distortion" the one whose error on
     the layer is nearest. Layers with a width per channel get the smallest type whose squared error is at most `max_error` of the
-    values' squares; `base` holds them compressed (`base_file`). Raises `UserError` when it lacks a layer that the plan changes.
+    values' squares; `base` holds them compressed (`base_file`). The file has `keys` besides those of `base`. Raises `UserError` when it lacks a layer that the plan changes.
     """
     reader = read_gguf(base)
     check_shapes(reader, base, info)
@@ -101,7 +103,7 @@ def export_plan(
             f"has no tensor for {missing[0]}",
             "It belongs to another model, or its family has no GGUF name for it",
         )
-    rewrite(base, output, records, importance, threads, factors=factors)
+    rewrite(base, output, records, importance, threads, factors=factors, keys=keys)
     beside = {"smoothing": _smoothing_report(plan), "channels": _channels_report(records, plan, info, max_error)}
     return {**report(records, output, info), **beside}
 

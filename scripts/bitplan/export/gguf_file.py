@@ -38,9 +38,9 @@ NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.arc
 KEPT_AS_CONVERTED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
 FILE_TYPES = {
     "F32": "ALL_F32",
-    "Q4_K": "MOSTLY_Q4_K_M",
-    "Q5_K": "MOSTLY_Q5_K_M",
-    "Q3_K": "MOSTLY_Q3_K_M",
+    "Q4_K": "MOSTLY_Q4_K_S",
+    "Q5_K": "MOSTLY_Q5_K_S",
+    "Q3_K": "MOSTLY_Q3_K_S",
     "MXFP4": "MOSTLY_MXFP4_MOE",
 }
 
@@ -208,15 +208,21 @@ def plan_tensors(
 
 
 def file_type_of(records: Iterable[TensorRecord]) -> LlamaFileType:
-    """Return the `general.file_type` that describes a mixed file: the one of the type that holds most parameters."""
+    """Return the `general.file_type` that describes a mixed file: the one of the type that holds most bytes.
+
+    Of K types that llama.cpp names by recipe alone it is the small one, which is mostly that type.
+    """
     held: Counter[str] = Counter()
     for record in records:
-        held[record.written] += record.params
+        held[record.written] += record.bytes
     name = held.most_common(1)[0][0]
     return LlamaFileType[FILE_TYPES.get(name, f"MOSTLY_{name}")]
 
 
-def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, int]) -> None:
+VALUE_TYPES = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}
+
+
+def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, int | float | str]) -> None:
     for key, entry in reader.fields.items():
         if key in NOT_COPIED or key in replaced:
             continue
@@ -225,7 +231,7 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, 
             key, entry.contents(), kind, sub_type=entry.types[-1] if kind is GGUFValueType.ARRAY else None
         )
     for key, value in replaced.items():
-        writer.add_key_value(key, value, GGUFValueType.UINT32)
+        writer.add_key_value(key, value, VALUE_TYPES[type(value)])
 
 
 def rewrite(
@@ -234,16 +240,16 @@ def rewrite(
     records: list[TensorRecord],
     importance: Mapping[str, np.ndarray],
     threads: int,
-    file_type: int | None = None,
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
+    keys: Mapping[str, int | float | str] = MappingProxyType({}),
 ) -> None:
-    """Write `base` with each tensor in its record's type. Some rows of one tensor are in memory at a time.
+    """Write `base` with each tensor in its record's type, and `keys` besides its own. Some rows of one tensor are in memory at a time.
 
     `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by. The file is read back: types and sizes must be the records'.
     """
     reader = GGUFReader(base)
     fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
-    fields["general.file_type"] = int(file_type_of(records)) if file_type is None else file_type
+    fields |= {"general.file_type": int(file_type_of(records)), **keys}
     with written_aside(output) as aside:
         writer = GGUFWriter(aside, str(reader.fields["general.architecture"].contents()))
         writer.data_alignment = int(reader.alignment or GGUF_DEFAULT_ALIGNMENT)

@@ -135,7 +135,7 @@ def differing_probes(path: Path, tokenizer: "PreTrainedTokenizerBase") -> list[s
     """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, or into none at all."""
     command = [sys.executable, probe_tokens.__file__, str(path)]
     ran = subprocess.run(command, input=json.dumps(PROBES), capture_output=True, text=True, check=False)
-    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
     return [text for text, ids in zip_longest(PROBES, lines) if ids != tokenizer(text).input_ids]
 
 

@@ -20,6 +20,7 @@ from bitplan.evaluate.teacher import Teacher
 LOGIT_VALUES_AT_ONCE = 1 << 25
 # What follows takes a few MiB of them at a time, which stay in the cache and are not asked of the system anew.
 SCORED_VALUES_AT_ONCE = 1 << 20
+OVERFLOW = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or formats with more bits"
 LARGEST_NLL = math.log(sys.float_info.max)
 # logits_of(window, positions) -> (positions, vocabulary) float32
 LogitsOf = Callable[[int, slice], Tensor]
@@ -127,7 +128,7 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
     ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
     base = scores.teacher_nll.to(torch.float64).mean().item()
     ppl = perplexity(nll)
-    _check_finite({"PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
+    _check_finite({"NLL": nll, "PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
     return {
         "windows": scores.nll.shape[0],
         "tokens": scores.nll.numel(),
@@ -149,7 +150,8 @@ def _check_finite(figures: Mapping[str, float]) -> None:
     """Raise `UserError` when a figure is no finite number: nothing can be concluded from it."""
     wrong = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
     if wrong:
-        hint = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or more bits"
+        beyond = all(name.endswith("PPL") and value > 0 for name, value in figures.items() if not math.isfinite(value))
+        hint = "Check the weights: the mean NLL is over 709" if beyond else OVERFLOW
         raise user_error("scores", f"are not finite ({', '.join(wrong)})", hint)
 
 

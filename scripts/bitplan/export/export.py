@@ -13,7 +13,7 @@ from bitplan.errors import user_error
 from bitplan.export.checkpoint import write_checkpoint
 from bitplan.export.convert import convert
 from bitplan.export.folding import column_factors
-from bitplan.export.gguf_file import TensorRecord, layer_names, plan_tensors, read_gguf, report, rewrite
+from bitplan.export.gguf_file import TensorRecord, is_part, layer_names, plan_tensors, read_gguf, report, rewrite
 from bitplan.export.nearest_type import nearest_types, smallest_types
 from bitplan.files import folder_aside
 from bitplan.formats.table import CHANNELS
@@ -62,6 +62,8 @@ def check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
     """Raise `UserError` where a tensor has not the shape of the layer, or of the experts, that its name says it holds."""
     layers, names = {layer.name: layer for layer in info.layers}, layer_names(reader, info)
     for tensor in reader.tensors:
+        if is_part(tensor.name):
+            continue
         held = [layers[name].shape for name in names.get(tensor.name, ())]
         wanted = (*held[0][::-1], *((len(held),) if len(held) > 1 else ())) if held else ()
         if wanted and tuple(int(n) for n in tensor.shape) != wanted:

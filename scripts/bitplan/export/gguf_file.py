@@ -1,7 +1,7 @@
 """Rewriting a full-precision GGUF under a plan: which type each tensor gets, and why, and the bytes by the runtime's quantizer."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,9 @@ from bitplan.plan import LayerPlan, Plan
 from bitplan.progress import progress
 
 HALF_LIMIT = 65504.0
+# A matrix of latent attention that llama.cpp keeps as two 3-D tensors, one matrix a head: the part of the keys turned, that of the values not.
+SPLIT = "attn_kv_b"
+TURNED, STRAIGHT = "attn_k_b.weight", "attn_v_b.weight"
 NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
 # llama.cpp computes with these in float32.
 KEPT_AS_CONVERTED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
@@ -79,14 +82,29 @@ def read_gguf(path: Path) -> GGUFReader:
 
 
 def layer_names(reader: GGUFReader, info: ModelInfo) -> dict[str, tuple[str, ...]]:
-    """Return {tensor name in the file: layers that it holds}; several only where experts are stored as one, in their order."""
+    """Return {tensor name in the file: layers that it holds}; several only where experts are stored as one, in their order.
+
+    Latent attention's `kv_b_proj` is held by two tensors.
+    """
     names, held = architecture_names(reader), {tensor.name for tensor in reader.tensors}
     found: dict[str, tuple[str, ...]] = {}
     for layer in info.layers:
         tensor = f"{names.get_name(layer.name) or names.get_name(merged_name(layer.name))}.weight"
-        if tensor in held:
-            found[tensor] = (*found.get(tensor, ()), layer.name)
+        for each in (tensor,) if tensor in held else parts_of(tensor, held):
+            found[each] = (*found.get(each, ()), layer.name)
     return found
+
+
+def parts_of(tensor: str, held: Container[str]) -> tuple[str, ...]:
+    """Return the names of the two tensors in the place of one of latent attention; none where a file has no such two."""
+    begin = tensor.removesuffix(f"{SPLIT}.weight")
+    parts = (begin + TURNED, begin + STRAIGHT)
+    return parts if begin != tensor and all(part in held for part in parts) else ()
+
+
+def is_part(tensor: str) -> bool:
+    """Return whether a tensor holds half of a layer, one matrix for each head."""
+    return tensor.endswith((TURNED, STRAIGHT))
 
 
 def architecture_names(reader: GGUFReader):
@@ -129,6 +147,8 @@ def choose_type(
         reasons.append(f"{made.wq} is no GGUF type, {asked.name} comes nearest")
     if not form.exact_in_gguf and form.group(made.group_size) != block_of(asked)[0]:
         reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
+    if is_part(tensor.name):
+        reasons.append("llama.cpp keeps the layer as two tensors, the keys' part turned")
     if kind is not asked:
         reasons.append(f"{columns} columns are no multiple of {asked.name}'s block of {block_of(asked)[0]}")
     return kind, "; ".join(reasons)
@@ -263,12 +283,25 @@ def rewrite(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
-            columns = [importance.get(layer) for layer in record.layers]
+            columns = columns_of(tensor, record.layers, importance)
             kind, factor = GGMLQuantizationType[record.written], factors.get(tensor.name)
             writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor))
             release_pages(reader)
         writer.close()
         check_written(aside, records, output)
+
+
+def columns_of(
+    tensor: ReaderTensor, layers: Sequence[str], importance: Mapping[str, np.ndarray]
+) -> list[np.ndarray | None]:
+    """Return the importance of the columns of each matrix that a tensor holds; None where there is none.
+
+    The heads of latent attention's values read the same inputs; the columns of its keys are no inputs of the layer.
+    """
+    if tensor.name.endswith(TURNED):
+        return []
+    heads = int(tensor.shape[2]) if tensor.name.endswith(STRAIGHT) else 1
+    return [importance.get(layer) for layer in layers] * heads
 
 
 def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | None = None) -> None:

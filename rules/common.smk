@@ -372,7 +372,6 @@ def of_baselines(*names):
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
-BASE_WINDOWS = 4
 
 
 def base_flags(wildcards):
@@ -381,11 +380,11 @@ def base_flags(wildcards):
     return cli_flags({"name": wildcards.model, "type": kind})
 
 
-def base_kl_flags(wildcards):
-    """Return how a model's own GGUF is checked: on a few windows, up to the KL that the settings allow."""
+def base_check_flags(wildcards, input):
+    """Return how a model's own GGUF is checked: in windows as long as those of the evaluation. What passed is not made again
+    for another length or limit, so these are kept out of what Snakemake records."""
     allowed = SETTINGS.models[wildcards.model].allow_base_kl
-    checked = {"allow-base-kl": allowed, "sequences": BASE_WINDOWS}
-    return cli_flags({**checked, "dtype": SETTINGS.compute.dtype})
+    return cli_flags({"allow-base-kl": allowed, "length": SETTINGS.evaluation.length})
 
 
 def export_calibration(wildcards):

@@ -57,31 +57,6 @@ rule plan_perplexity:
         " {params.imatrix} --threads {threads} --output {output.scores} > {log} 2>&1"
 
 
-# A few windows show whether llama.cpp computes the model. Exports wait for it; it is ancient there, since it changes none of them.
-rule base_perplexity:
-    input:
-        model="results/{model}/model.json",
-        gguf="results/{model}/base.gguf",
-        evaluation="results/{model}/evaluation.safetensors",
-    output:
-        scores="results/{model}/base_perplexity.json",
-    log:
-        "logs/{model}/base_perplexity.log",
-    conda:
-        "../envs/llama.yaml"
-    threads: 1
-    resources:
-        mem_mb=runtime_mem_mb,
-        runtime=time_limit(2, 1),
-    params:
-        *code("perplexity.py"),
-        script=script("perplexity.py"),
-        flags=base_kl_flags,
-    shell:
-        "python {params.script:q} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
-        " --threads {threads} --output {output.scores} > {log} 2>&1"
-
-
 rule plan_gguf_perplexity:
     input:
         model="results/{model}/model.json",

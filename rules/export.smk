@@ -10,21 +10,22 @@ rule base_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
-        runtime=time_limit(2, 1),
+        mem_mb=runtime_mem_mb,
+        runtime=time_limit(2, 2),
     params:
         *code("convert_gguf.py"),
         script=script("convert_gguf.py"),
         flags=base_flags,
+        check=base_check_flags,
     shell:
-        "python {params.script:q} --model {input.model} {params.flags} --no-check --output {output.gguf} > {log} 2>&1"
+        "python {params.script:q} --model {input.model} {params.flags} {params.check} --threads {threads}"
+        " --output {output.gguf} > {log} 2>&1"
 
 
 rule plan_gguf:
     input:
         model="results/{model}/model.json",
         base="results/{model}/base.gguf",
-        checked=ancient("results/{model}/base_perplexity.json"),
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
@@ -58,7 +59,6 @@ rule baseline_gguf:
     input:
         unpack(baseline_importance),
         base="results/{model}/base.gguf",
-        checked=ancient("results/{model}/base_perplexity.json"),
     output:
         gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
     log:

@@ -41,7 +41,7 @@ CONFIG: dict[str, Any] = {
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
 IMPORTANCE = "plan_perplexity plan_gguf plan_tasks baseline_gguf@q4_k_m_imatrix"
 OF_A_PLAN = "bits plan_perplexity plan_gguf plan_tasks comparison"
-ALL_OF_A_MODEL = "layer_stats selection evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf base_perplexity baseline_* comparison study"
+ALL_OF_A_MODEL = "layer_stats selection evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
 FOLLOWS = {
     "download": "model",
     "model": ALL_OF_A_MODEL,
@@ -56,11 +56,10 @@ FOLLOWS = {
     "sparsegpt_plan": OF_A_PLAN,
     "bits": "comparison",
     "bits@widths.*": "study@widths",
-    "evaluation": "base_perplexity plan_perplexity plan_gguf_perplexity baseline_perplexity",
+    "evaluation": "plan_perplexity plan_gguf_perplexity baseline_perplexity",
     "plan_perplexity": "comparison",
     "plan_perplexity@widths.*": "study@widths",
-    "base_gguf": "base_perplexity plan_gguf baseline_gguf",
-    "base_perplexity": "",
+    "base_gguf": "plan_gguf baseline_gguf",
     "plan_gguf": "plan_gguf_perplexity plan_speed comparison",
     "plan_gguf_perplexity": "comparison",
     "plan_tasks": "comparison",
@@ -93,7 +92,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     ),
     "models.evaluation": ("models.demo.evaluation", "demo/other.txt", "demo/evaluation"),
     "models.base_type": ("models.demo.base_type", "f32", "demo/base_gguf"),
-    "models.allow_base_kl": ("models.demo.allow_base_kl", 0.01, "demo/base_perplexity"),
+    "models.allow_base_kl": ("models.demo.allow_base_kl", 0.01, ""),
     "models.gguf": ("models.demo.gguf", False, "demo/comparison"),
     "studies.plan": ("studies.widths.plan", {"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt_plan@widths.*"),
     "studies.vary": (
@@ -109,7 +108,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "compute.dtype": (
         "compute.dtype",
         "bf16",
-        f"{ON_A_DEVICE} base_perplexity plan_gguf_perplexity baseline_perplexity",
+        f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity",
     ),
     "calibration.length": ("calibration.length", 256, "layer_stats"),
     "calibration.sequences": ("calibration.sequences", 15, "layer_stats selection"),
@@ -287,7 +286,7 @@ COMMANDS = {
     "optimal_search.py": "optimal_plan",
     "sparsegpt_enhanced.py": "sparsegpt_plan",
     "calculate_avg_bits.py": "bits",
-    "perplexity.py": "base_perplexity plan_perplexity plan_gguf_perplexity baseline_perplexity",
+    "perplexity.py": "plan_perplexity plan_gguf_perplexity baseline_perplexity",
     "eval_with_lm_eval.py": "plan_tasks model_tasks",
     "convert_gguf.py": "base_gguf",
     "export_gguf.py": "plan_gguf",
@@ -297,7 +296,7 @@ COMMANDS = {
     "study_report.py": "study",
 }
 
-PERPLEXITY = "base_perplexity plan_perplexity plan_gguf_perplexity baseline_perplexity"
+PERPLEXITY = "plan_perplexity plan_gguf_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 TEACHER = "selection evaluation"

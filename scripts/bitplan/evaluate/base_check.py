@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from gguf import GGMLQuantizationType, GGUFReader
 
 from bitplan.demo import DEMO
@@ -83,12 +84,16 @@ def refuse_other_model(
     raise user_error(shown or file, what, hint)
 
 
-def base_checker(checkpoint: Checkpoint, threads: int, limit: float) -> Callable[[Path, Path], None]:
+def base_checker(
+    checkpoint: Checkpoint, threads: int, limit: float, length: int = LENGTH
+) -> Callable[[Path, Path], None]:
     """Return a function check(file, name shown) that raises `UserError` for a full-precision file that computes another model.
 
-    The model is walked here, over a short text, before anything is converted: any text shows a difference.
+    The model is walked here, over a short text in windows of `length` tokens, before anything is converted: any text shows a
+    difference that windows of that length can show.
     """
-    length = min(LENGTH, checkpoint.config.get("n_positions", LENGTH))
+    torch.set_num_threads(threads)
+    length = min(length, checkpoint.config.get("n_positions", length))
     teacher = make_teacher(open_model(checkpoint), DEMO / "evaluation.txt", length, WINDOWS, "fp32")
 
     def check(file: Path, shown: Path) -> None:

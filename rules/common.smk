@@ -370,6 +370,40 @@ def of_baselines(*names):
     )
 
 
+# The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
+CHECKED_BEFORE = {"allow-base-kl": "inf"}
+
+
+def base_flags(wildcards):
+    """Return the precision and the name of a model's own GGUF."""
+    kind = SETTINGS.models[wildcards.model].base_type
+    return cli_flags({"name": wildcards.model, "type": kind})
+
+
+def base_check_flags(wildcards, input):
+    """Return how a model's own GGUF is checked: in windows as long as those of the evaluation. What passed is not made again
+    for another length or limit, so these are kept out of what Snakemake records."""
+    allowed = SETTINGS.models[wildcards.model].allow_base_kl
+    return cli_flags({"allow-base-kl": allowed, "length": SETTINGS.evaluation.length})
+
+
+def export_calibration(wildcards):
+    """Return the calibration text behind a plan's file, which names it; none for a random plan without importance."""
+    plan = SETTINGS.every_plan[wildcards.plan]
+    unused = plan.method == "random" and not SETTINGS.imatrix
+    return [] if unused else calibration_text(wildcards)
+
+
+def calibration_flag(wildcards, input):
+    return cli_flags({"calibration": input.calibration or None})
+
+
+def plan_gguf_flags(wildcards):
+    """Return the settings of the export, and what the file is called."""
+    named = {"model-name": wildcards.model, "plan-name": wildcards.plan}
+    return cli_flags({**SETTINGS.export.model_dump(), **named})
+
+
 def baseline_importance(wildcards):
     """Return the importance matrix and the model that it is of, for a baseline whose name asks for it."""
     if not wildcards.baseline.endswith(IMATRIX_SUFFIX):

@@ -2,13 +2,17 @@
 
 import os
 import time
+from functools import partial
+from pathlib import Path
 
-from bitplan.command import add_model_flag, count, parser, positive, run
+from bitplan.command import add_base_kl_flag, add_model_flag, count, parser, positive, run
 from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.evaluate.base_check import base_checker
     from bitplan.export.export import base_file, export_plan, print_report
+    from bitplan.export.metadata import measured_kl, name_of_plan, plan_keys
     from bitplan.files import write_json
     from bitplan.models.layers import described_checkpoint, model_info
     from bitplan.provenance import write_provenance
@@ -19,8 +23,12 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = read_any_plan(args.plan, info)
     importance = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
-    with base_file(args.base, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
-        how = (args.unquantized, importance, args.threads, args.match, args.max_error)
+    names = (args.model_name or Path(info.path).resolve().name, args.plan_name or name_of_plan(args.plan))
+    keys = plan_keys(plan, info, *names, measured_kl(args.scores), args.calibration)
+    checkpoint = described_checkpoint(args.model, info)
+    checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
+    with base_file(args.base, checkpoint, args.output.parent, info, plan, checker) as base:
+        how = (args.unquantized, importance, args.threads, args.match, args.max_error, keys)
         report = export_plan(base, args.output, info, plan, *how)
     write_json(args.report, report)
     write_provenance(args.output, started)
@@ -51,6 +59,11 @@ if __name__ == "__main__":
         help="squared error, as a share of the squares, that a type may make on weights with a width per channel",
     )
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    flags.add_argument("--model-name", help="name of the model in the file; the folder's by default")
+    flags.add_argument("--plan-name", help="name of the plan in the file; by default that of its file or folder")
+    flags.add_argument("--scores", type=input_file, help="the plan's perplexity.json, for the KL in the file")
+    flags.add_argument("--calibration", type=input_file, help="the calibration text, for its SHA-256 in the file")
+    add_base_kl_flag(flags)
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     flags.add_argument("--report", type=output_file, required=True, help="gguf.json to write")

@@ -2,14 +2,17 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
-from bitplan.command import add_model_id_flag, count, parser, run
+from bitplan.command import add_base_kl_flag, add_model_id_flag, count, parser, run
 from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.evaluate.base_check import base_checker
     from bitplan.export.export import base_file, export_plan, print_report
+    from bitplan.export.metadata import name_of_plan, plan_keys
     from bitplan.files import write_json
     from bitplan.flag_files import clashes, refuse
     from bitplan.models.layers import described_checkpoint, model_info
@@ -21,8 +24,11 @@ def main(args) -> None:
     refuse(clashes([args.output, beside], [args.config], args.model))
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
-    with base_file(None, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
-        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match)
+    keys = plan_keys(plan, info, Path(info.path).resolve().name, name_of_plan(args.config))
+    checkpoint = described_checkpoint(args.model, info)
+    checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
+    with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
+        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys)
     write_json(beside, report)
     write_provenance(args.output, started)
     print_report(args.output, report)
@@ -37,6 +43,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--match", choices=("bits", "distortion"), default="bits", help="q4_0 for W4, or the type of nearest distortion"
     )
+    add_base_kl_flag(flags)
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument(
         "--output", type=output_file, default=Path("models/qwen2.5-7b-mixed.gguf"), help="GGUF file to write"

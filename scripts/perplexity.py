@@ -2,11 +2,12 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.command import add_base_kl_flag, add_compute_flags, add_model_flag, add_window_flags, parser, run
 from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
+    from bitplan.evaluate.base_check import refuse_other_model
     from bitplan.evaluate.gguf import score_gguf
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
@@ -26,7 +27,7 @@ def main(args) -> None:
     check_columns(plan, model.info)
     if args.gguf:
         check_gguf(args.gguf)
-    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt").first(args.sequences)
     if args.gguf:
         scores = score_gguf(args.gguf, teacher, args.threads)
     else:
@@ -39,6 +40,8 @@ def main(args) -> None:
         "dtype": args.dtype,
         **summarize(scores),
     }
+    if args.gguf:
+        refuse_other_model(args.gguf, result["kl_mean"], args.allow_base_kl, model.checkpoint.config)
     write_json(args.output, result)
     write_provenance(args.output, started)
     error = "" if result["ppl_error"] is None else f" +- {result['ppl_error']:.4f}"
@@ -53,6 +56,7 @@ if __name__ == "__main__":
     add_model_flag(flags)
     add_compute_flags(flags)
     add_window_flags(flags)
+    add_base_kl_flag(flags)
     scored = flags.add_mutually_exclusive_group()
     scored.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
     scored.add_argument("--gguf", type=input_file, help="GGUF file to score in llama.cpp")

@@ -119,6 +119,17 @@ def add_model_flag(made: argparse.ArgumentParser) -> None:
     made.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
 
 
+def add_base_kl_flag(made: argparse.ArgumentParser) -> None:
+    """Add --allow-base-kl; without a number it allows any."""
+    told = "largest KL of the model's own GGUF file from the model, nats per token; without a number: any"
+    made.add_argument("--allow-base-kl", type=_base_kl, nargs="?", const=float("inf"), default=1e-3, help=told)
+
+
+def _base_kl(text: str) -> float:
+    """The argparse type of a limit on KL: a number from 0, or inf."""
+    return float("inf") if text == "inf" else number(0.0)(text)
+
+
 def add_model_id_flag(made: argparse.ArgumentParser) -> None:
     """Add --model_id, which is --model with a default, and --revision."""
     help_text = "folder of a checkpoint, a model.json, or an id on the model hub"

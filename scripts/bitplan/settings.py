@@ -38,6 +38,14 @@ class ModelSettings(Section):
     gguf: bool = Field(
         True, description="whether llama.cpp knows the family; without, plans are compared by simulation"
     )
+    base_type: Literal["f32", "f16", "bf16"] | None = Field(
+        None, description="precision of the GGUF that plans are exported from; the checkpoint's own when absent"
+    )
+    allow_base_kl: float = Field(
+        1e-3,
+        ge=0,
+        description="largest KL of that GGUF from the model, nats per token: above, llama.cpp computes another model",
+    )
 
 
 class ComputeSettings(Section):

@@ -85,8 +85,14 @@ TASKS = "plan_tasks model_tasks"
 SETTINGS: dict[str, tuple[str, Any, str]] = {
     "models.path": ("models.demo.path", "demo/copy", "demo/model"),
     "models.revision": ("models.hub.revision", "v2", "hub/download"),
-    "models.calibration": ("models.demo.calibration", "demo/other.txt", "demo/layer_stats demo/selection"),
+    "models.calibration": (
+        "models.demo.calibration",
+        "demo/other.txt",
+        "demo/layer_stats demo/selection demo/plan_gguf",
+    ),
     "models.evaluation": ("models.demo.evaluation", "demo/other.txt", "demo/evaluation"),
+    "models.base_type": ("models.demo.base_type", "f32", "demo/base_gguf"),
+    "models.allow_base_kl": ("models.demo.allow_base_kl", 0.01, ""),
     "models.gguf": ("models.demo.gguf", False, "demo/comparison"),
     "studies.plan": ("studies.widths.plan", {"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt_plan@widths.*"),
     "studies.vary": (
@@ -99,7 +105,11 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "baselines": ("baselines", ["f16", "q4_k_m", "q4_k_m_imatrix", "q8_0"], "*@q8_0 demo/comparison"),
     "imatrix": ("imatrix", False, f"sensitivity adaptive_plan@typed optimal_plan {IMPORTANCE.rsplit(' ', 1)[0]}"),
     "compute.device": ("compute.device", "auto", ON_A_DEVICE),
-    "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity"),
+    "compute.dtype": (
+        "compute.dtype",
+        "bf16",
+        f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity",
+    ),
     "calibration.length": ("calibration.length", 256, "layer_stats"),
     "calibration.sequences": ("calibration.sequences", 15, "layer_stats selection"),
     "selection.length": ("selection.length", 256, "selection"),
@@ -252,7 +262,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
 
 # Files that jobs read: another content, and the first jobs that rerun.
 FILES = {
-    "demo/calibration.txt": "demo/layer_stats demo/selection",
+    "demo/calibration.txt": "demo/layer_stats demo/selection demo/plan_gguf",
     "demo/other.txt": "hub/layer_stats hub/selection",
     "demo/evaluation.txt": "evaluation",
     "demo/model/config.json": "demo/model",
@@ -297,6 +307,7 @@ QUANTIZE_WALKING = (
 )
 READ_WEIGHTS = f"{QUANTIZE} {TEACHER} {SPEEDS} base_gguf"
 READ_A_MODEL = f"{READ_WEIGHTS} model comparison"
+CHECKED = "base_gguf plan_gguf"  # what converts a model checks that llama.cpp computes it
 STATISTICS = "layer_stats sensitivity adaptive_plan optimal_plan"
 SMOOTHED = "sensitivity genetic_plan optimal_plan"
 EXACT = "genetic_plan optimal_plan sparsegpt_plan"
@@ -320,7 +331,7 @@ MODULES = {
     "versions.py": "",
     "slurm/*": "",
     "demo/*": "",
-    "demo/__init__.py": RUN_A_MODEL,
+    "demo/__init__.py": f"{RUN_A_MODEL} {CHECKED}",
     "bits_report.py": "bits",
     "kept.py": "layer_stats sensitivity adaptive_plan genetic_plan optimal_plan",
     "opening.py": RUN_A_MODEL,
@@ -376,12 +387,17 @@ MODULES = {
     "search/layer_groups.py": "",
     "sparsegpt/*": "sparsegpt_plan",
     "evaluate/*": RUN_A_MODEL,
-    "evaluate/__init__.py": f"{RUN_A_MODEL} baseline_gguf",
+    "evaluate/__init__.py": f"{RUN_A_MODEL} {CHECKED} baseline_gguf",
     "evaluate/calibration.py": "sparsegpt_plan",
-    "evaluate/gguf.py": f"{PERPLEXITY} {SPEEDS}",
-    "evaluate/llama_runtime.py": f"{PERPLEXITY} {SPEEDS} baseline_gguf",
+    "evaluate/base_check.py": f"{PERPLEXITY} {CHECKED}",
+    "evaluate/gguf.py": f"{PERPLEXITY} {SPEEDS} {CHECKED}",
+    "evaluate/head.py": f"{RUN_A_MODEL} {CHECKED}",
+    "evaluate/head_check.py": f"{RUN_A_MODEL} {CHECKED}",
+    "evaluate/teacher.py": f"{RUN_A_MODEL} {CHECKED}",
+    "evaluate/text.py": f"{RUN_A_MODEL} {CHECKED} baseline_gguf",
+    "evaluate/llama_runtime.py": f"{PERPLEXITY} {SPEEDS} base_gguf {GGUF}",
     "evaluate/perplexity.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY}",
-    "evaluate/scores.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {SPEEDS}",
+    "evaluate/scores.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {SPEEDS} {CHECKED}",
     "evaluate/tasks.py": f"adaptive_plan {TASKS}",
     "evaluate/whole_model.py": f"adaptive_plan {TASKS}",
     "export/*": GGUF,
@@ -389,6 +405,9 @@ MODULES = {
     "export/checkpoint.py": f"{GGUF} sparsegpt_plan",
     "export/convert.py": f"base_gguf {GGUF}",
     "export/run_converter.py": f"base_gguf {GGUF}",
+    "export/probe_tokens.py": f"base_gguf {GGUF}",
+    "export/vocabulary.py": f"base_gguf {GGUF}",
+    "export/metadata.py": "plan_gguf",
     "export/gguf_file.py": f"{GGUF} optimal_plan",
     "export/tensor_data.py": f"{GGUF} optimal_plan",
     "export/llama_quantize.py": "baseline_gguf",

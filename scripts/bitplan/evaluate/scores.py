@@ -5,13 +5,14 @@ Standard errors are those of the mean over windows: tokens of one window are not
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitplan.errors import user_error
 from bitplan.evaluate.head import Head
 from bitplan.evaluate.teacher import Teacher
 
@@ -19,6 +20,7 @@ from bitplan.evaluate.teacher import Teacher
 LOGIT_VALUES_AT_ONCE = 1 << 25
 # What follows takes a few MiB of them at a time, which stay in the cache and are not asked of the system anew.
 SCORED_VALUES_AT_ONCE = 1 << 20
+OVERFLOW = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or formats with more bits"
 LARGEST_NLL = math.log(sys.float_info.max)
 # logits_of(window, positions) -> (positions, vocabulary) float32
 LogitsOf = Callable[[int, slice], Tensor]
@@ -117,12 +119,16 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def summarize(scores: TokenScores) -> dict[str, Any]:
-    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher."""
+    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher.
+
+    Raises `UserError` when PPL or KL is not finite.
+    """
     nll, nll_error = mean_and_error(scores.nll)
     kl, kl_error = mean_and_error(scores.kl)
     ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
     base = scores.teacher_nll.to(torch.float64).mean().item()
     ppl = perplexity(nll)
+    _check_finite({"NLL": nll, "PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
     return {
         "windows": scores.nll.shape[0],
         "tokens": scores.nll.numel(),
@@ -138,6 +144,15 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
         "ln_ppl_ratio": ratio,
         "ln_ppl_ratio_error": ratio_error,
     }
+
+
+def _check_finite(figures: Mapping[str, float]) -> None:
+    """Raise `UserError` when a figure is no finite number: nothing can be concluded from it."""
+    wrong = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        beyond = all(name.endswith("PPL") and value > 0 for name, value in figures.items() if not math.isfinite(value))
+        hint = "Check the weights: the mean NLL is over 709" if beyond else OVERFLOW
+        raise user_error("scores", f"are not finite ({', '.join(wrong)})", hint)
 
 
 def perplexity(nll: float) -> float:

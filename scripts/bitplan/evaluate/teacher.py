@@ -1,7 +1,7 @@
 """The full-precision model's answer on a text: its final hidden states, from which logits are computed when needed."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +26,10 @@ class Teacher:
     hidden: Tensor
     head: Head
     dtype: str
+
+    def first(self, windows: int | None) -> "Teacher":
+        """Return the teacher on its first windows only; on all of them for None."""
+        return replace(self, tokens=self.tokens[:windows], hidden=self.hidden[:windows])
 
 
 def make_teacher(

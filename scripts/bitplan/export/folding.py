@@ -6,7 +6,7 @@ import numpy as np
 from gguf import GGUFReader
 
 from bitplan.errors import user_error
-from bitplan.export.gguf_file import architecture_names, layer_names
+from bitplan.export.gguf_file import architecture_names, is_part, layer_names
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import SmoothGroup, Smoothing
 
@@ -25,7 +25,8 @@ def column_factors(reader: GGUFReader, info: ModelInfo, smoothing: Smoothing | N
     if smoothing is None:
         return {}
     names, held = architecture_names(reader), {tensor.name for tensor in reader.tensors}
-    tensor_of = {layer: tensor for tensor, layers in layer_names(reader, info).items() for layer in layers}
+    of_layers = {tensor: layers for tensor, layers in layer_names(reader, info).items() if not is_part(tensor)}
+    tensor_of = {layer: tensor for tensor, layers in of_layers.items() for layer in layers}
     factors: dict[str, np.ndarray] = {}
     for group in smoothing.folded.groups:
         norms = _norm_tensors(names, group, held)

@@ -2,6 +2,7 @@
 
 import logging
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -118,8 +119,8 @@ def budgets_of(
         return
     reader = read_gguf(same_size_as)
     names = layer_names(reader, search.model.info)
-    shared = {tensor.name: names.get(tensor.name, ()) for tensor in reader.tensors}
-    sizes = {
-        layer: tensor.n_bytes // len(shared[tensor.name]) for tensor in reader.tensors for layer in shared[tensor.name]
-    }
+    sizes: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        shared = names.get(tensor.name, ())
+        sizes.update(dict.fromkeys(shared, tensor.n_bytes // max(1, len(shared))))
     yield None, file_budget(search.table, sizes, same_size_as)

@@ -5,15 +5,17 @@ Standard errors are those of the mean over windows: tokens of one window are not
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitplan.errors import user_error
 from bitplan.evaluate.head import Head
 from bitplan.evaluate.teacher import Teacher
+from bitplan.evaluate.text import NO_BOS
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
 LOGIT_VALUES_AT_ONCE = 1 << 25
@@ -26,12 +28,14 @@ LogitsOf = Callable[[int, slice], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher."""
+    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher. `bos`: how the
+    windows begin."""
 
     nll: Tensor
     teacher_nll: Tensor
     kl: Tensor
     agree: Tensor
+    bos: str = NO_BOS
 
 
 def divergence(teacher: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
@@ -82,7 +86,7 @@ def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
         targets = teacher.tokens[window, 1:][rows]
         parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
     shape = (teacher.tokens.shape[0], -1)
-    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)))
+    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)), bos=teacher.bos)
 
 
 def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
@@ -117,13 +121,18 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def summarize(scores: TokenScores) -> dict[str, Any]:
-    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher."""
+    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher.
+
+    Raises `UserError` where one of them is not finite: such a score says nothing, and is never a result.
+    """
     nll, nll_error = mean_and_error(scores.nll)
     kl, kl_error = mean_and_error(scores.kl)
     ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
     base = scores.teacher_nll.to(torch.float64).mean().item()
     ppl = perplexity(nll)
+    check_scores({"PPL of the full-precision model": perplexity(base), "PPL": ppl, "KL": kl})
     return {
+        "bos": scores.bos,
         "windows": scores.nll.shape[0],
         "tokens": scores.nll.numel(),
         "nll": nll,
@@ -138,6 +147,14 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
         "ln_ppl_ratio": ratio,
         "ln_ppl_ratio_error": ratio_error,
     }
+
+
+def check_scores(figures: Mapping[str, float]) -> None:
+    """Raise `UserError` naming the first of some figures that is not finite."""
+    broken = [name for name, value in figures.items() if not math.isfinite(value)]
+    if broken:
+        what = f"is {figures[broken[0]]}: the model overflows, or its weights are broken"
+        raise user_error(broken[0], what, "Compute in --dtype fp32 or bf16; if it stays so, check the checkpoint")
 
 
 def perplexity(nll: float) -> float:

@@ -20,7 +20,7 @@ rule evaluation:
     params:
         *code("teacher.py"),
         script=script("teacher.py"),
-        flags=flags("compute", "evaluation"),
+        flags=evaluation_flags,
     shell:
         "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"

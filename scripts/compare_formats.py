@@ -2,8 +2,8 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.command import add_compute_flags, add_model_flag, add_text_flag, add_window_flags, parser, run
+from bitplan.flag_files import output_file
 
 COLUMNS = ("format", "avg_bits_layers", "avg_bits", "ppl", "kl", "kl_error", "top1", "kl_over_previous")
 
@@ -21,10 +21,10 @@ def main(args) -> None:
     started = time.monotonic()
     for name in args.formats:
         format_named(name)
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     for name in args.formats:
         check_columns(uniform(model.info, name), model.info)
-    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    teacher = teacher_on(args.text, model, args.length, args.sequences)
     rows: list[dict] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for name in args.formats:
@@ -51,6 +51,6 @@ if __name__ == "__main__":
     add_window_flags(flags)
     default = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]
     flags.add_argument("--formats", nargs="+", default=default, help="formats by name, from gentle to hard")
-    flags.add_argument("--text", type=input_file, help="text, or one saved by teacher.py; the bundled one by default")
+    add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
     flags.add_argument("--output", type=output_file, help="TSV to write")
     run(flags, main)

@@ -7,10 +7,15 @@ import os
 import time
 from pathlib import Path
 
-from bitplan.command import QWEN, add_window_flags, count, fetched, number, parser, run
+from bitplan.command import QWEN, add_text_flag, add_window_flags, count, fetched, number, parser, run
 from bitplan.flag_files import input_file, output_file
 
 Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
+
+
+def scores_wanted(args) -> bool:
+    """Return whether perplexity and KL are asked for, which want a text."""
+    return not args.models and not (args.model is None and args.skip_original)
 
 
 def main(args) -> None:
@@ -35,10 +40,10 @@ def main(args) -> None:
     if model is None and not (args.models or args.skip_original):
         model = fetched(Path(QWEN))
     if not args.models and model is not None:
-        full = opened(model, "fp32", "cpu", args.threads)
+        full = opened(model, "fp32", "cpu", args.threads, args.bos)
         if not args.skip_original:
             models = {ORIGINAL: full.checkpoint.folder, **models}
-        teacher = teacher_on(args.text, full, args.length, args.sequences, "evaluation.txt")
+        teacher = teacher_on(args.text, full, args.length, args.sequences)
         scores = scored(models, teacher, args.threads)
     settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, tuple(args.prompts or PROMPTS))
     measured = list(progress(rounds(models, settings), settings.warmup + settings.repeats, "rounds"))
@@ -63,8 +68,8 @@ if __name__ == "__main__":
     flags.add_argument("--skip_original", action="store_true", help="leave the original out, which needs most memory")
     flags.add_argument("--q4km_path", type=input_file, help=f"the Q4_K_M file; {Q4KM} by default")
     flags.add_argument("--mixed_path", type=input_file, help=f"the mixed-precision file; {MIXED} by default")
-    flags.add_argument("--text", type=input_file, help="text for perplexity and KL; the bundled one by default")
-    add_window_flags(flags, sequences=16)
+    add_text_flag(flags, "--text", "evaluation.txt", "text for perplexity and KL", wanted=scores_wanted)
+    add_window_flags(flags)
     flags.add_argument(
         "--max_tokens", type=number(2, kind=int), default=200, help="tokens to generate after each prompt"
     )

@@ -3,7 +3,17 @@
 import time
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, add_model_id_flag, add_window_flags, count, number, parser, positive, run
+from bitplan.command import (
+    add_calibration_window_flags,
+    add_compute_flags,
+    add_model_id_flag,
+    add_text_flag,
+    count,
+    number,
+    parser,
+    positive,
+    run,
+)
 from bitplan.flag_files import input_file, output_file
 
 
@@ -40,7 +50,7 @@ def main(args) -> None:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
         smoothing = smoothing_of(table, args.sensitivity)
     else:
-        model = opened(args.model, args.dtype, args.device, args.threads)
+        model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
         choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
@@ -68,7 +78,7 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
-    add_window_flags(flags, sequences=16)
+    add_calibration_window_flags(flags)
     flags.add_argument("--ga_pop", type=number(3, kind=int), default=30, help="plans in a generation")
     flags.add_argument("--ga_gen", type=count, default=25, help="generations")
     flags.add_argument(
@@ -94,8 +104,13 @@ if __name__ == "__main__":
     )
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="the same seed gives the same plan")
     flags.add_argument("--sensitivity", type=input_file, help="table of scripts/sensitivity.py; measured when absent")
-    flags.add_argument(
-        "--calibration", help="calibration text, or `random` for Gaussian inputs; the bundled text by default"
+    add_text_flag(
+        flags,
+        "--calibration",
+        "calibration.txt",
+        "calibration text, or `random` for Gaussian inputs",
+        kind=str,
+        wanted=lambda args: args.sensitivity is None,
     )
     flags.add_argument(
         "--activation-scope", choices=("tensor", "token"), default="tensor", help="what an activation scale spans"

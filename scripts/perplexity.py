@@ -2,7 +2,15 @@
 
 import time
 
-from bitplan.command import add_base_kl_flag, add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.command import (
+    add_base_kl_flag,
+    add_compute_flags,
+    add_model_flag,
+    add_text_flag,
+    add_window_flags,
+    parser,
+    run,
+)
 from bitplan.flag_files import input_file, output_file
 
 
@@ -11,7 +19,6 @@ def main(args) -> None:
     from bitplan.evaluate.gguf import score_gguf
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
-    from bitplan.evaluate.text import BOS_POLICY
     from bitplan.files import check_gguf, write_json
     from bitplan.opening import opened, teacher_on
     from bitplan.plan import check_columns, uniform
@@ -21,13 +28,13 @@ def main(args) -> None:
     from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     check_columns(plan, model.info)
     if args.gguf:
         check_gguf(args.gguf)
-    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt").first(args.sequences)
+    teacher = teacher_on(args.text, model, args.length, args.sequences)
     if args.gguf:
         scores = score_gguf(args.gguf, teacher, args.threads)
     else:
@@ -36,8 +43,7 @@ def main(args) -> None:
     result = {
         "scored": kind,
         "length": teacher.tokens.shape[1],
-        "bos": BOS_POLICY,
-        "dtype": args.dtype,
+        "dtype": model.dtype,
         **summarize(scores),
     }
     if args.gguf:
@@ -60,7 +66,7 @@ if __name__ == "__main__":
     scored = flags.add_mutually_exclusive_group()
     scored.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
     scored.add_argument("--gguf", type=input_file, help="GGUF file to score in llama.cpp")
-    flags.add_argument("--text", type=input_file, help="text, or one saved by teacher.py; the bundled one by default")
+    add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )

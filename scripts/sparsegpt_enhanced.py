@@ -6,7 +6,7 @@ import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, count, number, parser, ratio, run
+from bitplan.command import add_bos_flag, add_compute_flags, count, number, parser, ratio, run
 from bitplan.flag_files import input_file, new_folder, output_file
 
 # What the library's document imports from this file.
@@ -62,19 +62,20 @@ def settings_of(args):
 
 def main(args) -> None:
     from bitplan.opening import opened
-    from bitplan.sparsegpt.run import compressed_plan, print_scores, tokens_of, write_results
+    from bitplan.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
 
     if args.debug:
         logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     settings = settings_of(args)
     settings.check(model.info)
+    skip = held_out_range(model, args.dataset, args.evaluation)
     tokens = tokens_of(model, args.dataset, args.seqlen, args.nsamples, args.seed)
     with compressed_plan(model, tokens, settings, args.output_config, args.output_plan, args.save) as (made, plan):
         write_results(model, made, plan, args, started)
         made.stats.print_summary() if made.stats.layers else None
-        print_scores(model, plan, args.evaluation, args.seqlen)
+        print_scores(model, plan, args.evaluation, args.seqlen, skip)
 
 
 if __name__ == "__main__":
@@ -83,6 +84,7 @@ if __name__ == "__main__":
     flags.add_argument("dataset", help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")
     flags.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
     add_compute_flags(flags)
+    add_bos_flag(flags)
     flags.add_argument("--nsamples", type=count, default=128, help="calibration windows")
     flags.add_argument("--seqlen", type=number(2, kind=int), default=2048, help="tokens per window")
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn")

@@ -1,5 +1,6 @@
 """The settings of plans: what each search method may be told, its type, range and meaning."""
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,16 @@ def _known_format(name: str) -> str:
     return name
 
 
+def _path(path: str) -> str:
+    """Return a path with `~` expanded. Raises ValueError for one with braces, which Snakemake takes for a wildcard."""
+    if "{" in path or "}" in path:
+        raise ValueError(
+            "has braces, which Snakemake takes for a wildcard: rename the file, or give a link to it without them"
+        )
+    return os.path.expanduser(path)
+
+
+PathName = Annotated[str, AfterValidator(_path)]
 FormatName = Annotated[str, AfterValidator(_known_format)]
 
 
@@ -56,7 +67,7 @@ class AdaptivePlan(Section):
     task: str | None = Field(None, description="limit a metric of this lm-eval task instead of perplexity per token")
     metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
     task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
-    include_path: str | None = Field(None, description="folder with your own lm-eval tasks")
+    include_path: PathName | None = Field(None, description="folder with your own lm-eval tasks")
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
 

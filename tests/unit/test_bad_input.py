@@ -116,14 +116,17 @@ EXPORT = "export_gguf.py --plan {plan} --output {tmp}/out.gguf --report {tmp}/ou
 BASELINE = "baseline_gguf.py --output {tmp}/out.gguf --base"
 SPEED = "compare_real_quant.py --output {tmp}/speed.json --max_tokens 2 --repeats 1 --warmup 0 --models"
 TASKS = "eval_with_lm_eval.py --model {tiny} --limit 1 --output {tmp}/tasks.json"
-SENSITIVITY = "sensitivity.py --model {tiny} --length 16 --sequences 2 --output {tmp}/s.tsv"
+SENSITIVITY = "sensitivity.py --model {tiny} --calibration {text} --length 16 --sequences 2 --output {tmp}/s.tsv"
 MERGE = "merge_sensitivity.py --model {tiny} --output {tmp}/s.tsv --tables"
 SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
 ALLOCATE = "allocate_bits.py --target-avg-bits 6 --output {tmp}/front.json --figure {tmp}/front.svg --sensitivity"
 SPARSEGPT = "sparsegpt_enhanced.py --seqlen 16 --nsamples 2 --output-plan {tmp}/p.json --output-stats {tmp}/l.tsv"
+MEASURED = f"{SEARCH} --calibration {{text}}"
 FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
 OFFICIAL = "export_gguf_official.py --model_id {tiny} --output {tmp}/m.gguf --config"
-SIMULATED = "test_mixed_precision.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/s.json --config"
+SIMULATED = (
+    "test_mixed_precision.py --model_id {tiny} --text {text} --length 16 --sequences 2 --output {tmp}/s.json --config"
+)
 THREE = "compare_real_quant.py --skip_original --output {tmp}/speed.json --q4km_path {gguf} --mixed_path"
 REPORT = (
     "report.py --model {tiny} --plan one --baseline f16 --output {tmp}/c.tsv --text {tmp}/c.txt --page {tmp}/c.html"
@@ -160,7 +163,7 @@ CASES = [
     ("a device that is absent", f"{PPL} --device cuda:99", "cuda:99", "Use --device cpu"),
     ("a plan and a file at once", f"{PPL} --plan {{plan}} --gguf {{gguf}}", "--gguf", "--help lists the flags"),
     ("threads below 1", "quantize_model.py --model {tiny} --layer-config {plan} --threads -1", "--threads: -1", "from 1"),
-    ("an unknown format to compare", "compare_formats.py --model {tiny} --formats q4_kk", "q4_kk", "Did you mean 'q4_k'"),
+    ("an unknown format to compare", "compare_formats.py --model {tiny} --text {text} --formats q4_kk", "q4_kk", "Did you mean 'q4_k'"),
     ("an unknown format to describe", "describe_formats.py --formats mxfp5", "mxfp5", "Did you mean"),
     ("no values to draw", "describe_formats.py --values 0", "--values: 0", "from 1"),
     ("an unknown type to convert to", "convert_gguf.py --model {tiny} --type q8 --output {tmp}/o", "'q8'", "f16"),
@@ -379,22 +382,22 @@ CASES = [
      "Write outside"),
     ("two outputs of one name", f"{RANDOM} --output-plan {{tmp}}/c.json", "written twice", "a name of its own"),
     # -- W4 with A4 or A8
-    ("an unknown format in a palette", f"{SEARCH} --palette q8_00 --target-avg-bits 8", "q8_00", "Did you mean 'q8_0'"),
+    ("an unknown format in a palette", f"{MEASURED} --palette q8_00 --target-avg-bits 8", "q8_00", "Did you mean 'q8_0'"),
     ("an unknown format to measure", f"{SENSITIVITY} --palette q8_00", "q8_00", "Did you mean 'q8_0'"),
-    ("a palette without a target", f"{SEARCH} --palette q8_0", "--palette and --target-avg-bits", "Give both"),
-    ("a target without a palette", f"{SEARCH} --target-avg-bits 8", "--palette and --target-avg-bits", "Give both"),
-    ("a palette without an output", f"{SEARCH} --palette q8_0 --target-avg-bits 15", "--palette: has no place", "--output-plan"),
-    ("a compression out of reach", f"{SEARCH} --target_compression 0.5", "--target_compression", "reach 0.6667 to 1.0000"),
-    ("a compression over 1", f"{SEARCH} --target_compression 1.5", "--target_compression: 1.5", "to 1"),
-    ("average bits out of reach", f"{SEARCH} --palette q8_0 int4 --target-avg-bits 5 --output-plan {{tmp}}/p.json",
+    ("a palette without a target", f"{MEASURED} --palette q8_0", "--palette and --target-avg-bits", "Give both"),
+    ("a target without a palette", f"{MEASURED} --target-avg-bits 8", "--palette and --target-avg-bits", "Give both"),
+    ("a palette without an output", f"{MEASURED} --palette q8_0 --target-avg-bits 15", "--palette: has no place", "--output-plan"),
+    ("a compression out of reach", f"{MEASURED} --target_compression 0.5", "--target_compression", "reach 0.6667 to 1.0000"),
+    ("a compression over 1", f"{MEASURED} --target_compression 1.5", "--target_compression: 1.5", "to 1"),
+    ("average bits out of reach", f"{MEASURED} --palette q8_0 int4 --target-avg-bits 5 --output-plan {{tmp}}/p.json",
      "--target-avg-bits: no choice is within 5", "The choices reach 13."),
     ("a population of 2", f"{SEARCH} --ga_pop 2", "--ga_pop: 2", "from 3"),
     ("an alpha over 1", f"{SENSITIVITY} --smooth-alpha 1.5", "--smooth-alpha: 1.5", "from 0 to 1"),
     ("a block that does not fit: sensitivity", f"{SENSITIVITY} --palette q4_k", "its 64 columns", "Give it q8_0"),
-    ("a layer with NaN: sensitivity", "sensitivity.py --model {nan_layer} --length 16 --sequences 2 --output {tmp}/s.tsv",
+    ("a layer with NaN: sensitivity", "sensitivity.py --model {nan_layer} --calibration {text} --length 16 --sequences 2 --output {tmp}/s.tsv",
      "q_proj.weight holds NaN", SOUND),
     ("a block that does not fit: measured", f"{SENSITIVITY} --palette q4_k --anchors 1", "its 64 columns", "Give it q8_0"),
-    ("a layer with NaN: measured", "sensitivity.py --model {nan_layer} --length 16 --sequences 2 --output {tmp}/s.tsv --anchors all",
+    ("a layer with NaN: measured", "sensitivity.py --model {nan_layer} --calibration {text} --length 16 --sequences 2 --output {tmp}/s.tsv --anchors all",
      "q_proj.weight holds NaN", SOUND),
     ("a share that is none", f"{SENSITIVITY} --shard 3/2", "--shard: '3/2'", "expected number/count"),
     ("more shares than layers", f"{SENSITIVITY} --shard 1/15", "15 shares of 14 layers", "Use 14 or fewer"),
@@ -421,7 +424,7 @@ CASES = [
     ("factors of another table", f"{SEARCH} --sensitivity {{sensitivity_with_foreign_factors}}", "belongs to another table",
      "scripts/sensitivity.py"),
     ("an alpha beside a table", f"{SEARCH} --sensitivity {{sensitivity}} --smooth-alpha 0.9", "--smooth-alpha", "Leave out"),
-    ("an error of weights alone for activations", f"{SEARCH} --metric weighted_error", "--metric", "Use mse"),
+    ("an error of weights alone for activations", f"{MEASURED} --metric weighted_error", "--metric", "Use mse"),
     ("factors that are broken", f"{SEARCH} --sensitivity {{sensitivity_with_broken_factors}}", "is no file of smoothing factors",
      "search again"),
     *(

@@ -37,11 +37,12 @@ def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
     adaptive = flags_of("adaptive_quantization_search.py", monkeypatch)
     wanted = {
         "--device": "cpu",
-        "--dtype": "bf16",
+        # bf16 where the processor computes in it, and as many windows as memory holds.
+        "--dtype": "auto",
         "--ppl-threshold": 0.1,
         "--target-avg-bits": 8.0,
         "--step-size": 0.5,
-        "--batch-size": 1,
+        "--batch-size": None,
     }
     assert {flag: adaptive[flag].default for flag in wanted} == wanted
     assert all(adaptive[flag].required for flag in ("--model", "--output-config", "--output-plan"))

@@ -21,7 +21,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.plan import LayerPlan, uniform
-from tests.conftest import SCRIPTS
+from tests.conftest import ROOT, SCRIPTS
 from tests.unit.test_commands import flags_of
 
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
@@ -161,7 +161,7 @@ def test_a_report_never_takes_the_place_of_the_plan(tiny, tmp_path, capsys):
 
 
 def test_a_palette_is_searched_from_a_table_without_measuring_again(tiny, tmp_path):
-    windows = ("--length", 16, "--sequences", 2)
+    windows = ("--length", 16, "--sequences", 2, "--calibration", ROOT / "demo" / "calibration.txt")
     spoken(tmp_path, "sensitivity.py", "--model", tiny, *windows, "--palette", "q8_0", "int4", "--output", "s.tsv")
     target = ("--palette", "q8_0", "int4", "--target-avg-bits", 14, "--output-config", "c.json")
     text = spoken(tmp_path, "mixed_precision_ptq.py", "--model_id", tiny, "--sensitivity", "s.tsv", *target)

@@ -105,12 +105,9 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "baselines": ("baselines", ["f16", "q4_k_m", "q4_k_m_imatrix", "q8_0"], "*@q8_0 demo/comparison"),
     "imatrix": ("imatrix", False, f"sensitivity adaptive_plan@typed optimal_plan {IMPORTANCE.rsplit(' ', 1)[0]}"),
     "compute.device": ("compute.device", "auto", ON_A_DEVICE),
-    "compute.dtype": (
-        "compute.dtype",
-        "bf16",
-        f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity",
-    ),
-    "calibration.length": ("calibration.length", 256, "layer_stats"),
+    "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity"),
+    "bos": ("bos", "always", "layer_stats selection evaluation"),
+    "calibration.length": ("calibration.length", 256, "layer_stats selection"),
     "calibration.sequences": ("calibration.sequences", 15, "layer_stats selection"),
     "selection.length": ("selection.length", 256, "selection"),
     "selection.sequences": ("selection.sequences", 15, "selection"),
@@ -245,6 +242,11 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
         {"path": "demo/copy", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"},
         "copy/*",
     ),
+    "the evaluation text is the calibration text": (
+        "models.demo.evaluation",
+        "demo/calibration.txt",
+        "demo/evaluation",
+    ),
     "a model is taken out": ("models.hub", None, ""),
     "a model that llama.cpp turns out to know": (
         "models.hub.gguf",
@@ -316,7 +318,9 @@ EXACT = "genetic_plan optimal_plan sparsegpt_plan"
 MODULES = {
     # Whatever is used by all commands: an edit makes everything again.
     "__init__.py": "*",
+    "bundled_text.py": "*",
     "command.py": "*",
+    "defaults.py": "*",
     "errors.py": "*",
     "files.py": "*",
     "flag_files.py": "*",
@@ -325,13 +329,14 @@ MODULES = {
     # What starts the workflow and what belongs to commands that are no step of it: an edit makes nothing again.
     "settings.py": "",
     "plan_settings.py": "",
+    "setting_paths.py": "",
     "config_file.py": "",
     "studies.py": "",
     "testing.py": "",
     "versions.py": "",
     "slurm/*": "",
     "demo/*": "",
-    "demo/__init__.py": f"{RUN_A_MODEL} {CHECKED}",
+    "demo/__init__.py": "*",
     "bits_report.py": "bits",
     "kept.py": "layer_stats sensitivity adaptive_plan genetic_plan optimal_plan",
     "opening.py": RUN_A_MODEL,

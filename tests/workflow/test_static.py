@@ -71,6 +71,57 @@ def test_a_missing_model_is_named(workflow):
     assert made.returncode == 1 and "nowhere/config.json" in made.stdout
 
 
+def test_the_demo_runs_in_another_directory_and_finds_its_model_and_texts(workflow, tmp_path):
+    made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    commands = [line for line in made.stdout.splitlines() if "layer_stats.py" in line and "--save-text" in line]
+    assert len(commands) == 1 and "a folder/demo/calibration.txt" in commands[0]
+
+
+def test_a_config_and_texts_in_another_directory_come_before_those_of_the_workflow(workflow, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "calibration.txt").write_text("mine")
+    (tmp_path / "config.yaml").write_text(
+        (workflow / "config.yaml").read_text().replace("sequences: 16", "sequences: 9")
+    )
+    made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    command = next(line for line in made.stdout.splitlines() if "layer_stats.py" in line and "--save-text" in line)
+    assert "--calibration demo/calibration.txt" in command and "--sequences 9" in command
+
+
+def test_one_text_for_both_is_split_and_said(workflow, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "link.txt").symlink_to(workflow / "demo" / "calibration.txt")
+    setting = "models={demo: {evaluation: demo/link.txt}}"
+    made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path), "--config", setting)
+    assert made.returncode == 0, made.stdout
+    teachers = [line for line in made.stdout.splitlines() if "teacher.py" in line and "--text" in line]
+    assert sorted(int(re.search(r"--skip-tokens (\d+)", line)[1]) for line in teachers) == [8192, 16384]
+    assert "calibration and evaluation are one text" in made.stdout + made.stderr
+
+
+def test_one_text_of_which_all_is_used_stops_the_run_with_one_line(workflow, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "models: {demo: {evaluation: demo/calibration.txt}}\nselection: {sequences: null}\n"
+    )
+    made = snakemake(workflow, "--dry-run", "--configfile", str(tmp_path / "own.yaml"))
+    assert made.returncode == 1 and "selection.sequences: null leaves nothing to hold out" in made.stdout
+    assert "Traceback" not in made.stdout + made.stderr
+
+
+def test_two_texts_are_not_skipped_in(workflow):
+    made = snakemake(workflow, "--dry-run", "-p", "results/demo/evaluation.safetensors")
+    assert "teacher.py" in made.stdout and "--skip-tokens" not in made.stdout and "are one text" not in made.stderr
+
+
+def test_all_of_a_text_is_asked_for_in_words(workflow, tmp_path):
+    (tmp_path / "own.yaml").write_text("evaluation: {sequences: null}\n")
+    target = "results/demo/evaluation.safetensors"
+    made = snakemake(workflow, "--dry-run", "-p", "--configfile", str(tmp_path / "own.yaml"), "--", target)
+    assert "--sequences all" in made.stdout
+
+
 def test_environments_pin_what_the_lock_file_pins():
     from set_up import locked
 

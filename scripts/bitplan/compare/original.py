@@ -57,6 +57,9 @@ def greedy(module, prompt, count: int, streamer=None) -> list[int]:
     """Return the likeliest next tokens, at most `count`, after a prompt (1, length), whatever the checkpoint's settings."""
     import torch
 
+    from bitplan.models.walk import check_tokens
+
+    check_tokens(prompt, module.get_input_embeddings().weight.shape[0], "the model's embedding")
     # Without a mask, tokens equal to the padding would count as padding; files know no penalty for repetition.
     mask = torch.ones_like(prompt)
     plain = {"do_sample": False, "repetition_penalty": 1.0, "pad_token_id": 0}

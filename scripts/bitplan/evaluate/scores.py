@@ -15,6 +15,7 @@ from torch import Tensor
 from bitplan.errors import user_error
 from bitplan.evaluate.head import Head
 from bitplan.evaluate.teacher import Teacher
+from bitplan.evaluate.text import NO_BOS
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
 LOGIT_VALUES_AT_ONCE = 1 << 25
@@ -28,12 +29,14 @@ LogitsOf = Callable[[int, slice], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher."""
+    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher. `bos`: how the
+    windows begin."""
 
     nll: Tensor
     teacher_nll: Tensor
     kl: Tensor
     agree: Tensor
+    bos: str = NO_BOS
 
 
 def divergence(teacher: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
@@ -84,7 +87,7 @@ def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
         targets = teacher.tokens[window, 1:][rows]
         parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
     shape = (teacher.tokens.shape[0], -1)
-    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)))
+    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)), bos=teacher.bos)
 
 
 def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
@@ -128,8 +131,9 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
     ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
     base = scores.teacher_nll.to(torch.float64).mean().item()
     ppl = perplexity(nll)
-    _check_finite({"NLL": nll, "PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
+    check_scores({"NLL": nll, "PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
     return {
+        "bos": scores.bos,
         "windows": scores.nll.shape[0],
         "tokens": scores.nll.numel(),
         "nll": nll,
@@ -146,7 +150,7 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
     }
 
 
-def _check_finite(figures: Mapping[str, float]) -> None:
+def check_scores(figures: Mapping[str, float]) -> None:
     """Raise `UserError` when a figure is no finite number: nothing can be concluded from it."""
     wrong = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
     if wrong:

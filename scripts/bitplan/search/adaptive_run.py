@@ -1,6 +1,7 @@
 """The adaptive search on a real model: alphas, perplexities by the walk, the printed result."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,14 +23,35 @@ from bitplan.evaluate.teacher import Teacher
 from bitplan.evaluate.whole_model import whole
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS
+from bitplan.models.devices import free_memory
 from bitplan.models.walk import check_finite
-from bitplan.opening import Opened
+from bitplan.opening import Opened, held_out_teacher, teacher_on
 from bitplan.plan import Plan
 from bitplan.quantized_walk import QuantizedWeights, scales_span_windows
 from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text, key_of
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.table import read_alphas
+
+MOST_AT_ONCE = 8
+
+
+def texts_of(args: Namespace, model: Opened) -> tuple[Teacher | None, Teacher | None]:
+    """Return the held-out text, and the one that is measured on: None where there is none. Raises `UserError`."""
+    how = (model, args.length, args.sequences)
+    seen = None if args.task else teacher_on(args.calibration, *how)
+    if args.evaluation is None:
+        return None, seen
+    return (teacher_on(args.evaluation, *how) if seen is None else held_out_teacher(args.evaluation, seen, *how)), seen
+
+
+def batch_of(model: Opened, text: Teacher) -> int:
+    """Return how many windows of a text run at once: up to 8, fewer where an eighth of the free memory holds no more."""
+    config, length = model.model.module.config, text.tokens.shape[1]
+    wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
+    heads = getattr(config, "num_attention_heads", 1)
+    each = 4 * length * (3 * wide + 8 * config.hidden_size + 2 * heads * length)
+    return max(1, min(MOST_AT_ONCE, free_memory() // 8 // each))
 
 
 def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
@@ -83,7 +105,7 @@ def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) ->
     def figure(plan: Plan) -> float:
         return perplexity(plan_nll(model.model, model.info, plan, text, weights).double().mean().item())
 
-    return Measure(figure, facts=facts_of_text(text))
+    return Measure(figure, summary={"bos": text.bos}, facts=facts_of_text(text))
 
 
 def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weights: QuantizedWeights) -> Measure:

@@ -1,19 +1,17 @@
 """What scripts/optimal_search.py does, once its flags are read: the table, the texts, the budgets, the places of the results."""
 
-import logging
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bitplan.demo import DEMO
 from bitplan.errors import Problem, UserError, user_error
-from bitplan.evaluate.teacher import Teacher, load_teacher, make_teacher
+from bitplan.evaluate.teacher import Teacher
 from bitplan.export.gguf_file import layer_names, read_gguf
 from bitplan.formats.table import format_named
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.command import make_table
-from bitplan.opening import Opened, opened
+from bitplan.opening import Opened, held_out_teacher, opened, teacher_on
 from bitplan.plan import check_columns, uniform
 from bitplan.quantized_walk import QuantizedWeights
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
@@ -23,7 +21,6 @@ from bitplan.statistics.importance import read_importance
 from bitplan.statistics.sensitivity import Choice, SensitivitySettings
 from bitplan.statistics.sensitivity_table import SensitivityTable, read_sensitivity_table
 
-log = logging.getLogger(__name__)
 PALETTE = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 PLACE = "{target}"
 
@@ -53,24 +50,14 @@ def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | No
     return outputs
 
 
-def _texts(args: Namespace, model: Opened, fresh: bool) -> tuple[Teacher, Teacher | None]:
-    """Return the text that is measured on, and the one to decide on: the windows after the first ones, where none is given."""
-    source = args.calibration or DEMO / "calibration.txt"
-    if args.calibration is None:
-        log.warning("no text was given: using the bundled one; give one that is like what the model is for")
-    seen = _text(source, model, args, 0)
-    if not fresh:
-        return seen, None
+def _texts(args: Namespace, model: Opened) -> tuple[Teacher, Teacher]:
+    """Return the text that is measured on, and the one to decide on: the tokens after the first ones, where none is given."""
+    source, how = args.calibration, (model, args.length, args.sequences)
     if args.selection is None and source.suffix == ".safetensors":
         what = "is needed to decide on corrections, and a saved text has no windows besides"
         raise user_error("--selection", what, "Give it, or --no-correct and --no-race")
-    return seen, _text(args.selection or source, model, args, 0 if args.selection else len(seen.tokens))
-
-
-def _text(source: Path, model: Opened, args: Namespace, skip: int) -> Teacher:
-    if source.suffix == ".safetensors":
-        return load_teacher(source, model.checkpoint, model.info.fingerprint, model.dtype)
-    return make_teacher(model.model, source, args.length, args.sequences, model.dtype, skip)
+    seen = teacher_on(source, *how)
+    return seen, held_out_teacher(args.selection or source, seen, *how)
 
 
 def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
@@ -78,8 +65,7 @@ def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
     settings = SensitivitySettings(tuple(map(Choice, palette)))
     measure = MeasureSettings("all", args.memory_limit)
-    calibration = None if args.calibration is None else str(args.calibration)
-    make_table(model, calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
+    make_table(model, args.calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
     return place
 
 
@@ -88,13 +74,13 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     palette = tuple(format_named(name).name for name in args.palette or PALETTE)
     race = RaceSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     for form in palette:
         check_columns(uniform(model.info, form), model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
-    texts = _texts(args, model, True) if args.correct or args.race else (None, None)
+    texts = _texts(args, model) if args.correct or args.race else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)
     return OptimalSearch(model, table, settings, weights, *texts, kept), settings

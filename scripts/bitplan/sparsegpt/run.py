@@ -12,7 +12,8 @@ from bitplan.errors import user_error
 from bitplan.evaluate.calibration import calibration_tokens
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
+from bitplan.evaluate.teacher import load_teacher, make_teacher
+from bitplan.evaluate.text import begun, first_tokens, load_tokenizer, text_digest
 from bitplan.export.checkpoint import write_checkpoint
 from bitplan.files import folder_aside, write_table
 from bitplan.models.compressed import FOLDER
@@ -26,8 +27,31 @@ from bitplan.sparsegpt.model_settings import ModelSettings
 
 
 def tokens_of(model: Opened, dataset: str, length: int, count: int, seed: int) -> Tensor:
-    """Return the calibration windows of a model."""
-    return calibration_tokens(dataset, model.checkpoint, model.info.fingerprint, length, count, seed)
+    """Return the calibration windows of a model, (windows, length): those of a saved text as they are."""
+    facts = (model.checkpoint, model.info.fingerprint)
+    if Path(dataset).suffix == ".safetensors":
+        return calibration_tokens(dataset, *facts, length, count, seed)
+    model.model.check_length(length)
+    folder = model.checkpoint.folder
+    first = first_tokens(folder, load_tokenizer(folder), model.model.bos)
+    return begun(calibration_tokens(dataset, *facts, length - len(first), count, seed), first)
+
+
+def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:
+    """Return how many tokens of the evaluation text come before those that are held out: 0 where it is another text.
+
+    Raises `UserError` where the windows that are compressed on are drawn from all of it.
+    """
+    if evaluation is None or not Path(dataset).exists():
+        return 0
+    if Path(dataset).suffix == ".safetensors":
+        seen = load_teacher(Path(dataset), model.checkpoint, model.info.fingerprint).source
+        same = seen is not None and seen.sha256 == text_digest(evaluation)
+        return seen.stop if same else 0
+    if text_digest(Path(dataset)) == text_digest(evaluation):
+        what = "is the calibration text, whose windows are drawn from all of it, so nothing of it is held out"
+        raise user_error(f"--evaluation {evaluation}", what, "Give another text")
+    return 0
 
 
 def _place(config: Path | None, plan: Path | None) -> Path | None:
@@ -78,11 +102,11 @@ def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namesp
         print(f"avg_bits {over_all:.4f}, avg_bits_layers {layers:.4f} where {told}; scales and widths count")
 
 
-def print_scores(model: Opened, plan: Plan, text: Path | None, length: int) -> None:
-    """Print perplexity and KL of the compressed model on a text, if one was given."""
+def print_scores(model: Opened, plan: Plan, text: Path | None, length: int, skip: int = 0) -> None:
+    """Print perplexity and KL of the compressed model on a text after its first `skip` tokens, if one was given."""
     if text is None:
         return
-    teacher = make_teacher(model.model, text, length, None, model.dtype)
+    teacher = make_teacher(model.model, text, length, None, model.dtype, skip)
     figures = summarize(score_plan(model.model, model.info, plan, teacher, QuantizedWeights(limit=0)))
     print(f"perplexity {figures['ppl']:.4f} (full precision {figures['base_ppl']:.4f}) on {figures['tokens']} tokens")
     print(f"KL {figures['kl_mean']:.6f} nats per token, top-1 agreement {100 * figures['top1_agreement']:.2f} %")

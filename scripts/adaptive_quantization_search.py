@@ -10,7 +10,8 @@ def main(args) -> None:
     from bitplan.evaluate.tasks import TaskSettings
     from bitplan.formats.table import format_named
     from bitplan.opening import opened, teacher_on
-    from bitplan.plan import LayerPlan, Plan, check_columns, uniform, write_config, write_plan
+    from bitplan.plan import LayerPlan, Plan, write_config, write_plan
+    from bitplan.plan_fitting import warn_of_formats
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
@@ -31,8 +32,7 @@ def main(args) -> None:
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
     model = opened(args.model, args.dtype, args.device, args.threads)
     weights = QuantizedWeights(importance=read_importance(args.imatrix, model.info.quantizable))
-    for name in formats:
-        check_columns(uniform(model.info, name), model.info)
+    warn_of_formats(formats, model.info)
     evaluation = teacher_on(args.evaluation, model, args.length, args.sequences, "") if args.evaluation else None
     alphas = alphas_of(model, args.layer_stats, args.fit)
     if args.task:

@@ -627,6 +627,37 @@ def test_a_read_only_device_is_named_before_anything_slow(what, line, _, invoke,
     check(invoke(name, *words), f"{folder}: Read-only file system", "Choose another")
 
 
+# What was refused, with advice that went in a circle, before layers got the formats that fit them: each line, and how many layers.
+FITTED = [
+    ("perplexity", f"{PPL} --plan {{plan_of_q4_k}}", "14 of 14 layers"),
+    ("an embedding", f"{PPL} --plan {{plan_of_q4_k_outside}}", "1 of 15 layers"),
+    (
+        "a checkpoint",
+        "quantize_model.py --model {tiny} --layer-config {plan_of_q4_k} --output {tmp}/o --save-plan {tmp}/p.json",
+        "14 of 14 layers",
+    ),
+    (
+        "formats",
+        "compare_formats.py --model {tiny} --text {text} --length 16 --sequences 2 --formats q8_0 q4_k --output {tmp}/o",
+        "14 of 14 layers",
+    ),
+    ("a search", f"{ADAPTIVE} --formats q4_k q8_0", "14 of 14 layers"),
+    ("sensitivity", f"{SENSITIVITY} --palette q4_k", "14 of 14 layers"),
+    ("measured sensitivity", f"{SENSITIVITY} --palette q4_k --anchors 1", "14 of 14 layers"),
+    ("bits", f"{BITS} {{plan_of_q4_k}}", "14 of 14 layers"),
+    ("an export", f"{EXPORT.replace('{plan}', '{plan_of_q4_k}')} {{tiny}} --base {{gguf}}", "14 of 14 layers"),
+]
+
+
+@pytest.mark.parametrize(("line", "layers"), [case[1:] for case in FITTED], ids=[case[0] for case in FITTED])
+def test_rows_that_fit_no_k_type_get_its_substitute_with_one_warning(line, layers, invoke, shelf, tmp_path):
+    name, *words = (filled(word, shelf, tmp_path) for word in shlex.split(line))
+    made = invoke(name, *words)
+    assert made.code == 0 and "Traceback" not in made.text, made
+    warnings = [each for each in made.log if "do not fit" in each]
+    assert len(warnings) == 1 and layers in warnings[0] and "columns: q4_k -> q5_0" in warnings[0], made
+
+
 def test_a_perplexity_beyond_all_numbers_is_written_as_none(invoke, shelf, tmp_path):
     line = "perplexity.py --model {loud_output} --text {text} --length 16 --sequences 2 --output {tmp}/out.json"
     name, *words = (filled(word, shelf, tmp_path) for word in shlex.split(line))

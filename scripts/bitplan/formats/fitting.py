@@ -82,7 +82,10 @@ def unfitting_warning(asked: Mapping[str, tuple[int, Sequence[str]]]) -> str:
     by_length: dict[int, list[str]] = {}
     for columns, forms in unfit.values():
         by_length.setdefault(columns, []).extend(forms)
-    told = ". ".join(f"{columns} columns: {_arrows(forms, columns)}" for columns, forms in sorted(by_length.items()))
+    alike: dict[str, list[str]] = {}
+    for columns, forms in sorted(by_length.items()):
+        alike.setdefault(_arrows(forms, columns), []).append(str(columns))
+    told = ". ".join(f"{', '.join(lengths)} columns: {arrows}" for arrows, lengths in alike.items())
     what = f"{len(unfit)} of {len(asked)} layers have rows that do not fit a format asked for"
     return f"{what}, and get llama.cpp's substitute. {told}" if unfit else ""
 

@@ -39,7 +39,7 @@ def main(args) -> None:
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads)
-    warn_of_formats([choice.wq for choice in palette], model.info)
+    warn_of_formats([choice.wq for choice in palette], model.info, outside)
     files = (args.layer_stats, args.output, args.imatrix)
     made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
     write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)

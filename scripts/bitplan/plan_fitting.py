@@ -33,9 +33,14 @@ def substitute_note(asked: Sequence[str], used: str, layer: Layer) -> dict[str, 
     return {SUBSTITUTE: told} if told else {}
 
 
-def warn_of_formats(formats: Sequence[str], info: ModelInfo) -> None:
-    """Warn, once, of layers whose rows do not fit some of the weight formats that every layer is asked for."""
-    _warn("", {layer.name: (layer.shape[1], formats) for layer in info.quantizable})
+def warn_of_formats(formats: Sequence[str], info: ModelInfo, outside: Sequence[str] = ()) -> None:
+    """Warn, once, of layers whose rows do not fit some of the weight formats that every layer is asked for.
+
+    `outside` are those asked of the token embedding and the output matrix.
+    """
+    asked = {layer.name: (layer.shape[1], formats) for layer in info.quantizable}
+    beside = {layer.name: (layer.shape[1], outside) for layer in info.layers if layer.outside and not layer.tied}
+    _warn("", asked | (beside if outside else {}))
 
 
 def warn_of_plan(source: str, chosen: Mapping[str, Any], layers: Iterable[Layer]) -> None:

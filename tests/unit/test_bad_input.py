@@ -461,7 +461,7 @@ CASES = [
 LINES = {case[0]: case[1] for case in CASES}
 # Cases that fail when much is done already: every kind of output is among them.
 LATE = (
-    "a block that does not fit: checkpoint",
+    "a layer with NaN: checkpoint",
     "a document that is not UTF-8",
     "a file of another model to score",
     "a file to quantize that is cut_in_the_data",
@@ -644,6 +644,7 @@ FITTED = [
     ("a search", f"{ADAPTIVE} --formats q4_k q8_0", "14 of 14 layers"),
     ("sensitivity", f"{SENSITIVITY} --palette q4_k", "14 of 14 layers"),
     ("measured sensitivity", f"{SENSITIVITY} --palette q4_k --anchors 1", "14 of 14 layers"),
+    ("sensitivity outside", f"{SENSITIVITY} --anchors all --outside q4_k", "2 of 16 layers"),
     ("bits", f"{BITS} {{plan_of_q4_k}}", "14 of 14 layers"),
     ("an export", f"{EXPORT.replace('{plan}', '{plan_of_q4_k}')} {{tiny}} --base {{gguf}}", "14 of 14 layers"),
 ]

@@ -19,7 +19,8 @@ def main(args) -> None:
     from bitplan.evaluate.tasks import TaskSettings
     from bitplan.formats.table import format_named
     from bitplan.opening import opened
-    from bitplan.plan import LayerPlan, Plan, check_columns, uniform, write_config, write_plan
+    from bitplan.plan import LayerPlan, Plan, write_config, write_plan
+    from bitplan.plan_fitting import warn_of_formats
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
     from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
@@ -42,8 +43,7 @@ def main(args) -> None:
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     weights = QuantizedWeights(importance=read_importance(args.imatrix, model.info.quantizable))
-    for name in formats:
-        check_columns(uniform(model.info, name), model.info)
+    warn_of_formats(formats, model.info)
     evaluation, text = texts_of(args, model)
     alphas = alphas_of(model, args.layer_stats, args.fit)
     if args.task:

@@ -14,7 +14,8 @@ def main(args) -> None:
     from bitplan.files import write_table
     from bitplan.formats.table import format_named
     from bitplan.opening import opened, teacher_on
-    from bitplan.plan import average_bits, check_columns, uniform
+    from bitplan.plan import average_bits, uniform
+    from bitplan.plan_fitting import warn_of_formats
     from bitplan.provenance import write_provenance
     from bitplan.quantized_walk import QuantizedWeights
 
@@ -22,8 +23,7 @@ def main(args) -> None:
     for name in args.formats:
         format_named(name)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
-    for name in args.formats:
-        check_columns(uniform(model.info, name), model.info)
+    warn_of_formats(args.formats, model.info)
     teacher = teacher_on(args.text, model, args.length, args.sequences)
     rows: list[dict] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")

@@ -33,7 +33,7 @@ def main(args) -> None:
     write_json(args.report, report)
     write_provenance(args.output, started)
     print_report(args.output, report)
-    print(f"{report['differences']} layers differ from the plan; {args.report} says how and why")
+    print(f"{report['differences']} layers are not as they were asked for; {args.report} says how and why")
 
 
 if __name__ == "__main__":

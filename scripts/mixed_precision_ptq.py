@@ -23,6 +23,7 @@ def main(args) -> None:
     from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
     from bitplan.opening import opened
     from bitplan.plan import LayerPlan, write_config, write_plan
+    from bitplan.plan_fitting import warn_of_formats
     from bitplan.provenance import write_provenance
     from bitplan.search.genetic import GeneticSettings
     from bitplan.search.genetic_figure import draw_history
@@ -56,6 +57,7 @@ def main(args) -> None:
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
         info, table = model.info, sensitivity_of(rows)
+    warn_of_formats(target.palette, info)
     genetic = GeneticSettings(population=args.ga_pop, generations=args.ga_gen, seed=args.seed)
     plan, found = genetic_plan(table, smoothing, info, target, args.activation_scope, genetic, args.solution == "exact")
     default = LayerPlan()

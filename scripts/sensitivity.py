@@ -23,6 +23,7 @@ def main(args) -> None:
     from bitplan.measure.candidates import MeasureSettings
     from bitplan.measure.command import check_flags, make_table, tell_agreement
     from bitplan.opening import opened
+    from bitplan.plan_fitting import warn_of_formats
     from bitplan.provenance import write_provenance
     from bitplan.search.sensitivity_run import GAUSSIAN
     from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
@@ -39,6 +40,7 @@ def main(args) -> None:
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    warn_of_formats([choice.wq for choice in palette], model.info, outside)
     files = (args.layer_stats, args.output, args.imatrix)
     made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
     write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)

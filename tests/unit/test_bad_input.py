@@ -294,22 +294,13 @@ CASES = [
     ("an unknown format outside", f"{PPL} --plan {{plan_of_no_format_outside}}", "overrides[0].wq: unknown format 'q6_kk'", "'q6_k'"),
     ("activations of an embedding", f"{EXPORT.replace('{plan}', '{plan_of_activations_outside}')} {{tiny}} --base {{gguf}}",
      "overrides[0].aq: what stands outside", "Leave it out"),
-    ("a block that does not fit the embedding", f"{PPL} --plan {{plan_of_q4_k_outside}}", "model.embed_tokens: its 64 columns", "q8_0"),
     ("outside without anchors", f"{SENSITIVITY} --outside q8_0", "--outside: is measured by KL", "Give --anchors"),
     ("an unknown format to measure outside", f"{SENSITIVITY} --anchors all --outside q6_kk", "'q6_kk'", "'q6_k'"),
-    ("a format to measure outside that does not fit", f"{SENSITIVITY} --anchors all --outside q6_k", "model.embed_tokens: its 64 columns", "q8_0"),
     ("a skip that is a word", f"{BITS} {{plan_of_a_worded_skip}}", "overrides[0].skip: 'no'", "Give true"),
     *(
         (f"a group of {name}", f"{BITS} {{plan_group_{name}}}", f"default.group_size: {shown}", "Give one, as 32")
         for name, shown in {"zero": "0", "negative": "-1", "true": "True", "text": "'32'", "half": "1.5"}.items()
     ),
-    ("a block that does not fit: perplexity", f"{PPL} --plan {{plan_of_q4_k}}", "its 64 columns", "Give it q8_0"),
-    ("a block that does not fit: checkpoint", "quantize_model.py --model {tiny} --layer-config {plan_of_q4_k} --output {tmp}/o"
-     " --save-plan {tmp}/p.json", "its 64 columns", "Give it q8_0"),
-    ("a block that does not fit: tasks", f"{TASKS} --plan {{plan_of_q4_k}}", "its 64 columns", "Give it q8_0"),
-    ("a block that does not fit: formats", "compare_formats.py --model {tiny} --text {text} --formats q8_0 q4_k --output {tmp}/o",
-     "its 64 columns", "Give it q8_0"),
-    ("a block that does not fit: search", f"{ADAPTIVE} --formats q4_k q8_0", "its 64 columns", "Give it q8_0"),
     ("a target missed", f"{BITS} {{plan}} --target-avg-bits 4 --on-miss fail", "over its target of 4", "Raise the target"),
     # -- tables and importance
     ("statistics of another model", f"{ADAPTIVE} --layer-stats {{table_of_another}}", "has no row for", "scripts/layer_stats.py"),
@@ -393,10 +384,8 @@ CASES = [
      "--target-avg-bits: no choice is within 5", "The choices reach 13."),
     ("a population of 2", f"{SEARCH} --ga_pop 2", "--ga_pop: 2", "from 3"),
     ("an alpha over 1", f"{SENSITIVITY} --smooth-alpha 1.5", "--smooth-alpha: 1.5", "from 0 to 1"),
-    ("a block that does not fit: sensitivity", f"{SENSITIVITY} --palette q4_k", "its 64 columns", "Give it q8_0"),
     ("a layer with NaN: sensitivity", "sensitivity.py --model {nan_layer} --calibration {text} --length 16 --sequences 2 --output {tmp}/s.tsv",
      "q_proj.weight holds NaN", SOUND),
-    ("a block that does not fit: measured", f"{SENSITIVITY} --palette q4_k --anchors 1", "its 64 columns", "Give it q8_0"),
     ("a layer with NaN: measured", "sensitivity.py --model {nan_layer} --calibration {text} --length 16 --sequences 2 --output {tmp}/s.tsv --anchors all",
      "q_proj.weight holds NaN", SOUND),
     ("a share that is none", f"{SENSITIVITY} --shard 3/2", "--shard: '3/2'", "expected number/count"),
@@ -474,7 +463,7 @@ CASES = [
 LINES = {case[0]: case[1] for case in CASES}
 # Cases that fail when much is done already: every kind of output is among them.
 LATE = (
-    "a block that does not fit: checkpoint",
+    "a layer with NaN: checkpoint",
     "a document that is not UTF-8",
     "a file of another model to score",
     "a file to quantize that is cut_in_the_data",
@@ -634,6 +623,38 @@ def test_a_read_only_device_is_named_before_anything_slow(what, line, _, invoke,
     folder = device("ro")
     name, *words = (filled(word, shelf, folder) for word in shlex.split(line))
     check(invoke(name, *words), f"{folder}: Read-only file system", "Choose another")
+
+
+# What was refused, with advice that went in a circle, before layers got the formats that fit them: each line, and how many layers.
+FITTED = [
+    ("perplexity", f"{PPL} --plan {{plan_of_q4_k}}", "14 of 14 layers"),
+    ("an embedding", f"{PPL} --plan {{plan_of_q4_k_outside}}", "1 of 15 layers"),
+    (
+        "a checkpoint",
+        "quantize_model.py --model {tiny} --layer-config {plan_of_q4_k} --output {tmp}/o --save-plan {tmp}/p.json",
+        "14 of 14 layers",
+    ),
+    (
+        "formats",
+        "compare_formats.py --model {tiny} --text {text} --length 16 --sequences 2 --formats q8_0 q4_k --output {tmp}/o",
+        "14 of 14 layers",
+    ),
+    ("a search", f"{ADAPTIVE} --formats q4_k q8_0", "14 of 14 layers"),
+    ("sensitivity", f"{SENSITIVITY} --palette q4_k", "14 of 14 layers"),
+    ("measured sensitivity", f"{SENSITIVITY} --palette q4_k --anchors 1", "14 of 14 layers"),
+    ("sensitivity outside", f"{SENSITIVITY} --anchors all --outside q4_k", "2 of 16 layers"),
+    ("bits", f"{BITS} {{plan_of_q4_k}}", "14 of 14 layers"),
+    ("an export", f"{EXPORT.replace('{plan}', '{plan_of_q4_k}')} {{tiny}} --base {{gguf}}", "14 of 14 layers"),
+]
+
+
+@pytest.mark.parametrize(("line", "layers"), [case[1:] for case in FITTED], ids=[case[0] for case in FITTED])
+def test_rows_that_fit_no_k_type_get_its_substitute_with_one_warning(line, layers, invoke, shelf, tmp_path):
+    name, *words = (filled(word, shelf, tmp_path) for word in shlex.split(line))
+    made = invoke(name, *words)
+    assert made.code == 0 and "Traceback" not in made.text, made
+    warnings = [each for each in made.log if "do not fit" in each]
+    assert len(warnings) == 1 and layers in warnings[0] and "columns: q4_k -> q5_0" in warnings[0], made
 
 
 def test_a_perplexity_beyond_all_numbers_is_an_error(invoke, shelf, tmp_path):

@@ -24,7 +24,7 @@ from bitplan.evaluate.teacher import teacher_from
 from bitplan.evaluate.text import windows
 from bitplan.files import read_table
 from bitplan.kept import Kept, gradient_name, states_name
-from bitplan.measure.candidates import MeasureSettings, anchor_choices, most_carried, passes, share_of
+from bitplan.measure.candidates import MeasureSettings, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.measure.gradients import final_gradient, keep_gradients
 from bitplan.measure.passes import Measurement, planned
 from bitplan.measure.table import measure_table, merged
@@ -182,7 +182,7 @@ def test_a_walk_goes_on_from_the_states_of_a_block(name, family):
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
 def test_every_layer_and_choice_is_in_one_pass_that_carries_no_more_than_it_may(llama, measured, most):
     layers = llama.opened.info.quantizable
-    made = passes(layers, 3, measured, most, 2)
+    made = passes([Piece(layer, (0, 1, 2), measured) for layer in layers], most, 2)
     rows = [(piece.layer.name, i) for each in made for piece in each.pieces for i in piece.rows]
     assert sorted(rows) == sorted((layer.name, i) for layer in layers for i in range(3)) and len(rows) == len(set(rows))
     carried = {(piece.layer.name, i) for each in made for piece in each.pieces for i in piece.carried}

@@ -30,6 +30,7 @@ from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
 from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan
+from bitplan.plan_fitting import SUBSTITUTE
 from bitplan.progress import progress
 
 HALF_LIMIT = 65504.0
@@ -132,13 +133,15 @@ def choose_type(
     tensor: ReaderTensor, made: LayerPlan, form: Format, protected: bool, unquantized: GGMLQuantizationType
 ) -> tuple[GGMLQuantizationType, str]:
     """Return the type that a matrix is written in, and the reason where it is not simply what was asked for."""
+    noted = made.notes.get(SUBSTITUTE)
     if made.wq == UNQUANTIZED:
         kind, why = _sixteen_bit(tensor, unquantized)
-        return kind, "protected layer, kept in 16 bits" if protected and kind is unquantized else why
+        why = "protected layer, kept in 16 bits" if protected and kind is unquantized else why
+        return kind, f"{noted}; {why}" if noted else why
     asked = GGMLQuantizationType[form.gguf_type]
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
-    reasons = []
+    reasons = [noted] if noted else []
     if made.wq == CHANNELS:
         return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
     if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":

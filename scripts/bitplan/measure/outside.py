@@ -13,34 +13,38 @@ from torch import Tensor
 
 from bitplan.evaluate.perplexity import head_under
 from bitplan.evaluate.teacher import Teacher
+from bitplan.formats.fitting import fitting_formats
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.measure.gradients import as_block_runs
 from bitplan.measure.kld import kld_by_window
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
-from bitplan.plan import Plan, check_columns, expand
+from bitplan.plan import Plan, expand
 from bitplan.quantized_outside import embedded
 from bitplan.quantized_walk import QuantizedWeights
 
 
 @dataclass(frozen=True)
 class OutsideCandidate:
-    """The embedding or the output matrix in a format, and the plan that changes nothing else."""
+    """The embedding or the output matrix in a format, the plan that changes nothing else, and the formats that it stands for."""
 
     layer: Layer
     wq: str
     plan: Plan
+    asked: tuple[str, ...]
 
 
 def outside_candidates(info: ModelInfo, formats: Sequence[str]) -> list[OutsideCandidate]:
-    """Return the candidates in model order; a tied output matrix is none of its own. Raises `UserError` where a format does not fit."""
+    """Return the candidates in model order, those that fall to the same format once; a tied output matrix is none of its own.
+
+    Raises `UserError` where a format is none of rows.
+    """
     made = []
     for layer in (layer for layer in info.layers if layer.outside and not layer.tied):
-        for wq in formats:
+        for wq, asked in fitting_formats(formats, layer.shape[1]).items():
             entry = {"pattern": layer.name, "wq": wq, "outside": True}
             plan = expand({"overrides": [entry]}, info.layers, "--outside")
-            check_columns(plan, info)
-            made.append(OutsideCandidate(layer, wq, plan))
+            made.append(OutsideCandidate(layer, wq, plan, asked))
     return made
 
 
@@ -54,6 +58,7 @@ def outside_row(model: StreamedModel, info: ModelInfo, teacher: Teacher, candida
         **{"format": candidate.wq, "inputs": UNQUANTIZED, "group_size": None, "smoothed": ""},
         "bytes": math.ceil(FORMATS[candidate.wq].bits_of(layer.shape) / 8),
         **dict.fromkeys(("mse", "relative_mse", "weighted_error", "fisher", "alpha")),
+        "asked": " ".join(candidate.asked),
         "by_window": by_window.tolist(),
     }
 

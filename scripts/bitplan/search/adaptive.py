@@ -16,6 +16,7 @@ from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
 from bitplan.models.layers import ModelInfo
 from bitplan.plan import LayerPlan, Plan, average_bits
+from bitplan.plan_fitting import fitted_layers
 
 log = logging.getLogger(__name__)
 FORMAT_OF_STAGE = ("mxfp4", "mxfp8")
@@ -80,7 +81,7 @@ class AdaptiveQuantizationSearch:
         return "bf16" if score is None else next(reached, "bf16")
 
     def plan(self, thresholds: Sequence[float | None]) -> Plan:
-        """Return the plan of the stages' thresholds; None compresses nothing in that stage."""
+        """Return the plan of the stages' thresholds; None compresses nothing in that stage. Rows that do not fit get a substitute."""
         layers = {}
         for layer in self.info.layers:
             form = "bf16" if layer.protected else self.format_of(layer.name, thresholds)
@@ -90,7 +91,7 @@ class AdaptiveQuantizationSearch:
             layers[layer.name] = (
                 LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, inputs, self.settings.group_size, notes)
             )
-        return Plan(layers)
+        return Plan(fitted_layers(layers, self.info.layers))
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
@@ -123,7 +124,7 @@ class AdaptiveQuantizationSearch:
             "ppl_increase": increase,
         }
         self.history.append(
-            {**step, "layers": {form: counts.get(form, 0) for form in (*self.bit_mapping, "bf16")}, "evaluated": fresh}
+            {**step, "layers": dict.fromkeys((*self.bit_mapping, "bf16"), 0) | counts, "evaluated": fresh}
         )
         log.info(
             "%s threshold %.3f: %.3f bits, ppl %.4f (%+.2f %%)",

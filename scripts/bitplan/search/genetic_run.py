@@ -10,10 +10,12 @@ import numpy as np
 
 from bitplan.errors import nearest, user_error
 from bitplan.files import read_table
-from bitplan.formats.table import FORMATS, format_named
-from bitplan.models.layers import ModelInfo
+from bitplan.formats.fitting import fitting_formats
+from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
+from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
+from bitplan.plan_fitting import substitute_note
 from bitplan.search.choices import ROUNDING, Choices, as_choice, weighted
 from bitplan.search.exact import Solution, optimal
 from bitplan.search.genetic import GeneticResult, GeneticSettings, gap_to_optimal, search
@@ -62,7 +64,8 @@ class Target:
         self.check()
         if self.avg_bits is None:
             return
-        bits = [[layer_bits(layer, LayerPlan(form)) for form in self.palette] for layer in info.quantizable]
+        fit = {layer: fitting_formats(self.palette, layer.shape[1]) for layer in info.quantizable}
+        bits = [[layer_bits(layer, LayerPlan(form)) for form in forms] for layer, forms in fit.items()]
         rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
         low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
         _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
@@ -189,11 +192,17 @@ def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metr
     )
 
 
-def palette_table(table: Sensitivity, layers: Sequence[str], palette: Sequence[str], metric: str) -> Choices:
-    """Return the choices of weight formats of each layer: their error, and their stored bits as size."""
-    damage = [[table.value(name, (form, "bf16"), metric) for form in palette] for name in layers]
-    size = [[table.size(name, (form, "bf16")) for form in palette] for name in layers]
-    return Choices(tuple(layers), tuple(palette), np.asarray(damage), np.asarray(size))
+def palette_table(table: Sensitivity, layers: Sequence[Layer], palette: Sequence[str], metric: str) -> Choices:
+    """Return the choices of weight formats of each layer, those of the palette that fit its rows: their error, stored bits as size."""
+    own = [fitting_formats(palette, layer.shape[1]) for layer in layers]
+    options = tuple(dict.fromkeys(form for forms in (palette, *own) for form in forms))
+    options = tuple(form for form in options if any(form in forms for forms in own))
+    damage, size = (np.full((len(layers), len(options)), fill) for fill in (np.inf, 0.0))
+    for i, (layer, forms) in enumerate(zip(layers, own, strict=True)):
+        for form in forms:
+            k, choice = options.index(form), (form, UNQUANTIZED)
+            damage[i, k], size[i, k] = table.value(layer.name, choice, metric), table.size(layer.name, choice)
+    return Choices(tuple(layer.name for layer in layers), options, damage, size)
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ def find(table: Sensitivity, info: ModelInfo, target: Target, scope: str, settin
         plain, seeds = activation_table(table, layers, scope, target.metric), []
         seeds = [as_choice(plain, ["A8" if label == "high" else "A4" for label in labels])]
     else:
-        plain, seeds = palette_table(table, layers, target.palette, target.metric), []
+        plain, seeds = palette_table(table, info.quantizable, target.palette, target.metric), []
     choices, budget = weighted(plain, importance), budget_of(target, info)
     result = search(choices, budget, settings, importance, ratios, seeds)
     w4 = activation_choices(scope)[0]
@@ -243,7 +252,7 @@ def plan_of(
     options = [found.choices.options[k] for k in choice]
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
     for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
-        notes = {"category": layer.category}
+        notes = {"category": layer.category, **substitute_note(target.palette, option, layer)}
         both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
         made = both.get(option, Choice(option))
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)

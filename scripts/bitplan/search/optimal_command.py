@@ -12,7 +12,7 @@ from bitplan.formats.table import format_named
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.command import make_table
 from bitplan.opening import Opened, held_out_teacher, opened, teacher_on
-from bitplan.plan import check_columns, uniform
+from bitplan.plan_fitting import warn_of_formats
 from bitplan.quantized_walk import QuantizedWeights
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table, file_budget
@@ -75,8 +75,7 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     race = RaceSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
-    for form in palette:
-        check_columns(uniform(model.info, form), model.info)
+    warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)

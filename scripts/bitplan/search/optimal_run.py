@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 
 from bitplan.errors import Problem, UserError, user_error
 from bitplan.evaluate.teacher import Teacher
+from bitplan.formats.fitting import fitting_format, fitting_formats
 from bitplan.formats.names import GGUF_TYPES
 from bitplan.models.layers import ModelInfo
 from bitplan.opening import Opened
 from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
+from bitplan.plan_fitting import substitute_note
 from bitplan.quantized_walk import QuantizedWeights
 from bitplan.search.allocation import BYTES, AllocationProblem, Target, allocate, allocation_problem, reach
 from bitplan.search.choices import as_choice
@@ -84,31 +86,30 @@ class Stage:
 
 
 def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInfo, source: object) -> SensitivityTable:
-    """Return the table's palette for the layers of the model. Raises `UserError` where a format or a layer is absent, or KL is not there."""
+    """Return the table's palette for the layers of the model, each with the formats of it that fit its rows.
+
+    Layers outside the blocks have all that was measured for them. Raises `UserError` where a format or a layer is absent.
+    """
+    columns = {layer.name: layer.shape[1] for layer in info.quantizable}
+    own = {name: fitting_formats(palette, length) for name, length in columns.items()}
     problems = [
         Problem(f"--palette {form}", f"is not measured in {source}", f"It has {', '.join(table.formats)}")
         for form in palette
-        if form not in table.formats
+        if all(fitting_format(form, length) not in table.formats for length in columns.values())
     ]
-    absent = [layer.name for layer in info.quantizable if layer.name not in table.layers]
+    absent = [name for name in columns if name not in table.layers]
     if absent:
         problems.append(
             Problem(str(source), f"has no rows for {absent[0]}", "Make it again with scripts/sensitivity.py")
         )
     if problems:
         raise UserError(problems)
-    places = [table.formats.index(form) for form in palette]
-    outside = [k for k, name in enumerate(table.layers) if name not in {layer.name for layer in info.quantizable}]
-    # Layers outside the blocks may have formats of their own.
-    for place, form in enumerate(table.formats):
-        if place not in places and np.isfinite(table.kld[outside, place]).any():
-            log.debug("%s is for layers outside the blocks", form)
-            places.append(place)
-    kld = table.kld[:, places].copy()
-    inside = [k for k in range(len(table.layers)) if k not in outside]
-    kld[np.ix_(inside, range(len(palette), len(places)))] = np.inf
-    formats = tuple(table.formats[place] for place in places)
-    return replace(table, formats=formats, size=table.size[:, places], kld=kld)
+    may = np.array([[name not in own or form in own[name] for form in table.formats] for name in table.layers])
+    kld = np.where(may, table.kld, np.inf)
+    first = list(dict.fromkeys((*palette, *(form for forms in own.values() for form in forms), *table.formats)))
+    used = [form for form in first if form in table.formats and np.isfinite(kld[:, table.formats.index(form)]).any()]
+    places = [table.formats.index(form) for form in used]
+    return replace(table, formats=tuple(used), size=table.size[:, places], kld=kld[:, places])
 
 
 def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:
@@ -117,8 +118,8 @@ def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInf
     return (target_avg_bits * info.parameters - UNQUANTIZED_BITS * rest) / 8
 
 
-def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice], Plan]:
-    """Return the function that makes the plan of a choice (units,)."""
+def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[str] = ()) -> Callable[[Choice], Plan]:
+    """Return the function that makes the plan of a choice (units,); it notes which formats of the palette a substitute stands for."""
     outside = {layer.name for layer in info.layers if layer.protected}
 
     def plan_of(choice: Choice) -> Plan:
@@ -128,9 +129,11 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice]
         }
         layers = {}
         for layer in info.layers:
-            notes = {"category": layer.category}
+            form = formats.get(layer.name, "bf16")
+            asked = problem.table.asked.get((layer.name, form), ()) if layer.protected else palette
+            notes = {"category": layer.category, **substitute_note(asked, form, layer)}
             lifted = {"outside": True} if layer.name in outside and layer.name in formats else {}
-            layers[layer.name] = LayerPlan(formats.get(layer.name, "bf16"), notes=notes, **lifted)
+            layers[layer.name] = LayerPlan(form, notes=notes, **lifted)
         return Plan(layers)
 
     return plan_of
@@ -154,7 +157,7 @@ class OptimalSearch:
     def __post_init__(self) -> None:
         groups = self.settings.groups_of(self.model.info, self.table.layers)
         self.problem = allocation_problem(self.table, Constraints(groups))
-        self._plan_of = plan_maker(self.problem, self.model.info)
+        self._plan_of = plan_maker(self.problem, self.model.info, self.settings.palette)
         if self._steps and (self.fresh is None or len(self.fresh.tokens) < FEWEST_WINDOWS):
             what = f"correction and race are decided on it, and it has fewer than {FEWEST_WINDOWS} windows"
             raise user_error("--selection", what, "Give more text, or --no-correct and --no-race")

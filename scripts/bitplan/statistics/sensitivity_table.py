@@ -4,8 +4,8 @@ The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, ot
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ Table = NDArray[np.float64]
 class SensitivityTable:
     """For L layers and K formats: `params` (L,), `size` in bytes and `kld` in nats (L, K), categories (L,), "" where unknown.
 
-    A format that a layer has no row for has the size 0 and the damage inf.
+    A format that a layer has no row for has the size 0 and the damage inf. `asked` {(layer, format): names} says which other formats a
+    row stands for, where the layer's rows do not fit these.
     """
 
     layers: tuple[str, ...]
@@ -36,11 +37,27 @@ class SensitivityTable:
     size: Table
     kld: Table
     categories: tuple[str, ...]
+    asked: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def has(self) -> NDArray[np.bool_]:
         """Which formats each layer has a row for, (L, K)."""
         return np.isfinite(self.kld)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Every format that a layer may be asked to have: those of the rows, and those that rows stand for."""
+        return tuple(dict.fromkeys((*self.formats, *(name for names in self.asked.values() for name in names))))
+
+    def answers(self, form: str) -> NDArray[np.bool_]:
+        """Return which row of each layer is that of a format, (L, K): its own, else the one that stands for it."""
+        own = np.array([name == form for name in self.formats]) & self.has
+        places = {name: place for place, name in enumerate(self.formats)}
+        rows = {name: row for row, name in enumerate(self.layers)}
+        for (layer, used), names in self.asked.items():
+            if form in names and used in places and not own[rows[layer]].any():
+                own[rows[layer], places[used]] = self.has[rows[layer], places[used]]
+        return own
 
 
 @dataclass(frozen=True)
@@ -213,4 +230,11 @@ def _table(rows: _Rows, figures: _Figures, layers: tuple[str, ...], formats: tup
     first = np.unique(figures.layer, return_index=True)[1]
     told = rows.columns.get("category")
     categories = tuple(told[row] for row in first) if told else ("",) * len(layers)
-    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories)
+    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories, _asked(rows))
+
+
+def _asked(rows: _Rows) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the formats that rows stand for beside their own; a table need not have the column."""
+    cells = zip(*(rows.columns.get(name, ()) for name in ("layer", "format", "asked")), strict=False)
+    found = {(layer, form): tuple(name for name in told.split() if name != form) for layer, form, told in cells}
+    return {cell: names for cell, names in found.items() if names}

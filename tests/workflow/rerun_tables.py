@@ -122,6 +122,8 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "export.max_error": ("export.max_error", 0.01, "plan_gguf"),
     "speed.max_tokens": ("speed.max_tokens", 8, SPEEDS),
     "speed.repeats": ("speed.repeats", 8, SPEEDS),
+    "speed.max_repeats": ("speed.max_repeats", 8, SPEEDS),
+    "speed.max_spread": ("speed.max_spread", 1.5, SPEEDS),
     "speed.warmup": ("speed.warmup", 8, SPEEDS),
     "speed.prompts": ("speed.prompts", ["Once"], SPEEDS),
     "tasks.names": ("tasks.names", ["demo_stories", "demo_memory"], TASKS),

@@ -80,6 +80,12 @@ def test_environments_pin_what_the_lock_file_pins():
         assert pins and {name: lock[name] for name, _ in pins} == dict(pins), path.name
 
 
+def test_requirements_are_those_of_the_lock_file():
+    from set_up import locked
+
+    assert locked(ROOT / "requirements.txt") == locked(ROOT / "requirements.lock")
+
+
 def test_the_lock_file_pins_everything_and_names_no_place():
     lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", line) for line in lines)

@@ -334,6 +334,7 @@ MODULES = {
     "torch_config.py": f"genetic_plan bits {PERPLEXITY} {TASKS} plan_gguf",
     "formats/*": QUANTIZE,
     "formats/describe.py": "",
+    "formats/mixed_linear.py": "",
     "formats/names.py": "optimal_plan",
     "models/__init__.py": "*",
     "models/parts.py": "*",

@@ -5,7 +5,7 @@ from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
-    from bitplan.bits_report import TargetMissed, bits_report, check_target, print_report
+    from bitplan.bits_report import TargetMissed, bits_report, check_target, pattern_counts, print_report
     from bitplan.files import write_json, write_table
     from bitplan.models.layers import model_info
     from bitplan.torch_config import read_any_plan
@@ -13,6 +13,7 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
     report, rows = bits_report(plan, info, args.gguf, args.target_avg_bits)
+    report["patterns"] = pattern_counts(args.config, info)
     print_report(report, rows)
     check_target(report, args.config, TargetMissed(args.on_miss), args.tolerance)
     if args.output and not args.dry_run:

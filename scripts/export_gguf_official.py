@@ -30,7 +30,8 @@ def main(args) -> None:
     with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
         report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys)
     write_json(beside, report)
-    write_provenance(args.output, started)
+    facts = {"model": str(args.model.resolve()), "model_fingerprint": info.fingerprint}
+    write_provenance(args.output, started, **facts)
     print_report(args.output, report)
 
 

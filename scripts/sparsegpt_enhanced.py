@@ -9,6 +9,8 @@ from pathlib import Path
 from bitplan.command import add_bos_flag, add_compute_flags, count, number, parser, ratio, run
 from bitplan.flag_files import input_file, new_folder, output_file
 
+# True: log the scores and widths of every layer, as --debug does.
+DEBUG = False
 # What the library's document imports from this file.
 EXPORTS = {
     "SparseGPT": "bitplan.sparsegpt.layer",
@@ -19,6 +21,9 @@ EXPORTS = {
 
 def __getattr__(name: str):
     if name in EXPORTS:
+        if DEBUG:
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
         return getattr(importlib.import_module(EXPORTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -64,7 +69,7 @@ def main(args) -> None:
     from bitplan.opening import opened
     from bitplan.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
 
-    if args.debug:
+    if args.debug or DEBUG:
         logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
@@ -78,7 +83,8 @@ def main(args) -> None:
         print_scores(model, plan, args.evaluation, args.seqlen, skip)
 
 
-if __name__ == "__main__":
+def build_parser():
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("model", type=Path, help="folder of a checkpoint, a model.json, or an id on the model hub")
     flags.add_argument("dataset", help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")
@@ -118,4 +124,8 @@ if __name__ == "__main__":
     flags.add_argument("--output-config", type=output_file, help="config.json to write, beside the folder compressed/")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write, beside the folder compressed/")
     flags.add_argument("--output-stats", type=output_file, help="TSV of the layers to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,11 +1,9 @@
 """Plans: one format per layer. Reading, expanding patterns, counting bits, writing `config.json` and `plan.json`."""
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import translate
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from bitplan.formats.fitting import fitting_format
 from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
 from bitplan.models.compressed import FOLDER as COMPRESSED
 from bitplan.models.compressed import Compressed, read_compressed
+from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 from bitplan.plan_fitting import SUBSTITUTE, fitted_layers, warn_of_plan
@@ -86,10 +85,6 @@ class Plan:
     def counts(self, info: ModelInfo) -> dict[str, int]:
         """Return how many quantizable layers have each weight format, by falling count."""
         return dict(Counter(self.of(layer.name).wq for layer in info.quantizable).most_common())
-
-
-def _match(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern))
 
 
 def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
@@ -172,11 +167,9 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
         problems += outside_problems(f"{source}: overrides[{number}]", entry, layers, formats)
-        if not any(map(_match(entry["pattern"]).match, names)):
-            hint = nearest(entry["pattern"], names) or f"The first layer is {names[0]!r}"
-            problems.append(
-                Problem(f"{source}: overrides[{number}]", f"pattern {entry['pattern']!r} matches no layer", hint)
-            )
+        if not matched(entry["pattern"], names):
+            what = f"pattern {entry['pattern']!r} matches no layer"
+            problems.append(Problem(f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)))
     if problems:
         raise UserError(problems)
 
@@ -208,20 +201,20 @@ def expand(
     source: str = "config",
     formats: Mapping[str, Format] = IN_PLANS,
 ) -> Plan:
-    """Return the plan of a configuration: for each layer the last override whose pattern matches its whole name.
+    """Return the plan of a configuration: for each layer the last override whose pattern matches its name.
 
-    Patterns are `fnmatch`'s, case-sensitive. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
+    Patterns are those of `models/layer_patterns.py`. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
     with `outside`, which takes nothing from the default; a tied output matrix has what the embedding has. A layer whose rows do not fit
     the format has the one that they fit, with a warning. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
     """
     layers = tuple(layers)
+    names = [layer.name for layer in layers]
     _check(source, config, layers, formats)
     default = config.get("default", {})
     chosen = {layer.name: _layer_plan(default) for layer in layers}
     for entry in config.get("overrides", []):
         whole = entry if entry.get("outside") else {**default, **entry}
-        made, pattern = _layer_plan(whole), _match(entry["pattern"])
-        chosen.update({layer.name: made for layer in layers if pattern.match(layer.name)})
+        chosen.update({names[place]: _layer_plan(whole) for place in matched(entry["pattern"], names)})
     for layer in layers:
         if layer.protected and not chosen[layer.name].outside:
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)

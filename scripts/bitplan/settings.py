@@ -96,6 +96,8 @@ class SpeedSettings(Section):
 
     max_tokens: int = Field(200, ge=2, description="tokens to generate after each prompt")
     repeats: int = Field(5, ge=1, description="counted rounds over all files")
+    max_repeats: int = Field(15, ge=1, description="rounds at most, while speeds vary by more than max_spread")
+    max_spread: float = Field(1.3, gt=1, description="fastest over slowest round up to which a speed is stable")
     warmup: int = Field(1, ge=0, description="rounds before, not counted")
     prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
 

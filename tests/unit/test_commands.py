@@ -136,6 +136,17 @@ def test_average_bits_are_printed_and_written(command, tiny, tmp_path):
     assert json.loads((tmp_path / "bits.json").read_text())["avg_bits_layers"] == 4.25
 
 
+def test_average_bits_say_how_many_layers_each_pattern_names(command, tiny, tmp_path):
+    config = tmp_path / "c.json"
+    patterns = ("q_proj", "*.mlp.*", "lm_head", "*")
+    config.write_text(json.dumps({"overrides": [{"pattern": pattern, "wq": "mxfp4"} for pattern in patterns]}))
+    made = command("calculate_avg_bits.py", "--config", config, "--model", tiny, "--json", tmp_path / "bits.json")
+    assert "pattern 'q_proj' matches 2 layers\n" in made.stdout and "'*.mlp.*' matches 6 layers\n" in made.stdout
+    assert "pattern '*' matches 16 layers; 2 of them are protected" in made.stdout
+    counts = json.loads((tmp_path / "bits.json").read_text())["patterns"]
+    assert {each["pattern"]: each["layers"] for each in counts} == {"q_proj": 2, "*.mlp.*": 6, "*": 16}
+
+
 def test_a_dry_run_writes_nothing(command, tiny, tmp_path):
     (tmp_path / "c.json").write_text("{}")
     command(

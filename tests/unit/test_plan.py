@@ -3,9 +3,10 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from bitplan.bits_report import bits_report
+from bitplan.bits_report import bits_report, pattern_counts
 from bitplan.errors import UserError
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import Layer, ModelInfo
@@ -20,6 +21,9 @@ from bitplan.plan import (
     write_config,
     write_plan,
 )
+from bitplan.search.constraints import rule_of
+from bitplan.sparsegpt.model_settings import ModelSettings
+from bitplan.statistics.sensitivity_table import SensitivityTable
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]
 
@@ -49,6 +53,47 @@ def test_the_last_matching_pattern_wins(info):
 def test_a_pattern_matches_the_whole_name(info):
     plan = expand({"overrides": [{"pattern": "model.layers.1.*", "wq": "mxfp4"}]}, info.layers)
     assert [name for name in NAMES if plan.of(name).wq == "mxfp4"] == NAMES[2:4]
+
+
+def test_a_plain_word_applies_to_the_layers_whose_name_ends_in_it(info):
+    config = {"default": {"wq": "mxfp8"}, "overrides": [{"pattern": "q_proj", "wq": "mxfp4"}]}
+    plan = expand(config, info.layers)
+    assert [name for name in NAMES if plan.of(name).wq == "mxfp4"] == NAMES[::2]
+    # A word with neither a dot nor a star may have the other wildcards.
+    assert expand({"overrides": [{"pattern": "[qk]_pro?", "wq": "mxfp4"}]}, info.layers).counts(info)["mxfp4"] == 3
+
+
+@pytest.mark.parametrize("pattern", ["proj", "self_attn", "mlp.down_proj", "expert1", "model"])
+def test_a_part_of_a_name_that_is_not_its_last_one_matches_nothing(info, pattern):
+    with pytest.raises(UserError, match=f"pattern '{pattern}' matches no layer"):
+        expand({"overrides": [{"pattern": pattern, "wq": "mxfp4"}]}, info.layers)
+
+
+def test_the_hint_for_a_plain_word_names_last_parts(info):
+    with pytest.raises(UserError, match="Did you mean 'q_proj'"):
+        expand({"overrides": [{"pattern": "q_prj", "wq": "mxfp4"}]}, info.layers)
+
+
+def test_a_whole_name_is_that_layer_alone(info):
+    named = (*info.layers, layer("model.layers.0.lm_head"))
+    plan = expand({"overrides": [{"pattern": "lm_head", "wq": "int8", "skip": False}]}, named)
+    assert not plan.of("model.layers.0.lm_head").quantized
+
+
+def test_searches_counts_and_plans_match_by_the_same_rule(info, tmp_path):
+    names = [each.name for each in info.layers]
+    config = tmp_path / "config.json"
+    for pattern in ("q_proj", "*q_proj", "*", NAMES[1], "[qm]*", "?_proj"):
+        config.write_text(json.dumps({"overrides": [{"pattern": pattern, "wq": "mxfp4"}]}))
+        found = [name for name in NAMES if read_plan(config, info).of(name).wq == "mxfp4"]
+        rounded = ModelSettings(targets=(4.0,), layer_bits=((pattern, 8.0),))
+        assert found == [each.name for each in info.quantizable if rounded.target_of(each, 11) == 8.0], pattern
+        table = SensitivityTable(
+            tuple(names), ("q8_0",), np.ones(len(names)), np.ones((len(names), 1)), np.ones((len(names), 1)), ()
+        )
+        assert found == [names[place] for place in rule_of(pattern, "--floor").layers(table) if names[place] in NAMES]
+        counts = pattern_counts(config, info)
+        assert sum(each["layers"] - each["protected"] for each in counts) == (0 if pattern in names else len(found))
 
 
 def test_patterns_tell_upper_from_lower_case(info):

@@ -1,7 +1,9 @@
 """The workflow before it runs: lint, layout, dry runs, wrong settings, pins."""
 
+import ast
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -129,6 +131,50 @@ def test_environments_pin_what_the_lock_file_pins():
     for path in (ROOT / "envs").glob("*.yaml"):
         pins = re.findall(r"^ +- ([\w-]+)==(\S+)$", path.read_text(), re.M)
         assert pins and {name: lock[name] for name, _ in pins} == dict(pins), path.name
+
+
+# Names under which packages are imported, where these are not the packages' own.
+PACKAGES = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}
+# Comes with llama.cpp's converter, which is no package.
+CONVERTER = {"conversion"}
+CALLS = sorted(
+    {
+        (environment, command)
+        for path in (ROOT / "rules").glob("*.smk")
+        for environment, command in re.findall(
+            r"envs/(\w+)\.yaml\"(?:(?!\nrule |\n    rule ).|\n)*?script\(\"(\w+\.py)\"\)", path.read_text()
+        )
+    }
+)
+
+
+def third_party(command: str) -> set[str]:
+    """The packages that a command and the local code behind it import, anywhere in it."""
+    from bitplan.versions import SCRIPTS, code_versions
+
+    nodes = [node for file in code_versions(command) for node in ast.walk(ast.parse((SCRIPTS / file).read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    local = {path.stem for path in SCRIPTS.glob("*.py")} | {"bitplan"}
+    found = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - local - CONVERTER
+    return {PACKAGES.get(name, name) for name in found}
+
+
+def test_the_commands_of_rules_are_found_with_their_environments():
+    assert {command for _, command in CALLS} >= {"sensitivity.py", "report.py", "export_gguf.py", "download_model.py"}
+
+
+@pytest.mark.parametrize(("environment", "command"), CALLS)
+def test_an_environment_names_every_package_that_its_commands_import(environment, command):
+    named = set(re.findall(r"^ +- ([\w-]+)==", (ROOT / "envs" / f"{environment}.yaml").read_text(), re.M))
+    plain = {name.lower().replace("_", "-") for name in named}
+    assert {name for name in third_party(command) if name.lower().replace("_", "-") not in plain} == set()
+
+
+def test_requirements_are_those_of_the_lock_file():
+    from set_up import locked
+
+    assert locked(ROOT / "requirements.txt") == locked(ROOT / "requirements.lock")
 
 
 def test_the_lock_file_pins_everything_and_names_no_place():

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitplan.errors import Problem, UserError, nearest
-from bitplan.search.layer_patterns import matched, nearest_layers
+from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.statistics.sensitivity_table import SensitivityTable, listed
 
 CATEGORY = "category:"

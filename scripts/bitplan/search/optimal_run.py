@@ -12,7 +12,8 @@ from bitplan.errors import Problem, UserError, user_error
 from bitplan.evaluate.teacher import Teacher
 from bitplan.formats.fitting import fitting_format, fitting_formats
 from bitplan.formats.names import GGUF_TYPES
-from bitplan.models.layers import ModelInfo
+from bitplan.models.families import merged_name
+from bitplan.models.layers import Layer, ModelInfo
 from bitplan.opening import Opened
 from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
 from bitplan.plan_fitting import substitute_note
@@ -55,9 +56,13 @@ class OptimalSettings:
         known = {layer.name: layer for layer in info.layers}
         chosen = (known.get(name) for name in layers)
         return tuple(
-            layer.fusion_group if layer and (kind == "fusion" or (kind == "experts" and layer.kind == "expert")) else ""
-            for layer in chosen
+            layer.fusion_group if layer and (kind == "fusion" or _is_merged(layer, kind)) else "" for layer in chosen
         )
+
+
+def _is_merged(layer: Layer, kind: str) -> bool:
+    """Return whether layers that a file stores as one tensor are a group, and this is one of them; a shared expert is not."""
+    return kind == "experts" and layer.fusion_group == merged_name(layer.name)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,12 @@ class AdaptivePlan(Section):
 
     method: Literal["adaptive"] = "adaptive"
     ppl_threshold: float = Field(0.1, gt=0, description="largest rise of perplexity, as a share")
-    target_avg_bits: float = Field(8.0, gt=0, le=16, description="average bits over all parameters to stop at")
+    target_avg_bits: float = Field(
+        8.0,
+        gt=0,
+        le=16,
+        description="average bits over all parameters that the plan is to be within; the check compares",
+    )
     step_size: float = Field(0.5, gt=0, description="step of the alpha threshold")
     batch_size: int = Field(8, ge=1, description="windows in one batch; changes speed only")
     search: Literal["linear", "bisect"] = Field("linear", description="try every step, or halve")

@@ -83,12 +83,16 @@ class RandomPlan(Section):
         return value
 
 
+Compression = Annotated[float, Field(gt=0, le=1)]
+
+
 class GeneticPlan(Section):
     """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
 
     method: Literal["genetic"]
-    target_compression: float = Field(
-        0.75, gt=0, le=1, description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1"
+    target_compression: Compression | Literal["auto"] = Field(
+        0.75,
+        description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1; or auto: A8 where sensitivity is high",
     )
     target_avg_bits: float | None = Field(
         None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"

@@ -23,7 +23,7 @@ from bitplan.search.evaluations import Evaluations
 from bitplan.search.paired import Difference, difference
 from bitplan.search.plan_damage import PlanDamage, part_of
 from bitplan.search.race import RaceSettings, race
-from bitplan.statistics.sensitivity_table import SensitivityTable
+from bitplan.statistics.sensitivity_table import SensitivityTable, check_known
 
 log = logging.getLogger(__name__)
 FEWEST_WINDOWS = 4
@@ -97,6 +97,7 @@ def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInf
         )
     if problems:
         raise UserError(problems)
+    check_known(table.layers, info, source)
     places = [table.formats.index(form) for form in palette]
     outside = [k for k, name in enumerate(table.layers) if name not in {layer.name for layer in info.quantizable}]
     # Layers outside the blocks may have formats of their own.

@@ -71,7 +71,10 @@ if __name__ == "__main__":
     add_calibration_window_flags(flags)
     flags.add_argument("--ppl-threshold", type=positive, default=0.1, help="largest rise of perplexity, as a share")
     flags.add_argument(
-        "--target-avg-bits", type=positive, default=8.0, help="average bits over all parameters to stop at"
+        "--target-avg-bits",
+        type=positive,
+        default=8.0,
+        help="average bits over all parameters that the plan is to be within; whether it is, is said",
     )
     flags.add_argument("--step-size", type=positive, default=0.5, help="step of the alpha threshold")
     flags.add_argument(

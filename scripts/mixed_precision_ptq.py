@@ -16,6 +16,13 @@ from bitplan.command import (
 )
 from bitplan.flag_files import input_file, output_file
 
+AUTO = "auto"
+
+
+def compression_or_auto(text: str) -> float | str:
+    """The argparse type of a compression, or the word that leaves it to the labels."""
+    return text if text == AUTO else number(0.0, 1.0, open_low=True)(text)
+
 
 def main(args) -> None:
     from bitplan.errors import user_error
@@ -41,7 +48,8 @@ def main(args) -> None:
     from bitplan.torch_config import write_pt
 
     started = time.monotonic()
-    target = Target(args.target_compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
+    compression = None if args.target_compression == AUTO else args.target_compression
+    target = Target(compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
     target.check()
     if target.avg_bits is not None and not (args.output_config or args.output_plan):
         what = "has no place for its plan: the configuration of torch holds W4 with A4 or A8 only"
@@ -85,9 +93,9 @@ if __name__ == "__main__":
     flags.add_argument("--ga_gen", type=count, default=25, help="generations")
     flags.add_argument(
         "--target_compression",
-        type=number(0.0, 1.0, open_low=True),
+        type=compression_or_auto,
         default=0.75,
-        help="bound on (4 + mean activation bits) / 12",
+        help="bound on (4 + mean activation bits) / 12; auto: A8 where the sensitivity is high, A4 elsewhere",
     )
     flags.add_argument(
         "--target-avg-bits", type=positive, help="bound on average bits over all parameters instead, with --palette"

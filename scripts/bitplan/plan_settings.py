@@ -52,7 +52,12 @@ class AdaptivePlan(Section):
 
     method: Literal["adaptive"] = "adaptive"
     ppl_threshold: float = Field(0.1, gt=0, description="largest rise of perplexity, as a share")
-    target_avg_bits: float = Field(8.0, gt=0, le=16, description="average bits over all parameters to stop at")
+    target_avg_bits: float = Field(
+        8.0,
+        gt=0,
+        le=16,
+        description="average bits over all parameters that the plan is to be within; the check compares",
+    )
     step_size: float = Field(0.5, gt=0, description="step of the alpha threshold")
     batch_size: int = Field(8, ge=1, description="windows in one batch; changes speed only")
     search: Literal["linear", "bisect"] = Field("linear", description="try every step, or halve")
@@ -89,12 +94,16 @@ class RandomPlan(Section):
         return value
 
 
+Compression = Annotated[float, Field(gt=0, le=1)]
+
+
 class GeneticPlan(Section):
     """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
 
     method: Literal["genetic"]
-    target_compression: float = Field(
-        0.75, gt=0, le=1, description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1"
+    target_compression: Compression | Literal["auto"] = Field(
+        0.75,
+        description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1; or auto: A8 where sensitivity is high",
     )
     target_avg_bits: float | None = Field(
         None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"

@@ -25,6 +25,7 @@ from bitplan.evaluate.text import windows
 from bitplan.files import read_table
 from bitplan.kept import Kept, gradient_name, states_name
 from bitplan.measure.candidates import MeasureSettings, Piece, anchor_choices, most_carried, passes, share_of
+from bitplan.measure.command import write_sensitivity
 from bitplan.measure.gradients import final_gradient, keep_gradients
 from bitplan.measure.passes import Measurement, planned
 from bitplan.measure.table import measure_table, merged
@@ -33,7 +34,9 @@ from bitplan.models.walk import open_model
 from bitplan.opening import opened
 from bitplan.plan import LayerPlan, Plan
 from bitplan.quantized_walk import QuantizedWeights
+from bitplan.search.genetic_run import palette_table, read_sensitivity
 from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices, measure_sensitivity
+from bitplan.statistics.sensitivity_table import read_sensitivity_table
 from tests.conftest import SCRIPTS
 from tests.families import FAMILIES, TEXT, make_family
 
@@ -130,6 +133,30 @@ def test_experts_that_no_token_reached_have_no_kl_and_no_fit(family, tmp_path):
     rows = few.measured(tmp_path / "s.tsv", MeasureSettings("2"), settings).rows
     unreached = [row for row in rows if math.isnan(float("nan" if row["mse"] is None else row["mse"]))]
     assert unreached and {row["kld"] for row in unreached} == {0.0, None}
+    assert all(row["tokens"] == 0 for row in unreached) and sum(row["tokens"] == 0 for row in rows) == len(unreached)
+
+
+def test_both_searches_take_a_table_in_which_no_token_reached_some_experts_alike(family, tmp_path):
+    model, table = family("mixtral"), tmp_path / "s.tsv"
+    few = replace_tokens(model, model.tokens[:1, :2])
+    formats = (Choice("int4"), Choice("mxfp8"), Choice("mxfp6_e2m3"))
+    settings = replace(SETTINGS, choices=(*activation_choices("tensor"), *formats))
+    made = few.measured(table, MeasureSettings("2"), settings)
+    write_sensitivity(table, made.rows, made.smoothing)
+    info, palette = model.opened.info, ("int4", "mxfp8", "mxfp6_e2m3")
+    read = read_sensitivity_table(table)
+    other = palette_table(read_sensitivity(table), read.layers, palette, "kld")
+    places = [read.formats.index(form) for form in palette]
+    assert read.layers == tuple(layer.name for layer in info.quantizable)
+    assert (read.kld[:, places] == other.damage).all()
+    lacking = table.read_text().replace("tokens", "other")
+    table.write_text(lacking)
+    for reader in (
+        read_sensitivity_table,
+        lambda path: palette_table(read_sensitivity(path), read.layers, palette, "kld"),
+    ):
+        with pytest.raises(UserError, match="no token reached"):
+            reader(table)
 
 
 def replace_tokens(model: Model, tokens: torch.Tensor) -> Model:

@@ -307,6 +307,7 @@ def test_experts_that_no_token_reached_have_empty_figures(mixtral, random):
     rows, smoothing = mixtral.measured(random=random, text=few)
     empty = {row["layer"] for row in rows if all(math.isnan(row[name]) for name in FIGURES)}
     assert empty == unreached and empty
+    assert {row["layer"] for row in rows if row["tokens"] == 0} == unreached
     assert all(row["bytes"] > 0 for row in rows) and len(rows) == 2 * len(mixtral.info.quantizable)
     assert all(torch.isfinite(group.scale).all() and (group.scale > 0).all() for group in smoothing.groups)
 

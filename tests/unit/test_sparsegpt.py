@@ -256,6 +256,23 @@ def test_columns_that_make_up_for_each_other_lose_less_than_rounding_to_nearest(
     assert errors[True] < errors[False]
 
 
+@pytest.mark.parametrize("percdamp", [0.0, 1e-9])
+def test_a_constant_input_is_told_in_one_line_with_the_layers_name(percdamp, caplog):
+    layer = nn.Linear(64, 8, bias=False)
+    gpt = SparseGPT(layer, "blocks.3.down")
+    gpt.add_batch(torch.ones(40, 64))
+    gpt.fasterprune(0.5, percdamp=percdamp)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("blocks.3.down: its Hessian has no Cholesky factor; damped by")
+
+
+def test_inputs_that_are_not_finite_name_the_layer():
+    gpt = SparseGPT(nn.Linear(8, 4, bias=False), "blocks.1.up")
+    gpt.add_batch(torch.full((5, 8), math.inf))
+    with pytest.raises(UserError, match="blocks.1.up: its inputs are NaN or infinite"):
+        gpt.fasterprune(0.5)
+
+
 def test_dead_columns_become_zero_and_the_others_are_not_harmed():
     layer, inputs = made_layer()
     inputs[:, [3, 7]] = 0.0

@@ -383,7 +383,7 @@ MODULES = {
     "statistics/output_gradients.py": SMOOTHED,
     "statistics/sensitivity.py": SMOOTHED,
     "statistics/smooth_factors.py": SMOOTHED,
-    "statistics/sensitivity_table.py": "optimal_plan",
+    "statistics/sensitivity_table.py": "genetic_plan optimal_plan",
     "measure/*": "sensitivity optimal_plan",
     "search/*": "optimal_plan",
     "search/__init__.py": f"{SEARCHES} sensitivity",

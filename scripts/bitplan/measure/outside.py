@@ -57,7 +57,7 @@ def outside_row(model: StreamedModel, info: ModelInfo, teacher: Teacher, candida
         **{"layer": layer.name, "category": layer.category, "params": layer.params},
         **{"format": candidate.wq, "inputs": UNQUANTIZED, "group_size": None, "smoothed": ""},
         "bytes": math.ceil(FORMATS[candidate.wq].bits_of(layer.shape) / 8),
-        **dict.fromkeys(("mse", "relative_mse", "weighted_error", "fisher", "alpha")),
+        **dict.fromkeys(("mse", "relative_mse", "weighted_error", "fisher", "alpha", "tokens")),
         "asked": " ".join(candidate.asked),
         "by_window": by_window.tolist(),
     }

@@ -28,7 +28,7 @@ from bitplan.models.walk import check_finite
 from bitplan.opening import Opened, held_out_teacher, teacher_on
 from bitplan.plan import Plan
 from bitplan.quantized_walk import QuantizedWeights, scales_span_windows
-from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.search.adaptive import FORMAT_OF_STAGE, PERPLEXITY, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text, key_of
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.table import read_alphas
@@ -82,7 +82,7 @@ class Measure:
     """What the search holds within its limit: a figure of a plan that rises with damage, what it is called, and what else decides it."""
 
     figure: Callable[[Plan], float]
-    name: str = "perplexity"
+    name: str = PERPLEXITY
     summary: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -149,7 +149,8 @@ def search(
 ) -> Plan:
     """Return the plan found within the limit on `measure`; its summary has what was measured and what that cost."""
     before = model.model.tokens_forwarded
-    plan = strategy(model.info, alphas, measure.figure, settings, tuple(bit_mapping), formats).run()
+    found = strategy(model.info, alphas, measure.figure, settings, tuple(bit_mapping), formats, measure.name)
+    plan = found.run()
     forwarded = model.model.tokens_forwarded - before
     cost = {**plan.summary["cost"], "block_forward_tokens": forwarded}
     return Plan(plan.layers, {**plan.summary, "measure": measure.name, **measure.summary, "cost": cost})
@@ -163,7 +164,11 @@ def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
         print(f"{name:<44} {alphas[name]:>8.3f}  {plan.of(name).wq}")
     thresholds = {key.removesuffix("_threshold"): summary[key] for key in summary if key.endswith("_threshold")}
     thresholds.pop("ppl")
-    print("\n" + ", ".join(f"{form} threshold {'none' if t is None else f'{t:.3f}'}" for form, t in thresholds.items()))
+    told = (
+        f"{form} threshold {'none' if t is None else f'{t:.3f}'} (stopped at: {summary['stopped'][form]})"
+        for form, t in thresholds.items()
+    )
+    print("\n" + ", ".join(told))
     print(
         f"{summary['measure']} {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)"
     )

@@ -60,9 +60,16 @@ def _texts(args: Namespace, model: Opened) -> tuple[Teacher, Teacher]:
     return seen, held_out_teacher(args.selection or source, seen, *how)
 
 
+def _table_beside(output: Path) -> Path:
+    """Return where the table of a search is written: beside its plan and under its name, which other plans there do not have."""
+    own = output.stem.replace(PLACE, "").strip("-_.")
+    parent = Path(*(part for part in output.parent.parts if PLACE not in part))
+    return parent / (f"{own}.sensitivity.tsv" if own else "sensitivity.tsv")
+
+
 def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
-    place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
+    place = _table_beside(args.output_plan or args.output_config)
     settings = SensitivitySettings(tuple(map(Choice, palette)))
     measure = MeasureSettings("all", args.memory_limit)
     make_table(model, args.calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)

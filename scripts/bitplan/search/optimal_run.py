@@ -26,7 +26,7 @@ from bitplan.search.evaluations import Evaluations
 from bitplan.search.paired import Difference, difference
 from bitplan.search.plan_damage import PlanDamage, part_of
 from bitplan.search.race import RaceSettings, race
-from bitplan.statistics.sensitivity_table import SensitivityTable
+from bitplan.statistics.sensitivity_table import SensitivityTable, check_known
 
 log = logging.getLogger(__name__)
 FEWEST_WINDOWS = 4
@@ -109,6 +109,7 @@ def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInf
         )
     if problems:
         raise UserError(problems)
+    check_known(table.layers, info, source)
     may = np.array([[name not in own or form in own[name] for form in table.formats] for name in table.layers])
     kld = np.where(may, table.kld, np.inf)
     first = list(dict.fromkeys((*palette, *(form for forms in own.values() for form in forms), *table.formats)))

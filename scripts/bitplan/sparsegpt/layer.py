@@ -182,7 +182,7 @@ class SparseGPT:
             log.warning("%s: no token reached it; its columns count the same", self.layer_name)
             return weight, factorize(torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device), percdamp)
         weight[:, hessian.diagonal() == 0] = 0.0
-        return weight, factorize(hessian, percdamp)
+        return weight, factorize(hessian, percdamp, self.layer_name)
 
     def _widths(
         self, weight: Tensor, factors: Factors, target: float | None, method: str

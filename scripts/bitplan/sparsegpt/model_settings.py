@@ -41,7 +41,7 @@ class ModelSettings:
 
     def target_of(self, layer: Layer, blocks: int) -> float | None:
         """Return the average width of a layer's channels; None for the plain quantiles."""
-        chosen = self.targets[layer.block * len(self.targets) // blocks] if self.targets else None
+        chosen = self.targets[part_of(layer.block, blocks, len(self.targets))] if self.targets else None
         for pattern, bits in self.layer_bits:
             chosen = bits if matched(pattern, (layer.name,)) else chosen
         return chosen
@@ -91,6 +91,13 @@ class ModelSettings:
         """Return a SHA-256 of everything that decides the result: also the threads, which may change last digits."""
         told = json.dumps([info.fingerprint, dtype, get_num_threads(), __version__, asdict(self)], sort_keys=True)
         return hashlib.sha256(told.encode() + tokens.numpy().tobytes()).hexdigest()
+
+
+def part_of(block: int, blocks: int, parts: int) -> int:
+    """Return which of the equal parts of the blocks a block belongs to, from 0. Part k begins at block k x blocks // parts: of an odd
+    number of blocks the middle one is in the second half, as `block < blocks // 2` says.
+    """
+    return max(part for part in range(parts) if part * blocks // parts <= block)
 
 
 def blocks_of(info: ModelInfo) -> int:

@@ -2,21 +2,22 @@
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from bitplan.errors import user_error
+from bitplan.errors import UserError, user_error
 from bitplan.evaluate.calibration import calibration_tokens
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
 from bitplan.evaluate.teacher import load_teacher, make_teacher
 from bitplan.evaluate.text import begun, first_tokens, load_tokenizer, text_digest
 from bitplan.export.checkpoint import write_checkpoint
-from bitplan.files import folder_aside, write_table
-from bitplan.models.compressed import FOLDER
+from bitplan.files import folder_aside, read_json, write_table
+from bitplan.models.compressed import FOLDER, LISTED
 from bitplan.opening import Opened
 from bitplan.plan import LayerPlan, Plan, write_config, write_plan
 from bitplan.provenance import write_provenance
@@ -63,12 +64,40 @@ def _place(config: Path | None, plan: Path | None) -> Path | None:
     return next(iter(parents), None)
 
 
+def _refuse_another_plans(place: Path, outputs: Iterable[Path | None]) -> None:
+    """Raise `UserError` where the folder of compressed layers belongs to a plan that is not written again: it would be replaced."""
+    own = {path.absolute().name for path in outputs if path is not None}
+    listed = place / FOLDER / LISTED
+    digest = _told(listed).get("sha256") if listed.is_file() else None
+    others = (path for path in sorted(place.glob("*.json")) if path.name not in own)
+    owner = next((path for path in others if digest and _digest_of(path) == digest), None)
+    if owner is not None:
+        what = f"belongs to {owner.name}, and would be replaced"
+        raise user_error(place / FOLDER, what, "Give each SparseGPT plan a folder of its own, or remove that plan")
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; nothing for what is none."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def _digest_of(plan: Path) -> str | None:
+    """Return the digest of the compressed layers that a plan has; None for other files."""
+    compressed = _told(plan).get("compressed")
+    return compressed.get("sha256") if isinstance(compressed, dict) else None
+
+
 @contextmanager
 def compressed_plan(
     model: Opened, tokens: Tensor, settings: ModelSettings, config: Path | None, plan: Path | None, save: Path | None
 ) -> Iterator[tuple[CompressedModel, Plan]]:
     """Yield the compressed model and its plan; without a place for plans the layers are kept until the context ends."""
     place = _place(config, plan)
+    if place is not None:
+        _refuse_another_plans(place, (config, plan))
     beside = Path(tempfile.gettempdir()) if save is None else save.absolute().parent
     with folder_aside(place or beside) as aside:
         folder = (place or aside) / FOLDER

@@ -4,7 +4,8 @@
 same over the output's own mean square; `weighted_error` is sum_ij m_j (W - W')_ij^2 / out with m_j = mean x_j^2: the mse, were the
 columns of the input uncorrelated. All see one layer alone. Candidates with an activation format are measured under smoothing, if any;
 the others on the weights as they are. `fisher`, where the loss's gradient g at the output is known, is
-sum_t (g_t . dY_t)^2 / 2 per scored token: what the output's change dY does to KL, tokens taken one by one.
+sum_t (g_t . dY_t)^2 / 2 per scored token: what the output's change dY does to KL, tokens taken one by one. `tokens` counts those that reached the layer; 0 for an expert that none
+reached, whose figures are empty.
 """
 
 import math
@@ -32,7 +33,7 @@ from bitplan.statistics.smooth_factors import checked_groups, groups_of
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
-    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha", "asked"),
+    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha", "tokens", "asked"),
 )
 W4 = "int4"
 ACTIVATION_BITS = (4, 8)
@@ -257,6 +258,7 @@ def layer_rows(
                 "relative_mse": error / signal if signal > 0 else math.nan,
                 "weighted_error": math.nan if mean_square is None else weighted_error(weight, back, mean_square),
                 "fisher": _fisher(layer.name, changes, gradients, reached),
+                "tokens": reached,
             }
         )
     return rows

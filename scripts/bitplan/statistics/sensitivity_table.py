@@ -1,12 +1,17 @@
 """A sensitivity table from anywhere: what each format of each layer takes and costs, as arrays, checked when it is read.
 
 The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, others besides. Layers and formats may have any names.
+A figure that is not there is an error, with one exception: where the column `tokens` is 0, no token reached the layer (an expert that
+was never chosen), and an empty figure is 0. Every reader of such tables takes its figures from `figure_of`.
 """
 
 import csv
+import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +19,10 @@ from numpy.typing import NDArray
 from bitplan.errors import Problem, UserError, user_error
 from bitplan.formats.names import NAMES
 
+if TYPE_CHECKING:
+    from bitplan.models.layers import ModelInfo
+
+log = logging.getLogger(__name__)
 REQUIRED = ("layer", "params", "format", "bytes", "kld")
 DELIMITERS = "\t;,"
 # What `inputs` holds in rows of formats for weights alone.
@@ -83,6 +92,35 @@ class _Rows:
         return f"{self.path}, line{'s' * (len(rows) > 1)} {lines}{more}"
 
 
+def figure_of(cell: object, tokens: object = None) -> float:
+    """Return a figure from its cell: NaN for what is empty or no number; 0 for an empty one of a layer that no token reached.
+
+    `tokens` is the row's cell of that name, None where the table has no such column. A cell is text, a number or None.
+    """
+    if cell is None or cell == "" or cell != cell:
+        return 0.0 if _number(tokens) == 0 else math.nan
+    return _number(cell)
+
+
+def check_known(layers: Iterable[str], info: "ModelInfo", source: object) -> None:
+    """Raise `UserError` for a table with rows of layers that the model does not have: its sizes would count too."""
+    foreign = sorted(set(layers) - {layer.name for layer in info.layers})
+    if foreign:
+        what = f"has rows for {listed(foreign)}, which the model does not have"
+        raise user_error(source, what, "Measure this model with scripts/sensitivity.py, or leave out the rows")
+
+
+def tell_unreached(layers: Iterable[str]) -> None:
+    """Log how many layers no token reached, if any: what their formats do was not seen."""
+    names = sorted(set(layers))
+    if names:
+        log.warning(
+            "no token reached %d layers (%s): their formats count as harmless; use more calibration text",
+            len(names),
+            listed(names),
+        )
+
+
 def listed(names: Sequence[str], shown: int = SHOWN) -> str:
     """Return the first names, and how many more there are."""
     more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
@@ -134,11 +172,24 @@ def _numbers(texts: Sequence[str]) -> Table:
         return np.array([_number(text) for text in texts])
 
 
-def _number(text: str) -> float:
+def _number(cell: object) -> float:
+    """Return the number in a cell, NaN for what is none."""
     try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _klds(rows: _Rows) -> Table:
+    """Return the column `kld`, 0 where it is empty and no token reached the layer."""
+    tokens = rows.columns.get("tokens")
+    klds = _numbers(rows.columns["kld"])
+    if tokens is None:
+        return klds
+    tell_unreached(layer for layer, held in zip(rows.columns["layer"], tokens, strict=True) if _number(held) == 0)
+    missing = np.flatnonzero(np.isnan(klds))
+    klds[missing] = [figure_of(rows.columns["kld"][row], tokens[row]) for row in missing]
+    return klds
 
 
 # -- checking --------------------------------------------------------------------------------------------------------
@@ -163,7 +214,8 @@ EXPECTED: tuple[tuple[str, Callable[[Table], NDArray[np.bool_]], str, str], ...]
         "kld",
         lambda held: held >= 0,
         "no number of 0 or more",
-        "Give the damage in nats, or leave out the row: the layer cannot have this format then",
+        "Give the damage in nats, or leave out the row: the layer cannot have this format then. Of a layer that no token reached,"
+        " 0 in the column tokens says so",
     ),
 )
 
@@ -216,7 +268,8 @@ def read_sensitivity_table(path: Path) -> SensitivityTable:
         raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
     layers, layer = _places(rows.columns["layer"])
     formats, form = _places(rows.columns["format"])
-    figures = _Figures(*(_numbers(rows.columns[name]) for name in ("params", "bytes", "kld")), layer, form)
+    numbers = (_numbers(rows.columns[name]) for name in ("params", "bytes"))
+    figures = _Figures(*numbers, _klds(rows), layer, form)
     problems = [*_cell_problems(rows, figures), *_row_problems(rows, figures, layers, formats)]
     if problems:
         raise UserError(problems)

@@ -2,7 +2,8 @@
 
 import time
 
-from bitplan.command import (
+from bitplan.cli.inputs import input_file, input_folder, output_file
+from bitplan.cli.parser import (
     add_calibration_window_flags,
     add_compute_flags,
     add_model_flag,
@@ -12,19 +13,18 @@ from bitplan.command import (
     positive,
     run,
 )
-from bitplan.flag_files import input_file, input_folder, output_file
 
 
 def main(args) -> None:
+    from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import TaskSettings
     from bitplan.formats.table import format_named
-    from bitplan.opening import opened
-    from bitplan.plan import LayerPlan, Plan, write_config, write_plan
-    from bitplan.plan_fitting import warn_of_formats
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
-    from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
-    from bitplan.search.adaptive_run import (
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.fitting import warn_of_formats
+    from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
+    from bitplan.reference.opening import opened
+    from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, AdaptiveSettings
+    from bitplan.search.adaptive.run import (
         alphas_of,
         batch_of,
         held_out,

@@ -3,15 +3,15 @@
 import os
 import time
 
-from bitplan.command import add_base_kl_flag, add_model_flag, count, number, parser, run
-from bitplan.flag_files import output_file
+from bitplan.cli.inputs import output_file
+from bitplan.cli.parser import add_base_kl_flag, add_model_flag, count, number, parser, run
 
 
 def main(args) -> None:
-    from bitplan.evaluate.base_check import base_checker
-    from bitplan.export.convert import convert
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.checkpoint import Checkpoint
-    from bitplan.provenance import write_provenance
+    from bitplan.runtimes.gguf.base_check import base_checker
+    from bitplan.runtimes.gguf.convert import convert
 
     started = time.monotonic()
     checkpoint = Checkpoint.open(args.model)

@@ -5,19 +5,19 @@ import time
 from functools import partial
 from pathlib import Path
 
-from bitplan.command import add_base_kl_flag, add_model_flag, count, parser, positive, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_base_kl_flag, add_model_flag, count, parser, positive, run
 
 
 def main(args) -> None:
-    from bitplan.evaluate.base_check import base_checker
-    from bitplan.export.export import base_file, export_plan, print_report
-    from bitplan.export.metadata import measured_kl, name_of_plan, plan_keys
-    from bitplan.files import write_json
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
-    from bitplan.provenance import write_provenance
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.runtimes.gguf.base_check import base_checker
+    from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
+    from bitplan.runtimes.gguf.metadata import measured_kl, name_of_plan, plan_keys
     from bitplan.statistics.importance import read_importance
-    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     info = model_info(args.model)

@@ -5,19 +5,19 @@ import time
 from functools import partial
 from pathlib import Path
 
-from bitplan.command import add_base_kl_flag, add_model_id_flag, count, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, count, parser, run
 
 
 def main(args) -> None:
-    from bitplan.evaluate.base_check import base_checker
-    from bitplan.export.export import base_file, export_plan, print_report
-    from bitplan.export.metadata import name_of_plan, plan_keys
-    from bitplan.files import write_json
-    from bitplan.flag_files import clashes, refuse
+    from bitplan.cli.inputs import clashes, refuse
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
-    from bitplan.provenance import write_provenance
-    from bitplan.torch_config import read_any_plan
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.runtimes.gguf.base_check import base_checker
+    from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
+    from bitplan.runtimes.gguf.metadata import name_of_plan, plan_keys
 
     started = time.monotonic()
     beside = args.output.with_suffix(".json")

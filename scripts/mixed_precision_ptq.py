@@ -3,7 +3,8 @@
 import time
 from pathlib import Path
 
-from bitplan.command import (
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import (
     add_calibration_window_flags,
     add_compute_flags,
     add_model_id_flag,
@@ -14,7 +15,6 @@ from bitplan.command import (
     positive,
     run,
 )
-from bitplan.flag_files import input_file, output_file
 
 AUTO = "auto"
 
@@ -25,16 +25,17 @@ def compression_or_auto(text: str) -> float | str:
 
 
 def main(args) -> None:
-    from bitplan.errors import user_error
+    from bitplan.core.errors import user_error
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
-    from bitplan.opening import opened
-    from bitplan.plan import LayerPlan, write_config, write_plan
-    from bitplan.plan_fitting import warn_of_formats
-    from bitplan.provenance import write_provenance
-    from bitplan.search.genetic import GeneticSettings
-    from bitplan.search.genetic_figure import draw_history
-    from bitplan.search.genetic_run import (
+    from bitplan.plans.fitting import warn_of_formats
+    from bitplan.plans.plan import LayerPlan, write_config, write_plan
+    from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
+    from bitplan.plans.torch_config import write_pt
+    from bitplan.reference.opening import opened
+    from bitplan.search.genetic.algorithm import GeneticSettings
+    from bitplan.search.genetic.figure import draw_history
+    from bitplan.search.genetic.run import (
         Target,
         check_sources,
         genetic_plan,
@@ -43,9 +44,8 @@ def main(args) -> None:
         sensitivity_of,
         smoothing_of,
     )
-    from bitplan.search.sensitivity_run import measured
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
-    from bitplan.torch_config import write_pt
+    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+    from bitplan.sensitivity.local_run import measured
 
     started = time.monotonic()
     compression = None if args.target_compression == AUTO else args.target_compression

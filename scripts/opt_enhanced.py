@@ -2,7 +2,7 @@
 
 from sparsegpt_enhanced import build_parser, main
 
-from bitplan.command import run
+from bitplan.cli.parser import run
 
 if __name__ == "__main__":
     run(build_parser(), main)

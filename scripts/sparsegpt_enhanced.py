@@ -6,16 +6,16 @@ import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
-from bitplan.command import add_bos_flag, add_compute_flags, count, number, parser, ratio, run
-from bitplan.flag_files import input_file, new_folder, output_file
+from bitplan.cli.inputs import input_file, new_folder, output_file
+from bitplan.cli.parser import add_bos_flag, add_compute_flags, count, number, parser, ratio, run
 
 # True: log the scores and widths of every layer, as --debug does.
 DEBUG = False
 # What the library's document imports from this file.
 EXPORTS = {
-    "SparseGPT": "bitplan.sparsegpt.layer",
-    "QuantizationStats": "bitplan.sparsegpt.report",
-    "Quantizer": "bitplan.sparsegpt.grid",
+    "SparseGPT": "bitplan.search.sparsegpt.layer",
+    "QuantizationStats": "bitplan.search.sparsegpt.report",
+    "Quantizer": "bitplan.search.sparsegpt.grid",
 }
 
 
@@ -41,10 +41,10 @@ def named_number(text: str) -> tuple[str, float]:
 
 def settings_of(args):
     """Return the settings that the flags say."""
-    from bitplan.sparsegpt.layer import ChannelSettings
-    from bitplan.sparsegpt.model_settings import ModelSettings
-    from bitplan.sparsegpt.scores import WEIGHTS
-    from bitplan.sparsegpt.sweep import Pruning
+    from bitplan.search.sparsegpt.layer import ChannelSettings
+    from bitplan.search.sparsegpt.scores import WEIGHTS
+    from bitplan.search.sparsegpt.settings import ModelSettings
+    from bitplan.search.sparsegpt.sweep import Pruning
 
     targets = tuple(args.target_avg_bits or ())
     quantiles = None if args.quantiles is None else tuple(args.quantiles)
@@ -66,8 +66,8 @@ def settings_of(args):
 
 
 def main(args) -> None:
-    from bitplan.opening import opened
-    from bitplan.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
+    from bitplan.reference.opening import opened
+    from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
 
     if args.debug or DEBUG:
         logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)

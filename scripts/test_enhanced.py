@@ -1,10 +1,10 @@
 """Run the tests of SparseGPT with a width per channel."""
 
-from bitplan.command import parser, run
+from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
-    from bitplan.testing import run_tests
+    from bitplan.cli.testing import run_tests
 
     run_tests("tests/unit/test_sparsegpt.py")
 

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bitplan.evaluate.head import Head
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import open_model
+from bitplan.reference.head import Head
 from tests.families import GROUPED
 
 TOKENS = torch.arange(3, 67).view(2, 32)

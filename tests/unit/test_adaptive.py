@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.search.adaptive import AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.search.adaptive.algorithm import AdaptiveQuantizationSearch, AdaptiveSettings
 
 ALPHAS = {f"layers.{i}": float(alpha) for i, alpha in enumerate((8, 7, 6, 5, 4, 3, 2))}
 

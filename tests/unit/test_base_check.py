@@ -8,11 +8,11 @@ import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file, save_file
 
-from bitplan.errors import UserError
-from bitplan.evaluate.base_check import base_checker, is_base, known_differences
+from bitplan.core.errors import UserError
 from bitplan.evaluate.scores import TokenScores, summarize
-from bitplan.export.convert import convert
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.runtimes.gguf.base_check import base_checker, is_base, known_differences
+from bitplan.runtimes.gguf.convert import convert
 from tests.tokenizer_kinds import KINDS, model_with
 
 DYNAMIC = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 4.0}

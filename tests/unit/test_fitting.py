@@ -10,19 +10,11 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
+from bitplan.core.errors import UserError
+from bitplan.core.files import read_table
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
 from bitplan.evaluate.whole_model import whole
-from bitplan.export.convert import convert
-from bitplan.export.export import export_plan
-from bitplan.export.gguf_file import layer_names
-from bitplan.export.llama_quantize import quantize_by_recipe
-from bitplan.export.nearest_type import nearest_type, smallest_type
-from bitplan.export.recipe_importance import importance_by_tensor
-from bitplan.files import read_table
 from bitplan.formats import ggml
 from bitplan.formats.fitting import (
     BLOCKS,
@@ -35,25 +27,33 @@ from bitplan.formats.fitting import (
     unfitting_warning,
 )
 from bitplan.formats.table import FORMATS
-from bitplan.measure.candidates import MeasureSettings, wanted_pieces
-from bitplan.measure.command import make_table, write_sensitivity
-from bitplan.measure.table import merged
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.opening import Opened
-from bitplan.plan import LayerPlan, Plan, average_bits, read_plan, uniform, write_plan
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.search.adaptive import AdaptiveQuantizationSearch, AdaptiveSettings
-from bitplan.search.allocation import AVG_BITS, Target, allocate, allocation_problem
-from bitplan.search.constraints import Constraints, rule_of
-from bitplan.search.genetic import GeneticSettings
-from bitplan.search.genetic_run import Target as GeneticTarget
-from bitplan.search.genetic_run import genetic_plan, read_sensitivity
-from bitplan.search.optimal_command import budgets_of
-from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table, summary_of
-from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
-from bitplan.statistics.sensitivity_table import read_sensitivity_table
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform, write_plan
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.file import layer_names
+from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
+from bitplan.runtimes.gguf.recipes import quantize_by_recipe
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.gguf.tensor_types import nearest_type, smallest_type
+from bitplan.search.adaptive.algorithm import AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.search.allocation.constraints import Constraints, rule_of
+from bitplan.search.allocation.problem import AVG_BITS, Target, allocate, allocation_problem
+from bitplan.search.genetic.algorithm import GeneticSettings
+from bitplan.search.genetic.run import Target as GeneticTarget
+from bitplan.search.genetic.run import genetic_plan, read_sensitivity
+from bitplan.search.optimal.command import budgets_of
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, summary_of
+from bitplan.sensitivity.candidates import MeasureSettings, wanted_pieces
+from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+from bitplan.sensitivity.measure import merged
+from bitplan.sensitivity.run import make_table, write_sensitivity
+from bitplan.sensitivity.table import read_sensitivity_table
 from tests.conftest import ROOT
 
 TEXT = ROOT / "demo" / "calibration.txt"
@@ -214,7 +214,7 @@ def test_a_plans_bits_are_those_of_its_file_which_llama_cpp_runs(name, share, od
 
 
 def search_reach(search: OptimalSearch) -> tuple[float, float]:
-    from bitplan.search.allocation import BYTES, reach
+    from bitplan.search.allocation.problem import BYTES, reach
 
     return reach(search.problem)[BYTES]
 

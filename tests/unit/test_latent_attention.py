@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from bitplan.evaluate.gguf import score_gguf
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.convert import convert
-from bitplan.export.export import export_plan
-from bitplan.export.llama_quantize import quantize_by_recipe
-from bitplan.export.recipe_importance import importance_by_tensor
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.plan import uniform
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import uniform
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
+from bitplan.runtimes.gguf.recipes import quantize_by_recipe
+from bitplan.runtimes.gguf.scores import score_gguf
 from tests.families import TEXT
 from tests.unit.test_base_check import model_of
 

@@ -12,19 +12,19 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
+from bitplan.core.errors import UserError
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.checkpoint import write_checkpoint
-from bitplan.export.convert import convert
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe, model_info
 from bitplan.models.loading import unwrapped
 from bitplan.models.original import load_original
 from bitplan.models.walk import open_model
-from bitplan.plan import uniform
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import uniform
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.checkpoints import (
     HEAD,
     LATENT,

@@ -7,11 +7,11 @@ import pytest
 from gguf import GGUFReader, LlamaFileType
 
 from bitplan import __version__
-from bitplan.errors import UserError
-from bitplan.export.gguf_file import TensorRecord, file_type_of
-from bitplan.export.metadata import expected_kl, measured_kl, name_of_plan, plan_keys
+from bitplan.core.errors import UserError
 from bitplan.models.layers import model_info
-from bitplan.plan import average_bits, uniform
+from bitplan.plans.plan import average_bits, uniform
+from bitplan.runtimes.gguf.file import TensorRecord, file_type_of
+from bitplan.runtimes.gguf.metadata import expected_kl, measured_kl, name_of_plan, plan_keys
 
 
 def fields(path):

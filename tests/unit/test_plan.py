@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bitplan.bits_report import bits_report, pattern_counts
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plan import (
+from bitplan.plans.bits import bits_report, pattern_counts
+from bitplan.plans.plan import (
     LayerPlan,
     Plan,
     average_bits,
@@ -21,9 +21,9 @@ from bitplan.plan import (
     write_config,
     write_plan,
 )
-from bitplan.search.constraints import rule_of
-from bitplan.sparsegpt.model_settings import ModelSettings
-from bitplan.statistics.sensitivity_table import SensitivityTable
+from bitplan.search.allocation.constraints import rule_of
+from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.sensitivity.table import SensitivityTable
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]
 

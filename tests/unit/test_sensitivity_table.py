@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.statistics.sensitivity_table import figure_of, read_sensitivity_table
+from bitplan.core.errors import UserError
+from bitplan.sensitivity.table import figure_of, read_sensitivity_table
 
 HEADER = "layer,params,format,bytes,kld"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bitplan.compare import speed
-from bitplan.compare.figure import draw
-from bitplan.compare.table import as_page, as_text
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
+from bitplan.report.comparison import as_page, as_text
+from bitplan.report.figure import draw
+from bitplan.runtimes import speed
 
 
 def run_of(tokens_per_second: float) -> speed.Run:
@@ -80,7 +80,7 @@ def test_the_report_calls_an_unstable_speed_so_and_keeps_its_numbers():
 def test_the_load_time_of_the_original_holds_no_imports(tiny, monkeypatch):
     from transformers import AutoModelForCausalLM
 
-    from bitplan.compare import original
+    from bitplan.runtimes.transformers import original
 
     clock, load, loads = [0.0], AutoModelForCausalLM.from_pretrained, []
 

@@ -10,24 +10,24 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bitplan.bundled_text import is_bundled
-from bitplan.errors import UserError
+from bitplan.cli.bundled_text import is_bundled
+from bitplan.config.paths import same_text, tokens_seen
+from bitplan.config.settings import parse_settings
+from bitplan.core.errors import UserError
 from bitplan.evaluate.scores import TokenScores, summarize
-from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher
-from bitplan.evaluate.text import cut_text, load_tokenizer, read_text
 from bitplan.evaluate.whole_model import whole
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.devices import pick_dtype
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.opening import held_out_teacher, opened, teacher_on
-from bitplan.plan import uniform
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.setting_paths import same_text, tokens_seen
-from bitplan.settings import parse_settings
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import uniform
+from bitplan.reference.opening import held_out_teacher, opened, teacher_on
+from bitplan.reference.reference import load_teacher, make_teacher, save_teacher
+from bitplan.reference.text import cut_text, load_tokenizer, read_text
 from bitplan.statistics.activations import InputStatistics
 from bitplan.statistics.importance import read_importance, write_importance
-from bitplan.statistics.table import write_statistics
+from bitplan.statistics.layer_stats import write_statistics
 from tests.conftest import ROOT, SCRIPTS
 
 TEXT = ROOT / "demo" / "calibration.txt"

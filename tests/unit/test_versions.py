@@ -2,7 +2,7 @@
 
 import pytest
 
-from bitplan import versions
+from bitplan.workflow import code_versions as versions
 
 FILES = {
     "a.py": "from pkg.m import f\n",

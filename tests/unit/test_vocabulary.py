@@ -7,10 +7,10 @@ import pytest
 from gguf import GGUFReader
 from transformers import AutoTokenizer
 
-from bitplan.evaluate.llama_runtime import vocabulary
-from bitplan.export.convert import convert
-from bitplan.export.vocabulary import ends_of, pre_tokenizer_of
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.llama_runtime import vocabulary
+from bitplan.runtimes.gguf.vocabulary import ends_of, pre_tokenizer_of
 from tests.tokenizer_kinds import CONTRACTIONS, KINDS, PROMPTS, byte_level, model_with, sentencepiece
 
 # A SentencePiece text gets a space in front of it from llama.cpp also where one stands there, and after each special token.

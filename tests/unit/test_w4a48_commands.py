@@ -12,15 +12,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
-from bitplan.compare.original import greedy, run_original
-from bitplan.compare.timed_run import SpeedSettings
-from bitplan.export.convert import convert
-from bitplan.export.nearest_type import CANDIDATES, nearest_type, nearest_types
+from bitplan.evaluate.timing import SpeedSettings
 from bitplan.formats.ggml import decode, encode
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plan import LayerPlan, uniform
+from bitplan.plans.plan import LayerPlan, uniform
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.tensor_types import CANDIDATES, nearest_type, nearest_types
+from bitplan.runtimes.transformers.original import greedy, run_original
 from tests.conftest import ROOT, SCRIPTS
 from tests.unit.test_commands import flags_of
 
@@ -274,8 +274,8 @@ def test_the_documents_modules_are_the_librarys_code():
     from genetic_optim import search
     from quant_utils import MixedPrecisionLinear
 
-    from bitplan.evaluate import text
-    from bitplan.search import genetic
+    from bitplan.reference import text
+    from bitplan.search.genetic import algorithm as genetic
 
     assert windows is text.windows and search is genetic.search
     torch.manual_seed(0)
@@ -292,7 +292,7 @@ def test_the_documents_modules_are_the_librarys_code():
 
 
 def test_the_model_of_a_mixed_file_is_known_from_its_record_and_only_while_it_is_the_same(chain, demo, tmp_path):
-    from bitplan.compare.three_way import known_original
+    from bitplan.report.three_way import known_original
 
     file = chain[0] / "models/mixed.gguf"
     assert known_original(file) == (demo / "model").resolve() and "PPL" in chain[1]["compare_real_quant.py"]

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from bitplan.plan_settings import METHODS
-from bitplan.settings import Settings
-from bitplan.versions import SCRIPTS, code_versions
+from bitplan.config.plan_settings import METHODS
+from bitplan.config.settings import Settings
+from bitplan.workflow.code_versions import SCRIPTS, code_versions
 from tests.workflow.conftest import Finished, snakemake, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
 from tests.workflow.rerun_tables import BESIDE, CHANGES, COMMANDS, CONFIG, FILES, MODULES, PLAN_SETTINGS, SETTINGS
@@ -154,7 +154,7 @@ PROOFS = {
     "a setting": ("config.yaml", yaml.safe_dump(changed(CONFIG, "sensitivity.tokens", 1024))),
     "a plan's setting": ("config.yaml", yaml.safe_dump(changed(CONFIG, "plans.lot.check", {"on_miss": "fail"}))),
     "a text": ("demo/other.txt", "another content"),
-    "a module": ("scripts/bitplan/measure/kld.py", None),
+    "a module": ("scripts/bitplan/sensitivity/kld.py", None),
     "nothing": ("demo/other.txt", "other"),
 }
 

@@ -150,7 +150,7 @@ CALLS = sorted(
 
 def third_party(command: str) -> set[str]:
     """The packages that a command and the local code behind it import, anywhere in it."""
-    from bitplan.versions import SCRIPTS, code_versions
+    from bitplan.workflow.code_versions import SCRIPTS, code_versions
 
     nodes = [node for file in code_versions(command) for node in ast.walk(ast.parse((SCRIPTS / file).read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitplan.errors import user_error
-from bitplan.evaluate.head import Head
-from bitplan.evaluate.teacher import Teacher
-from bitplan.evaluate.text import NO_BOS
+from bitplan.core.errors import user_error
+from bitplan.reference.head import Head
+from bitplan.reference.reference import Teacher
+from bitplan.reference.text import NO_BOS
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
 LOGIT_VALUES_AT_ONCE = 1 << 25

@@ -16,7 +16,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
 from bitplan.formats.fitting import SUBSTITUTES
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 
 BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 TIED = "tie_word_embeddings"

@@ -14,9 +14,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bitplan.errors import UserError, user_error
-from bitplan.files import read_json
-from bitplan.models.parts import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, matching
+from bitplan.core.errors import UserError, user_error
+from bitplan.core.files import read_json
+from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, matching
 
 if TYPE_CHECKING:
     import torch

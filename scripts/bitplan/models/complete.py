@@ -4,9 +4,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 
-from bitplan.errors import Problem, UserError
+from bitplan.core.errors import Problem, UserError
 from bitplan.models.checkpoint import FLOATS, Checkpoint
-from bitplan.models.parts import INDEX, SINGLE
+from bitplan.models.checkpoint_files import INDEX, SINGLE
 
 OF_WEIGHTS = "Check that config.json belongs to the weights"
 UNTIED = (

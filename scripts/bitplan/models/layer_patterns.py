@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from fnmatch import translate
 
-from bitplan.errors import nearest
+from bitplan.core.errors import nearest
 
 SUFFIX = ".weight"
 # How many names are looked through for the nearest ones: each takes a while.

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 from bitplan.models.built import build
 from bitplan.models.checkpoint import Checkpoint, TensorInfo
 from bitplan.models.complete import OF_WEIGHTS

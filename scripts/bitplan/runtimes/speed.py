@@ -1,0 +1,192 @@
+"""Speed of GGUF files in llama.cpp: every run in a process of its own, models interleaved, so that drift hits all alike."""
+
+import multiprocessing
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import Any
+
+from bitplan.core.errors import user_error
+from bitplan.core.files import check_gguf
+from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
+from bitplan.runtimes.transformers.original import run_original
+
+MEASURED = ("load_seconds", "prompt_tokens_per_second", "generation_tokens_per_second")
+
+
+def run_once(path: Path, settings: SpeedSettings) -> Run:
+    """Load a file, time a prompt of 256 tokens and the generation after each prompt, and return what was measured."""
+    from bitplan.runtimes.gguf.llama_runtime import opened
+
+    with opened(path, PROMPT_TOKENS + settings.max_tokens, settings.threads) as runtime:
+        prompts = [runtime.tokenize(prompt) for prompt in settings.prompts]
+        # A model with learned positions has none past those it was trained on.
+        room = min(runtime.context, runtime.trained)
+        long = list(islice(cycle(chain.from_iterable(prompts)), min(PROMPT_TOKENS, room - 1)))
+        # The first pass also reads the weights into memory and starts the threads.
+        runtime.generate(long[:1], 1)
+        _, prompt_seconds, _ = runtime.generate(long, 1)
+        counts = [min(settings.max_tokens, room - len(prompt)) for prompt in prompts]
+        made = [runtime.generate(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
+        generated, seconds = sum(len(tokens) - 1 for tokens, _, _ in made), sum(after for _, _, after in made)
+        answers = tuple(runtime.text_of(tokens) for tokens, _, _ in made)
+        speed = generated / seconds if generated else 0.0
+        return Run(runtime.load_seconds, len(long) / prompt_seconds, speed, peak_memory_bytes(), answers)
+
+
+def _run_any(path: Path, settings: SpeedSettings) -> Run:
+    """Run a GGUF file in llama.cpp, or a checkpoint's folder in transformers."""
+    if not path.is_dir():
+        return run_once(path, settings)
+    return run_original(path, settings)
+
+
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, or of the weights in a checkpoint's folder."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size
+
+
+def _in_process(path: Path, settings: SpeedSettings) -> Run:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_run_any, path, settings).result()
+        except BrokenProcessPool:
+            raise user_error(path, "was being timed when its process was killed", "Give the step more memory") from None
+
+
+def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
+    """Yield a run of every model, round by round, until the speeds are stable or the budget is used; those to warm up come first."""
+    done: list[dict[str, Run]] = []
+    while len(done) < settings.warmup + settings.budget and not _are_stable(done[settings.warmup :], settings):
+        done.append({name: _in_process(path, settings) for name, path in models.items()})
+        yield done[-1]
+
+
+def _last(counted: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> Sequence[Mapping[str, Run]]:
+    return counted[-settings.repeats :]
+
+
+def _are_stable(counted: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> bool:
+    """Return whether the generation speeds of every model, and their ratios, are stable in the last rounds."""
+    last = _last(counted, settings)
+    if len(last) < settings.repeats:
+        return False
+    reference = next(iter(last[0]))
+    speeds = [[each[name].generation_tokens_per_second for each in last] for name in last[0]]
+    series = (*speeds, *(_ratios(last, name, reference) for name in last[0]))
+    return all(spread_of(values, settings.max_spread)["stable"] for values in series)
+
+
+def _ratios(counted: Sequence[Mapping[str, Run]], name: str, reference: str) -> list[float]:
+    """Return the generation speed over the reference's in the same round; rounds in which the reference has none are left out."""
+    pairs = [
+        (each[name].generation_tokens_per_second, each[reference].generation_tokens_per_second) for each in counted
+    ]
+    return [ours / theirs for ours, theirs in pairs if theirs]
+
+
+def spread_of(values: Sequence[float], most: float) -> dict[str, Any]:
+    """Return median, min and max of some values, and whether max is at most `most` times min."""
+    if not values:
+        return {"median": None, "min": None, "max": None, "stable": True}
+    low, high = min(values), max(values)
+    return {"median": statistics.median(values), "min": low, "max": high, "stable": high <= most * low}
+
+
+def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> dict[str, Any]:
+    runs, most = [each[name] for each in counted], settings.max_spread
+    return {
+        "file_bytes": _size_of(path),
+        **{key: spread_of([getattr(run, key) for run in runs], most) for key in MEASURED},
+        "ratio": spread_of(_ratios(counted, name, next(iter(counted[0]))), most),
+        "peak_memory_bytes": max(run.peak_memory_bytes for run in runs),
+        "answers": list(runs[-1].answers),
+    }
+
+
+def summarize(
+    models: Mapping[str, Path], measured: Sequence[Mapping[str, Run]], settings: SpeedSettings
+) -> dict[str, Any]:
+    """Return the content of speed.json: medians over the last rounds where these are stable, over all counted ones where not.
+
+    `ratio` is the generation speed over the first model's, paired round by round. Each figure says whether it is stable.
+    """
+    counted = measured[settings.warmup :]
+    stable = _are_stable(counted, settings)
+    used = _last(counted, settings) if stable else counted
+    return {
+        "reference": next(iter(models)),
+        "settings": asdict(settings),
+        "rounds": {"run": len(counted), "used": len(used), "stable": stable},
+        "models": {name: _figures(name, path, used, settings) for name, path in models.items()},
+    }
+
+
+def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
+    """Return {name: path} of NAME=FILE words. Raises `UserError` for a word without name, and for what is no GGUF file."""
+    models = {}
+    for pair in pairs:
+        name, _, path = pair.partition("=")
+        if not name or not path:
+            raise user_error("--models", f"{pair!r} is not NAME=FILE", "Write it as plan=results/model.gguf")
+        if not os.path.isfile(path):
+            raise user_error(path, "does not exist", "Make it with scripts/export_gguf.py")
+        if models.get(name, Path(path)) != Path(path):
+            raise user_error("--models", f"names two files {name!r}", "Give each file a name of its own")
+        models[name] = Path(path)
+    for path in models.values():
+        check_gguf(path)
+    return models
+
+
+# Heading, key of the figure, and how it is shown; each is in a column of its own.
+TIMED = (
+    ("load s", "load_seconds", "{:.3f}"),
+    ("prompt tok/s", "prompt_tokens_per_second", "{:.1f}"),
+    ("tok/s", "generation_tokens_per_second", "{:.1f}"),
+    ("ratio", "ratio", "{:.2f}x"),
+)
+
+
+def cell(figure: Mapping[str, Any], layout: str) -> str:
+    """Return a median as text, or "unstable" and its range; "-" for none."""
+    if figure["median"] is None:
+        return "-"
+    if figure["stable"]:
+        return layout.format(figure["median"])
+    return f"unstable {layout.format(figure['min'])} - {layout.format(figure['max'])}"
+
+
+def timed_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return what is shown of a model: size, times, speeds, memory."""
+    size, memory = f"{row['file_bytes'] / 1e6:.2f}", f"{row['peak_memory_bytes'] / 1e6:.1f}"
+    return [size, *(cell(row[key], layout) for _, key, layout in TIMED), memory]
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells under the first one, each column as wide as its widest cell; the first is to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print("  ".join((f"{first:<{widths[0]}}", *(f"{text:>{w}}" for text, w in zip(rest, widths[1:], strict=True)))))
+
+
+HEADINGS = ("model", "size MB", *(heading for heading, _, _ in TIMED), "memory MB")
+
+
+def print_rounds(result: Mapping[str, Any]) -> None:
+    """Print over how many rounds the figures are, and what to do about unstable ones."""
+    held, most = result["rounds"], result["settings"]["max_spread"]
+    print(f"medians over {held['used']} rounds; speeds vary by a factor of at most {most:g}" if held["stable"] else
+          f"unstable: speeds vary by more than a factor of {most:g} over {held['used']} rounds; "
+          "stop what else runs on this machine, or raise --max_repeats")  # fmt: skip
+
+
+def print_table(result: Mapping[str, Any]) -> None:
+    """Print size, load time, speeds, the ratio to the first model and memory, one line a model."""
+    print_columns([HEADINGS, *((name, *timed_cells(row)) for name, row in result["models"].items())])
+    print_rounds(result)

@@ -1,11 +1,17 @@
 # bitplan: which number format each weight matrix of a language model should get.
 # Settings: config.yaml. Every rule calls one command of scripts/; README.md says what they do.
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.0")
 
 
-configfile: "config.yaml"
+# The file in the working directory, or the workflow's own: --directory may lead elsewhere.
+HERE = Path("config.yaml")
+
+
+configfile: str(HERE if HERE.exists() else Path(workflow.basedir) / HERE)
 
 
 include: "rules/common.smk"

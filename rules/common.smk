@@ -16,6 +16,7 @@ from bitplan.core.errors import Problem, UserError
 from bitplan.formats.facts import weighs_columns
 from bitplan.models.hub.download import looks_like_id
 from bitplan.models.checkpoint_files import PARTS, matching
+from bitplan.config.paths import placed_settings, tokens_seen
 from bitplan.config.settings import (
     IMATRIX_SUFFIX,
     check_duplicate_keys,
@@ -54,7 +55,7 @@ def checked_settings():
     try:
         for path in workflow.configfiles:
             check_duplicate_keys(Path(path))
-        settings = parse_settings(config)
+        settings = placed_settings(parse_settings(config), Path(workflow.basedir))
         check_revisions(settings)
         return settings
     except UserError as error:
@@ -62,6 +63,23 @@ def checked_settings():
 
 
 SETTINGS = checked_settings()
+
+
+def tokens_seen_by_model():
+    """Return {model: tokens of its evaluation text before those that are held out}; a line says where there are any."""
+    try:
+        seen = {name: tokens_seen(SETTINGS, name) for name in SETTINGS.models}
+    except UserError as error:
+        raise WorkflowError(f"{error.problems[0]}")
+    for name in filter(seen.get, seen) if workflow.is_main_process else ():
+        logger.warning(
+            f"models.{name}: calibration and evaluation are one text. Plans are compared on its tokens from {seen[name]} on,"
+            " behind those of calibration and selection."
+        )
+    return seen
+
+
+TOKENS_SEEN = tokens_seen_by_model()
 # 1 where models are run on a GPU: the default profile lets one such job start at a time.
 GPUS = int(SETTINGS.compute.device.startswith("cuda"))
 
@@ -116,7 +134,24 @@ def flags(*sections, **more):
     values = {}
     for section in sections:
         values.update(getattr(SETTINGS, section).model_dump())
+    if "sequences" in values:
+        values["sequences"] = values["sequences"] or "all"
     return cli_flags({**values, **more})
+
+
+def text_flags(section, **more):
+    """Return how a text is cut and where it is run, as one string of flags."""
+    return flags("compute", section, bos=SETTINGS.bos, **more)
+
+
+def evaluation_flags(wildcards):
+    """Return how the evaluation text is cut: behind what is measured on, where it is the calibration text too."""
+    return text_flags("evaluation", **skipped(TOKENS_SEEN[wildcards.model]))
+
+
+def skipped(tokens):
+    """Return the flag for the tokens to skip."""
+    return {"skip-tokens": tokens or None}
 
 
 def dashed(values):
@@ -368,6 +403,40 @@ def of_baselines(*names):
         baseline=SETTINGS.baselines,
         name=names,
     )
+
+
+# The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
+CHECKED_BEFORE = {"allow-base-kl": "inf"}
+
+
+def base_flags(wildcards):
+    """Return the precision and the name of a model's own GGUF."""
+    kind = SETTINGS.models[wildcards.model].base_type
+    return cli_flags({"name": wildcards.model, "type": kind})
+
+
+def base_check_flags(wildcards, input):
+    """Return how a model's own GGUF is checked: in windows as long as those of the evaluation. What passed is not made again
+    for another length or limit, so these are kept out of what Snakemake records."""
+    allowed = SETTINGS.models[wildcards.model].allow_base_kl
+    return cli_flags({"allow-base-kl": allowed, "length": SETTINGS.evaluation.length})
+
+
+def export_calibration(wildcards):
+    """Return the calibration text behind a plan's file, which names it; none for a random plan without importance."""
+    plan = SETTINGS.every_plan[wildcards.plan]
+    unused = plan.method == "random" and not SETTINGS.imatrix
+    return [] if unused else calibration_text(wildcards)
+
+
+def calibration_flag(wildcards, input):
+    return cli_flags({"calibration": input.calibration or None})
+
+
+def plan_gguf_flags(wildcards):
+    """Return the settings of the export, and what the file is called."""
+    named = {"model-name": wildcards.model, "plan-name": wildcards.plan}
+    return cli_flags({**SETTINGS.export.model_dump(), **named})
 
 
 def baseline_importance(wildcards):

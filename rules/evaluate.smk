@@ -20,7 +20,7 @@ rule evaluation:
     params:
         *code("teacher.py"),
         script=script("teacher.py"),
-        flags=flags("compute", "evaluation"),
+        flags=evaluation_flags,
     shell:
         "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"
@@ -75,7 +75,7 @@ rule plan_gguf_perplexity:
     params:
         *code("perplexity.py"),
         script=script("perplexity.py"),
-        flags=flags(dtype=SETTINGS.compute.dtype),
+        flags=flags(dtype=SETTINGS.compute.dtype, **CHECKED_BEFORE),
     shell:
         "python {params.script:q} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
         " --threads {threads} --output {output.scores} > {log} 2>&1"

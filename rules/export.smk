@@ -10,13 +10,16 @@ rule base_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
-        runtime=time_limit(2, 1),
+        mem_mb=runtime_mem_mb,
+        runtime=time_limit(2, 2),
     params:
         *code("convert_gguf.py"),
         script=script("convert_gguf.py"),
+        flags=base_flags,
+        check=base_check_flags,
     shell:
-        "python {params.script:q} --model {input.model} --output {output.gguf} > {log} 2>&1"
+        "python {params.script:q} --model {input.model} {params.flags} {params.check} --threads {threads}"
+        " --output {output.gguf} > {log} 2>&1"
 
 
 rule plan_gguf:
@@ -27,6 +30,7 @@ rule plan_gguf:
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
         imatrix=importance_of,
+        calibration=export_calibration,
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
         report="results/{model}/plans/{plan}/gguf.json",
@@ -43,11 +47,12 @@ rule plan_gguf:
     params:
         *code("export_gguf.py"),
         script=script("export_gguf.py"),
-        flags=flags("export"),
+        flags=plan_gguf_flags,
         imatrix=imatrix_flag,
+        calibration=calibration_flag,
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
-        " {params.imatrix} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
+        " {params.imatrix} {params.calibration} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
 
 
 rule baseline_gguf:

@@ -20,13 +20,13 @@ rule layer_stats:
     params:
         *code("layer_stats.py"),
         script=script("layer_stats.py"),
-        flags=flags("compute", "calibration"),
+        flags=text_flags("calibration"),
     shell:
         "python {params.script:q} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
         " --output {output.stats} --importance {output.importance} --save-text {output.calibration} > {log} 2>&1"
 
 
-# Windows that no statistic and no measurement has seen, of the same text: what corrections and races are decided on.
+# Tokens that no statistic and no measurement has seen, of the same text: what corrections and races are decided on.
 rule selection:
     input:
         model="results/{model}/model.json",
@@ -45,7 +45,7 @@ rule selection:
     params:
         *code("teacher.py"),
         script=script("teacher.py"),
-        flags=flags("compute", "selection", skip=SETTINGS.calibration.sequences or 0),
+        flags=text_flags("selection", **skipped(SETTINGS.tokens_before_selection)),
     shell:
         "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"

@@ -7,12 +7,13 @@ from bitplan.cli.parser import add_model_flag, number, parser, positive, run
 def main(args) -> None:
     from bitplan.core.files import write_json, write_table
     from bitplan.models.layers import model_info
-    from bitplan.plans.bits import TargetMissed, bits_report, check_target, print_report
+    from bitplan.plans.bits import TargetMissed, bits_report, check_target, pattern_counts, print_report
     from bitplan.plans.torch_config import read_any_plan
 
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
     report, rows = bits_report(plan, info, args.gguf, args.target_avg_bits)
+    report["patterns"] = pattern_counts(args.config, info)
     print_report(report, rows)
     check_target(report, args.config, TargetMissed(args.on_miss), args.tolerance)
     if args.output and not args.dry_run:

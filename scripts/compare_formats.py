@@ -2,8 +2,8 @@
 
 import time
 
-from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.cli.inputs import output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_text_flag, add_window_flags, parser, run
 
 COLUMNS = ("format", "avg_bits_layers", "avg_bits", "ppl", "kl", "kl_error", "top1", "kl_over_previous")
 
@@ -15,16 +15,16 @@ def main(args) -> None:
     from bitplan.evaluate.scores import summarize
     from bitplan.formats.table import format_named
     from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import average_bits, check_columns, uniform
+    from bitplan.plans.fitting import warn_of_formats
+    from bitplan.plans.plan import average_bits, uniform
     from bitplan.reference.opening import opened, teacher_on
 
     started = time.monotonic()
     for name in args.formats:
         format_named(name)
-    model = opened(args.model, args.dtype, args.device, args.threads)
-    for name in args.formats:
-        check_columns(uniform(model.info, name), model.info)
-    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    warn_of_formats(args.formats, model.info)
+    teacher = teacher_on(args.text, model, args.length, args.sequences)
     rows: list[dict] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for name in args.formats:
@@ -51,6 +51,6 @@ if __name__ == "__main__":
     add_window_flags(flags)
     default = ["q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k"]
     flags.add_argument("--formats", nargs="+", default=default, help="formats by name, from gentle to hard")
-    flags.add_argument("--text", type=input_file, help="text, or one saved by teacher.py; the bundled one by default")
+    add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
     flags.add_argument("--output", type=output_file, help="TSV to write")
     run(flags, main)

@@ -8,9 +8,14 @@ import time
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import QWEN, add_window_flags, count, fetched, number, parser, run
+from bitplan.cli.parser import QWEN, add_text_flag, add_window_flags, count, fetched, number, parser, run
 
 Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
+
+
+def scores_wanted(args) -> bool:
+    """Return whether perplexity and KL are asked for, which want a text."""
+    return not args.models and not (args.model is None and args.skip_original)
 
 
 def main(args) -> None:
@@ -20,7 +25,7 @@ def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.timing import PROMPTS, SpeedSettings
     from bitplan.reference.opening import opened, teacher_on
-    from bitplan.report.three_way import ORIGINAL, compared, print_three_way, scored
+    from bitplan.report.three_way import ORIGINAL, compared, known_original, print_three_way, scored
     from bitplan.runtimes.speed import parse_models, print_table, rounds, summarize
 
     started = time.monotonic()
@@ -34,14 +39,18 @@ def main(args) -> None:
     # The files are looked at before anything is fetched, which may take hours.
     if model is None and not (args.models or args.skip_original):
         model = fetched(Path(QWEN))
+    if not args.models and model is None:
+        model = known_original(args.mixed_path or Path(MIXED))
     if not args.models and model is not None:
-        full = opened(model, "fp32", "cpu", args.threads)
+        full = opened(model, "fp32", "cpu", args.threads, args.bos)
         if not args.skip_original:
             models = {ORIGINAL: full.checkpoint.folder, **models}
-        teacher = teacher_on(args.text, full, args.length, args.sequences, "evaluation.txt")
+        teacher = teacher_on(args.text, full, args.length, args.sequences)
         scores = scored(models, teacher, args.threads)
-    settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, tuple(args.prompts or PROMPTS))
-    measured = list(progress(rounds(models, settings), settings.warmup + settings.repeats, "rounds"))
+    prompts = tuple(args.prompts or PROMPTS)
+    limits = (args.max_repeats, args.max_spread)
+    settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, prompts, *limits)
+    measured = list(progress(rounds(models, settings), settings.warmup + settings.budget, "rounds"))
     result = {**summarize(models, measured, settings), **({"scores": scores} if scores else {})}
     if args.output:
         write_json(args.output, result)
@@ -60,15 +69,22 @@ if __name__ == "__main__":
         type=Path,
         help=f"the original: folder of a checkpoint, or an id on the model hub; {QWEN} unless it is skipped",
     )
-    flags.add_argument("--skip_original", action="store_true", help="leave the original out, which needs most memory")
+    flags.add_argument(
+        "--skip_original",
+        action="store_true",
+        help="do not time the original, which needs most memory; files are still scored where it is known",
+    )
     flags.add_argument("--q4km_path", type=input_file, help=f"the Q4_K_M file; {Q4KM} by default")
     flags.add_argument("--mixed_path", type=input_file, help=f"the mixed-precision file; {MIXED} by default")
-    flags.add_argument("--text", type=input_file, help="text for perplexity and KL; the bundled one by default")
-    add_window_flags(flags, sequences=16)
+    add_text_flag(flags, "--text", "evaluation.txt", "text for perplexity and KL", wanted=scores_wanted)
+    add_window_flags(flags)
     flags.add_argument(
         "--max_tokens", type=number(2, kind=int), default=200, help="tokens to generate after each prompt"
     )
     flags.add_argument("--repeats", type=count, default=5, help="counted rounds over all models")
+    flags.add_argument("--max_repeats", type=count, default=15, help="rounds at most, while speeds vary too much")
+    flags.add_argument("--max_spread", type=number(1.0, open_low=True), default=1.3,
+                       help="fastest over slowest round up to which a speed is stable")  # fmt: skip
     flags.add_argument("--warmup", type=number(0, kind=int), default=1, help="rounds that are not counted, first")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")

@@ -9,13 +9,16 @@ from bitplan.cli.parser import add_model_flag, parser, run
 def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
+    from bitplan.formats.fitting import fitting_lines, fitting_summary
     from bitplan.models.layers import model_info
 
     started = time.monotonic()
     info = model_info(args.model)
-    write_json(args.output, info.to_json())
+    substitutes = fitting_summary([layer.shape[1] for layer in info.quantizable])
+    write_json(args.output, {**info.to_json(), "substitutes": substitutes})
     write_provenance(args.output, started)
     print(f"{info.architecture}: {info.parameters:,} parameters, {len(info.quantizable)} layers that a plan may change")
+    print("".join(f"{line}\n" for line in fitting_lines(substitutes, len(info.quantizable))), end="")
 
 
 if __name__ == "__main__":

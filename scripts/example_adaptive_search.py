@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bitplan.cli.inputs import input_file, output_folder
-from bitplan.cli.parser import add_compute_flags, add_window_flags, parser, run
+from bitplan.cli.inputs import output_folder
+from bitplan.cli.parser import add_calibration_window_flags, add_compute_flags, add_text_flag, parser, run
 
 PRESETS = {
     "conservative": {"ppl_threshold": 0.05, "target_avg_bits": 10.0, "step_size": 0.3},
@@ -20,9 +20,9 @@ def main(args) -> None:
     from bitplan.search.adaptive.algorithm import AdaptiveSettings
     from bitplan.search.adaptive.run import alphas_of, search, token_perplexity
 
-    model = opened(args.model or DEMO / "model", args.dtype, args.device, args.threads)
+    model = opened(args.model or DEMO / "model", args.dtype, args.device, args.threads, args.bos)
     alphas = alphas_of(model, None, "hill")
-    calibration = teacher_on(args.calibration, model, args.length, args.sequences, "calibration.txt")
+    calibration = teacher_on(args.calibration, model, args.length, args.sequences)
     measure = token_perplexity(model, calibration, QuantizedWeights())
     rows = []
     for name, preset in PRESETS.items():
@@ -38,9 +38,9 @@ def main(args) -> None:
 if __name__ == "__main__":
     flags = parser(__doc__)
     add_compute_flags(flags)
-    add_window_flags(flags, sequences=16)
+    add_calibration_window_flags(flags)
     flags.add_argument("--model", type=Path, help="folder of a checkpoint; the bundled model by default")
-    flags.add_argument("--calibration", type=input_file, help="calibration text; the bundled one by default")
+    add_text_flag(flags, "--calibration", "calibration.txt", "calibration text")
     flags.add_argument(
         "--output", type=output_folder, default=Path("results/example"), help="folder for the three configurations"
     )

@@ -2,10 +2,11 @@
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_model_id_flag, count, parser, run
+from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, count, parser, run
 
 
 def main(args) -> None:
@@ -14,17 +15,23 @@ def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
     from bitplan.plans.torch_config import read_any_plan
+    from bitplan.runtimes.gguf.base_check import base_checker
     from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
+    from bitplan.runtimes.gguf.metadata import name_of_plan, plan_keys
 
     started = time.monotonic()
     beside = args.output.with_suffix(".json")
     refuse(clashes([args.output, beside], [args.config], args.model))
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
-    with base_file(None, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
-        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match)
+    keys = plan_keys(plan, info, Path(info.path).resolve().name, name_of_plan(args.config))
+    checkpoint = described_checkpoint(args.model, info)
+    checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
+    with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
+        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys)
     write_json(beside, report)
-    write_provenance(args.output, started)
+    facts = {"model": str(args.model.resolve()), "model_fingerprint": info.fingerprint}
+    write_provenance(args.output, started, **facts)
     print_report(args.output, report)
 
 
@@ -37,6 +44,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--match", choices=("bits", "distortion"), default="bits", help="q4_0 for W4, or the type of nearest distortion"
     )
+    add_base_kl_flag(flags)
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument(
         "--output", type=output_file, default=Path("models/qwen2.5-7b-mixed.gguf"), help="GGUF file to write"

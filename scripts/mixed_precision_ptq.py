@@ -5,9 +5,10 @@ from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
+    add_calibration_window_flags,
     add_compute_flags,
     add_model_id_flag,
-    add_window_flags,
+    add_text_flag,
     count,
     number,
     parser,
@@ -15,11 +16,19 @@ from bitplan.cli.parser import (
     run,
 )
 
+AUTO = "auto"
+
+
+def compression_or_auto(text: str) -> float | str:
+    """The argparse type of a compression, or the word that leaves it to the labels."""
+    return text if text == AUTO else number(0.0, 1.0, open_low=True)(text)
+
 
 def main(args) -> None:
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
+    from bitplan.plans.fitting import warn_of_formats
     from bitplan.plans.plan import LayerPlan, write_config, write_plan
     from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
     from bitplan.plans.torch_config import write_pt
@@ -39,7 +48,8 @@ def main(args) -> None:
     from bitplan.sensitivity.local_run import measured
 
     started = time.monotonic()
-    target = Target(args.target_compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
+    compression = None if args.target_compression == AUTO else args.target_compression
+    target = Target(compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
     target.check()
     if target.avg_bits is not None and not (args.output_config or args.output_plan):
         what = "has no place for its plan: the configuration of torch holds W4 with A4 or A8 only"
@@ -49,12 +59,13 @@ def main(args) -> None:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
         smoothing = smoothing_of(table, args.sensitivity)
     else:
-        model = opened(args.model, args.dtype, args.device, args.threads)
+        model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
         choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
         info, table = model.info, sensitivity_of(rows)
+    warn_of_formats(target.palette, info)
     genetic = GeneticSettings(population=args.ga_pop, generations=args.ga_gen, seed=args.seed)
     plan, found = genetic_plan(table, smoothing, info, target, args.activation_scope, genetic, args.solution == "exact")
     default = LayerPlan()
@@ -77,14 +88,14 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
-    add_window_flags(flags, sequences=16)
+    add_calibration_window_flags(flags)
     flags.add_argument("--ga_pop", type=number(3, kind=int), default=30, help="plans in a generation")
     flags.add_argument("--ga_gen", type=count, default=25, help="generations")
     flags.add_argument(
         "--target_compression",
-        type=number(0.0, 1.0, open_low=True),
+        type=compression_or_auto,
         default=0.75,
-        help="bound on (4 + mean activation bits) / 12",
+        help="bound on (4 + mean activation bits) / 12; auto: A8 where the sensitivity is high, A4 elsewhere",
     )
     flags.add_argument(
         "--target-avg-bits", type=positive, help="bound on average bits over all parameters instead, with --palette"
@@ -103,8 +114,13 @@ if __name__ == "__main__":
     )
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="the same seed gives the same plan")
     flags.add_argument("--sensitivity", type=input_file, help="table of scripts/sensitivity.py; measured when absent")
-    flags.add_argument(
-        "--calibration", help="calibration text, or `random` for Gaussian inputs; the bundled text by default"
+    add_text_flag(
+        flags,
+        "--calibration",
+        "calibration.txt",
+        "calibration text, or `random` for Gaussian inputs",
+        kind=str,
+        wanted=lambda args: args.sensitivity is None,
     )
     flags.add_argument(
         "--activation-scope", choices=("tensor", "token"), default="tensor", help="what an activation scale spans"

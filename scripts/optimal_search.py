@@ -5,9 +5,10 @@ from argparse import BooleanOptionalAction
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
+    add_calibration_window_flags,
     add_compute_flags,
     add_model_flag,
-    add_window_flags,
+    add_text_flag,
     count,
     number,
     parser,
@@ -43,7 +44,7 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
-    add_window_flags(flags, sequences=16)
+    add_calibration_window_flags(flags)
     flags.add_argument("--target-avg-bits", type=positive, nargs="+", action="extend",
                        help="bound on average bits over all parameters; several give several plans")  # fmt: skip
     flags.add_argument(
@@ -52,8 +53,12 @@ if __name__ == "__main__":
     flags.add_argument("--palette", nargs="+", action="extend",
                        help="weight formats to choose from; the GGUF types q2_k to q8_0 by default")  # fmt: skip
     flags.add_argument("--sensitivity", type=input_file, help="table with measured KL; measured when absent")
-    flags.add_argument(
-        "--calibration", type=input_file, help="saved text that was measured on; the bundled text by default"
+    add_text_flag(
+        flags,
+        "--calibration",
+        "calibration.txt",
+        "text that was measured on, or a saved one",
+        wanted=lambda args: args.correct or args.race or args.sensitivity is None,
     )
     flags.add_argument(
         "--selection", type=input_file, help="saved text that the search has not seen, to accept steps on"

@@ -3,7 +3,15 @@
 import time
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.cli.parser import (
+    add_base_kl_flag,
+    add_compute_flags,
+    add_model_flag,
+    add_text_flag,
+    add_window_flags,
+    parser,
+    run,
+)
 
 
 def main(args) -> None:
@@ -15,18 +23,18 @@ def main(args) -> None:
     from bitplan.plans.plan import check_columns, uniform
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.opening import opened, teacher_on
-    from bitplan.reference.text import BOS_POLICY
+    from bitplan.runtimes.gguf.base_check import refuse_other_model
     from bitplan.runtimes.gguf.scores import score_gguf
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     check_columns(plan, model.info)
     if args.gguf:
         check_gguf(args.gguf)
-    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    teacher = teacher_on(args.text, model, args.length, args.sequences)
     if args.gguf:
         scores = score_gguf(args.gguf, teacher, args.threads)
     else:
@@ -35,10 +43,11 @@ def main(args) -> None:
     result = {
         "scored": kind,
         "length": teacher.tokens.shape[1],
-        "bos": BOS_POLICY,
-        "dtype": args.dtype,
+        "dtype": model.dtype,
         **summarize(scores),
     }
+    if args.gguf:
+        refuse_other_model(args.gguf, result["kl_mean"], args.allow_base_kl, model.checkpoint.config)
     write_json(args.output, result)
     write_provenance(args.output, started)
     error = "" if result["ppl_error"] is None else f" +- {result['ppl_error']:.4f}"
@@ -53,10 +62,11 @@ if __name__ == "__main__":
     add_model_flag(flags)
     add_compute_flags(flags)
     add_window_flags(flags)
+    add_base_kl_flag(flags)
     scored = flags.add_mutually_exclusive_group()
     scored.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
     scored.add_argument("--gguf", type=input_file, help="GGUF file to score in llama.cpp")
-    flags.add_argument("--text", type=input_file, help="text, or one saved by teacher.py; the bundled one by default")
+    add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )

@@ -4,9 +4,10 @@ import time
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
+    add_calibration_window_flags,
     add_compute_flags,
     add_model_flag,
-    add_window_flags,
+    add_text_flag,
     count,
     number,
     parser,
@@ -20,6 +21,7 @@ def main(args) -> None:
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
     from bitplan.formats.table import format_named
+    from bitplan.plans.fitting import warn_of_formats
     from bitplan.reference.opening import opened
     from bitplan.sensitivity.candidates import MeasureSettings
     from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
@@ -37,7 +39,8 @@ def main(args) -> None:
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    warn_of_formats([choice.wq for choice in palette], model.info, outside)
     files = (args.layer_stats, args.output, args.imatrix)
     made = make_table(model, source, args.length, args.sequences, settings, measure, *files)
     write_provenance(args.output, started, block_forwards=made.block_forwards, block_forward_tokens=made.tokens)
@@ -51,10 +54,14 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
-    add_window_flags(flags)
-    flags.add_argument(
+    add_calibration_window_flags(flags)
+    add_text_flag(
+        flags,
         "--calibration",
-        help="text, or one saved by layer_stats.py, or `random` for Gaussian inputs; the bundled text by default",
+        "calibration.txt",
+        "text, or one saved by layer_stats.py, or `random` for Gaussian inputs",
+        kind=str,
+        wanted=lambda args: not args.random,
     )
     flags.add_argument("--random", action="store_true", help="the same as --calibration random")
     flags.add_argument("--palette", nargs="+", action="extend", help="weight formats to measure besides")

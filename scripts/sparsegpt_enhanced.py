@@ -7,8 +7,10 @@ from argparse import ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
-from bitplan.cli.parser import add_compute_flags, count, number, parser, ratio, run
+from bitplan.cli.parser import add_bos_flag, add_compute_flags, count, number, parser, ratio, run
 
+# True: log the scores and widths of every layer, as --debug does.
+DEBUG = False
 # What the library's document imports from this file.
 EXPORTS = {
     "SparseGPT": "bitplan.search.sparsegpt.layer",
@@ -19,6 +21,9 @@ EXPORTS = {
 
 def __getattr__(name: str):
     if name in EXPORTS:
+        if DEBUG:
+            logging.basicConfig(format="%(message)s")
+            logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
         return getattr(importlib.import_module(EXPORTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
@@ -62,27 +67,30 @@ def settings_of(args):
 
 def main(args) -> None:
     from bitplan.reference.opening import opened
-    from bitplan.search.sparsegpt.run import compressed_plan, print_scores, tokens_of, write_results
+    from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
 
-    if args.debug:
+    if args.debug or DEBUG:
         logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     settings = settings_of(args)
     settings.check(model.info)
+    skip = held_out_range(model, args.dataset, args.evaluation)
     tokens = tokens_of(model, args.dataset, args.seqlen, args.nsamples, args.seed)
     with compressed_plan(model, tokens, settings, args.output_config, args.output_plan, args.save) as (made, plan):
         write_results(model, made, plan, args, started)
         made.stats.print_summary() if made.stats.layers else None
-        print_scores(model, plan, args.evaluation, args.seqlen)
+        print_scores(model, plan, args.evaluation, args.seqlen, skip)
 
 
-if __name__ == "__main__":
+def build_parser():
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("model", type=Path, help="folder of a checkpoint, a model.json, or an id on the model hub")
     flags.add_argument("dataset", help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")
     flags.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
     add_compute_flags(flags)
+    add_bos_flag(flags)
     flags.add_argument("--nsamples", type=count, default=128, help="calibration windows")
     flags.add_argument("--seqlen", type=number(2, kind=int), default=2048, help="tokens per window")
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn")
@@ -116,4 +124,8 @@ if __name__ == "__main__":
     flags.add_argument("--output-config", type=output_file, help="config.json to write, beside the folder compressed/")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write, beside the folder compressed/")
     flags.add_argument("--output-stats", type=output_file, help="TSV of the layers to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -12,10 +12,10 @@ def main(args) -> None:
     from bitplan.reference.reference import make_teacher, save_teacher
 
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads)
-    made = make_teacher(model.model, args.text, args.length, args.sequences, args.dtype, args.skip)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    made = make_teacher(model.model, args.text, args.length, args.sequences, model.dtype, args.skip_tokens)
     save_teacher(args.output, made, model.info.fingerprint, args.text)
-    write_provenance(args.output, started, block_forwards=model.model.block_forwards)
+    write_provenance(args.output, started, bos=made.bos, block_forwards=model.model.block_forwards)
     print(f"{made.tokens.shape[0]} windows of {made.tokens.shape[1]} tokens: {args.output}")
 
 
@@ -24,7 +24,9 @@ if __name__ == "__main__":
     add_model_flag(flags)
     add_compute_flags(flags)
     add_window_flags(flags)
-    flags.add_argument("--skip", type=number(0, kind=int), default=0, help="windows to leave out at the beginning")
+    flags.add_argument(
+        "--skip-tokens", type=number(0, kind=int), default=0, help="tokens of the text to leave out at the beginning"
+    )
     flags.add_argument("--text", type=input_file, required=True, help="UTF-8 text")
     flags.add_argument("--output", type=output_file, required=True, help="safetensors file to write")
     run(flags, main)

@@ -4,7 +4,15 @@ import time
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_id_flag, add_window_flags, number, parser, run
+from bitplan.cli.parser import (
+    add_compute_flags,
+    add_model_id_flag,
+    add_text_flag,
+    add_window_flags,
+    number,
+    parser,
+    run,
+)
 
 
 def main(args) -> None:
@@ -20,9 +28,9 @@ def main(args) -> None:
     from bitplan.runtimes.transformers.simulated import answers, print_comparison
 
     started = time.monotonic()
-    model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()
+    model, weights = opened(args.model, args.dtype, args.device, args.threads, args.bos), QuantizedWeights()
     plan = read_any_plan(args.config, model.info, args.activation_scope)
-    teacher = teacher_on(args.text, model, args.length, args.sequences, "evaluation.txt")
+    teacher = teacher_on(args.text, model, args.length, args.sequences)
     scores = summarize(score_plan(model.model, model.info, plan, teacher, weights))
     loaded, said = whole(model.model, model.info, weights), {}
     for name, each in (("full precision", uniform(model.info, "bf16")), ("quantized", plan)):
@@ -38,7 +46,7 @@ if __name__ == "__main__":
     flags = parser(__doc__)
     add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
-    add_window_flags(flags, sequences=16)
+    add_window_flags(flags)
     flags.add_argument(
         "--config",
         type=input_file,
@@ -51,7 +59,7 @@ if __name__ == "__main__":
         default="tensor",
         help="what an activation scale spans, where the configuration is a .pt, which does not say",
     )
-    flags.add_argument("--text", type=input_file, help="text to score on; the bundled one by default")
+    add_text_flag(flags, "--text", "evaluation.txt", "text to score on, or one saved by teacher.py")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument(
         "--max_tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"

@@ -134,9 +134,12 @@ def loud_output(shelf, target):
 @builder
 def few_tokens(shelf, target):
     def change(held):
-        held["model.embed_tokens.weight"] = held["model.embed_tokens.weight"][:50].clone()
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            held[name] = held[name][:50].clone()
 
     _tensors_changed(shelf, target, change)
+    settings = json.loads((target / "config.json").read_text())
+    written(target / "config.json", {**settings, "vocab_size": 50})
 
 
 @builder
@@ -231,7 +234,8 @@ def learned_positions(shelf, target):
 
 
 def _indexed(shelf: Shelf, target: Path, content: object) -> None:
-    written(copied(shelf, target) / "model.safetensors.index.json", content)
+    (copied(shelf, target) / WEIGHTS).rename(target / "model-00001-of-00002.safetensors")
+    written(target / "model.safetensors.index.json", content)
 
 
 @builder

@@ -37,11 +37,12 @@ def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
     adaptive = flags_of("adaptive_quantization_search.py", monkeypatch)
     wanted = {
         "--device": "cpu",
-        "--dtype": "bf16",
+        # bf16 where the processor computes in it, and as many windows as memory holds.
+        "--dtype": "auto",
         "--ppl-threshold": 0.1,
         "--target-avg-bits": 8.0,
         "--step-size": 0.5,
-        "--batch-size": 1,
+        "--batch-size": None,
     }
     assert {flag: adaptive[flag].default for flag in wanted} == wanted
     assert all(adaptive[flag].required for flag in ("--model", "--output-config", "--output-plan"))
@@ -133,6 +134,17 @@ def test_average_bits_are_printed_and_written(command, tiny, tmp_path):
         "layer,category"
     )
     assert json.loads((tmp_path / "bits.json").read_text())["avg_bits_layers"] == 4.25
+
+
+def test_average_bits_say_how_many_layers_each_pattern_names(command, tiny, tmp_path):
+    config = tmp_path / "c.json"
+    patterns = ("q_proj", "*.mlp.*", "lm_head", "*")
+    config.write_text(json.dumps({"overrides": [{"pattern": pattern, "wq": "mxfp4"} for pattern in patterns]}))
+    made = command("calculate_avg_bits.py", "--config", config, "--model", tiny, "--json", tmp_path / "bits.json")
+    assert "pattern 'q_proj' matches 2 layers\n" in made.stdout and "'*.mlp.*' matches 6 layers\n" in made.stdout
+    assert "pattern '*' matches 16 layers; 2 of them are protected" in made.stdout
+    counts = json.loads((tmp_path / "bits.json").read_text())["patterns"]
+    assert {each["pattern"]: each["layers"] for each in counts} == {"q_proj": 2, "*.mlp.*": 6, "*": 16}
 
 
 def test_a_dry_run_writes_nothing(command, tiny, tmp_path):

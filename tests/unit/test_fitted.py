@@ -48,11 +48,13 @@ def test_what_was_measured_stays_and_the_rest_is_fitted_to_its_own_layer():
     assert sources == ["measured", "fitted", "measured", "measured", "fitted", "measured", "fitted", ""]
 
 
-def test_a_format_without_error_has_no_kl_and_anchors_without_kl_say_nothing():
+def test_a_format_without_error_has_no_kl_and_anchors_without_kl_say_nothing_beside_others():
     anchors = [row("a", "q2_k", 0.1, 0.0), row("a", "q8_0", 0.01, 0.5)]
     assert predicted(row("a", "fp16", 0.0, None), anchors) == 0
     assert predicted(row("a", "q4_k", 0.02, None), anchors) == pytest.approx(1.0)
-    assert predicted(row("a", "q4_k", 0.02, None), anchors[:1]) is None
+    assert predicted(row("a", "q4_k", 0.02, None), anchors[:1]) == 0
+    assert predicted(row("a", "q4_k", 0.02, None), [row("a", "q2_k", 0.0, 0.0)]) is None
+    assert predicted(row("a", "q4_k", 0.02, None), [row("a", "q2_k", None, 0.0)]) is None
     assert predicted(row("a", "q4_k", None, None), anchors) is None
 
 

@@ -204,7 +204,7 @@ def test_layers_that_no_token_reached_count_nothing_from_memory_and_from_a_file(
     model, plans = info(), []
     rows = table_rows(model)
     for row in rows[: 2 * (2 + len(PALETTE))]:
-        row.update(mse=math.nan, relative_mse=math.nan, weighted_error=math.nan)
+        row.update(mse=math.nan, relative_mse=math.nan, weighted_error=math.nan, tokens=0)
     write_table(tmp_path / "s.tsv", rows, COLUMNS)
     for table in (sensitivity_of(rows), read_sensitivity(tmp_path / "s.tsv")):
         for target in (Target(0.8), Target(None, 8.0, PALETTE)):
@@ -230,7 +230,10 @@ def test_the_plan_has_the_groups_that_the_table_was_measured_with():
         ({"mse": -1.0}, "mse", "mse -1.0 is no number of 0 or more"),
         ({"bytes": ""}, "mse", "has no bytes"),
         ({"bytes": "0"}, "mse", "has no bytes"),
-        ({"inputs": "bf16"}, "mse", r"has no row for model.layers.0.self_attn.q_proj in int4 with int\d_tensor. Make"),
+        ({"inputs": "bf16"}, "mse", "has two rows for model.layers.0.self_attn.q_proj in int4 with bf16"),
+        ({"mse": ""}, "mse", "mse is empty in int4 with int4_tensor. Make it again .* no token reached"),
+        ({"mse": None, "tokens": 5}, "mse", "mse is empty"),
+        ({"mse": "", "tokens": "-"}, "mse", "mse is empty"),
         ({"layer": "model.layers.9.self_attn.q_proj"}, "mse", "has no row for model.layers.0.self_attn.q_proj in"),
         ({"group_size": "some"}, "mse", "group_size 'some' is no group"),
         ({}, "kld", "kld: has no figures"),
@@ -244,6 +247,56 @@ def test_a_table_that_cannot_be_searched_is_refused(change, metric, message):
     target = Target(None, 8.0, PALETTE, metric) if "bytes" in change else Target(0.8, metric=metric)
     with pytest.raises(UserError, match=message):
         find(sensitivity_of(rows, "s.tsv"), model, target, "tensor", SETTINGS)
+
+
+def test_with_auto_the_labels_decide_as_the_documents_table_says(capsys):
+    model, target = info(), Target(None)
+    plan, found = searched(target, model)
+    wanted = [8 if label == "high" else 4 for label in found.labels]
+    assert activation_bits(plan, model) == wanted and {4, 8} == set(wanted)
+    summary = plan.summary
+    assert summary["target_compression"] == "auto" and summary["solution"] == "labels"
+    assert summary["compression"] == pytest.approx((4 + np.mean(wanted)) / 12)
+    # The genetic and the exact search have the labels' own size: neither of them does worse.
+    assert summary["labels_fitness"] <= summary["fitness"] <= summary["exact_fitness"]
+    print_result(plan, found, model)
+    assert "the labels decide" in capsys.readouterr().out
+
+
+def test_with_a_number_the_compression_decides_and_the_printout_says_so(capsys):
+    model = info()
+    plan, found = searched(Target(0.75), model)
+    print_result(plan, found, model)
+    bits = activation_bits(plan, model)
+    high = sum(label == "high" and bit == 4 for label, bit in zip(found.labels, bits, strict=True))
+    low = sum(label == "low" and bit == 8 for label, bit in zip(found.labels, bits, strict=True))
+    said = capsys.readouterr().out
+    assert f"It decides, not the labels: {high} high layers have A4, {low} low ones A8" in said
+
+
+@pytest.mark.parametrize("ratio", [1.0, 100.0])
+def test_labels_that_are_all_alike_give_one_width(ratio):
+    model = info()
+    rows = table_rows(model)
+    for row in rows:
+        if row["inputs"] != "bf16":
+            row["mse"] = ratio if row["inputs"].startswith("int4") else 1.0
+    plan, _ = genetic_plan(sensitivity_of(rows), None, model, Target(None), "tensor", SETTINGS)
+    assert set(activation_bits(plan, model)) == {8 if ratio > 2.5 else 4}
+
+
+def test_a_table_without_a_row_is_refused():
+    model = info()
+    rows = table_rows(model)[1:]
+    with pytest.raises(
+        UserError, match=r"has no row for model.layers.0.self_attn.q_proj in int4 with int8_tensor. Make"
+    ):
+        find(sensitivity_of(rows, "s.tsv"), model, Target(0.8), "tensor", SETTINGS)
+
+
+def test_a_table_of_a_larger_model_is_refused():
+    with pytest.raises(UserError, match="has rows for model.layers.5.*which the model does not have"):
+        find(sensitivity_of(table_rows(info(6)), "s.tsv"), info(5), Target(0.8), "tensor", SETTINGS)
 
 
 def test_the_result_is_printed_with_every_layer_and_the_gap(capsys):

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from bitplan.core.errors import UserError
+from bitplan.models.layer_patterns import matched
 from bitplan.search.allocation.groups import layer_groups
-from bitplan.search.allocation.patterns import matched, matched_parts, told_apart
+from bitplan.search.allocation.patterns import matched_parts, told_apart
 
 LAYERS = tuple(f"blk.{i}.{part}.weight" for i in (0, 1, 10) for part in ("attn_q", "attn_k", "ffn_up"))
 QK = "blk.*.attn_q.weight,blk.*.attn_k.weight"
@@ -20,6 +21,10 @@ def members(groups, layers=LAYERS) -> set[tuple[str, ...]]:
 def test_layers_are_a_group_where_the_star_stands_for_the_same():
     wanted = {(f"blk.{i}.attn_q.weight", f"blk.{i}.attn_k.weight") for i in (0, 1, 10)}
     assert members(layer_groups([QK], LAYERS)) == wanted
+
+
+def test_plain_words_are_groups_of_what_has_the_same_name_before_them():
+    assert layer_groups(["attn_q,attn_k"], LAYERS) == layer_groups([QK], LAYERS)
 
 
 def test_a_set_matches_without_telling_apart():
@@ -36,7 +41,19 @@ def test_two_stars_match_without_telling_apart():
 
 
 @pytest.mark.parametrize(
-    "pattern", ["*", "blk.?.*", "blk.[01].attn_?.weight", "blk.[!0].*", "**attn**", "blk.0.ffn_up.weight", "[", "*[]]*"]
+    "pattern",
+    [
+        "*",
+        "blk.?.*",
+        "blk.[01].attn_?.weight",
+        "blk.[!0].*",
+        "**attn**",
+        "blk.0.ffn_up.weight",
+        "[",
+        "*[]]*",
+        "ffn_up",
+        "attn_?",
+    ],
 )
 def test_a_pattern_with_parts_matches_what_fnmatch_matches(pattern):
     names = (*LAYERS, "[", "a]b", "blk.x.y")

@@ -52,6 +52,15 @@ def test_q_k_v_and_gate_up_of_a_block_are_fused():
     assert fusion_group_of("model.layers.10.mlp.down_proj", "mlp_down") == ""
 
 
+def test_gate_and_up_of_a_shared_expert_are_fused_with_each_other_and_not_with_the_experts():
+    groups = {
+        part: fusion_group_of(f"model.layers.1.mlp.{part}", category_of(part))
+        for part in ("shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj", "experts.3.up_proj")
+    }
+    shared = "model.layers.1.gate_up"
+    assert list(groups.values()) == [shared, shared, "", "model.layers.1.mlp.experts.up_proj"]
+
+
 def test_layers_stand_in_model_order_with_embedding_first_and_output_last(tiny):
     layers = list_layers(Checkpoint.open(tiny))
     names = [layer.name for layer in layers]

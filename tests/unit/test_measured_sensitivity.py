@@ -29,11 +29,14 @@ from bitplan.reference.head import Head
 from bitplan.reference.opening import opened
 from bitplan.reference.reference import teacher_from
 from bitplan.reference.text import windows
-from bitplan.sensitivity.candidates import MeasureSettings, anchor_choices, most_carried, passes, share_of
+from bitplan.search.genetic.run import palette_table, read_sensitivity
+from bitplan.sensitivity.candidates import MeasureSettings, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.sensitivity.gradients import final_gradient, keep_gradients
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices, measure_sensitivity
 from bitplan.sensitivity.measure import measure_table, merged
 from bitplan.sensitivity.passes import Measurement, planned
+from bitplan.sensitivity.run import write_sensitivity
+from bitplan.sensitivity.table import read_sensitivity_table
 from tests.conftest import SCRIPTS
 from tests.families import FAMILIES, TEXT, make_family
 
@@ -130,6 +133,30 @@ def test_experts_that_no_token_reached_have_no_kl_and_no_fit(family, tmp_path):
     rows = few.measured(tmp_path / "s.tsv", MeasureSettings("2"), settings).rows
     unreached = [row for row in rows if math.isnan(float("nan" if row["mse"] is None else row["mse"]))]
     assert unreached and {row["kld"] for row in unreached} == {0.0, None}
+    assert all(row["tokens"] == 0 for row in unreached) and sum(row["tokens"] == 0 for row in rows) == len(unreached)
+
+
+def test_both_searches_take_a_table_in_which_no_token_reached_some_experts_alike(family, tmp_path):
+    model, table = family("mixtral"), tmp_path / "s.tsv"
+    few = replace_tokens(model, model.tokens[:1, :2])
+    formats = (Choice("int4"), Choice("mxfp8"), Choice("mxfp6_e2m3"))
+    settings = replace(SETTINGS, choices=(*activation_choices("tensor"), *formats))
+    made = few.measured(table, MeasureSettings("2"), settings)
+    write_sensitivity(table, made.rows, made.smoothing)
+    info, palette = model.opened.info, ("int4", "mxfp8", "mxfp6_e2m3")
+    read = read_sensitivity_table(table)
+    other = palette_table(read_sensitivity(table), read.layers, palette, "kld")
+    places = [read.formats.index(form) for form in palette]
+    assert read.layers == tuple(layer.name for layer in info.quantizable)
+    assert (read.kld[:, places] == other.damage).all()
+    lacking = table.read_text().replace("tokens", "other")
+    table.write_text(lacking)
+    for reader in (
+        read_sensitivity_table,
+        lambda path: palette_table(read_sensitivity(path), read.layers, palette, "kld"),
+    ):
+        with pytest.raises(UserError, match="no token reached"):
+            reader(table)
 
 
 def replace_tokens(model: Model, tokens: torch.Tensor) -> Model:
@@ -182,7 +209,7 @@ def test_a_walk_goes_on_from_the_states_of_a_block(name, family):
 @pytest.mark.parametrize("most", [1, 2, 3, 5, 100])
 def test_every_layer_and_choice_is_in_one_pass_that_carries_no_more_than_it_may(llama, measured, most):
     layers = llama.opened.info.quantizable
-    made = passes(layers, 3, measured, most, 2)
+    made = passes([Piece(layer, (0, 1, 2), measured) for layer in layers], most, 2)
     rows = [(piece.layer.name, i) for each in made for piece in each.pieces for i in piece.rows]
     assert sorted(rows) == sorted((layer.name, i) for layer in layers for i in range(3)) and len(rows) == len(set(rows))
     carried = {(piece.layer.name, i) for each in made for piece in each.pieces for i in piece.carried}

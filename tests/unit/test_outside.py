@@ -288,7 +288,7 @@ def test_the_first_shard_measures_them_and_merging_gives_the_table_of_one_run(sm
 
 
 def test_searches_and_taus_look_at_the_layers_of_blocks_only(small, tmp_path):
-    one, layers = small("llama"), [layer.name for layer in small("llama").info.quantizable]
+    one, layers = small("llama"), small("llama").info.quantizable
     with_rows = table_of(one, tmp_path / "with.tsv", anchors="all")
     without = table_of(one, tmp_path / "without.tsv", outside=(), anchors="all")
     one_table, other = (
@@ -298,14 +298,20 @@ def test_searches_and_taus_look_at_the_layers_of_blocks_only(small, tmp_path):
     assert agreement(read_rows(with_rows)) == agreement(read_rows(without))
 
 
-def test_formats_that_do_not_fit_are_refused_before_anything_is_measured(small, tmp_path):
+def test_formats_that_no_row_has_by_itself_are_refused_before_anything_is_measured(small, tmp_path):
     one = small("llama")
     before = one.model.tokens_forwarded
-    with pytest.raises(UserError, match="its 64 columns are no multiple of q4_k"):
-        table_of(one, tmp_path / "s.tsv", outside=("q4_k",))
     with pytest.raises(UserError, match="does not make each row"):
         table_of(one, tmp_path / "s.tsv", outside=("int4_tensor",))
     assert one.model.tokens_forwarded == before and not list(tmp_path.iterdir())
+
+
+def test_matrices_whose_rows_fit_no_k_type_are_measured_in_its_substitute_once(small, tmp_path):
+    one = small("llama")
+    rows = read_table(table_of(one, tmp_path / "s.tsv", outside=("q2_k", "q3_k", "q8_0", "q6_k")))
+    for name in ("model.embed_tokens", "lm_head"):
+        found = {row["format"]: row["asked"] for row in rows if row["layer"] == name}
+        assert found == {"q4_0": "q2_k q3_k", "q8_0": "q8_0 q6_k"}
 
 
 def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(small, tmp_path, caplog):

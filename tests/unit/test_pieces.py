@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
 
 from bitplan.core.errors import UserError
 from bitplan.evaluate import scores
@@ -47,7 +48,17 @@ def test_the_converters_own_bytes_come_out_of_pieces(wide, tmp_path, kind):
     flags = ["--outfile", str(theirs), "--outtype", kind, "--model-name", wide.folder.name]
     environment = {**os.environ, "PYTHONPATH": str(converter_folder() / "gguf-py"), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([*program, *flags], check=True, capture_output=True, env=environment)
-    assert ours.read_bytes() == theirs.read_bytes()
+    made, wanted = GGUFReader(ours), GGUFReader(theirs)
+    assert [tensor.name for tensor in made.tensors] == [tensor.name for tensor in wanted.tensors]
+    for tensor, other in zip(made.tensors, wanted.tensors, strict=True):
+        assert tensor.tensor_type is other.tensor_type and tensor.data.tobytes() == other.data.tobytes(), tensor.name
+    held = {key: field.contents() for key, field in made.fields.items() if not key.startswith("GGUF.")}
+    # What the original tokenizer does is written out; the rest is the converter's.
+    added = {key for key in held if key not in wanted.fields}
+    assert added <= {f"tokenizer.ggml.add_{name}" for name in ("bos_token", "eos_token", "space_prefix")}
+    assert {key: held[key] for key in held if key not in added} == {
+        key: field.contents() for key, field in wanted.fields.items() if not key.startswith("GGUF.")
+    }
 
 
 @pytest.fixture(scope="module")

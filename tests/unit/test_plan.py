@@ -1,14 +1,18 @@
 """Plans: patterns, protected layers, bits, and what is refused."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from bitplan.core.errors import UserError
+from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.bits import bits_report
+from bitplan.plans.bits import bits_report, pattern_counts
 from bitplan.plans.plan import (
     LayerPlan,
+    Plan,
     average_bits,
     check_columns,
     expand,
@@ -17,6 +21,9 @@ from bitplan.plans.plan import (
     write_config,
     write_plan,
 )
+from bitplan.search.allocation.constraints import rule_of
+from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.sensitivity.table import SensitivityTable
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]
 
@@ -46,6 +53,47 @@ def test_the_last_matching_pattern_wins(info):
 def test_a_pattern_matches_the_whole_name(info):
     plan = expand({"overrides": [{"pattern": "model.layers.1.*", "wq": "mxfp4"}]}, info.layers)
     assert [name for name in NAMES if plan.of(name).wq == "mxfp4"] == NAMES[2:4]
+
+
+def test_a_plain_word_applies_to_the_layers_whose_name_ends_in_it(info):
+    config = {"default": {"wq": "mxfp8"}, "overrides": [{"pattern": "q_proj", "wq": "mxfp4"}]}
+    plan = expand(config, info.layers)
+    assert [name for name in NAMES if plan.of(name).wq == "mxfp4"] == NAMES[::2]
+    # A word with neither a dot nor a star may have the other wildcards.
+    assert expand({"overrides": [{"pattern": "[qk]_pro?", "wq": "mxfp4"}]}, info.layers).counts(info)["mxfp4"] == 3
+
+
+@pytest.mark.parametrize("pattern", ["proj", "self_attn", "mlp.down_proj", "expert1", "model"])
+def test_a_part_of_a_name_that_is_not_its_last_one_matches_nothing(info, pattern):
+    with pytest.raises(UserError, match=f"pattern '{pattern}' matches no layer"):
+        expand({"overrides": [{"pattern": pattern, "wq": "mxfp4"}]}, info.layers)
+
+
+def test_the_hint_for_a_plain_word_names_last_parts(info):
+    with pytest.raises(UserError, match="Did you mean 'q_proj'"):
+        expand({"overrides": [{"pattern": "q_prj", "wq": "mxfp4"}]}, info.layers)
+
+
+def test_a_whole_name_is_that_layer_alone(info):
+    named = (*info.layers, layer("model.layers.0.lm_head"))
+    plan = expand({"overrides": [{"pattern": "lm_head", "wq": "int8", "skip": False}]}, named)
+    assert not plan.of("model.layers.0.lm_head").quantized
+
+
+def test_searches_counts_and_plans_match_by_the_same_rule(info, tmp_path):
+    names = [each.name for each in info.layers]
+    config = tmp_path / "config.json"
+    for pattern in ("q_proj", "*q_proj", "*", NAMES[1], "[qm]*", "?_proj"):
+        config.write_text(json.dumps({"overrides": [{"pattern": pattern, "wq": "mxfp4"}]}))
+        found = [name for name in NAMES if read_plan(config, info).of(name).wq == "mxfp4"]
+        rounded = ModelSettings(targets=(4.0,), layer_bits=((pattern, 8.0),))
+        assert found == [each.name for each in info.quantizable if rounded.target_of(each, 11) == 8.0], pattern
+        table = SensitivityTable(
+            tuple(names), ("q8_0",), np.ones(len(names)), np.ones((len(names), 1)), np.ones((len(names), 1)), ()
+        )
+        assert found == [names[place] for place in rule_of(pattern, "--floor").layers(table) if names[place] in NAMES]
+        counts = pattern_counts(config, info)
+        assert sum(each["layers"] - each["protected"] for each in counts) == (0 if pattern in names else len(found))
 
 
 def test_patterns_tell_upper_from_lower_case(info):
@@ -136,11 +184,16 @@ def test_a_default_cannot_lift_the_protection():
         expand({"default": {"wq": "q8_0", "outside": True}}, matrices().layers)
 
 
-def test_columns_of_what_is_outside_have_to_fit_its_format():
+def test_an_embedding_whose_rows_do_not_fit_has_the_substitute_and_so_has_a_tied_output(caplog):
     info = matrices(tied=True)
-    with pytest.raises(UserError, match="model.embed_tokens: its 64 columns are no multiple of q4_k's") as caught:
-        check_columns(expand({"overrides": [outside("model.embed_tokens", "q4_k")]}, info.layers), info)
-    assert len(caught.value.problems) == 1
+    plan = expand({"overrides": [outside("model.embed_tokens", "q4_k")]}, info.layers, "plan.json")
+    for name in ("model.embed_tokens", "lm_head"):
+        assert plan.of(name) == LayerPlan("q5_0", outside=True)
+        assert plan.of(name).notes["substitute"] == "q4_k -> q5_0: 64 columns"
+    assert caplog.messages == [
+        "plan.json: 1 of 2 layers have rows that do not fit a format asked for, and get llama.cpp's substitute."
+        " 64 columns: q4_k -> q5_0"
+    ]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -201,12 +254,47 @@ def test_integers_take_groups_of_128_unless_a_plan_says_otherwise(info):
 
 
 def test_a_format_that_does_not_fit_is_told_for_every_layer_before_any_work(info):
+    by_hand = Plan({name: LayerPlan("q4_k") for name in NAMES})
     with pytest.raises(UserError) as caught:
-        check_columns(uniform(info, "q4_k"), info)
+        check_columns(by_hand, info)
     assert len(caught.value.problems) == 6
     assert "model.layers.0.self_attn.q_proj: its 64 columns are no multiple of q4_k's block of 256" in str(
         caught.value.problems[0]
     )
+
+
+@pytest.mark.parametrize(("form", "columns"), [("q4_k", 64), ("q4_k", 172), ("q8_0", 172), ("q4_0", 40), ("mine", 96)])
+def test_what_a_refusal_advises_fits_the_very_layer(form, columns):
+    one = layer(NAMES[0], shape=(4, columns))
+    info = ModelInfo("here", "f1", "", "", one.params, (one,))
+    formats = {**IN_PLANS, "mine": replace(IN_PLANS["q4_k"], name="mine", block=64)}
+    with pytest.raises(UserError) as caught:
+        check_columns(Plan({one.name: LayerPlan(form)}), info, formats)
+    advised = caught.value.problems[0].hint.removeprefix("Give it ").split(",")[0]
+    assert advised != form
+    check_columns(Plan({one.name: LayerPlan(advised)}), info, formats)
+
+
+def test_a_plan_names_what_a_layer_gets_whose_rows_do_not_fit_and_what_was_asked(tmp_path, caplog):
+    layers = tuple(layer(name, shape=(4, columns)) for name, columns in zip(NAMES, (64, 256, 172, 896), strict=False))
+    info = ModelInfo("here", "f1", "", "", sum(each.params for each in layers), layers)
+    plan = expand({"default": {"wq": "q6_k", "group_size": 32}}, layers)
+    assert [plan.of(name).wq for name in NAMES[:4]] == ["q8_0", "q6_k", "bf16", "q8_0"]
+    assert average_bits(plan, info).avg_bits == sum(
+        each.params * bits for each, bits in zip(layers, (8.5, 6.5625, 16, 8.5), strict=True)
+    ) / sum(each.params for each in layers)
+    assert plan.layers == {each.name: uniform(info, "q6_k", group_size=32).of(each.name) for each in layers}
+    assert len(caplog.messages) == 1 and "3 of 4 layers" in caplog.text
+    caplog.clear()
+    for write, name in ((write_plan, "p.json"), (write_config, "c.json")):
+        write(tmp_path / name, plan, LayerPlan(), info, "summary")
+        entries = {entry["pattern"]: entry for entry in json.loads((tmp_path / name).read_text())["overrides"]}
+        assert entries[NAMES[0]]["wq"] == "q8_0" and entries[NAMES[0]]["substitute"] == "q6_k -> q8_0: 64 columns"
+        again = read_plan(tmp_path / name, info)
+        assert again.layers.keys() == plan.layers.keys()
+        assert [again.of(name).wq for name in NAMES[:4]] == ["q8_0", "q6_k", "bf16", "q8_0"]
+        assert again.of(NAMES[3]).notes == {"substitute": "q6_k -> q8_0: 896 columns"}
+    assert not caplog.messages, "a plan that fits is read without a warning"
 
 
 def test_config_and_plan_files_expand_to_the_plan_they_were_written_from(info, tmp_path):

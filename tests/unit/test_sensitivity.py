@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitplan.core.errors import UserError
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
@@ -253,11 +252,12 @@ def test_of_several_alphas_the_one_with_the_least_error_is_taken(llama):
         assert group.alpha == min(total, key=total.get)
 
 
-def test_a_format_that_does_not_fit_a_layer_is_refused_before_the_walk(llama):
-    before = llama.model.tokens_forwarded
-    with pytest.raises(UserError, match="its 64 columns are no multiple"):
-        llama.measured(Choice("q4_k"))
-    assert llama.model.tokens_forwarded == before
+def test_formats_that_do_not_fit_a_layer_are_measured_in_their_substitute_once(llama):
+    rows, _ = llama.measured(Choice("q2_k"), Choice("q3_k"), Choice("q4_0"), Choice("q8_0"))
+    plain = [row for row in rows if row["inputs"] == "bf16"]
+    found = {(row["format"], row["asked"]) for row in plain}
+    assert found == {("q4_0", "q2_k q3_k q4_0"), ("q8_0", "q8_0")}
+    assert len(plain) == 2 * len({row["layer"] for row in rows})
 
 
 # --------------------------------------------------------------------------------------------------- Gaussian inputs
@@ -307,6 +307,7 @@ def test_experts_that_no_token_reached_have_empty_figures(mixtral, random):
     rows, smoothing = mixtral.measured(random=random, text=few)
     empty = {row["layer"] for row in rows if all(math.isnan(row[name]) for name in FIGURES)}
     assert empty == unreached and empty
+    assert {row["layer"] for row in rows if row["tokens"] == 0} == unreached
     assert all(row["bytes"] > 0 for row in rows) and len(rows) == 2 * len(mixtral.info.quantizable)
     assert all(torch.isfinite(group.scale).all() and (group.scale > 0).all() for group in smoothing.groups)
 

@@ -1,10 +1,12 @@
 """Sensitivity tables of any origin: what is read, and everything that is wrong with one at once."""
 
+import math
+
 import numpy as np
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.sensitivity.table import read_sensitivity_table
+from bitplan.sensitivity.table import figure_of, read_sensitivity_table
 
 HEADER = "layer,params,format,bytes,kld"
 
@@ -48,6 +50,31 @@ def test_rows_that_quantize_inputs_too_are_left_out(tmp_path):
     assert made.formats == ("int4", "q") and made.kld.tolist() == [[0.5, 1]]
 
 
+def test_an_empty_figure_counts_as_none_only_where_no_token_reached_the_layer(tmp_path, caplog):
+    header = f"{HEADER},tokens"
+    made = read(tmp_path, f"{header}\na,4,f,2,,0\na,4,g,1,,0\nb,4,f,2,0.5,12\nb,4,g,1,0.7,12\n")
+    assert made.kld.tolist() == [[0, 0], [0.5, 0.7]] and made.has.all()
+    assert "no token reached 1 layers (a)" in caplog.text
+    for cells in ("a,4,f,2,,12", "a,4,f,2,,", "a,4,f,2,nan,12", "a,4,f,2,high,0", "a,4,f,2,-1,0"):
+        with pytest.raises(UserError, match="kld is"):
+            read(tmp_path, f"{header}\n{cells}\n")
+
+
+@pytest.mark.parametrize(
+    ("cell", "tokens", "figure"),
+    [("", "0", 0.0), (None, 0, 0.0), (math.nan, 0, 0.0), ("0.5", "0", 0.5), ("2", None, 2.0), (0.25, 7, 0.25)],
+)
+def test_every_reader_has_one_meaning_of_a_cell(cell, tokens, figure):
+    assert figure_of(cell, tokens) == figure
+
+
+@pytest.mark.parametrize(
+    ("cell", "tokens"), [("", None), (None, 3), ("", ""), ("", "none"), ("x", 0), (math.nan, None)]
+)
+def test_what_is_no_figure_is_none(cell, tokens):
+    assert math.isnan(figure_of(cell, tokens))
+
+
 def test_every_kind_of_wrong_row_is_told_at_once_with_its_lines(tmp_path):
     rows = ["a,4,f,2,nan", "a,4,g,2,-1", "a,5,h,2,0", "b,0,f,-3,0", "b,0,f,1,", ",1,,1,1", "c,1,f,1,inf"]
     assert problems(tmp_path, "\n".join([HEADER, *rows])) == [
@@ -56,7 +83,7 @@ def test_every_kind_of_wrong_row_is_told_at_once_with_its_lines(tmp_path):
         ", lines 5, 6: params is '0', no number above 0. Give the number of weights of the layer",
         ", line 5: bytes is '-3', no number of 0 or more. Give the size of the layer in this format",
         ", lines 2, 3, 6 and 1 more: kld is 'nan', no number of 0 or more. Give the damage in nats, or leave out the row: the"
-        " layer cannot have this format then",
+        " layer cannot have this format then. Of a layer that no token reached, 0 in the column tokens says so",
         ", line 6: b has a row for f already. Give one row for each layer and format",
         ", line 4: params of a is 5, 4 in an earlier row. Give the same number in all rows of a layer",
     ]

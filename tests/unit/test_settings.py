@@ -1,9 +1,12 @@
 """Settings: what is refused and how it is said, coercion, flags, generated files in step."""
 
+import datetime
 import shlex
+from pathlib import Path
 
 import pytest
 
+from bitplan.config.paths import placed_settings
 from bitplan.config.settings import check_duplicate_keys, cli_flags, parse_settings
 from bitplan.config.yaml_file import config_text, schema_text
 from bitplan.core.errors import UserError
@@ -118,3 +121,49 @@ def test_anchors_come_as_numbers_or_words_and_are_flags_of_the_command(given, wa
 
 def test_the_choices_of_a_setting_stand_in_the_comment():
     assert "absent: not at all (1 | 2 | all)" in config_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"), [(False, "no"), (4, "4"), (datetime.date(2026, 11, 26), "2026-11-26"), (1.5, "1.5")]
+)
+def test_a_name_that_yaml_does_not_read_as_a_word_is_to_be_quoted(name, shown):
+    (problem,) = problems(plans={name: {"method": "random"}})
+    assert problem.startswith(f"plans: the name {shown} is no word") and f'Put the name in quotes: "{shown}"' in problem
+
+
+def test_an_entry_set_to_null_is_dropped():
+    model = {"path": "m", "calibration": "c", "evaluation": "e"}
+    settings = parse_settings(
+        {
+            "models": {"demo": None, "mine": model},
+            "plans": {"one": None, "two": {"method": "random"}},
+            "studies": {"s": None},
+        }
+    )
+    assert [list(held) for held in (settings.models, settings.plans, settings.studies)] == [["mine"], ["two"], []]
+
+
+@pytest.mark.parametrize("key", ["path", "calibration", "evaluation"])
+def test_braces_in_a_path_are_refused_with_the_way_out(key):
+    model = {"path": "m", "calibration": "c", "evaluation": "e", key: "texts/{x}.txt"}
+    (problem,) = problems(models={"m": model})
+    assert problem.startswith(f"models.m.{key}: has braces") and "give a link to it" in problem
+
+
+def test_paths_are_expanded_and_those_of_the_demo_are_found_from_anywhere(tmp_path, monkeypatch):
+    model = {"path": "demo/model", "calibration": "~/c.txt", "evaluation": "demo/mine.txt"}
+    held = parse_settings({"models": {"m": model}, "plans": {"p": {"method": "random"}}})
+    workflow = tmp_path / "workflow"
+    (workflow / "demo" / "model").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    made = placed_settings(held, workflow).models["m"]
+    assert made.path == "workflow/demo/model" and made.evaluation == "demo/mine.txt"
+    assert made.calibration == str(Path.home() / "c.txt")
+
+
+def test_commands_and_workflow_share_their_default_windows():
+    held = parse_settings(
+        {"models": {"m": {"path": "m", "calibration": "c", "evaluation": "e"}}, "plans": {"p": {"method": "random"}}}
+    )
+    for section, windows in (("calibration", 16), ("selection", 16), ("evaluation", 32)):
+        assert getattr(held, section).model_dump() == {"length": 512, "sequences": windows}

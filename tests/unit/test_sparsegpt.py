@@ -1,5 +1,7 @@
 """SparseGPT on one layer: equal to the published algorithms, exact counts, widths within their target, hard cases."""
 
+import copy
+import importlib
 import math
 
 import numpy as np
@@ -254,6 +256,23 @@ def test_columns_that_make_up_for_each_other_lose_less_than_rounding_to_nearest(
     assert errors[True] < errors[False]
 
 
+@pytest.mark.parametrize("percdamp", [0.0, 1e-9])
+def test_a_constant_input_is_told_in_one_line_with_the_layers_name(percdamp, caplog):
+    layer = nn.Linear(64, 8, bias=False)
+    gpt = SparseGPT(layer, "blocks.3.down")
+    gpt.add_batch(torch.ones(40, 64))
+    gpt.fasterprune(0.5, percdamp=percdamp)
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("blocks.3.down: its Hessian has no Cholesky factor; damped by")
+
+
+def test_inputs_that_are_not_finite_name_the_layer():
+    gpt = SparseGPT(nn.Linear(8, 4, bias=False), "blocks.1.up")
+    gpt.add_batch(torch.full((5, 8), math.inf))
+    with pytest.raises(UserError, match="blocks.1.up: its inputs are NaN or infinite"):
+        gpt.fasterprune(0.5)
+
+
 def test_dead_columns_become_zero_and_the_others_are_not_harmed():
     layer, inputs = made_layer()
     inputs[:, [3, 7]] = 0.0
@@ -363,3 +382,40 @@ def test_infinite_inputs_are_refused():
     inputs[3, 3] = math.inf
     with pytest.raises(UserError, match="NaN or infinite"):
         compressed(layer, inputs, quantizer=Quantizer(4), target_avg_bits=4.0)
+
+
+def test_scores_and_widths_by_themselves_are_those_of_the_compression():
+    torch.manual_seed(0)
+    layer, inputs = torch.nn.Linear(32, 16), torch.randn(64, 32)
+    gpt = SparseGPT(layer, "layer_0")
+    gpt.quantizer = Quantizer(4)
+    gpt.add_batch(inputs)
+    scores = gpt.compute_importance_scores()
+    for method in ("quantile", "budget", "optimal"):
+        widths = gpt.allocate_bits(scores, 4.0, method)
+        other = SparseGPT(copy.deepcopy(layer), "layer_0", moments=gpt.moments)
+        other.quantizer = Quantizer(4)
+        made = other.fasterprune(target_avg_bits=4.0, bit_allocation_method=method)
+        assert torch.equal(made.scores, scores) and torch.equal(made.widths, widths)
+
+
+def test_a_whole_block_is_refused_with_the_loop_over_its_layers():
+    block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
+    with pytest.raises(UserError, match="is a Sequential, which holds 2 linear layers") as caught:
+        SparseGPT(block, "layer_0")
+    assert "for name, part in block.named_modules()" in str(caught.value)
+
+
+def test_debug_lines_hold_plain_numbers(caplog):
+    gpt = SparseGPT(torch.nn.Linear(8, 4), "layer_0")
+    gpt.quantizer = Quantizer(4)
+    gpt.add_batch(torch.randn(16, 8))
+    with caplog.at_level("DEBUG", logger="bitplan.sparsegpt"):
+        gpt.fasterprune(target_avg_bits=4.0)
+    assert "widths {" in caplog.text and not any(word in caplog.text for word in ("np.", "tensor(", "int64"))
+
+
+def test_the_originals_names_are_there():
+    from quant import Quantizer as theirs
+
+    assert theirs is Quantizer and importlib.import_module("sparsegpt_enhanced").DEBUG is False

@@ -115,6 +115,36 @@ def test_a_plan_that_is_written_and_read_computes_the_same(family, tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["compressed"] == {"sha256": plan.compressed.digest}
 
 
+@pytest.mark.parametrize(("blocks", "parts"), [(b, p) for b in range(1, 12) for p in range(1, b + 1)])
+def test_parts_of_the_blocks_are_as_the_documents_loop_has_them(blocks, parts):
+    made = [part_of(block, blocks, parts) for block in range(blocks)]
+    assert made == sorted(made) and set(made) == set(range(parts))
+    counts = [made.count(part) for part in range(parts)]
+    assert max(counts) - min(counts) <= 1
+    if parts == 2:
+        # for i, layer in enumerate(layers): 3.5 if i < len(layers) // 2 else 4.5
+        assert made == [int(not block < blocks // 2) for block in range(blocks)]
+
+
+def test_a_second_plan_with_outputs_in_the_same_folder_is_refused_before_any_work(llama, tmp_path, monkeypatch):
+    opened_model = Opened(llama.checkpoint, llama.info, llama.model)
+
+    def run(name: str, settings=HALF):
+        outputs = (tmp_path / f"{name}.config.json", tmp_path / f"{name}.json")
+        with compressed_plan(opened_model, llama.teacher.tokens, settings, *outputs, None) as (_, plan):
+            write_config(outputs[0], plan, LayerPlan(), llama.info, "search_summary")
+            write_plan(outputs[1], plan, LayerPlan(), llama.info, "search_summary")
+
+    run("first")
+    held = (tmp_path / "compressed/index.json").read_bytes()
+    run("first")
+    with pytest.raises(UserError, match="compressed: belongs to first.config.json, and would be replaced"):
+        monkeypatch.setattr(llama.model, "run", None)
+        run("second", replace(HALF, targets=(3.0,)))
+    assert (tmp_path / "compressed/index.json").read_bytes() == held and not (tmp_path / "second.json").exists()
+    assert read_plan(tmp_path / "first.json", llama.info).compressed.digest
+
+
 def test_a_run_that_was_stopped_goes_on_after_the_last_whole_block(llama, tmp_path, monkeypatch):
     whole = llama.compressed(tmp_path / "whole")
     seen = []

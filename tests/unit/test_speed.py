@@ -28,8 +28,9 @@ def test_the_ratio_is_taken_round_by_round_after_the_warm_up(files):
     rounds = [{"a": run_of(s), "b": run_of(2 * s)} for s in (1.0, 100.0, 50.0, 25.0)]
     rounds[0] = {"a": run_of(1.0), "b": run_of(99.0)}
     result = speed.summarize(files, rounds, speed.SpeedSettings(repeats=3, warmup=1))
-    assert result["models"]["b"]["ratio"] == {"median": 2.0, "min": 2.0, "max": 2.0}
-    assert result["models"]["a"]["generation_tokens_per_second"] == {"median": 50.0, "min": 25.0, "max": 100.0}
+    assert result["models"]["b"]["ratio"] == {"median": 2.0, "min": 2.0, "max": 2.0, "stable": True}
+    speeds = result["models"]["a"]["generation_tokens_per_second"]
+    assert speeds == {"median": 50.0, "min": 25.0, "max": 100.0, "stable": False}
     assert result["reference"] == "a"
 
 
@@ -38,6 +39,60 @@ def test_a_reference_that_says_nothing_gives_no_ratio(files):
     result = speed.summarize(files, rounds, speed.SpeedSettings(repeats=1, warmup=0))
     assert result["models"]["b"]["ratio"]["median"] is None
     speed.print_table(result)
+
+
+def timed(monkeypatch, files, speeds, **settings) -> tuple[dict, int]:
+    """Time `a` and `b`, `b` with these speeds round by round and `a` with 1; return the result and the rounds run."""
+    left = iter(speeds)
+    monkeypatch.setattr(speed, "_in_process", lambda path, _: run_of(next(left) if path.name == "b" else 1.0))
+    how = speed.SpeedSettings(repeats=3, warmup=1, **settings)
+    rounds = list(speed.rounds(files, how))
+    return speed.summarize(files, rounds, how), len(rounds)
+
+
+def test_rounds_go_on_until_the_speeds_are_stable(files, monkeypatch):
+    result, rounds = timed(monkeypatch, files, [99, 1.0, 9.0, 5.0, 5.1, 4.9, 77])
+    assert rounds == 6 and result["rounds"] == {"run": 5, "used": 3, "stable": True}
+    assert result["models"]["b"]["ratio"] == {"median": 5.0, "min": 4.9, "max": 5.1, "stable": True}
+
+
+def test_speeds_that_never_settle_are_called_unstable_with_their_range(files, monkeypatch, capsys):
+    result, rounds = timed(monkeypatch, files, [9, *[3.1, 11.0] * 4], max_repeats=7)
+    assert rounds == 8 and result["rounds"] == {"run": 7, "used": 7, "stable": False}
+    ratio = result["models"]["b"]["ratio"]
+    assert (ratio["min"], ratio["max"], ratio["stable"]) == (3.1, 11.0, False)
+    speed.print_table(result)
+    shown = capsys.readouterr().out
+    assert "unstable 3.10x - 11.00x" in shown and "unstable 3.1 - 11.0" in shown and "--max_repeats" in shown
+    assert "1.00x" in shown
+
+
+def test_the_report_calls_an_unstable_speed_so_and_keeps_its_numbers():
+    numbers = {"tokens_per_second": 70.8, "ratio_to_reference": 7.08, "ratio_min": 3.1, "ratio_max": 11.0}
+    rows = [comparison_row("quiet", 0.1) | numbers | {"speed_stable": True}]
+    rows += [comparison_row("noisy", 0.2) | numbers | {"speed_stable": False}]
+    quiet, noisy = as_text(rows).splitlines()[1:3]
+    assert "7.08" in quiet and "unstable" not in quiet
+    assert noisy.split()[-4:] == ["unstable", "unstable", "3.10", "11.00"]
+    assert as_page(rows, "", "<svg/>", "t").count("<td>unstable</td>") == 2
+
+
+def test_the_load_time_of_the_original_holds_no_imports(tiny, monkeypatch):
+    from transformers import AutoModelForCausalLM
+
+    from bitplan.runtimes.transformers import original
+
+    clock, load, loads = [0.0], AutoModelForCausalLM.from_pretrained, []
+
+    def slow_at_first(*words, **more):
+        # The first load imports the family's code.
+        loads.append(words)
+        clock[0] += 20.0 if len(loads) == 1 else 0.5
+        return load(*words, **more)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slow_at_first)
+    monkeypatch.setattr(original.time, "perf_counter", lambda: clock[0])
+    assert original._loaded(tiny)[2] == 0.5
 
 
 def test_one_name_for_two_files_is_refused(files):

@@ -21,7 +21,7 @@ from bitplan.plans.plan import LayerPlan, uniform
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.tensor_types import CANDIDATES, nearest_type, nearest_types
 from bitplan.runtimes.transformers.original import greedy, run_original
-from tests.conftest import SCRIPTS
+from tests.conftest import ROOT, SCRIPTS
 from tests.unit.test_commands import flags_of
 
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
@@ -161,7 +161,7 @@ def test_a_report_never_takes_the_place_of_the_plan(tiny, tmp_path, capsys):
 
 
 def test_a_palette_is_searched_from_a_table_without_measuring_again(tiny, tmp_path):
-    windows = ("--length", 16, "--sequences", 2)
+    windows = ("--length", 16, "--sequences", 2, "--calibration", ROOT / "demo" / "calibration.txt")
     spoken(tmp_path, "sensitivity.py", "--model", tiny, *windows, "--palette", "q8_0", "int4", "--output", "s.tsv")
     target = ("--palette", "q8_0", "int4", "--target-avg-bits", 14, "--output-config", "c.json")
     text = spoken(tmp_path, "mixed_precision_ptq.py", "--model_id", tiny, "--sensitivity", "s.tsv", *target)
@@ -267,3 +267,35 @@ def test_the_nearest_types_are_written_and_reported(tiny, base, tmp_path):
     made = {record["layer"]: kinds[record["tensor"]] for record in records if record["layer"] in wanted}
     # Groups of 4 err less than any type of 4 bits does.
     assert made == wanted and set(made.values()) & {"Q5_0", "Q5_1", "Q8_0"}
+
+
+def test_the_documents_modules_are_the_librarys_code():
+    from data_utils import windows
+    from genetic_optim import search
+    from quant_utils import MixedPrecisionLinear
+
+    from bitplan.reference import text
+    from bitplan.search.genetic import algorithm as genetic
+
+    assert windows is text.windows and search is genetic.search
+    torch.manual_seed(0)
+    linear, inputs = torch.nn.Linear(256, 8), torch.randn(2, 5, 256)
+    whole = linear(inputs)
+    assert torch.equal(MixedPrecisionLinear(linear, 16, 16)(inputs), whole)
+    for w_bits, a_bits, scope in ((4, 8, "tensor"), (4, 4, "token"), (8, 8, "token")):
+        weight = FORMATS[f"int{w_bits}"].roundtrip(linear.weight.detach(), 128)
+        rounded = FORMATS[f"int{a_bits}_{scope}"].roundtrip(inputs)
+        made = MixedPrecisionLinear(linear, w_bits, a_bits, scope)(inputs)
+        assert torch.equal(made, torch.nn.functional.linear(rounded, weight, linear.bias)) and not torch.equal(
+            made, whole
+        )
+
+
+def test_the_model_of_a_mixed_file_is_known_from_its_record_and_only_while_it_is_the_same(chain, demo, tmp_path):
+    from bitplan.report.three_way import known_original
+
+    file = chain[0] / "models/mixed.gguf"
+    assert known_original(file) == (demo / "model").resolve() and "PPL" in chain[1]["compare_real_quant.py"]
+    record = json.loads(file.with_name("mixed.gguf.meta.json").read_text())
+    (tmp_path / "m.gguf.meta.json").write_text(json.dumps({**record, "model_fingerprint": "other"}))
+    assert known_original(tmp_path / "m.gguf") is None and known_original(tmp_path / "n.gguf") is None

@@ -1,7 +1,9 @@
 """The workflow before it runs: lint, layout, dry runs, wrong settings, pins."""
 
+import ast
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -71,6 +73,57 @@ def test_a_missing_model_is_named(workflow):
     assert made.returncode == 1 and "nowhere/config.json" in made.stdout
 
 
+def test_the_demo_runs_in_another_directory_and_finds_its_model_and_texts(workflow, tmp_path):
+    made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    commands = [line for line in made.stdout.splitlines() if "layer_stats.py" in line and "--save-text" in line]
+    assert len(commands) == 1 and "a folder/demo/calibration.txt" in commands[0]
+
+
+def test_a_config_and_texts_in_another_directory_come_before_those_of_the_workflow(workflow, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "calibration.txt").write_text("mine")
+    (tmp_path / "config.yaml").write_text(
+        (workflow / "config.yaml").read_text().replace("sequences: 16", "sequences: 9")
+    )
+    made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path))
+    assert made.returncode == 0, made.stderr
+    command = next(line for line in made.stdout.splitlines() if "layer_stats.py" in line and "--save-text" in line)
+    assert "--calibration demo/calibration.txt" in command and "--sequences 9" in command
+
+
+def test_one_text_for_both_is_split_and_said(workflow, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "link.txt").symlink_to(workflow / "demo" / "calibration.txt")
+    setting = "models={demo: {evaluation: demo/link.txt}}"
+    made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path), "--config", setting)
+    assert made.returncode == 0, made.stdout
+    teachers = [line for line in made.stdout.splitlines() if "teacher.py" in line and "--text" in line]
+    assert sorted(int(re.search(r"--skip-tokens (\d+)", line)[1]) for line in teachers) == [8192, 16384]
+    assert "calibration and evaluation are one text" in made.stdout + made.stderr
+
+
+def test_one_text_of_which_all_is_used_stops_the_run_with_one_line(workflow, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "models: {demo: {evaluation: demo/calibration.txt}}\nselection: {sequences: null}\n"
+    )
+    made = snakemake(workflow, "--dry-run", "--configfile", str(tmp_path / "own.yaml"))
+    assert made.returncode == 1 and "selection.sequences: null leaves nothing to hold out" in made.stdout
+    assert "Traceback" not in made.stdout + made.stderr
+
+
+def test_two_texts_are_not_skipped_in(workflow):
+    made = snakemake(workflow, "--dry-run", "-p", "results/demo/evaluation.safetensors")
+    assert "teacher.py" in made.stdout and "--skip-tokens" not in made.stdout and "are one text" not in made.stderr
+
+
+def test_all_of_a_text_is_asked_for_in_words(workflow, tmp_path):
+    (tmp_path / "own.yaml").write_text("evaluation: {sequences: null}\n")
+    target = "results/demo/evaluation.safetensors"
+    made = snakemake(workflow, "--dry-run", "-p", "--configfile", str(tmp_path / "own.yaml"), "--", target)
+    assert "--sequences all" in made.stdout
+
+
 def test_environments_pin_what_the_lock_file_pins():
     from set_up import locked
 
@@ -78,6 +131,50 @@ def test_environments_pin_what_the_lock_file_pins():
     for path in (ROOT / "envs").glob("*.yaml"):
         pins = re.findall(r"^ +- ([\w-]+)==(\S+)$", path.read_text(), re.M)
         assert pins and {name: lock[name] for name, _ in pins} == dict(pins), path.name
+
+
+# Names under which packages are imported, where these are not the packages' own.
+PACKAGES = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}
+# Comes with llama.cpp's converter, which is no package.
+CONVERTER = {"conversion"}
+CALLS = sorted(
+    {
+        (environment, command)
+        for path in (ROOT / "rules").glob("*.smk")
+        for environment, command in re.findall(
+            r"envs/(\w+)\.yaml\"(?:(?!\nrule |\n    rule ).|\n)*?script\(\"(\w+\.py)\"\)", path.read_text()
+        )
+    }
+)
+
+
+def third_party(command: str) -> set[str]:
+    """The packages that a command and the local code behind it import, anywhere in it."""
+    from bitplan.workflow.code_versions import SCRIPTS, code_versions
+
+    nodes = [node for file in code_versions(command) for node in ast.walk(ast.parse((SCRIPTS / file).read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    local = {path.stem for path in SCRIPTS.glob("*.py")} | {"bitplan"}
+    found = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - local - CONVERTER
+    return {PACKAGES.get(name, name) for name in found}
+
+
+def test_the_commands_of_rules_are_found_with_their_environments():
+    assert {command for _, command in CALLS} >= {"sensitivity.py", "report.py", "export_gguf.py", "download_model.py"}
+
+
+@pytest.mark.parametrize(("environment", "command"), CALLS)
+def test_an_environment_names_every_package_that_its_commands_import(environment, command):
+    named = set(re.findall(r"^ +- ([\w-]+)==", (ROOT / "envs" / f"{environment}.yaml").read_text(), re.M))
+    plain = {name.lower().replace("_", "-") for name in named}
+    assert {name for name in third_party(command) if name.lower().replace("_", "-") not in plain} == set()
+
+
+def test_requirements_are_those_of_the_lock_file():
+    from set_up import locked
+
+    assert locked(ROOT / "requirements.txt") == locked(ROOT / "requirements.lock")
 
 
 def test_the_lock_file_pins_everything_and_names_no_place():

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bitplan.cli.inputs import check_files, outputs_of
+from bitplan.cli.bundled_text import TextFlag, fill_texts_
+from bitplan.cli.inputs import check_files, input_file, outputs_of
+from bitplan.config.defaults import BOS_MEANING, BOS_POLICIES, CALIBRATION_WINDOWS, EVALUATION_WINDOWS, WINDOW_LENGTH
 from bitplan.core.errors import Problem, UserError, nearest
 from bitplan.core.sizes import bytes_of
 
@@ -65,6 +67,10 @@ def share(text: str) -> tuple[int, int]:
 class _OneLineParser(argparse.ArgumentParser):
     """A parser that says what is wrong with a flag in one line, as every other error; `--help` has the usage."""
 
+    def __init__(self, **how: object) -> None:
+        super().__init__(**how)
+        self.texts: list[TextFlag] = []
+
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse flags in either spelling, --max_tokens and --max-tokens: documents and habits differ."""
         return super().parse_known_args([self._declared(word) for word in (args or sys.argv[1:])], namespace)
@@ -102,14 +108,47 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32", device: str = "cpu") -> None:
     """Add --device, --dtype and --threads."""
     made.add_argument("--device", default=device, help="cpu, cuda, cuda:N, mps, or auto: the best that is there")
-    made.add_argument("--dtype", default=dtype, choices=("fp32", "fp16", "bf16"), help="number type to compute in")
+    told = "number type to compute in; auto: bf16 where the processor computes in it, else fp32"
+    made.add_argument("--dtype", default=dtype, choices=("fp32", "fp16", "bf16", "auto"), help=told)
     made.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
 
 
-def add_window_flags(made: argparse.ArgumentParser, length: int = 512, sequences: int | None = None) -> None:
-    """Add --length and --sequences: how a text is cut into windows of tokens."""
-    made.add_argument("--length", type=number(2, kind=int), default=length, help="tokens per window")
-    made.add_argument("--sequences", type=count, default=sequences, help="windows to use; all by default")
+def count_or_all(text: str) -> int | None:
+    """The argparse type of a count, or None for `all`."""
+    return None if text == "all" else count(text)
+
+
+def add_window_flags(made: argparse.ArgumentParser, sequences: int = EVALUATION_WINDOWS) -> None:
+    """Add --length, --sequences and --bos: how a text is cut into windows of tokens, by default as in the workflow."""
+    made.add_argument(
+        "--length", type=number(2, kind=int), default=WINDOW_LENGTH, help="tokens per window, as in the workflow"
+    )
+    told = "windows to use, as in the workflow, or all"
+    made.add_argument("--sequences", type=count_or_all, default=sequences, metavar="COUNT|all", help=told)
+    add_bos_flag(made)
+
+
+def add_calibration_window_flags(made: argparse.ArgumentParser) -> None:
+    """Add --length, --sequences and --bos for a text that is measured on."""
+    add_window_flags(made, CALIBRATION_WINDOWS)
+
+
+def add_bos_flag(made: argparse.ArgumentParser) -> None:
+    """Add --bos."""
+    made.add_argument("--bos", choices=BOS_POLICIES, default="auto", help=BOS_MEANING)
+
+
+def add_text_flag(
+    made: argparse.ArgumentParser,
+    flag: str,
+    bundled: str,
+    told: str,
+    kind: Callable[[str], object] = input_file,
+    wanted: Callable[[argparse.Namespace], bool] = lambda args: True,
+) -> None:
+    """Add a flag for a text: required where it is `wanted`, but for the bundled model, whose own text is the default."""
+    made.add_argument(flag, type=kind, help=f"{told}; only the bundled model has one by default")
+    made.texts.append(TextFlag(flag, bundled, wanted))
 
 
 def add_model_flag(made: argparse.ArgumentParser) -> None:
@@ -117,6 +156,17 @@ def add_model_flag(made: argparse.ArgumentParser) -> None:
     told = "folder of a checkpoint, the model.json of one, or an id on the model hub (organization/name)"
     made.add_argument("--model", type=Path, required=True, help=told)
     made.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
+
+
+def add_base_kl_flag(made: argparse.ArgumentParser) -> None:
+    """Add --allow-base-kl; without a number it allows any."""
+    told = "largest KL of the model's own GGUF file from the model, nats per token; without a number: any"
+    made.add_argument("--allow-base-kl", type=_base_kl, nargs="?", const=float("inf"), default=1e-3, help=told)
+
+
+def _base_kl(text: str) -> float:
+    """The argparse type of a limit on KL: a number from 0, or inf."""
+    return float("inf") if text == "inf" else number(0.0)(text)
 
 
 def add_model_id_flag(made: argparse.ArgumentParser) -> None:
@@ -195,6 +245,7 @@ def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None
     os.environ.update({**ENVIRONMENT, **os.environ})
     try:
         check_files(made, args)
+        fill_texts_(made.texts, args)
         _fetch_model(args)
         main(args)
     except UserError as error:

@@ -1,5 +1,6 @@
 """The settings of plans: what each search method may be told, its type, range and meaning."""
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,16 @@ def _known_format(name: str) -> str:
     return name
 
 
+def _path(path: str) -> str:
+    """Return a path with `~` expanded. Raises ValueError for one with braces, which Snakemake takes for a wildcard."""
+    if "{" in path or "}" in path:
+        raise ValueError(
+            "has braces, which Snakemake takes for a wildcard: rename the file, or give a link to it without them"
+        )
+    return os.path.expanduser(path)
+
+
+PathName = Annotated[str, AfterValidator(_path)]
 FormatName = Annotated[str, AfterValidator(_known_format)]
 
 
@@ -41,7 +52,12 @@ class AdaptivePlan(Section):
 
     method: Literal["adaptive"] = "adaptive"
     ppl_threshold: float = Field(0.1, gt=0, description="largest rise of perplexity, as a share")
-    target_avg_bits: float = Field(8.0, gt=0, le=16, description="average bits over all parameters to stop at")
+    target_avg_bits: float = Field(
+        8.0,
+        gt=0,
+        le=16,
+        description="average bits over all parameters that the plan is to be within; the check compares",
+    )
     step_size: float = Field(0.5, gt=0, description="step of the alpha threshold")
     batch_size: int = Field(8, ge=1, description="windows in one batch; changes speed only")
     search: Literal["linear", "bisect"] = Field("linear", description="try every step, or halve")
@@ -56,7 +72,7 @@ class AdaptivePlan(Section):
     task: str | None = Field(None, description="limit a metric of this lm-eval task instead of perplexity per token")
     metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
     task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
-    include_path: str | None = Field(None, description="folder with your own lm-eval tasks")
+    include_path: PathName | None = Field(None, description="folder with your own lm-eval tasks")
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
 
@@ -78,12 +94,16 @@ class RandomPlan(Section):
         return value
 
 
+Compression = Annotated[float, Field(gt=0, le=1)]
+
+
 class GeneticPlan(Section):
     """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
 
     method: Literal["genetic"]
-    target_compression: float = Field(
-        0.75, gt=0, le=1, description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1"
+    target_compression: Compression | Literal["auto"] = Field(
+        0.75,
+        description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1; or auto: A8 where sensitivity is high",
     )
     target_avg_bits: float | None = Field(
         None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"

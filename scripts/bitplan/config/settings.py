@@ -10,7 +10,15 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from bitplan.config.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, Section
+from bitplan.config.defaults import (
+    BOS_MEANING,
+    CALIBRATION_WINDOWS,
+    EVALUATION_WINDOWS,
+    SELECTION_WINDOWS,
+    WINDOW_LENGTH,
+    Bos,
+)
+from bitplan.config.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, PathName, Section
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.sizes import bytes_of
@@ -31,12 +39,20 @@ Amount = Annotated[str, AfterValidator(_amount)]
 class ModelSettings(Section):
     """A model and its texts."""
 
-    path: str = Field(description="folder of the checkpoint, or an id on the model hub")
+    path: PathName = Field(description="folder of the checkpoint, or an id on the model hub")
     revision: str | None = Field(None, description="revision on the model hub: branch, tag or commit")
-    calibration: str = Field(description="text on which statistics are taken and searches run")
-    evaluation: str = Field(description="held-out text on which plans are compared")
+    calibration: PathName = Field(description="text on which statistics are taken and searches run")
+    evaluation: PathName = Field(description="held-out text on which plans are compared")
     gguf: bool = Field(
         True, description="whether llama.cpp knows the family; without, plans are compared by simulation"
+    )
+    base_type: Literal["f32", "f16", "bf16"] | None = Field(
+        None, description="precision of the GGUF that plans are exported from; the checkpoint's own when absent"
+    )
+    allow_base_kl: float = Field(
+        1e-3,
+        ge=0,
+        description="largest KL of that GGUF from the model, nats per token: above, llama.cpp computes another model",
     )
 
 
@@ -54,8 +70,20 @@ class ComputeSettings(Section):
 class WindowSettings(Section):
     """How a text is cut into windows of tokens."""
 
-    length: int = Field(512, ge=2, description="tokens per window")
-    sequences: int | None = Field(None, ge=1, description="windows to use; all of the text when absent")
+    length: int = Field(WINDOW_LENGTH, ge=2, description="tokens per window")
+    sequences: int | None = Field(EVALUATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+
+
+class CalibrationWindows(WindowSettings):
+    """How the calibration text is cut."""
+
+    sequences: int | None = Field(CALIBRATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+
+
+class SelectionWindows(WindowSettings):
+    """How the text of selection is cut."""
+
+    sequences: int | None = Field(SELECTION_WINDOWS, ge=1, description="windows to use; null: all of the text")
 
 
 class ExportSettings(Section):
@@ -75,6 +103,8 @@ class SpeedSettings(Section):
 
     max_tokens: int = Field(200, ge=2, description="tokens to generate after each prompt")
     repeats: int = Field(5, ge=1, description="counted rounds over all files")
+    max_repeats: int = Field(15, ge=1, description="rounds at most, while speeds vary by more than max_spread")
+    max_spread: float = Field(1.3, gt=1, description="fastest over slowest round up to which a speed is stable")
     warmup: int = Field(1, ge=0, description="rounds before, not counted")
     prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
 
@@ -129,7 +159,7 @@ class TaskSettings(Section):
     """Which lm-eval tasks are run on the model and on every plan."""
 
     names: list[str] = Field([], description="tasks, e.g. demo_stories and demo_memory; none by default")
-    include_path: str | None = Field(None, description="folder with your own tasks (YAML files of lm-eval)")
+    include_path: PathName | None = Field(None, description="folder with your own tasks (YAML files of lm-eval)")
     limit: int | None = Field(None, ge=1, description="documents of each task; all when absent")
     batch_size: int = Field(
         8, ge=1, description="requests in one batch; changes speed only; 1 for plans with a scale per window"
@@ -162,16 +192,38 @@ class Settings(Section):
         description="importance matrix (mean x^2 of each input column on the calibration text) for GGUF types, in measuring, simulating and exporting",
     )
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
-    calibration: WindowSettings = Field(WindowSettings(sequences=32), description="windows of the calibration text")
-    selection: WindowSettings = Field(
-        WindowSettings(sequences=32),
+    bos: Bos = Field("auto", description=BOS_MEANING)
+    calibration: CalibrationWindows = Field(CalibrationWindows(), description="windows of the calibration text")
+    selection: SelectionWindows = Field(
+        SelectionWindows(),
         description="windows of the calibration text after those of calibration: what optimal plans decide their steps on",
     )
-    evaluation: WindowSettings = Field(WindowSettings(), description="windows of the evaluation text")
+    evaluation: WindowSettings = Field(
+        WindowSettings(),
+        description="windows of the evaluation text; of one that is the calibration text too, those behind the others",
+    )
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="sensitivity of layers to formats")
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
     tasks: TaskSettings = Field(TaskSettings(), description="optional lm-eval tasks")
+
+    @field_validator("models", "plans", "studies", mode="before")
+    @classmethod
+    def _null_drops(cls, value: Any) -> Any:
+        """An entry set to null is left out: so a default one is dropped in a file that is laid over config.yaml."""
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+
+    @property
+    def tokens_before_selection(self) -> int | None:
+        """How many tokens of the calibration text are measured on; None: all."""
+        used = self.calibration
+        return None if used.sequences is None else used.sequences * used.length
+
+    @property
+    def tokens_before_evaluation(self) -> int | None:
+        """How many tokens of the calibration text are measured on or decided on; None: all."""
+        before, used = self.tokens_before_selection, self.selection
+        return None if before is None or used.sequences is None else before + used.sequences * used.length
 
     @cached_property
     def cells(self) -> dict[str, AnyPlan]:
@@ -222,7 +274,11 @@ class Settings(Section):
 
 def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
-    sections = {"compute": ComputeSettings, "calibration": WindowSettings, "evaluation": WindowSettings}
+    sections: dict[str, type[Section]] = {
+        "compute": ComputeSettings,
+        "calibration": WindowSettings,
+        "evaluation": WindowSettings,
+    }
     sections["selection"] = WindowSettings
     sections |= {
         "export": ExportSettings,
@@ -239,6 +295,10 @@ def _keys_at(location: tuple) -> list[str]:
     return list((ModelSettings if location[0] == "models" else sections[location[0]]).model_fields)
 
 
+# What YAML reads as truth values, as it was probably written.
+BOOLEANS = {"False": "no", "True": "yes"}
+
+
 def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
@@ -248,6 +308,10 @@ def _problem(error: Mapping[str, Any]) -> Problem:
         return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}")
     if error["type"] == "union_tag_not_found":
         return Problem(shown, "has no method", f"Add one of: {', '.join(METHODS)}")
+    if location[-1] == "[key]" and error["type"] == "string_type":
+        name = BOOLEANS.get(str(error["input"]), str(error["input"]))
+        what = f"the name {name} is no word in YAML, but a {type(error['input']).__name__}"
+        return Problem(str(location[0]), what, f'Put the name in quotes: "{name}"')
     what = error["msg"].removeprefix("Value error, ")
     hint = "Add it" if error["type"] == "missing" else ""
     given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"

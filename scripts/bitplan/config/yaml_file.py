@@ -83,9 +83,6 @@ DEMO: dict[str, Any] = {
         "outside": ["q4_k", "q5_k", "q6_k", "q8_0"],
         "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
     },
-    "calibration": {"length": 512, "sequences": 16},
-    "selection": {"length": 512, "sequences": 16},
-    "evaluation": {"length": 512, "sequences": 32},
     "speed": {"max_tokens": 64, "repeats": 3},
 }
 
@@ -161,6 +158,7 @@ def _lines() -> Iterator[str]:
         yield from (f"    {key}: {_value(value)}" for key, value in values.items())
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
     yield f"\nimatrix: {_value(fields['imatrix'].default)} {_comment(fields['imatrix'])}"
+    yield f"\nbos: {_value(fields['bos'].default)} {_comment(fields['bos'])}"
     for name in ("compute", "calibration", "selection", "evaluation", "sensitivity", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"

@@ -5,20 +5,23 @@ Standard errors are those of the mean over windows: tokens of one window are not
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitplan.core.errors import user_error
 from bitplan.reference.head import Head
 from bitplan.reference.reference import Teacher
+from bitplan.reference.text import NO_BOS
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
 LOGIT_VALUES_AT_ONCE = 1 << 25
 # What follows takes a few MiB of them at a time, which stay in the cache and are not asked of the system anew.
 SCORED_VALUES_AT_ONCE = 1 << 20
+OVERFLOW = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or formats with more bits"
 LARGEST_NLL = math.log(sys.float_info.max)
 # logits_of(window, positions) -> (positions, vocabulary) float32
 LogitsOf = Callable[[int, slice], Tensor]
@@ -26,12 +29,14 @@ LogitsOf = Callable[[int, slice], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher."""
+    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher. `bos`: how the
+    windows begin."""
 
     nll: Tensor
     teacher_nll: Tensor
     kl: Tensor
     agree: Tensor
+    bos: str = NO_BOS
 
 
 def divergence(teacher: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
         targets = teacher.tokens[window, 1:][rows]
         parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
     shape = (teacher.tokens.shape[0], -1)
-    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)))
+    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)), bos=teacher.bos)
 
 
 def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
@@ -117,13 +122,18 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def summarize(scores: TokenScores) -> dict[str, Any]:
-    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher."""
+    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher.
+
+    Raises `UserError` when PPL or KL is not finite.
+    """
     nll, nll_error = mean_and_error(scores.nll)
     kl, kl_error = mean_and_error(scores.kl)
     ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
     base = scores.teacher_nll.to(torch.float64).mean().item()
     ppl = perplexity(nll)
+    check_scores({"NLL": nll, "PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
     return {
+        "bos": scores.bos,
         "windows": scores.nll.shape[0],
         "tokens": scores.nll.numel(),
         "nll": nll,
@@ -138,6 +148,15 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
         "ln_ppl_ratio": ratio,
         "ln_ppl_ratio_error": ratio_error,
     }
+
+
+def check_scores(figures: Mapping[str, float]) -> None:
+    """Raise `UserError` when a figure is no finite number: nothing can be concluded from it."""
+    wrong = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if wrong:
+        beyond = all(name.endswith("PPL") and value > 0 for name, value in figures.items() if not math.isfinite(value))
+        hint = "Check the weights: the mean NLL is over 709" if beyond else OVERFLOW
+        raise user_error("scores", f"are not finite ({', '.join(wrong)})", hint)
 
 
 def perplexity(nll: float) -> float:

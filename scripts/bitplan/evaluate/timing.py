@@ -13,13 +13,23 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """Tokens to generate after each prompt, counted rounds, rounds to warm up, processor threads, the prompts."""
+    """Tokens to generate after each prompt, counted rounds, rounds to warm up, processor threads, the prompts.
+
+    Rounds go on, up to `max_repeats`, until in the last `repeats` of them the fastest is at most `max_spread` times the slowest.
+    """
 
     max_tokens: int = 200
     repeats: int = 5
     warmup: int = 1
     threads: int = 2
     prompts: tuple[str, ...] = PROMPTS
+    max_repeats: int = 15
+    max_spread: float = 1.3
+
+    @property
+    def budget(self) -> int:
+        """Counted rounds at most."""
+        return max(self.repeats, self.max_repeats)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
 """A model with all of its weights at once, under one plan after another: for evaluations that call it as transformers does."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bitplan.models.layers import ModelInfo, output_tensor_name
-from bitplan.models.walk import StreamedModel
+from bitplan.models.walk import StreamedModel, check_tokens
 from bitplan.plans.apply import QuantizedWeights, quantize_weights_, quantized_inputs
 from bitplan.plans.apply_embeddings import stored_rows
 from bitplan.plans.plan import Plan, check_columns
@@ -37,6 +37,7 @@ class WholeModel:
         check_columns(plan, self.info, self.weights.formats)
         layers = {layer.name: layer for layer in self.info.layers}
         with ExitStack() as stack:
+            stack.callback(self._guard())
             for index in range(len(self.streamed.blocks)):
                 block = self.streamed.block_(index)
                 stack.callback(self.streamed.drop_, block.module)
@@ -47,6 +48,16 @@ class WholeModel:
                 stack.callback(load_outside_, self.streamed)
                 quantize_outside_(self.streamed, self.info, plan, self.weights)
             yield self.module
+
+    def _guard(self) -> Callable[[], None]:
+        """Refuse tokens behind the embedding's last row, which torch only calls out of range; return what ends that."""
+        table, name = self.module.get_input_embeddings(), self.streamed.table_name
+        source = f"{self.streamed.checkpoint.folder}: {name}"
+
+        def check(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            check_tokens(args[0], module.weight.shape[0], source)
+
+        return table.register_forward_pre_hook(check).remove
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """Count the tokens that a block is run on, as the walk does."""

@@ -1,7 +1,7 @@
 """GGUF types, quantized by the runtime's own code: what a search sees is what the file holds.
 
 `ggml_quantize_chunk` is called in libggml-base of llama-cpp-python, and `gguf.quants` decodes. The library does not check
-that rows are a multiple of the type's block: `check_columns` does, before any work.
+that rows are a multiple of the type's block: `check_columns` does. Layers whose rows are not have another format: fitting.py.
 """
 
 import ctypes
@@ -16,8 +16,9 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.core.errors import user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
+from bitplan.formats.fitting import SUBSTITUTES
 
 ROWS_PER_CHUNK_VALUES = 1 << 20
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
@@ -49,34 +50,19 @@ def block_of(kind: GGMLQuantizationType) -> tuple[int, int]:
     return gguf.GGML_QUANT_SIZES[kind]
 
 
-def check_columns(kind: GGMLQuantizationType, columns: dict[str, int]) -> None:
-    """Raise `UserError` naming every layer whose number of columns is not a multiple of the type's block."""
+def check_columns(kind: GGMLQuantizationType, columns: int) -> None:
+    """Raise `UserError` unless rows of so many columns are a multiple of the type's block; it names the type that fits them."""
     block, _ = block_of(kind)
-    wrong = {layer: n for layer, n in columns.items() if n % block}
-    if wrong:
-        hint = f"Give it a type with blocks of 32 (q8_0, q4_0), or one without: {fallback(kind, next(iter(wrong.values()))).name}"
-        raise UserError(
-            Problem(layer, f"{n} columns are no multiple of {kind.name}'s block of {block}", hint)
-            for layer, n in wrong.items()
-        )
-
-
-FALLBACKS = {
-    "Q2_K": "Q4_0",
-    "Q3_K": "Q4_0",
-    "Q4_K": "Q5_0",
-    "Q5_K": "Q5_1",
-    "Q6_K": "Q8_0",
-    "IQ4_XS": "IQ4_NL",
-}
+    if columns % block:
+        what = f"{columns} columns are no multiple of {kind.name}'s block of {block}"
+        raise user_error("matrix", what, f"Give it {fallback(kind, columns).name.lower()}, which fits")
 
 
 def fallback(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
     """Return the type that llama.cpp itself would use for rows of `columns` values: `kind`, a type of blocks of 32, or F16."""
-    if columns % block_of(kind)[0] == 0:
-        return kind
-    second = GGMLQuantizationType[FALLBACKS.get(kind.name, "F16")]
-    return second if columns % block_of(second)[0] == 0 else GGMLQuantizationType.F16
+    second = GGMLQuantizationType[SUBSTITUTES.get(kind.name.lower(), "f16").upper()]
+    tried = (form for form in (kind, second) if columns % block_of(form)[0] == 0)
+    return next(tried, GGMLQuantizationType.F16)
 
 
 def encode(
@@ -89,7 +75,7 @@ def encode(
     """
     rows, columns = values.shape
     block, size = block_of(kind)
-    check_columns(kind, {"matrix": columns})
+    check_columns(kind, columns)
     base = library()
     base.ggml_quantize_init(int(kind))
     source = np.ascontiguousarray(values, dtype=np.float32)

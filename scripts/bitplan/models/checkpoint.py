@@ -1,28 +1,28 @@
-"""A checkpoint folder: which tensors it holds, and reading single ones without loading the rest.
+"""A checkpoint folder: which tensors it holds, which of them its model loads, and reading single ones without loading the rest.
 
-Only the headers of the safetensors files are read here (8 bytes of length, then JSON: safetensors format),
-so that listing layers needs neither torch nor the weights.
+Only the headers of the safetensors files are read to list tensors (8 bytes of length, then JSON: safetensors format).
 """
 
 import hashlib
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bitplan.core.errors import user_error
+from bitplan.core.errors import UserError, user_error
 from bitplan.core.files import read_json
-from bitplan.models.checkpoint_files import INDEX, SETTINGS_AND_TOKENIZER, matching
-from bitplan.models.families import BUFFERS
+from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, matching
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from bitplan.models.loading import Loading
 
 PIECE = 1 << 24
 DOWNLOAD_AGAIN = "Download the checkpoint again"
@@ -32,9 +32,10 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a checkpoint: the file it is in, its dtype as safetensors names it, its shape, its bytes in the file."""
+    """A tensor of a checkpoint: the file it is in and its name there, its dtype as safetensors names it, shape, bytes in the file."""
 
     file: Path
+    key: str
     dtype: str
     shape: tuple[int, ...]
     start: int
@@ -50,14 +51,19 @@ class TensorInfo:
         """Size in the file."""
         return self.stop - self.start
 
-    def copy_to(self, handle: BinaryIO) -> None:
-        """Copy the tensor's bytes, a few MiB at a time."""
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the tensor's bytes, a few MiB at a time."""
         with open(self.file, "rb") as source:
             source.seek(self.start)
             left = self.nbytes
             while piece := source.read(min(left, PIECE)):
-                handle.write(piece)
+                yield piece
                 left -= len(piece)
+
+    def copy_to(self, handle: BinaryIO) -> None:
+        """Copy the tensor's bytes."""
+        for piece in self.pieces():
+            handle.write(piece)
 
 
 def _header(file: Path) -> dict[str, TensorInfo]:
@@ -70,7 +76,7 @@ def _header(file: Path) -> dict[str, TensorInfo]:
         try:
             entries = json.loads(handle.read(length))
             entries.pop("__metadata__", None)
-            held = {name: _tensor_info(file, entry, 8 + length) for name, entry in entries.items()}
+            held = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             hint = "Download the checkpoint again, or save it with `save_pretrained`"
             raise user_error(file, "is not a safetensors file: its header is broken", hint) from None
@@ -78,13 +84,13 @@ def _header(file: Path) -> dict[str, TensorInfo]:
     return held
 
 
-def _tensor_info(file: Path, entry: Mapping[str, Any], begin: int) -> TensorInfo:
+def _tensor_info(file: Path, name: str, entry: Mapping[str, Any], begin: int) -> TensorInfo:
     """Return an entry of a header. Raises KeyError, TypeError or ValueError for one that safetensors does not allow."""
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
         raise ValueError("sizes and offsets are whole numbers from 0")
-    return TensorInfo(file, str(entry["dtype"]), shape, begin + start, begin + stop)
+    return TensorInfo(file, name, str(entry["dtype"]), shape, begin + start, begin + stop)
 
 
 def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, size: int) -> None:
@@ -100,29 +106,61 @@ def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
         raise user_error(file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
 
 
-def _indexed_names(index: Path) -> list[str]:
-    """Return the names of the files in an index, sorted. Raises `UserError` for one that is broken or points elsewhere."""
+def _indexed(index: Path) -> dict[str, str]:
+    """Return {tensor: file} of an index. Raises `UserError` for one that is broken or points elsewhere."""
     named = read_json(index, DOWNLOAD_AGAIN).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
         raise user_error(index, "has no weight_map from tensors to files", DOWNLOAD_AGAIN)
     outside = sorted(name for name in named.values() if Path(name).name != name)
     if outside:
         raise user_error(index, f"names {outside[0]!r}, which is no file of its folder", DOWNLOAD_AGAIN)
-    return sorted(set(named.values()))
+    return named
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        files = [folder / name for name in _indexed_names(index)]
+    """Return the files that transformers loads: the single one before those of an index. Raises `UserError`."""
+    if (folder / SINGLE).exists():
+        files = [folder / SINGLE]
+    elif (folder / INDEX).is_file():
+        files = [folder / name for name in sorted(set(_indexed(folder / INDEX).values()))]
     else:
-        files = sorted(folder.glob("*.safetensors"))
+        raise _without_weights(folder)
     absent = [file.name for file in files if not file.is_file()]
-    if absent and not index.is_file():
-        raise user_error(folder / absent[0], "is not a file", DOWNLOAD_AGAIN)
+    if absent and files[0].name == SINGLE:
+        raise user_error(folder / SINGLE, "is not a file", DOWNLOAD_AGAIN)
     if absent:
         raise user_error(folder, f"lacks {', '.join(absent[:3])}, which its index names", DOWNLOAD_AGAIN)
     return files
+
+
+def _without_weights(folder: Path) -> UserError:
+    """Return the error for a folder without weights that transformers would load."""
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        what = f"holds {others[0]}, but neither {SINGLE} nor {INDEX}, by which transformers finds the weights"
+        return user_error(folder, what, f"Rename a single file to {SINGLE}, or save the model with `save_pretrained`")
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    what = f"holds {pickles[0]}, a pickle, which is not loaded" if pickles else "holds no safetensors file"
+    return user_error(folder, what, "Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)")
+
+
+def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
+    """Return whether two tensors are stored alike."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
+        a == b for a, b in zip(one.pieces(), other.pieces(), strict=True)
+    )
+
+
+def _all_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
+    """Return the tensors of some files. Raises `UserError` for one that two files store with different values."""
+    held: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in _header(file).items():
+            if name in held and not _same_bytes(held[name], info):
+                what = f"and {held[name].file.name} both store {name}, with different values"
+                raise user_error(file, what, "Keep one of them: which one counts depends on the program")
+            held[name] = info
+    return held
 
 
 @dataclass(frozen=True)
@@ -140,10 +178,7 @@ class Checkpoint:
         folder = Path(str(read_json(path).get("path", path))) if described else path
         if not os.path.isfile(folder / "config.json"):
             raise user_error(folder, "is not a model folder: it has no config.json", "Give the folder of a checkpoint")
-        if not _weight_files(folder):
-            pickles = sorted(p.name for p in folder.glob("*.bin"))
-            what = f"holds {pickles[0]}, a pickle, which is not loaded" if pickles else "holds no safetensors file"
-            raise user_error(folder, what, "Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)")
+        _weight_files(folder)
         return cls(folder)
 
     @cached_property
@@ -152,16 +187,61 @@ class Checkpoint:
         return read_json(self.folder / "config.json", DOWNLOAD_AGAIN)
 
     @cached_property
-    def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every parameter by name, in the files' order; masks and constants that old checkpoints store are left out."""
-        held = (item for file in _weight_files(self.folder) for item in _header(file).items())
-        return {name: info for name, info in held if not BUFFERS.search(name)}
+    def text_config(self) -> dict:
+        """The content of `config.json` as far as the language model goes: what it says of that comes before what it says of all."""
+        inner = self.config.get("text_config")
+        return {**self.config, **inner} if isinstance(inner, dict) else self.config
+
+    @cached_property
+    def stored(self) -> Mapping[str, TensorInfo]:
+        """Every tensor in the files that transformers loads, by its name there, in the files' order."""
+        return _all_tensors(_weight_files(self.folder))
 
     @property
+    def indexed(self) -> Mapping[str, str]:
+        """{tensor: file} as the index says, where it is the one that counts."""
+        index = self.folder / INDEX
+        return {} if (self.folder / SINGLE).exists() or not index.is_file() else _indexed(index)
+
+    @cached_property
+    def loading(self) -> "Loading":
+        """What the model that transformers builds from `config.json` loads. Raises `UserError` where it builds none."""
+        from bitplan.models.loading import loading_of
+
+        # The headers first: a broken file says more than what follows from it.
+        return loading_of(self.folder, self.config, list(self.stored))
+
+    @cached_property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor that the model loads, in the files' order, by name without what wrappers put before it."""
+        return {name: self.stored[key] for name, key in self.loading.names.items()}
+
+    @property
+    def unused_files(self) -> tuple[str, ...]:
+        """Files of weights in the folder that are not the model's, sorted: of adapters, older copies, other programs."""
+        used = {file.name for file in _weight_files(self.folder)} | {file.name for file in self.others()}
+        return tuple(sorted(set(matching(os.listdir(self.folder), OTHER_WEIGHTS)) - used))
+
+    @cached_property
     def tied(self) -> bool:
-        """Whether the output matrix is the embedding matrix; "not said" means what transformers takes it to mean."""
-        said = self.config.get("tie_word_embeddings")
-        return said if said is not None else "lm_head.weight" not in self.tensors
+        """Whether the output matrix is the embedding matrix. One of its own that is stored is taken, as transformers does."""
+        loading = self.loading
+        if not loading.tied or loading.embedding is None or loading.output is None:
+            return loading.tied
+        return self._equal(loading.embedding, loading.output)
+
+    def _equal(self, one: str, other: str) -> bool:
+        """Return whether two matrices hold the same values. Some rows at a time are in memory."""
+        import torch
+
+        first, second = self.tensors[one], self.tensors[other]
+        if (first.dtype, first.shape) == (second.dtype, second.shape):
+            return _same_bytes(first, second)
+        if first.shape != second.shape:
+            return False
+        step = max(1, PIECE // max(1, first.shape[1]))
+        rows = (torch.arange(i, min(i + step, first.shape[0])) for i in range(0, first.shape[0], step))
+        return all(torch.equal(self.read_rows(one, some).float(), self.read_rows(other, some).float()) for some in rows)
 
     def read(self, names: Iterable[str], dtype: "torch.dtype | None" = None) -> dict[str, "Tensor"]:
         """Return tensors in `dtype`, or as they are stored. Raises KeyError for a name that is not there.
@@ -177,7 +257,7 @@ class Checkpoint:
         for file, wanted in by_file.items():
             with safe_open(file, framework="pt") as handle:
                 for name in wanted:
-                    stored = handle.get_tensor(name)
+                    stored = handle.get_tensor(self.tensors[name].key)
                     read[name] = stored.to(dtype or stored.dtype, copy=True)
         return read
 
@@ -186,7 +266,7 @@ class Checkpoint:
         from safetensors import safe_open
 
         with safe_open(self.tensors[name].file, framework="pt") as handle:
-            return handle.get_tensor(name)[rows].clone()
+            return handle.get_tensor(self.tensors[name].key)[rows].clone()
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over every file that decides what the model computes."""
@@ -197,6 +277,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def others(self) -> list[Path]:
-        """Return the files of settings and tokenizer, sorted by name."""
+        """Return the files of settings and tokenizer, sorted by name; an index only where it is the one that counts."""
         names = matching((path.name for path in self.folder.iterdir() if path.is_file()), SETTINGS_AND_TOKENIZER)
-        return [self.folder / name for name in sorted(names)]
+        indexed = () if (self.folder / SINGLE).exists() else (INDEX,)
+        return [self.folder / name for name in sorted(names) if not name.endswith(INDEX_END) or name in indexed]

@@ -6,7 +6,10 @@ All stand in the folder's root. Names are `fnmatch` patterns.
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
+# transformers loads the first where it is there, else the files that the second names.
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+INDEX_END = ".safetensors.index.json"
 WEIGHTS = ("*.safetensors",)
 # Whatever else decides what a model computes, or how its text becomes tokens.
 SETTINGS_AND_TOKENIZER = (
@@ -14,6 +17,8 @@ SETTINGS_AND_TOKENIZER = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "chat_template*.json", "*.jinja",
 )  # fmt: skip
+# What may hold weights, of the model or of something else.
+OTHER_WEIGHTS = ("*.safetensors", f"*{INDEX_END}", "pytorch_model*.bin", "consolidated*.pth", "adapter_*.bin")
 PARTS = (*WEIGHTS, *SETTINGS_AND_TOKENIZER)
 
 

@@ -1,6 +1,7 @@
 """Where a model is run, and memory that is given back."""
 
 import ctypes
+import os
 import sys
 
 import torch
@@ -31,3 +32,24 @@ def pick_device(name: str) -> torch.device:
     if not present.get(device.type, False):
         raise user_error("--device", f"{name} is not available on this machine", "Use --device cpu")
     return device
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Return whether a device has instructions for bfloat16, which elsewhere is emulated and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return any(can.get(name, False) for name in ("amx_bf16", "avx512_bf16", "arm_bf16", "bf16"))
+
+
+def pick_dtype(name: str, device: torch.device) -> str:
+    """Return the number type called `name`; "auto" is bf16 where the device computes in it, fp32 elsewhere."""
+    return name if name != "auto" else "bf16" if computes_bf16(device) else "fp32"
+
+
+def free_memory() -> int:
+    """Return the bytes of main memory that are free, 4 GiB where the system does not say."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30

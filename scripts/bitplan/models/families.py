@@ -10,9 +10,10 @@ CATEGORIES: tuple[tuple[str, str], ...] = (
     (r"(embed_tokens|embed_positions|embed_in|wte|wpe|word_embeddings)$", "embedding"),
     (r"(mlp|block_sparse_moe|feed_forward)\.(gate|router|shared_expert_gate)$", "router"),
     (r"(router\.layer)$", "router"),
-    (r"experts\.\d+\.(gate_proj|w1)$", "expert_gate"),
-    (r"experts\.\d+\.(up_proj|w3)$", "expert_up"),
-    (r"experts\.\d+\.(down_proj|w2)$", "expert_down"),
+    # An expert that every token passes, as Qwen2-MoE's shared_expert and DeepSeek's shared_experts, is one as well.
+    (r"(experts\.\d+|shared_experts?)\.(gate_proj|w1)$", "expert_gate"),
+    (r"(experts\.\d+|shared_experts?)\.(up_proj|w3)$", "expert_up"),
+    (r"(experts\.\d+|shared_experts?)\.(down_proj|w2)$", "expert_down"),
     (r"(q_proj|q_a_proj|q_b_proj)$", "attn_q"),
     (r"(k_proj)$", "attn_k"),
     (r"(v_proj)$", "attn_v"),
@@ -28,6 +29,7 @@ PROTECTED_CATEGORIES = frozenset({"lm_head", "embedding", "router"})
 KINDS = {"expert": "expert", "attn": "attention"}
 # Layers of one block that read the same input, and that runtimes store as one matrix.
 FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "mlp_gate": "gate_up", "mlp_up": "gate_up"}
+SHARED_EXPERT = re.compile(r"\.shared_experts?\.(gate_proj|up_proj|w1|w3)$")
 # Values that old checkpoints store beside the parameters: masks, constants, rotary frequencies. transformers makes them anew.
 BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
 # transformers 5 renames some tensors as it loads a checkpoint: (end of its name, end of the stored one).
@@ -85,7 +87,7 @@ def fusion_group_of(layer: str, category: str) -> str:
 
     The experts of one projection are a group: a runtime stores them as one tensor.
     """
-    if kind_of(category) == "expert":
+    if EXPERT.match(layer):
         return merged_name(layer)
-    place, fused = place_of(layer), FUSED.get(category)
+    place, fused = place_of(layer), "gate_up" if SHARED_EXPERT.search(layer) else FUSED.get(category)
     return f"{place.prefix}.{place.index}.{fused}" if fused and place.index >= 0 else ""

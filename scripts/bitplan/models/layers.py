@@ -1,5 +1,6 @@
-"""The layers of a model: every matrix that a plan names, listed from the checkpoint's headers alone."""
+"""The layers of a model: every matrix that a plan names. What the model loads is listed, not what the files hold."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -8,9 +9,11 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import SCHEMA_VERSION, read_json
-from bitplan.models.checkpoint import FLOATS, Checkpoint, TensorInfo
+from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.complete import UNTIED, check_loading
 from bitplan.models.families import PROTECTED_CATEGORIES, TOKEN_TABLE, category_of, fusion_group_of, kind_of, place_of
 
+log = logging.getLogger(__name__)
 # GPT-2 keeps these matrices as Conv1D: (in, out).
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)$")
 TRANSPOSED = {"gpt2": CONV1D, "openai-gpt": CONV1D}
@@ -56,7 +59,10 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What later steps know of a model: its folder, its layers in model order, all of its parameters counted once."""
+    """What later steps know of a model: its folder, its layers in model order, all of its parameters counted once.
+
+    `unused_tensors` and `unused_files` lie in the folder, and the model does not load them.
+    """
 
     path: str
     fingerprint: str
@@ -64,6 +70,8 @@ class ModelInfo:
     model_type: str
     parameters: int
     layers: tuple[Layer, ...]
+    unused_tensors: tuple[str, ...] = ()
+    unused_files: tuple[str, ...] = ()
 
     @property
     def quantizable(self) -> tuple[Layer, ...]:
@@ -106,10 +114,15 @@ def _position(layer: Layer) -> tuple:
 
 
 def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
-    """Return every matrix of a checkpoint in model order: embeddings, blocks, output. Tied outputs are listed, and marked."""
-    model_type = _model_type(checkpoint.config)
+    """Return every matrix that the model loads, in model order: embeddings, blocks, output. Tied outputs are listed, and marked.
+
+    Raises `UserError` where transformers builds no model.
+    """
+    model_type = _model_type(checkpoint.text_config)
     matrices = {
-        n: t for n, t in checkpoint.tensors.items() if n.endswith(".weight") and len(t.shape) == 2 and t.dtype in FLOATS
+        name: info
+        for name, info in checkpoint.tensors.items()
+        if name.endswith(".weight") and len(info.shape) == 2 and name not in checkpoint.loading.buffers
     }
     layers = [_layer(name, info, model_type) for name, info in matrices.items()]
     if checkpoint.tied:
@@ -132,35 +145,31 @@ def _with_tied_output(layers: Sequence[Layer]) -> list[Layer]:
 
 def output_tensor_name(checkpoint: Checkpoint) -> str:
     """Return the name under which a checkpoint stores the output matrix: its own, or the embedding's when they are tied."""
-    own = [name for name in checkpoint.tensors if category_of(name.removesuffix(".weight")) == "lm_head"]
-    tables = [name for name in checkpoint.tensors if TOKEN_TABLE.search(name.removesuffix(".weight"))]
-    candidates = (tables + own) if checkpoint.tied else (own + tables)
-    if not candidates:
-        raise user_error(
-            checkpoint.folder,
-            "has neither an output matrix nor an embedding",
-            "Looked for lm_head, embed_out, embed_tokens, embed_in, wte and word_embeddings",
-        )
-    return candidates[0]
+    loading = checkpoint.loading
+    candidates = (loading.embedding, loading.output) if checkpoint.tied else (loading.output,)
+    found = next((name for name in candidates if name is not None), None)
+    if found is None:
+        raise user_error(checkpoint.folder, "lacks an output matrix", UNTIED)
+    return found
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Return the number of parameters, a tied matrix counted once even where the checkpoint stores it twice."""
-    counted = {name: info.params for name, info in checkpoint.tensors.items() if info.dtype in FLOATS}
-    tables = [name for name in counted if category_of(name.removesuffix(".weight")) == "embedding"]
-    if checkpoint.tied and tables:
-        counted.pop("lm_head.weight", None)
-    return sum(counted.values())
+    """Return the number of parameters that the model loads, a tied matrix counted once even where the checkpoint stores it twice."""
+    loading = checkpoint.loading
+    left_out = set(loading.buffers)
+    if checkpoint.tied and loading.embedding is not None:
+        left_out.add(loading.output)
+    return sum(info.params for name, info in checkpoint.tensors.items() if name not in left_out)
 
 
 def _check_supported(checkpoint: Checkpoint) -> None:
     """Raise `UserError` for checkpoints whose matrices are not there as plain ones."""
-    settings = checkpoint.config.get("quantization_config")
+    settings = checkpoint.text_config.get("quantization_config")
     method = settings.get("quant_method", "unnamed method") if isinstance(settings, dict) else settings
     if method is not None:
         raise user_error(checkpoint.folder, f"is quantized already ({method})", "Give the full-precision checkpoint")
     stacked = [
-        n for n, t in checkpoint.tensors.items() if len(t.shape) == 3 and place_of(n).index >= 0 and t.shape[0] > 1
+        n for n, t in checkpoint.stored.items() if len(t.shape) == 3 and place_of(n).index >= 0 and t.shape[0] > 1
     ]
     experts = [name for name in stacked if re.search(r"experts|_linear", name)]
     if experts:
@@ -172,23 +181,45 @@ def _check_supported(checkpoint: Checkpoint) -> None:
 
 def describe(checkpoint: Checkpoint) -> ModelInfo:
     """Return what later steps need to know of a checkpoint. Raises `UserError` when it has no layer that can be quantized."""
-    config = checkpoint.config
     _check_supported(checkpoint)
+    check_loading(checkpoint)
     info = ModelInfo(
         str(checkpoint.folder),
         checkpoint.fingerprint(),
-        _first_architecture(config),
-        _model_type(config) or "unknown",
+        _first_architecture(checkpoint.config),
+        _model_type(checkpoint.text_config) or "unknown",
         count_parameters(checkpoint),
         list_layers(checkpoint),
+        checkpoint.loading.unused,
+        checkpoint.unused_files,
     )
     if not info.quantizable:
         raise user_error(
             checkpoint.folder,
             "has no weight matrix inside decoder blocks",
-            "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight",
+            "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight: docs/families.md",
         )
+    _warn_of_unused(checkpoint)
     return info
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _warn_of_unused(checkpoint: Checkpoint) -> None:
+    """Say once what the folder holds besides the model, and when an output matrix is not the one that config.json speaks of."""
+    folder, unused, files = checkpoint.folder, checkpoint.loading.unused, checkpoint.unused_files
+    if unused:
+        log.warning(
+            "%s: %d stored tensors are not part of the model and are left out: %s", folder, len(unused), _some(unused)
+        )
+    if files:
+        log.warning("%s: not the model's weights, left alone: %s", folder, _some(files))
+    if checkpoint.loading.tied and not checkpoint.tied:
+        what = "%s: config.json ties embedding and output, but %s is stored with other values: it is used, as transformers does"
+        log.warning(what, folder, checkpoint.loading.output)
 
 
 def _model_type(config: Mapping[str, Any]) -> str:
@@ -206,7 +237,8 @@ def _from_json(content: Mapping[str, Any]) -> ModelInfo:
     """Return what a model.json says. Raises KeyError, TypeError or ValueError for what `describe_model.py` does not write."""
     layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"])
     fields = {key: content[key] for key in ("path", "fingerprint", "architecture", "model_type", "parameters")}
-    info = ModelInfo(**fields, layers=layers)
+    unused = {key: tuple(content.get(key, ())) for key in ("unused_tensors", "unused_files")}
+    info = ModelInfo(**fields, layers=layers, **unused)
     sizes = (info.parameters, *(number for layer in layers for number in layer.shape))
     if content.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"schema_version is {content.get('schema_version')!r}, not {SCHEMA_VERSION}")

@@ -7,6 +7,7 @@ Memory: one block, the rows of the embedding that the text uses, the final norm,
 """
 
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.core.errors import user_error
+from bitplan.models.built import build
 from bitplan.models.checkpoint import Checkpoint, TensorInfo
+from bitplan.models.complete import OF_WEIGHTS
 from bitplan.models.devices import pick_device, return_free_memory
 from bitplan.models.experts import separate_experts_
-from bitplan.models.families import stored_names
+from bitplan.models.loading import stored_name
 
+log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
 VALUES_AT_ONCE = 1 << 24
-BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError)
-OF_WEIGHTS = "Check that config.json belongs to the weights"
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,12 @@ class StreamedModel:
     device: torch.device
     block_list: str = ""
     tokens_per_batch: int = TOKENS_PER_BATCH
+    # Whether windows of a text begin with BOS: auto, always or never.
+    bos: str = "auto"
     block_forwards: int = field(default=0, init=False)
     tokens_forwarded: int = field(default=0, init=False)
     _sequences: int = field(default=0, init=False)
+    _warned_of_length: bool = field(default=False, init=False)
     # How many values a family's blocks return beside the hidden states; -1: these alone, as no tuple. None before one has run.
     _beside: int | None = field(default=None, init=False)
 
@@ -97,19 +102,15 @@ class StreamedModel:
 
     def stored_name(self, name: str) -> str | None:
         """Return the checkpoint's name of a parameter of the module; None where it is tied to another or absent."""
-        prefix = f"{self.module.base_model_prefix}."
-        for called in stored_names(name):
-            for candidate in (called, called.removeprefix(prefix), prefix + called):
-                if candidate in self.checkpoint.tensors:
-                    return candidate
-        return None
+        loading = self.checkpoint.loading
+        return stored_name(loading.names, loading.parameters, self.module.base_model_prefix, name)
 
     @property
     def table_name(self) -> str:
         """The checkpoint's name of the token embedding; a tied checkpoint may store it as the output matrix."""
         table = self.module.get_input_embeddings()
         name = next(n for n, module in self.module.named_modules() if module is table)
-        return self.stored_name(f"{name}.weight") or "lm_head.weight"
+        return self.stored_name(f"{name}.weight") or self.checkpoint.loading.output or f"{name}.weight"
 
     def run(
         self,
@@ -129,7 +130,7 @@ class StreamedModel:
         """
         # Where the embedding's output is not used, one row of the table stands for all.
         rows, inverse = torch.unique(tokens if hidden is None else torch.zeros_like(tokens), return_inverse=True)
-        self._check_length(tokens.shape[1])
+        self.check_length(tokens.shape[1])
         self._sequences = len(tokens)
         table = self.module.get_input_embeddings()
         held = self._table_rows(rows)
@@ -155,9 +156,7 @@ class StreamedModel:
         """Return the embeddings of some tokens. Raises `UserError` when the table has no row for one, or NaN in one."""
         folder, name = self.checkpoint.folder, self.table_name
         shape = self._stored(name).shape
-        if int(rows.max()) >= shape[0]:
-            what = f"{name} has {shape[0]} rows, and the tokenizer gives token {int(rows.max())}"
-            raise user_error(folder, what, "Check that the tokenizer belongs to the weights")
+        check_tokens(rows, shape[0], f"{folder}: {name}")
         held = self.checkpoint.read_rows(name, rows)
         check_finite({name: held}, folder)
         return held
@@ -168,8 +167,8 @@ class StreamedModel:
             raise user_error(self.checkpoint.folder, f"lacks the tensor {name}", OF_WEIGHTS)
         return self.checkpoint.tensors[name]
 
-    def _check_length(self, length: int) -> None:
-        """Raise `UserError` for windows longer than a table of learned positions; rotary positions have no end."""
+    def check_length(self, length: int) -> None:
+        """Raise `UserError` for windows longer than a table of learned positions; of other positions warn, once."""
         table, most = self.module.get_input_embeddings(), getattr(self.module.config, "max_position_embeddings", None)
         learned = any(
             isinstance(part, nn.Embedding) and part is not table and not name.startswith(f"{self.block_list}.")
@@ -178,6 +177,10 @@ class StreamedModel:
         if learned and most is not None and length > most:
             what = f"{length} tokens are more than the {most} positions that the model has learned"
             raise user_error("--length", what, f"Use --length {most} or less")
+        if isinstance(most, int) and length > most and not self._warned_of_length:
+            self._warned_of_length = True
+            what = "windows of %d tokens are longer than the %d positions that the model was trained for (max_position_embeddings)"
+            log.warning("%s: figures on them say little; use --length %d or less", what % (length, most), most)
 
     def _positions(self, tokens: Tensor) -> dict[str, Tensor]:
         """Return 0, 1, 2 ... as the argument of families that take positions; those with ALiBi have none."""
@@ -206,7 +209,9 @@ class StreamedModel:
     ) -> Tensor | tuple:
         block = self.block_(index)
         try:
-            made = visit(block, hidden if given is None else given, partial(self._in_batches, module, args, kwargs))
+            made = visit(
+                block, hidden if given is None else given, partial(self._in_batches, index, module, args, kwargs)
+            )
             return self._as_returned(made)
         finally:
             self.drop_(module)
@@ -225,7 +230,7 @@ class StreamedModel:
         if self._beside is None:
             self.block_(index)
             try:
-                self._in_batches(module, args, kwargs, hidden[:1])
+                self._in_batches(index, module, args, kwargs, hidden[:1])
             finally:
                 self.drop_(module)
         return self._as_returned(hidden if given is None else given)
@@ -244,8 +249,11 @@ class StreamedModel:
     def _layer_name(self, name: str) -> str:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
 
-    def _in_batches(self, module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
-        """Return the block's hidden states; note how many values a family's block returns beside them."""
+    def _in_batches(self, index: int, module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
+        """Return the block's hidden states; note how many values a family's block returns beside them.
+
+        Raises `UserError` when they are not all finite.
+        """
         sequences, length = hidden.shape[:2]
         called_with = self._sequences
         step = max(1, self.tokens_per_batch // length)
@@ -260,11 +268,23 @@ class StreamedModel:
             output = type(module).forward(module, hidden[start:stop], *rest, **some)
             outputs[start:stop] = output[0] if isinstance(output, tuple) else output
             self._beside = len(output) - 1 if isinstance(output, tuple) else -1
+            self._check_states(index, outputs[start:stop])
         return outputs
+
+    def _check_states(self, index: int, hidden: Tensor) -> None:
+        """Raise `UserError` naming the block whose hidden states are not all finite, and the way out."""
+        if hidden.isfinite().all():
+            return
+        dtype = next(name for name, kind in DTYPES.items() if kind == self.dtype)
+        hint = (
+            "Use --dtype bf16 or fp32" if dtype == "fp16" else "Check the weights of this block and of those before it"
+        )
+        raise user_error(self.checkpoint.folder, f"block {index} overflows {dtype}: its output is not finite", hint)
 
     def load_(self, prefix: str, module: nn.Module) -> None:
         """Give `module` its weights from the checkpoint. Raises `UserError` naming what is missing or misshapen."""
         stored = {inner: self.stored_name(f"{prefix}.{inner}") for inner, _ in module.named_parameters()}
+        self._load_buffers_(prefix, module)
         absent = [f"{prefix}.{inner}" for inner, name in stored.items() if name is None]
         if absent:
             raise user_error(self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
@@ -279,6 +299,18 @@ class StreamedModel:
                 raise user_error(self.checkpoint.folder, what, OF_WEIGHTS)
             setattr(place, leaf, self._parameter(tensors.pop(name)))
 
+    def _load_buffers_(self, prefix: str, module: nn.Module) -> None:
+        """Give `module` the buffers that the checkpoint stores, such as the biases by which experts are chosen."""
+        wide = getattr(self.module, "_keep_in_fp32_modules_strict", None) or ()
+        for inner, buffer in list(module.named_buffers()):
+            name = self.checkpoint.loading.parameters.get(f"{prefix}.{inner}")
+            if name is not None:
+                dtype = torch.float32 if any(part in inner for part in wide) else buffer.dtype
+                owner, _, leaf = inner.rpartition(".")
+                held = self.checkpoint.read([name], dtype)
+                check_finite(held, self.checkpoint.folder)
+                setattr(module.get_submodule(owner), leaf, held[name].to(self.device))
+
     def drop_(self, module: nn.Module) -> None:
         """Take the weights of `module` away again; buffers stay."""
         for inner, parameter in list(module.named_parameters()):
@@ -286,6 +318,16 @@ class StreamedModel:
             empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
             setattr(module.get_submodule(owner), leaf, nn.Parameter(empty, requires_grad=False))
         return_free_memory()
+
+
+def check_tokens(tokens: Tensor, rows: int, table: object) -> None:
+    """Raise `UserError` for token ids behind the last row of the embedding, `table`."""
+    behind = tokens[tokens >= rows]
+    if behind.numel():
+        more = f" and {behind.unique().numel() - 1} others" if behind.unique().numel() > 1 else ""
+        what = f"has {rows} rows, and the tokenizer gives token {int(behind.max())}{more} behind the last one"
+        hint = "Check that the tokenizer belongs to the weights, or take its added tokens out of the text"
+        raise user_error(table, what, hint)
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
@@ -308,24 +350,11 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
     """Return the checkpoint's model as transformers builds it, all parameters on the meta device, experts apart.
 
-    Code that a checkpoint brings along is never run. Raises `UserError` for a family that transformers does not know.
+    Raises `UserError` for a family that transformers does not know.
     """
     from accelerate import init_empty_weights
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=False)
-        with init_empty_weights(include_buffers=False):
-            module = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
-    except (*BAD_CONFIG, StrictDataclassError) as error:
-        kind = checkpoint.config.get("model_type", "no model_type")
-        first = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        raise user_error(
-            checkpoint.folder / "config.json",
-            f"does not describe a causal language model that transformers builds ({kind}): {first}",
-            "docs/families.md lists the families",
-        ) from None
+    module = build(checkpoint.folder, checkpoint.config, init_empty_weights(include_buffers=False), dtype)
     separate_experts_(module)
     return module
 

@@ -2,12 +2,14 @@
 
 import logging
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import check_gguf
+from bitplan.core.files import check_gguf, read_json
+from bitplan.models.layer_patterns import matched
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import Plan, average_bits, layer_bits
 
@@ -52,6 +54,20 @@ def _distribution(rows: list[dict[str, Any]], parameters: int) -> dict[str, dict
     return {form: {**part, "share": part["params"] / parameters} for form, part in held.items()}
 
 
+def pattern_counts(config: Path, info: ModelInfo) -> list[dict[str, Any]]:
+    """Return for each override that is no layer's whole name: its pattern, how many layers it matches, and how many of them are
+    protected. Empty for a configuration of torch, which has no patterns."""
+    if config.suffix == ".pt":
+        return []
+    names = [layer.name for layer in info.layers]
+    patterns = dict.fromkeys(entry["pattern"] for entry in read_json(config).get("overrides", []))
+    places = {pattern: matched(pattern, names) for pattern in patterns if pattern not in set(names)}
+    return [
+        {"pattern": pattern, "layers": len(held), "protected": sum(info.layers[place].protected for place in held)}
+        for pattern, held in places.items()
+    ]
+
+
 def bits_report(
     plan: Plan, info: ModelInfo, gguf: Path | None, target: float | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -72,6 +88,15 @@ def bits_report(
     return report, rows
 
 
+def _print_patterns(patterns: Iterable[Mapping[str, Any]]) -> None:
+    lines = [
+        f"pattern {each['pattern']!r} matches {each['layers']} layers"
+        + (f"; {each['protected']} of them are protected" if each["protected"] else "")
+        for each in patterns
+    ]
+    print("\n".join(("", *lines))) if lines else None
+
+
 def print_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print the layer table, the distribution as bars, and the average bits."""
     print(f"{'layer':<44} {'shape':>13} {'params':>12} {'weights':>10} {'inputs':>8} {'bits':>7}")
@@ -79,6 +104,7 @@ def print_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         print(
             f"{row['layer']:<44} {row['shape']:>13} {row['params']:>12,} {row['wq']:>10} {row['aq']:>8} {row['bits_per_weight']:>7.3f}"
         )
+    _print_patterns(report.get("patterns", ()))
     print("\nformat       layers       params   share of the parameters")
     for form, part in sorted(report["distribution"].items(), key=lambda item: -item[1]["params"]):
         print(

@@ -1,28 +1,29 @@
 """Plans: one format per layer. Reading, expanding patterns, counting bits, writing `config.json` and `plan.json`."""
 
-import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import translate
 from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import Problem, UserError, nearest, user_error
 from bitplan.core.files import folder_written_aside, read_json, write_json
 from bitplan.formats.base import Format
+from bitplan.formats.fitting import fitting_format
 from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.compressed import FOLDER as COMPRESSED
 from bitplan.plans.compressed import Compressed, read_compressed
 from bitplan.plans.embeddings import outside_problems
+from bitplan.plans.fitting import SUBSTITUTE, fitted_layers, warn_of_plan
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 
 UNQUANTIZED_BITS = 16
 # What an override may hold beside its pattern; everything else is refused.
 FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "outside")
-NOTES = ("alpha_hill", "category", "precision")
+NOTES = ("alpha_hill", "category", "precision", SUBSTITUTE)
 SUMMARIES = ("search_summary", "summary")
 KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed")
 
@@ -84,10 +85,6 @@ class Plan:
     def counts(self, info: ModelInfo) -> dict[str, int]:
         """Return how many quantizable layers have each weight format, by falling count."""
         return dict(Counter(self.of(layer.name).wq for layer in info.quantizable).most_common())
-
-
-def _match(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern))
 
 
 def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
@@ -170,11 +167,9 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
         problems += outside_problems(f"{source}: overrides[{number}]", entry, layers, formats)
-        if not any(map(_match(entry["pattern"]).match, names)):
-            hint = nearest(entry["pattern"], names) or f"The first layer is {names[0]!r}"
-            problems.append(
-                Problem(f"{source}: overrides[{number}]", f"pattern {entry['pattern']!r} matches no layer", hint)
-            )
+        if not matched(entry["pattern"], names):
+            what = f"pattern {entry['pattern']!r} matches no layer"
+            problems.append(Problem(f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)))
     if problems:
         raise UserError(problems)
 
@@ -206,23 +201,26 @@ def expand(
     source: str = "config",
     formats: Mapping[str, Format] = IN_PLANS,
 ) -> Plan:
-    """Return the plan of a configuration: for each layer the last override whose pattern matches its whole name.
+    """Return the plan of a configuration: for each layer the last override whose pattern matches its name.
 
-    Patterns are `fnmatch`'s, case-sensitive. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
-    with `outside`, which takes nothing from the default; a tied output matrix has what the embedding has. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
+    Patterns are those of `models/layer_patterns.py`. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
+    with `outside`, which takes nothing from the default; a tied output matrix has what the embedding has. A layer whose rows do not fit
+    the format has the one that they fit, with a warning. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
     """
     layers = tuple(layers)
+    names = [layer.name for layer in layers]
     _check(source, config, layers, formats)
     default = config.get("default", {})
     chosen = {layer.name: _layer_plan(default) for layer in layers}
     for entry in config.get("overrides", []):
         whole = entry if entry.get("outside") else {**default, **entry}
-        made, pattern = _layer_plan(whole), _match(entry["pattern"])
-        chosen.update({layer.name: made for layer in layers if pattern.match(layer.name)})
+        chosen.update({names[place]: _layer_plan(whole) for place in matched(entry["pattern"], names)})
     for layer in layers:
         if layer.protected and not chosen[layer.name].outside:
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
-    return Plan(_with_tied_output(chosen, layers, source), config.get("search_summary") or config.get("summary") or {})
+    chosen = _with_tied_output(chosen, layers, source)
+    warn_of_plan(source, chosen, layers)
+    return Plan(fitted_layers(chosen, layers), config.get("search_summary") or config.get("summary") or {})
 
 
 def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
@@ -252,10 +250,9 @@ def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Com
 
 
 def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
-    """Return the plan that gives every quantizable layer the same formats."""
-    return Plan(
-        {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
-    )
+    """Return the plan that gives every quantizable layer the same formats, or those that fit its rows."""
+    chosen = {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
+    return Plan(fitted_layers(chosen, info.layers))
 
 
 def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
@@ -335,12 +332,16 @@ def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN
 
 
 def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:
-    """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format."""
+    """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format, with formats that fit it.
+
+    No plan that is read or searched has such layers (`fitted_layers`): only formats of one's own and plans made by hand can.
+    """
     problems = []
     for layer in (*info.quantizable, *(layer for layer in plan.outside(info) if not layer.tied)):
         form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
         if form.fixed_block and columns % form.block:
             what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"
-            problems.append(Problem(layer.name, what, "Give it q8_0 or q4_0 (32), or a format without a fixed block"))
+            fits = (used for name in (form.name, "q8_0") if (used := fitting_format(name, columns)) != form.name)
+            problems.append(Problem(layer.name, what, f"Give it {next(fits)}, or a format without a fixed block"))
     if problems:
         raise UserError(problems)

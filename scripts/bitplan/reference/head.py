@@ -35,7 +35,7 @@ class Head:
         bias = name.removesuffix(".weight") + ".bias"
         read = checkpoint.read([name, bias] if bias in checkpoint.tensors else [name])
         check_finite(read, checkpoint.folder)
-        config = checkpoint.config
+        config = checkpoint.text_config
         factors = SCALES.get(config.get("model_type", ""), {})
         scale = prod(float(config.get(key, 1.0)) ** power for key, power in factors.items())
         return cls(read[name], read.get(bias), scale, config.get("final_logit_softcapping"))

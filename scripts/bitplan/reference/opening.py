@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from bitplan import __version__
-from bitplan.demo import DEMO
+from bitplan.core.errors import user_error
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.devices import pick_device, pick_dtype
 from bitplan.models.layers import ModelInfo, described_checkpoint, model_info
 from bitplan.models.walk import StreamedModel, open_model
 from bitplan.reference.reference import Teacher, load_teacher, make_teacher
+from bitplan.reference.text import text_digest
 
 log = logging.getLogger(__name__)
 
@@ -36,22 +38,34 @@ class Opened:
         }
 
 
-def opened(path: Path, dtype: str, device: str, threads: int) -> Opened:
-    """Open a model for computing with `threads` threads. Raises `UserError`."""
+def opened(path: Path, dtype: str, device: str, threads: int, bos: str = "auto") -> Opened:
+    """Open a model for computing with `threads` threads; `bos` says whether its windows begin with BOS. Raises `UserError`."""
     torch.set_num_threads(threads)
     info = model_info(path)
     checkpoint = described_checkpoint(path, info)
-    return Opened(checkpoint, info, open_model(checkpoint, dtype, device), dtype)
+    dtype = pick_dtype(dtype, pick_device(device))
+    model = open_model(checkpoint, dtype, device)
+    model.bos = bos
+    return Opened(checkpoint, info, model, dtype)
 
 
-def teacher_on(source: Path | None, model: Opened, length: int, sequences: int | None, bundled: str) -> Teacher:
-    """Return the teacher on a text, or the saved one where `source` is a safetensors file.
-
-    Without a source the bundled text is used, and a warning says so.
-    """
-    if source is not None and source.suffix == ".safetensors":
+def teacher_on(source: Path, model: Opened, length: int, sequences: int | None, skip: int = 0) -> Teacher:
+    """Return the teacher on a text after its first `skip` tokens, or the saved one where `source` is a safetensors file."""
+    if source.suffix == ".safetensors":
         return load_teacher(source, model.checkpoint, model.info.fingerprint, model.dtype)
-    if source is None:
-        source = DEMO / bundled
-        log.warning("no text was given: using the bundled %s; give one that is like what the model is for", bundled)
-    return make_teacher(model.model, source, length, sequences, model.dtype)
+    return make_teacher(model.model, source, length, sequences, model.dtype, skip)
+
+
+def held_out_teacher(source: Path, seen: Teacher, model: Opened, length: int, sequences: int | None) -> Teacher:
+    """Return the teacher on a held-out text; where it is the text of `seen`, on the tokens behind those, which one line says.
+
+    Raises `UserError` for a saved text that holds tokens of `seen`, and where nothing is left behind them.
+    """
+    same = source.suffix != ".safetensors" and seen.source is not None and text_digest(source) == seen.source.sha256
+    if same:
+        log.info("%s is the text that is measured on: held out are its tokens from %d on", source, seen.source.stop)
+    made = teacher_on(source, model, length, sequences, seen.source.stop if same else 0)
+    if made.source and seen.source and made.source.overlaps(seen.source):
+        what = "holds tokens that are measured on, so it cannot be held out"
+        raise user_error(source, what, "Save it again with teacher.py --skip-tokens, or give another text")
+    return made

@@ -1,7 +1,6 @@
 """The full-precision model's answer on a text: its final hidden states, from which logits are computed when needed."""
 
-import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,27 +12,35 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import StreamedModel
 from bitplan.reference.head import Head
 from bitplan.reference.head_check import check_head
-from bitplan.reference.text import BOS_POLICY, windows
+from bitplan.reference.text import NO_BOS, CutText, TextRange, cut_text, text_digest
 
 MADE_BY = "Make it again with scripts/teacher.py"
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """Windows of tokens (sequences, length), the full-precision final hidden states (sequences, length, hidden), the head."""
+    """Windows of tokens (sequences, length), the full-precision final hidden states (sequences, length, hidden), the head; how the
+    windows begin, and which tokens of which text they are, where that is known."""
 
     tokens: Tensor
     hidden: Tensor
     head: Head
     dtype: str
+    bos: str = NO_BOS
+    source: TextRange | None = None
+
+    def first(self, windows: int | None) -> "Teacher":
+        """Return the teacher on its first windows only; on all of them for None."""
+        return replace(self, tokens=self.tokens[:windows], hidden=self.hidden[:windows])
 
 
 def make_teacher(
     model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str, skip: int = 0
 ) -> Teacher:
-    """Run the unquantized model over a text, after its first `skip` windows. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
-    tokens = windows(model.checkpoint.folder, text, length, sequences, skip)
-    made = teacher_from(model.checkpoint, tokens, model.run(tokens), dtype)
+    """Run the unquantized model over a text, after its first `skip` tokens. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
+    model.check_length(length)
+    cut = cut_text(model.checkpoint.folder, text, length, sequences, skip, model.bos)
+    made = teacher_of(model.checkpoint, cut, model.run(cut.tokens), dtype)
     check_head(model, made.head, made.hidden)
     return made
 
@@ -43,16 +50,23 @@ def teacher_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: 
     return Teacher(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
 
 
+def teacher_of(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Teacher:
+    """Return the teacher of final hidden states that a walk over the windows of a text gave; it knows where they are from."""
+    return replace(teacher_from(checkpoint, cut.tokens, hidden, dtype), bos=cut.bos, source=cut.source)
+
+
 def save_teacher(path: Path, teacher: Teacher, fingerprint: str, text: Path) -> None:
     """Write tokens and hidden states as safetensors; the head stays in the checkpoint."""
     from safetensors.torch import save_file
 
     facts = {
         "model_fingerprint": fingerprint,
-        "text_sha256": hashlib.sha256(Path(text).read_bytes()).hexdigest(),
+        "text_sha256": text_digest(text),
         "dtype": teacher.dtype,
-        "bos": BOS_POLICY,
+        "bos": teacher.bos,
     }
+    if teacher.source is not None:
+        facts |= {"first_token": str(teacher.source.start), "end_token": str(teacher.source.stop)}
     with written_aside(path) as aside:
         # One key only: safetensors writes several metadata keys in an order that changes from run to run.
         joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
@@ -83,4 +97,12 @@ def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: st
         raise user_error(path, "was made with another model", MADE_BY)
     if dtype and facts["dtype"] != dtype:
         raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
-    return Teacher(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"])
+    where = {"bos": facts.get("bos", NO_BOS), "source": _source(facts)}
+    return Teacher(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"], **where)
+
+
+def _source(facts: dict[str, str]) -> TextRange | None:
+    """Return which tokens a saved text holds; None for a file of a version that did not write it."""
+    if not {"text_sha256", "first_token", "end_token"} <= facts.keys():
+        return None
+    return TextRange(facts["text_sha256"], int(facts["first_token"]), int(facts["end_token"]))

@@ -1,5 +1,9 @@
 """From a text to windows of tokens."""
 
+import codecs
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,20 +11,54 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
+from bitplan.core.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HINT = "Copy the files of the original's tokenizer into the folder"
 NO_TOKENIZER = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
-# No BOS is added; stated in every result, since perplexities under another policy are another number.
-BOS_POLICY = "none"
+# Families whose models were never trained on a window without BOS: without it their perplexity means nothing.
+NEEDS_BOS = ("gemma", "recurrent_gemma", "t5gemma")
+NO_BOS = "none"
+# The longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
+WIDE_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TextRange:
+    """Which tokens of a text were used: the SHA-256 of its file, and the range from `start` up to `stop`, in tokens of the text."""
+
+    sha256: str
+    start: int
+    stop: int
+
+    def overlaps(self, other: "TextRange") -> bool:
+        """Return whether a token belongs to both."""
+        return self.sha256 == other.sha256 and self.start < other.stop and other.start < self.stop
+
+
+@dataclass(frozen=True)
+class CutText:
+    """Windows of tokens (sequences, length) int64, the range of the text that they are from, and how each begins: "none", or the
+    token id of its BOS."""
+
+    tokens: Tensor
+    source: TextRange
+    bos: str
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 text. Raises `UserError` when it is missing, empty or no text."""
+    """Return a UTF-8 text without a byte order mark. Raises `UserError` when it is missing, empty or no text."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        raw = Path(path).read_bytes()
+        wide = next((name for mark, name in WIDE_MARKS.items() if raw.startswith(mark)), None)
+        if wide:
+            raise user_error(path, f"is {wide} text", f"Save it as UTF-8: iconv -f {wide} -t UTF-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
         raise user_error(path, f"cannot be read: {error.strerror}", "Give a UTF-8 text") from None
     except UnicodeDecodeError as error:
@@ -45,21 +83,64 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
-def windows(tokenizer_folder: Path, text: Path, length: int, sequences: int | None = None, skip: int = 0) -> Tensor:
-    """Return non-overlapping windows of tokens, (sequences, length) int64, of a text after its first `skip`; a short rest is dropped.
+def first_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase", policy: str) -> list[int]:
+    """Return the tokens with which every window begins under a policy: BOS, or none.
 
-    Raises `UserError` when the text is shorter than one window, or than the windows asked for.
+    "always": BOS; "never": none; "auto": BOS for families that need it. Raises `UserError` where BOS is wanted and there is none.
     """
-    content, tokenizer = read_text(text), load_tokenizer(tokenizer_folder)
+    config = read_json(folder / "config.json")
+    needed = str(config.get("model_type", "")).startswith(NEEDS_BOS)
+    if policy == "never" or (policy == "auto" and not needed):
+        return []
+    held = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
+    if not isinstance(held, int):
+        why = "" if policy == "always" else f", which family {config['model_type']!r} needs"
+        raise user_error(folder, f"has no BOS token{why}", "Give a tokenizer with one, or --bos never")
+    return [held]
+
+
+def begun(windows: Tensor, first: Sequence[int]) -> Tensor:
+    """Return windows (sequences, length) with the same first tokens put before each: (sequences, len(first) + length)."""
+    begin = torch.tensor([list(first)] * len(windows), dtype=torch.int64).view(len(windows), len(first))
+    return torch.cat([begin, windows], dim=1)
+
+
+def bos_name(first: Sequence[int]) -> str:
+    """Return how windows begin, as results record it: "none", or the token id of BOS."""
+    return " ".join(map(str, first)) or NO_BOS
+
+
+def cut_text(
+    folder: Path, text: Path, length: int, sequences: int | None = None, skip: int = 0, bos: str = "auto"
+) -> CutText:
+    """Return non-overlapping windows of `length` tokens of a text after its first `skip` tokens; a short rest is dropped.
+
+    Where windows begin with BOS it is one of their `length` tokens. Raises `UserError` when the text is shorter than one window,
+    or than the windows asked for.
+    """
+    content, tokenizer = read_text(text), load_tokenizer(folder)
+    first = first_tokens(folder, tokenizer, bos)
+    own = length - len(first)
     tokens = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
-    held = len(tokens) // length - skip
+    held = max(0, len(tokens) - skip) // own
     if held < (sequences or 1):
         wanted = f"{sequences} windows" if sequences else "one window"
-        after = f" after the first {skip}" if skip else ""
+        after = f" after the first {skip} tokens" if skip else ""
+        needed = skip + own * (sequences or 1)
         raise user_error(
-            text,
-            f"has {len(tokens)} tokens, {wanted} of {length}{after} need {length * (skip + (sequences or 1))}",
-            "Give a longer text",
+            text, f"has {len(tokens)} tokens, {wanted} of {length}{after} need {needed}", "Give a longer text"
         )
     used = sequences or held
-    return torch.tensor(tokens[skip * length : (skip + used) * length], dtype=torch.int64).view(used, length)
+    stop = skip + used * own
+    cut = torch.tensor(tokens[skip:stop], dtype=torch.int64).view(used, own)
+    return CutText(begun(cut, first), TextRange(text_digest(text), skip, stop), bos_name(first))
+
+
+def text_digest(text: Path) -> str:
+    """Return the SHA-256 of a text's file."""
+    return hashlib.sha256(Path(text).read_bytes()).hexdigest()
+
+
+def windows(folder: Path, text: Path, length: int, sequences: int | None = None, skip: int = 0) -> Tensor:
+    """Return the tokens alone of `cut_text`, (sequences, length) int64. Raises `UserError` as it does."""
+    return cut_text(folder, text, length, sequences, skip).tokens

@@ -23,6 +23,7 @@ COLUMNS = (
         "ratio_to_reference",
         "ratio_min",
         "ratio_max",
+        "speed_stable",
         "search_evaluations",
         "search_block_forward_tokens",
     ),
@@ -40,7 +41,7 @@ SHOWN = (
     ("file_kl", "file KL", "{:>9.6f}"),
     ("file_top1", "top-1", "{:>7.4f}"),
     ("tokens_per_second", "tok/s", "{:>8.1f}"),
-    ("ratio_to_reference", "ratio", "{:>6.2f}"),
+    ("ratio_to_reference", "ratio", "{:>8.2f}"),
     ("ratio_min", "min", "{:>5.2f}"),
     ("ratio_max", "max", "{:>5.2f}"),
 )
@@ -48,7 +49,7 @@ LEGEND = (
     "bits: over all parameters; layers: over the quantizable layers; file: 8 x file bytes / parameters. "
     "PPL, KL: the plan with its activation formats, simulated. file PPL, file KL, top-1: the GGUF in llama.cpp, "
     "which keeps activations whole. ratio: tokens/s over the reference file in the same rounds, median, min and max; "
-    "tok/s: that ratio times the reference's own speed."
+    "tok/s: that ratio times the reference's own speed. unstable: it varied too much between rounds; min and max are its range."
 )
 
 
@@ -61,22 +62,33 @@ class Entry:
     is_plan: bool
 
 
-def _speed(entry: Entry, reference: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ReferenceSpeed:
+    """Tokens/s of the reference file in its own session, and whether they were stable."""
+
+    tokens_per_second: float
+    stable: bool
+
+
+def _speed(entry: Entry, reference: ReferenceSpeed) -> dict[str, Any]:
     """Return the speeds of a file: its ratio was paired with the reference in one session, so tokens/s are that ratio times
     the reference's own figure, and the rows of different sessions can be compared."""
     ratio = read_json(entry.folder / "speed.json")["models"][entry.name]["ratio"]
+    median = ratio["median"]
     return {
-        "tokens_per_second": None if ratio["median"] is None else ratio["median"] * reference,
-        "ratio_to_reference": ratio["median"],
+        "tokens_per_second": None if median is None else median * reference.tokens_per_second,
+        "ratio_to_reference": median,
         "ratio_min": ratio["min"],
         "ratio_max": ratio["max"],
+        "speed_stable": ratio["stable"] and reference.stable,
     }
 
 
-def reference_speed(folder: Path, name: str) -> float:
-    """Return the tokens/s of the reference file in its own session. Raises `UserError` when it has none."""
+def reference_speed(folder: Path, name: str) -> ReferenceSpeed:
+    """Return the speed of the reference file in its own session. Raises `UserError` when it has none."""
     try:
-        return float(read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]["median"])
+        held = read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]
+        return ReferenceSpeed(float(held["median"]), held["stable"])
     except (KeyError, TypeError, ValueError) as error:
         raise user_error(folder / "speed.json", f"lacks the speed of {name}: {error}", AGAIN) from None
 
@@ -114,7 +126,7 @@ def check_results(entries: Iterable[Entry], files: bool = True) -> None:
         raise UserError(problems)
 
 
-def checked_row(entry: Entry, parameters: int, reference: float | None) -> dict[str, Any]:
+def checked_row(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> dict[str, Any]:
     """Return the entry's row. Raises `UserError` when a file lacks a figure."""
     try:
         return row(entry, parameters, reference)
@@ -122,7 +134,7 @@ def checked_row(entry: Entry, parameters: int, reference: float | None) -> dict[
         raise user_error(entry.folder, f"has a result that lacks a figure: {error}", AGAIN) from None
 
 
-def row(entry: Entry, parameters: int, reference: float | None) -> dict[str, Any]:
+def row(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> dict[str, Any]:
     """Return the entry's row from the files in its folder; without a reference's speed the plan's alone, simulated."""
     if reference is None:
         return {**dict.fromkeys(COLUMNS), "name": entry.name, **_plan_part(entry)}
@@ -136,6 +148,13 @@ def row(entry: Entry, parameters: int, reference: float | None) -> dict[str, Any
 def _shown(value: Any, layout: str) -> str:
     width = layout.split(":")[1].strip("{}<>").split(".")[0].rstrip(",")
     return f"{'-':>{width}}" if value is None else layout.format(value)
+
+
+def _cell(row: dict[str, Any], column: str, layout: str) -> str:
+    """Return a cell of the readable table; a speed that was not stable is called so."""
+    if column in ("tokens_per_second", "ratio_to_reference") and row.get("speed_stable") is False:
+        return "unstable"
+    return _shown(row.get(column), layout)
 
 
 def _damage(row: dict[str, Any]) -> float:
@@ -153,7 +172,7 @@ def as_text(rows: Sequence[dict[str, Any]]) -> str:
         for i, ((_, title, _), w) in enumerate(zip(SHOWN, widths, strict=True))
     )
     ordered = sorted(rows, key=_damage)
-    lines = [" ".join(_shown({**empty, **each}[column], layout) for column, _, layout in SHOWN) for each in ordered]
+    lines = [" ".join(_cell({**empty, **each}, column, layout) for column, _, layout in SHOWN) for each in ordered]
     return "\n".join((head, *lines, "", LEGEND)) + "\n"
 
 
@@ -163,7 +182,7 @@ def as_page(rows: Sequence[dict[str, Any]], more: str, figure: str, title: str) 
     head = "".join(f"<th>{escape(name)}</th>" for _, name, _ in SHOWN)
     body = "".join(
         "<tr>"
-        + "".join(f"<td>{escape(_shown(each.get(column), layout).strip())}</td>" for column, _, layout in SHOWN)
+        + "".join(f"<td>{escape(_cell(each, column, layout).strip())}</td>" for column, _, layout in SHOWN)
         + "</tr>\n"
         for each in ordered
     )

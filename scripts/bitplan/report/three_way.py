@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import Problem, UserError
-from bitplan.core.files import check_gguf
+from bitplan.core.files import check_gguf, read_json
 from bitplan.evaluate.scores import summarize
+from bitplan.models.layers import model_info
 from bitplan.reference.reference import Teacher
 from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.speed import HEADINGS, print_columns, print_rounds, timed_cells
 
 ORIGINAL = "Original (FP32)"
 NAMES = {"q4km": "Q4_K_M", "mixed": "Mixed precision"}
@@ -26,6 +28,19 @@ def compared(q4km: Path, mixed: Path) -> dict[str, Path]:
     return files
 
 
+def known_original(mixed: Path) -> Path | None:
+    """Return the folder of the checkpoint that a mixed file was exported from, as the record beside the file names it.
+
+    None where the file came from elsewhere, or the checkpoint is not there any more, or is another by now.
+    """
+    beside = mixed.with_name(f"{mixed.name}.meta.json")
+    record = read_json(beside) if beside.is_file() else {}
+    folder = Path(record.get("model", ""))
+    if "model" not in record or not folder.exists():
+        return None
+    return folder if model_info(folder).fingerprint == record.get("model_fingerprint") else None
+
+
 def scored(models: Mapping[str, Path], teacher: Teacher, threads: int) -> dict[str, dict[str, Any]]:
     """Return {name: ppl, kl_mean, top1_agreement} of every file, and of the original, which is its own reference."""
     scores: dict[str, dict[str, Any]] = {}
@@ -37,14 +52,16 @@ def scored(models: Mapping[str, Path], teacher: Teacher, threads: int) -> dict[s
     return ({ORIGINAL: base} if ORIGINAL in models else {}) | scores
 
 
+SCORES = (("PPL", "ppl", "{:.4f}"), ("KL", "kl_mean", "{:.6f}"), ("top-1", "top1_agreement", "{:.4f}"))
+
+
 def print_three_way(result: Mapping[str, Any]) -> None:
-    """Print size, load time, speed, ratio, perplexity and KL, one line a model."""
-    print(f"{'model':<20} {'size MB':>9} {'load s':>8} {'tok/s':>10} {'ratio':>7} {'PPL':>9} {'KL':>10} {'top-1':>7}")
-    for name, row in result["models"].items():
-        ratio, scores = row["ratio"]["median"], result.get("scores", {}).get(name, {})
-        figures = f"{scores['ppl']:>9.4f} {scores['kl_mean']:>10.6f} {scores['top1_agreement']:>7.4f}" if scores else ""
-        times = "-" if ratio is None else f"{ratio:.2f}x"
-        print(
-            f"{name:<20} {row['file_bytes'] / 1e6:>9.2f} {row['load_seconds']['median']:>8.3f} "
-            f"{row['generation_tokens_per_second']['median']:>10.1f} {times:>7} {figures}"
-        )
+    """Print size, load time, speeds, ratio, memory, perplexity and KL, one line a model."""
+    scores = result.get("scores", {})
+    shown = SCORES if scores else ()
+    rows = [
+        (name, *timed_cells(row), *(layout.format(scores[name][key]) for _, key, layout in shown))
+        for name, row in result["models"].items()
+    ]
+    print_columns([(*HEADINGS, *(heading for heading, _, _ in shown)), *rows])
+    print_rounds(result)

@@ -28,6 +28,8 @@ def run_once(path: Path, settings: SpeedSettings) -> Run:
         # A model with learned positions has none past those it was trained on.
         room = min(runtime.context, runtime.trained)
         long = list(islice(cycle(chain.from_iterable(prompts)), min(PROMPT_TOKENS, room - 1)))
+        # The first pass also reads the weights into memory and starts the threads.
+        runtime.generate(long[:1], 1)
         _, prompt_seconds, _ = runtime.generate(long, 1)
         counts = [min(settings.max_tokens, room - len(prompt)) for prompt in prompts]
         made = [runtime.generate(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
@@ -58,28 +60,50 @@ def _in_process(path: Path, settings: SpeedSettings) -> Run:
 
 
 def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
-    """Yield a run of every model, round by round; the rounds to warm up come first."""
-    for _ in range(settings.warmup + settings.repeats):
-        yield {name: _in_process(path, settings) for name, path in models.items()}
+    """Yield a run of every model, round by round, until the speeds are stable or the budget is used; those to warm up come first."""
+    done: list[dict[str, Run]] = []
+    while len(done) < settings.warmup + settings.budget and not _are_stable(done[settings.warmup :], settings):
+        done.append({name: _in_process(path, settings) for name, path in models.items()})
+        yield done[-1]
 
 
-def _spread(values: Sequence[float]) -> dict[str, float | None]:
-    if not values:
-        return {"median": None, "min": None, "max": None}
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+def _last(counted: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> Sequence[Mapping[str, Run]]:
+    return counted[-settings.repeats :]
 
 
-def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], reference: str) -> dict[str, Any]:
-    runs = [each[name] for each in counted]
-    measured = {key: _spread([getattr(run, key) for run in runs]) for key in MEASURED}
-    speeds = [
+def _are_stable(counted: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> bool:
+    """Return whether the generation speeds of every model, and their ratios, are stable in the last rounds."""
+    last = _last(counted, settings)
+    if len(last) < settings.repeats:
+        return False
+    reference = next(iter(last[0]))
+    speeds = [[each[name].generation_tokens_per_second for each in last] for name in last[0]]
+    series = (*speeds, *(_ratios(last, name, reference) for name in last[0]))
+    return all(spread_of(values, settings.max_spread)["stable"] for values in series)
+
+
+def _ratios(counted: Sequence[Mapping[str, Run]], name: str, reference: str) -> list[float]:
+    """Return the generation speed over the reference's in the same round; rounds in which the reference has none are left out."""
+    pairs = [
         (each[name].generation_tokens_per_second, each[reference].generation_tokens_per_second) for each in counted
     ]
-    ratios = [ours / theirs for ours, theirs in speeds if theirs]
+    return [ours / theirs for ours, theirs in pairs if theirs]
+
+
+def spread_of(values: Sequence[float], most: float) -> dict[str, Any]:
+    """Return median, min and max of some values, and whether max is at most `most` times min."""
+    if not values:
+        return {"median": None, "min": None, "max": None, "stable": True}
+    low, high = min(values), max(values)
+    return {"median": statistics.median(values), "min": low, "max": high, "stable": high <= most * low}
+
+
+def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], settings: SpeedSettings) -> dict[str, Any]:
+    runs, most = [each[name] for each in counted], settings.max_spread
     return {
         "file_bytes": _size_of(path),
-        **measured,
-        "ratio": _spread(ratios),
+        **{key: spread_of([getattr(run, key) for run in runs], most) for key in MEASURED},
+        "ratio": spread_of(_ratios(counted, name, next(iter(counted[0]))), most),
         "peak_memory_bytes": max(run.peak_memory_bytes for run in runs),
         "answers": list(runs[-1].answers),
     }
@@ -88,12 +112,18 @@ def _figures(name: str, path: Path, counted: Sequence[Mapping[str, Run]], refere
 def summarize(
     models: Mapping[str, Path], measured: Sequence[Mapping[str, Run]], settings: SpeedSettings
 ) -> dict[str, Any]:
-    """Return the content of speed.json. `ratio` is the generation speed over the first model's, paired round by round."""
-    reference, counted = next(iter(models)), measured[settings.warmup :]
+    """Return the content of speed.json: medians over the last rounds where these are stable, over all counted ones where not.
+
+    `ratio` is the generation speed over the first model's, paired round by round. Each figure says whether it is stable.
+    """
+    counted = measured[settings.warmup :]
+    stable = _are_stable(counted, settings)
+    used = _last(counted, settings) if stable else counted
     return {
-        "reference": reference,
+        "reference": next(iter(models)),
         "settings": asdict(settings),
-        "models": {name: _figures(name, path, counted, reference) for name, path in models.items()},
+        "rounds": {"run": len(counted), "used": len(used), "stable": stable},
+        "models": {name: _figures(name, path, used, settings) for name, path in models.items()},
     }
 
 
@@ -114,17 +144,49 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
     return models
 
 
+# Heading, key of the figure, and how it is shown; each is in a column of its own.
+TIMED = (
+    ("load s", "load_seconds", "{:.3f}"),
+    ("prompt tok/s", "prompt_tokens_per_second", "{:.1f}"),
+    ("tok/s", "generation_tokens_per_second", "{:.1f}"),
+    ("ratio", "ratio", "{:.2f}x"),
+)
+
+
+def cell(figure: Mapping[str, Any], layout: str) -> str:
+    """Return a median as text, or "unstable" and its range; "-" for none."""
+    if figure["median"] is None:
+        return "-"
+    if figure["stable"]:
+        return layout.format(figure["median"])
+    return f"unstable {layout.format(figure['min'])} - {layout.format(figure['max'])}"
+
+
+def timed_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return what is shown of a model: size, times, speeds, memory."""
+    size, memory = f"{row['file_bytes'] / 1e6:.2f}", f"{row['peak_memory_bytes'] / 1e6:.1f}"
+    return [size, *(cell(row[key], layout) for _, key, layout in TIMED), memory]
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells under the first one, each column as wide as its widest cell; the first is to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        print("  ".join((f"{first:<{widths[0]}}", *(f"{text:>{w}}" for text, w in zip(rest, widths[1:], strict=True)))))
+
+
+HEADINGS = ("model", "size MB", *(heading for heading, _, _ in TIMED), "memory MB")
+
+
+def print_rounds(result: Mapping[str, Any]) -> None:
+    """Print over how many rounds the figures are, and what to do about unstable ones."""
+    held, most = result["rounds"], result["settings"]["max_spread"]
+    print(f"medians over {held['used']} rounds; speeds vary by a factor of at most {most:g}" if held["stable"] else
+          f"unstable: speeds vary by more than a factor of {most:g} over {held['used']} rounds; "
+          "stop what else runs on this machine, or raise --max_repeats")  # fmt: skip
+
+
 def print_table(result: Mapping[str, Any]) -> None:
-    """Print size, load time, speeds and the ratio to the first model, one line a model."""
-    print(
-        f"{'model':<26} {'size MB':>8} {'load s':>7} {'prompt tok/s':>13} {'tok/s':>9} {'min - max':>17} {'ratio':>7} {'memory MB':>10}"
-    )
-    for name, row in result["models"].items():
-        speed, ratio = row["generation_tokens_per_second"], row["ratio"]["median"]
-        spread = f"{speed['min']:.1f} - {speed['max']:.1f}"
-        times = "-" if ratio is None else f"{ratio:.2f}x"
-        print(
-            f"{name:<26} {row['file_bytes'] / 1e6:>8.2f} {row['load_seconds']['median']:>7.3f} "
-            f"{row['prompt_tokens_per_second']['median']:>13.1f} {speed['median']:>9.1f} {spread:>17} {times:>7} "
-            f"{row['peak_memory_bytes'] / 1e6:>10.1f}"
-        )
+    """Print size, load time, speeds, the ratio to the first model and memory, one line a model."""
+    print_columns([HEADINGS, *((name, *timed_cells(row)) for name, row in result["models"].items())])
+    print_rounds(result)

@@ -38,22 +38,26 @@ def kendall(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float 
     return None if math.isnan(tau) else float(tau)
 
 
-def _fits(rows: Sequence[Row], formats: Sequence[str]) -> dict[str, Callable[[Row], float | None]]:
-    """Return, where all of a palette was measured, what fits through one and through two of its formats would have said of the others."""
-    ordered = sorted(formats, key=lambda name: FORMATS[name].bits_per_value())
-    chosen = {"fitted (1 anchor)": {ordered[(len(ordered) - 1) // 2]}, "fitted (2 anchors)": {ordered[0], ordered[-1]}}
+def _fits(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None]]:
+    """Return, where all of a palette was measured, what fits through one and through two of a layer's formats would have said of the others."""
     by_layer: dict[str, list[Row]] = {}
     for row in rows:
         by_layer.setdefault(row["layer"], []).append(row)
+    for own in by_layer.values():
+        own.sort(key=lambda row: FORMATS[row["format"]].bits_per_value())
 
-    def fitted(names: set[str]) -> Callable[[Row], float | None]:
+    def fitted(places: Callable[[int], set[int]]) -> Callable[[Row], float | None]:
         def value(row: Row) -> float | None:
-            anchors = [each for each in by_layer[row["layer"]] if each["format"] in names]
-            return None if row["format"] in names else predicted(row, anchors)
+            own = by_layer[row["layer"]]
+            anchors = [own[place] for place in sorted(places(len(own)))]
+            return None if row["format"] in {each["format"] for each in anchors} else predicted(row, anchors)
 
         return value
 
-    return {label: fitted(names) for label, names in chosen.items()}
+    return {
+        "fitted (1 anchor)": fitted(lambda count: {(count - 1) // 2}),
+        "fitted (2 anchors)": fitted(lambda count: {0, count - 1}),
+    }
 
 
 def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
@@ -68,7 +72,7 @@ def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
     formats = list(dict.fromkeys(row["format"] for row in measured))
     values: dict[str, Callable[[Row], float | None]] = {name: lambda row, name=name: row.get(name) for name in METRICS}
     if len(formats) > 2:
-        values |= _fits(measured, formats)
+        values |= _fits(measured)
     groups = {name: [row for row in measured if row["format"] == name] for name in formats}
     return {
         label: {name: kendall(held, value) for name, held in {**groups, ALL: measured}.items()}

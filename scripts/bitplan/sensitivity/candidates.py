@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from bitplan.core.errors import user_error
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer
-from bitplan.sensitivity.local_errors import Choice
+from bitplan.sensitivity.local_errors import Choice, fitting_choices
 
 # Besides the candidates: what a block gets and gives in full precision, what it is giving for a candidate, the teacher's.
 OTHER_STATES = 4
@@ -36,7 +36,7 @@ class MeasureSettings:
 
 @dataclass(frozen=True)
 class Piece:
-    """A layer and the choices, by number, whose rows are made when the pass reaches it; of those in `carried` KL is measured."""
+    """A layer and its own choices, by number, whose rows are made when the pass reaches it; of those in `carried` KL is measured."""
 
     layer: Layer
     rows: tuple[int, ...]
@@ -70,6 +70,12 @@ def changes(choice: Choice) -> bool:
     return choice.wq != UNQUANTIZED or choice.inputs_change
 
 
+def _palette(choices: Sequence[Choice]) -> list[int]:
+    """Return the numbers of the choices that change weights alone, by bits per value."""
+    found = (i for i, choice in enumerate(choices) if changes(choice) and not choice.inputs_change)
+    return sorted(found, key=lambda i: _bits(choices[i]))
+
+
 def anchor_choices(choices: Sequence[Choice], anchors: str | None) -> tuple[int, ...]:
     """Return the numbers of the choices that are measured.
 
@@ -80,14 +86,25 @@ def anchor_choices(choices: Sequence[Choice], anchors: str | None) -> tuple[int,
         return ()
     if anchors == "all":
         return tuple(i for i, choice in enumerate(choices) if changes(choice))
-    palette = sorted(
-        (i for i, choice in enumerate(choices) if changes(choice) and not choice.inputs_change),
-        key=lambda i: _bits(choices[i]),
-    )
+    palette = _palette(choices)
     if not palette:
         raise user_error("--anchors", "has no weight formats to choose from", "Give --palette, or --anchors all")
     chosen = {palette[(len(palette) - 1) // 2]} if anchors == "1" else {palette[0], palette[-1]}
     return tuple(sorted(chosen))
+
+
+def wanted_pieces(layers: Sequence[Layer], choices: Sequence[Choice], anchors: str | None) -> list[Piece]:
+    """Return for each layer the numbers of its own candidates (`fitting_choices`), and of those whose KL is measured.
+
+    A layer whose rows fit no format of the palette has no anchor. Raises `UserError` when there is no palette to choose anchors from.
+    """
+    anchor_choices(choices, anchors)
+    own = {columns: list(fitting_choices(choices, columns)) for columns in {layer.shape[1] for layer in layers}}
+    carried = {
+        columns: anchor_choices(found, anchors if anchors == "all" or _palette(found) else None)
+        for columns, found in own.items()
+    }
+    return [Piece(layer, tuple(range(len(own[layer.shape[1]]))), carried[layer.shape[1]]) for layer in layers]
 
 
 def share_of(layers: Sequence[Layer], shard: tuple[int, int]) -> list[Layer]:
@@ -112,12 +129,13 @@ def most_carried(memory_limit: int, state_bytes: int, candidates: int) -> int:
     return min(room, max(1, -(-candidates // FEWEST_PASSES)))
 
 
-def _pieces(layers: Sequence[Layer], count: int, measured: Sequence[int], most: int) -> Iterator[list[Piece]]:
-    """Yield the pieces of each pass, of layers in model order with `count` choices each, `measured` of which are carried."""
+def _pieces(wanted: Sequence[Piece], most: int) -> Iterator[list[Piece]]:
+    """Yield the pieces of each pass, of every layer's candidates in model order."""
+    measured = any(piece.carried for piece in wanted)
     held: list[Piece] = []
     room = most
-    for layer in layers:
-        rows, left = tuple(i for i in range(count) if i not in measured), list(measured)
+    for layer, numbers, carried in ((piece.layer, piece.rows, piece.carried) for piece in wanted):
+        rows, left = tuple(i for i in numbers if i not in carried), list(carried)
         while rows or left:
             block_ends = not measured and held and held[-1].layer.block != layer.block
             if held and (block_ends or (left and room == 0)):
@@ -130,9 +148,12 @@ def _pieces(layers: Sequence[Layer], count: int, measured: Sequence[int], most: 
         yield held
 
 
-def passes(layers: Sequence[Layer], count: int, measured: Sequence[int], most: int, blocks: int) -> list[Pass]:
-    """Return the passes over a model of so many blocks: each goes on where the last one ended, and every block is in one."""
-    found, start = list(_pieces(layers, count, measured, most)), 0
+def passes(wanted: Sequence[Piece], most: int, blocks: int) -> list[Pass]:
+    """Return the passes over a model of so many blocks: each goes on where the last one ended, and every block is in one.
+
+    `wanted` has the candidates of every layer; a pass carries at most `most` of them.
+    """
+    found, start = list(_pieces(wanted, most)), 0
     made = []
     for number, pieces in enumerate(found):
         end = blocks if number == len(found) - 1 else pieces[-1].layer.block + 1

@@ -34,15 +34,19 @@ def fit(errors: Sequence[float], klds: Sequence[float]) -> tuple[float, float]:
 def predicted(row: Row, anchors: Sequence[Row]) -> float | None:
     """Return a row's KL by the fit to the layer's measured rows; None where these or the row itself have no figures.
 
-    A row without error has no KL either. Anchors of no error or no KL say nothing of the scale, and are left out.
+    A row without error has no KL either, nor one that leaves the layer at 16 bits. Anchors of no error, or of no KL beside others that
+    have one, say nothing of the scale, and are left out; where every anchor with an error has no KL, no token that is scored depends on
+    the layer, and no format has any.
     """
     column = error_column(row)
     error = row[column]
-    if error == 0:
+    if error == 0 or (row["format"], row["inputs"]) == (UNQUANTIZED, UNQUANTIZED):
         return 0.0
     known = [(each[column], each["kld"]) for each in anchors if _usable(each[column]) and _usable(each["kld"])]
-    if not _usable(error) or not known:
+    if not _usable(error):
         return None
+    if not known:
+        return 0.0 if any(_usable(each[column]) and each["kld"] == 0 for each in anchors) else None
     scale, power = fit(*zip(*known, strict=True))
     return math.exp(scale + power * math.log(error))
 

@@ -4,13 +4,14 @@
 same over the output's own mean square; `weighted_error` is sum_ij m_j (W - W')_ij^2 / out with m_j = mean x_j^2: the mse, were the
 columns of the input uncorrelated. All see one layer alone. Candidates with an activation format are measured under smoothing, if any;
 the others on the weights as they are. `fisher`, where the loss's gradient g at the output is known, is
-sum_t (g_t . dY_t)^2 / 2 per scored token: what the output's change dY does to KL, tokens taken one by one.
+sum_t (g_t . dY_t)^2 / 2 per scored token: what the output's change dY does to KL, tokens taken one by one. `tokens` counts those that reached the layer; 0 for an expert that none
+reached, whose figures are empty.
 """
 
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -19,12 +20,12 @@ from torch import Tensor
 
 from bitplan.core.resume import HIDDEN, NOWHERE, KeptWalk, Reached
 from bitplan.formats.base import Format
+from bitplan.formats.fitting import fitting_format
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
 from bitplan.plans.apply import weight_of
-from bitplan.plans.plan import check_columns, uniform
 from bitplan.plans.smoothing import SmoothGroup, Smoothing
 from bitplan.sensitivity.output_gradients import OutputGradients
 from bitplan.sensitivity.smooth_factors import checked_groups, groups_of
@@ -32,7 +33,7 @@ from bitplan.statistics.inputs import BlockInputs, observed
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
-    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha"),
+    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha", "tokens", "asked"),
 )
 W4 = "int4"
 ACTIVATION_BITS = (4, 8)
@@ -81,6 +82,23 @@ class SensitivitySettings:
     alphas: tuple[float, ...] = ()
     at_inputs: bool = True
     tokens: int = 2048
+
+
+def fitting_choices(choices: Sequence[Choice], columns: int) -> dict[Choice, tuple[str, ...]]:
+    """Return {candidate of a layer with rows of `columns` values: the weight formats asked for that it stands for}.
+
+    Candidates that fall to the same substitute are one.
+    """
+    found: dict[Choice, tuple[str, ...]] = {}
+    for choice in choices:
+        own = replace(choice, wq=fitting_format(choice.wq, columns))
+        found[own] = (*found.get(own, ()), choice.wq)
+    return found
+
+
+def with_asked(rows: Sequence[dict[str, Any]], asked: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """Return rows with a column of the formats asked for that each stands for, with blanks between them."""
+    return [{**row, "asked": " ".join(names)} for row, names in zip(rows, asked, strict=True)]
 
 
 def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choice]:
@@ -195,9 +213,11 @@ def best_groups(
     smoothed = [choice for choice in settings.choices if choice.inputs_change]
 
     def damage(group: SmoothGroup) -> float:
-        held = [name for name in group.layers if name in seen.samples and not layers[name].protected]
+        held = [layers[name] for name in group.layers if name in seen.samples and not layers[name].protected]
+        own = [list(fitting_choices(smoothed, layer.shape[1])) for layer in held]
         return sum(
-            sum(output_errors(layer_weight(block, layers[n]), seen.samples[n], smoothed, group.scale)) for n in held
+            sum(output_errors(layer_weight(block, layer), seen.samples[layer.name], choices, group.scale))
+            for layer, choices in zip(held, own, strict=True)
         )
 
     return [min(same, key=damage) for same in zip(*grid, strict=True)]
@@ -238,6 +258,7 @@ def layer_rows(
                 "relative_mse": error / signal if signal > 0 else math.nan,
                 "weighted_error": math.nan if mean_square is None else weighted_error(weight, back, mean_square),
                 "fisher": _fisher(layer.name, changes, gradients, reached),
+                "tokens": reached,
             }
         )
     return rows
@@ -264,10 +285,8 @@ def measure_sensitivity(
 
     One walk over `tokens` (sequences, length); with `random` standard normal inputs stand in for the text's. `importance` {layer: (in,)}
     is what weights are quantized with. None for smoothing where the settings have no alpha. A walk that is kept and was stopped is gone
-    on with. Raises `UserError` where a candidate's format does not fit a layer.
+    on with. A layer whose rows do not fit a candidate's format is measured in the one that they fit, once.
     """
-    for choice in settings.choices:
-        check_columns(uniform(info, choice.wq), info)
     layers = {layer.name: layer for layer in info.layers}
     reached = walk.reached()
     rows: dict[str, list[dict[str, Any]]] = dict(reached.facts.get("rows", {}))
@@ -284,8 +303,10 @@ def measure_sensitivity(
         for layer in (layers[name] for name in block.layers if not layers[name].protected):
             weight, group = layer_weight(block, layer), by_layer.get(layer.name)
             scale = None if group is None else group.scale
-            made = quantized_weights(weight, settings.choices, scale, importance=importance.get(layer.name))
-            rows[layer.name] = layer_rows(layer, weight, settings.choices, made, seen, scale)
+            asked = fitting_choices(settings.choices, layer.shape[1])
+            made = quantized_weights(weight, list(asked), scale, importance=importance.get(layer.name))
+            found_rows = layer_rows(layer, weight, list(asked), made, seen, scale)
+            rows[layer.name] = with_asked(found_rows, list(asked.values()))
         groups.extend(checked_groups(model, block, found, layers, lambda: forward(hidden[:1]), output[:1]))
         walk.keep(block.index + 1, lambda: _kept(output, rows, groups))
         return output

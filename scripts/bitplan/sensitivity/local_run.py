@@ -12,30 +12,31 @@ from bitplan.demo import DEMO
 from bitplan.plans.smoothing import Smoothing
 from bitplan.reference.opening import Opened
 from bitplan.reference.reference import load_teacher
-from bitplan.reference.text import windows
+from bitplan.reference.text import cut_text
 from bitplan.sensitivity.local_errors import SensitivitySettings, measure_sensitivity
 
 GAUSSIAN = "random"
 
 
-def calibration_tokens(model: Opened, calibration: str | None, length: int, sequences: int | None) -> Tensor:
-    """Return the tokens (sequences, length) of a text or a saved one; of the bundled text for None and "random"."""
-    source = Path(calibration) if calibration and calibration != GAUSSIAN else DEMO / "calibration.txt"
+def calibration_tokens(model: Opened, calibration: str | Path, length: int, sequences: int | None) -> Tensor:
+    """Return the tokens (sequences, length) of a text or a saved one; for "random", where only their number counts, of the bundled text."""
+    source = DEMO / "calibration.txt" if calibration == GAUSSIAN else Path(calibration)
     if source.suffix == ".safetensors":
         return load_teacher(source, model.checkpoint, model.info.fingerprint).tokens
-    return windows(model.checkpoint.folder, source, length, sequences)
+    model.model.check_length(length)
+    return cut_text(model.checkpoint.folder, source, length, sequences, bos=model.model.bos).tokens
 
 
 def measured(
     model: Opened,
-    calibration: str | None,
+    calibration: str | Path,
     length: int,
     sequences: int | None,
     settings: SensitivitySettings,
     importance: Mapping[str, Tensor] = MappingProxyType({}),
     output: Path | None = None,
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
-    """Return the table's rows and the smoothing; `calibration` is a text, a saved one, "random", or None for the bundled text.
+    """Return the table's rows and the smoothing; `calibration` is a text, a saved one, or "random".
 
     With `output` what is done is kept beside it, and an earlier run of the same that was stopped is gone on with.
     """

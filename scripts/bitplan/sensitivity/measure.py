@@ -107,7 +107,12 @@ def _check_layers(tables: Sequence[Path], found: Mapping[str, Sequence[Mapping[s
         raise user_error(where, f"have no row for {absent[0]}", "Give the tables of all shards")
     if foreign:
         raise user_error(where, f"have rows for {foreign[0]}, which the model does not have", "Give --model as it was")
-    kinds = {name: tuple((row["format"], row["inputs"], row["group_size"]) for row in found[name]) for name in names}
+    kinds = {name: _kinds(found[name]) for name in names}
     other = [name for name in names if kinds[name] != kinds[names[0]]]
     if other:
         raise user_error(where, f"{other[0]} was measured in other formats than {names[0]}", MADE_AGAIN)
+
+
+def _kinds(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str, str]]:
+    """Return what a layer was measured in, as it was asked for: layers with rows of other lengths may have other substitutes."""
+    return sorted((asked, row["inputs"], row["group_size"]) for row in rows for asked in row["asked"].split())

@@ -20,21 +20,22 @@ from bitplan.core.progress import progress
 from bitplan.core.resume import SHARE, Kept, KeptWalk, digest_of, gradient_name, load_states, states_name
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
-from bitplan.plans.plan import check_columns, uniform
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, write_smoothing
 from bitplan.reference.head import Head
 from bitplan.reference.reference import Teacher
 from bitplan.sensitivity.candidate_outputs import newborn
-from bitplan.sensitivity.candidates import MeasureSettings, Pass, Piece, anchor_choices, most_carried, passes, share_of
+from bitplan.sensitivity.candidates import MeasureSettings, Pass, Piece, most_carried, passes, share_of, wanted_pieces
 from bitplan.sensitivity.embeddings import OutsideCandidate, outside_row
 from bitplan.sensitivity.gradients import as_block_runs, batch_of, keep_gradients
 from bitplan.sensitivity.kld import kld_by_window
 from bitplan.sensitivity.local_errors import (
     SensitivitySettings,
     best_groups,
+    fitting_choices,
     layer_rows,
     layer_weight,
     quantized_weights,
+    with_asked,
     with_digest,
 )
 from bitplan.sensitivity.output_gradients import OutputGradients, gradient_of_outputs
@@ -62,16 +63,14 @@ def planned(
 ) -> list[Pass]:
     """Return the passes of a measurement.
 
-    Raises `UserError` where a format does not fit a layer, there is no format to choose as anchor, or too little memory or too
-    many shards.
+    Raises `UserError` where there is no format to choose as anchor, or too little memory or too many shards.
     """
-    choices = settings.choices
-    for choice in choices:
-        check_columns(uniform(info, choice.wq), info)
-    anchors, layers = anchor_choices(choices, measure.anchors), share_of(info.quantizable, measure.shard)
+    layers = share_of(info.quantizable, measure.shard)
+    wanted = wanted_pieces(layers, settings.choices, measure.anchors)
+    candidates = sum(len(piece.carried) for piece in wanted)
     state = tokens.numel() * model.module.config.hidden_size * model.dtype.itemsize
-    most = most_carried(measure.memory_limit, state, len(layers) * len(anchors)) if anchors else 1
-    made = passes(layers, len(choices), anchors, most, len(model.blocks))
+    most = most_carried(measure.memory_limit, state, candidates) if candidates else 1
+    made = passes(wanted, most, len(model.blocks))
     log.info("%d layers, %d candidates in %d passes", len(layers), sum(each.carried for each in made), len(made))
     return made
 
@@ -226,10 +225,12 @@ class Measurement:
         for piece in pieces:
             group = by_layer.get(piece.layer.name)
             scale = None if group is None else group.scale
-            choices = [self.settings.choices[i] for i in piece.rows]
+            own = fitting_choices(self.settings.choices, piece.layer.shape[1])
+            choices = [list(own)[i] for i in piece.rows]
             weight = layer_weight(block, piece.layer)
             wide = quantized_weights(weight, choices, scale, importance=self.importance.get(piece.layer.name))
             rows = layer_rows(piece.layer, weight, choices, wide, seen, scale, gradients)
+            rows = with_asked(rows, [own[choice] for choice in choices])
             alpha = alpha_hill(spectrum(weight), FIT) if self.alphas is None else self.alphas[piece.layer.name]
             yield from ({"choice": i, "row": {**row, "alpha": alpha}} for i, row in zip(piece.rows, rows, strict=True))
             carried = [(c, w) for i, c, w in zip(piece.rows, choices, wide, strict=True) if i in piece.carried]

@@ -27,7 +27,7 @@ class Made:
     tokens: int
 
 
-def check_flags(measure: MeasureSettings, calibration: str | None) -> None:
+def check_flags(measure: MeasureSettings, calibration: str | Path) -> None:
     """Raise `UserError` for flags that do not go together."""
     if calibration == GAUSSIAN and not measure.plain:
         what = "measure on a text, and Gaussian inputs are none"
@@ -36,7 +36,7 @@ def check_flags(measure: MeasureSettings, calibration: str | None) -> None:
 
 def make_table(
     model: Opened,
-    calibration: str | None,
+    calibration: str | Path,
     length: int,
     sequences: int | None,
     settings: SensitivitySettings,

@@ -1,12 +1,17 @@
 """A sensitivity table from anywhere: what each format of each layer takes and costs, as arrays, checked when it is read.
 
 The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, others besides. Layers and formats may have any names.
+A figure that is not there is an error, with one exception: where the column `tokens` is 0, no token reached the layer (an expert that
+was never chosen), and an empty figure is 0. Every reader of such tables takes its figures from `figure_of`.
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +19,10 @@ from numpy.typing import NDArray
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import NAMES
 
+if TYPE_CHECKING:
+    from bitplan.models.layers import ModelInfo
+
+log = logging.getLogger(__name__)
 REQUIRED = ("layer", "params", "format", "bytes", "kld")
 DELIMITERS = "\t;,"
 # What `inputs` holds in rows of formats for weights alone.
@@ -27,7 +36,8 @@ Table = NDArray[np.float64]
 class SensitivityTable:
     """For L layers and K formats: `params` (L,), `size` in bytes and `kld` in nats (L, K), categories (L,), "" where unknown.
 
-    A format that a layer has no row for has the size 0 and the damage inf.
+    A format that a layer has no row for has the size 0 and the damage inf. `asked` {(layer, format): names} says which other formats a
+    row stands for, where the layer's rows do not fit these.
     """
 
     layers: tuple[str, ...]
@@ -36,11 +46,27 @@ class SensitivityTable:
     size: Table
     kld: Table
     categories: tuple[str, ...]
+    asked: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def has(self) -> NDArray[np.bool_]:
         """Which formats each layer has a row for, (L, K)."""
         return np.isfinite(self.kld)
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Every format that a layer may be asked to have: those of the rows, and those that rows stand for."""
+        return tuple(dict.fromkeys((*self.formats, *(name for names in self.asked.values() for name in names))))
+
+    def answers(self, form: str) -> NDArray[np.bool_]:
+        """Return which row of each layer is that of a format, (L, K): its own, else the one that stands for it."""
+        own = np.array([name == form for name in self.formats]) & self.has
+        places = {name: place for place, name in enumerate(self.formats)}
+        rows = {name: row for row, name in enumerate(self.layers)}
+        for (layer, used), names in self.asked.items():
+            if form in names and used in places and not own[rows[layer]].any():
+                own[rows[layer], places[used]] = self.has[rows[layer], places[used]]
+        return own
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,35 @@ class _Rows:
         lines = ", ".join(str(self.lines[row]) for row in rows[:SHOWN])
         more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
         return f"{self.path}, line{'s' * (len(rows) > 1)} {lines}{more}"
+
+
+def figure_of(cell: object, tokens: object = None) -> float:
+    """Return a figure from its cell: NaN for what is empty or no number; 0 for an empty one of a layer that no token reached.
+
+    `tokens` is the row's cell of that name, None where the table has no such column. A cell is text, a number or None.
+    """
+    if cell is None or cell == "" or cell != cell:
+        return 0.0 if _number(tokens) == 0 else math.nan
+    return _number(cell)
+
+
+def check_known(layers: Iterable[str], info: "ModelInfo", source: object) -> None:
+    """Raise `UserError` for a table with rows of layers that the model does not have: its sizes would count too."""
+    foreign = sorted(set(layers) - {layer.name for layer in info.layers})
+    if foreign:
+        what = f"has rows for {listed(foreign)}, which the model does not have"
+        raise user_error(source, what, "Measure this model with scripts/sensitivity.py, or leave out the rows")
+
+
+def tell_unreached(layers: Iterable[str]) -> None:
+    """Log how many layers no token reached, if any: what their formats do was not seen."""
+    names = sorted(set(layers))
+    if names:
+        log.warning(
+            "no token reached %d layers (%s): their formats count as harmless; use more calibration text",
+            len(names),
+            listed(names),
+        )
 
 
 def listed(names: Sequence[str], shown: int = SHOWN) -> str:
@@ -117,11 +172,24 @@ def _numbers(texts: Sequence[str]) -> Table:
         return np.array([_number(text) for text in texts])
 
 
-def _number(text: str) -> float:
+def _number(cell: object) -> float:
+    """Return the number in a cell, NaN for what is none."""
     try:
-        return float(text)
-    except ValueError:
-        return float("nan")
+        return float(cell)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _klds(rows: _Rows) -> Table:
+    """Return the column `kld`, 0 where it is empty and no token reached the layer."""
+    tokens = rows.columns.get("tokens")
+    klds = _numbers(rows.columns["kld"])
+    if tokens is None:
+        return klds
+    tell_unreached(layer for layer, held in zip(rows.columns["layer"], tokens, strict=True) if _number(held) == 0)
+    missing = np.flatnonzero(np.isnan(klds))
+    klds[missing] = [figure_of(rows.columns["kld"][row], tokens[row]) for row in missing]
+    return klds
 
 
 # -- checking --------------------------------------------------------------------------------------------------------
@@ -146,7 +214,8 @@ EXPECTED: tuple[tuple[str, Callable[[Table], NDArray[np.bool_]], str, str], ...]
         "kld",
         lambda held: held >= 0,
         "no number of 0 or more",
-        "Give the damage in nats, or leave out the row: the layer cannot have this format then",
+        "Give the damage in nats, or leave out the row: the layer cannot have this format then. Of a layer that no token reached,"
+        " 0 in the column tokens says so",
     ),
 )
 
@@ -199,7 +268,8 @@ def read_sensitivity_table(path: Path) -> SensitivityTable:
         raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
     layers, layer = _places(rows.columns["layer"])
     formats, form = _places(rows.columns["format"])
-    figures = _Figures(*(_numbers(rows.columns[name]) for name in ("params", "bytes", "kld")), layer, form)
+    numbers = (_numbers(rows.columns[name]) for name in ("params", "bytes"))
+    figures = _Figures(*numbers, _klds(rows), layer, form)
     problems = [*_cell_problems(rows, figures), *_row_problems(rows, figures, layers, formats)]
     if problems:
         raise UserError(problems)
@@ -213,4 +283,11 @@ def _table(rows: _Rows, figures: _Figures, layers: tuple[str, ...], formats: tup
     first = np.unique(figures.layer, return_index=True)[1]
     told = rows.columns.get("category")
     categories = tuple(told[row] for row in first) if told else ("",) * len(layers)
-    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories)
+    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories, _asked(rows))
+
+
+def _asked(rows: _Rows) -> dict[tuple[str, str], tuple[str, ...]]:
+    """Return the formats that rows stand for beside their own; a table need not have the column."""
+    cells = zip(*(rows.columns.get(name, ()) for name in ("layer", "format", "asked")), strict=False)
+    found = {(layer, form): tuple(name for name in told.split() if name != form) for layer, form, told in cells}
+    return {cell: names for cell, names in found.items() if names}

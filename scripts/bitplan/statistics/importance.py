@@ -40,4 +40,7 @@ def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Ten
         if held is None or tuple(held.shape) != wanted or held.dtype != torch.float32:
             what = f"has no {wanted[0]} values of float32 for {layer.name}"
             raise user_error(path, what, f"It is none, or of another model. {MADE_BY}")
+        if not held.isfinite().all() or (held < 0).any():
+            what = f"holds values for {layer.name} that are no finite mean squares"
+            raise user_error(path, what, "Make it again with scripts/layer_stats.py --dtype bf16 or fp32")
     return {name: values for name, values in columns.items() if values.any()}

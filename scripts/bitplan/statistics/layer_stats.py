@@ -105,8 +105,14 @@ def measure_layers(
 def write_statistics(
     table: Path, importance: Path, rows: list[dict[str, Any]], inputs: Mapping[str, InputStatistics]
 ) -> None:
-    """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name."""
+    """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name.
+
+    Raises `UserError`, and writes nothing, where inputs of a layer are not finite.
+    """
     named = {row["layer"] for row in rows}
+    for name, seen in inputs.items():
+        if not all(values.isfinite().all() for values in (seen.mean_abs, seen.mean_square, seen.absmax)):
+            raise user_error(name, "has inputs whose statistics are not finite", "Use --dtype bf16 or fp32")
     write_table(table, rows, COLUMNS)
     write_importance(importance, {name: seen.mean_square for name, seen in inputs.items() if name in named})
 

@@ -3,33 +3,40 @@
 import json
 import logging
 import os
-import shutil
-import struct
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import folder_aside, written_aside
+from bitplan.core.files import written_aside
 from bitplan.models.checkpoint import FLOATS, Checkpoint
-from bitplan.models.checkpoint_files import INDEX
-from bitplan.models.layers import output_tensor_name
+from bitplan.models.complete import check_loading
 from bitplan.models.walk import check_finite
+from bitplan.reference.text import load_tokenizer
 from bitplan.runtimes.gguf import run_converter
+from bitplan.runtimes.gguf.vocabulary import Facts, facts_of, warn_of_other_tokens, warn_of_tokens_without_rows
 
 log = logging.getLogger(__name__)
 PRE_TOKENIZERS = {"gpt2": "gpt-2", "opt": "gpt-2", "qwen2": "qwen2", "qwen3": "qwen2"}
 DEFAULT_PRE_TOKENIZER = "llama-bpe"
-EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 GUESSED = "unknown pre-tokenizer"
+# How the converter logs, but for its banner of stars about an unknown pre-tokenizer, which is answered here.
+WARNING = re.compile(r"WARNING:[\w.-]+:(?!\s*$|\*\*)(?P<text>.*\S)")
+# What it warns of and what is no loss: the usual rotary embedding, pairs of texts, tokens without rows (named here), keys replaced here.
+HARMLESS = re.compile(
+    r"Unknown RoPE type: default|Unknown \w* ?\w* ?separator|Unknown middle|.*<pair>|ignore tokens? |Duplicated key"
+)
 # What the converter reads from config.json and transformers 5 does not write: {model type: {key: where its value stands}}.
 OLD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
     "gpt2": {"n_ctx": ("n_positions",)},
     "gpt_neox": {"rotary_pct": ("rope_parameters", "partial_rotary_factor")},
 }
+# What is fixed in transformers' code of a family, and is a key of the configuration to the converter.
+FIXED_KEYS: dict[str, dict[str, str]] = {"deepseek_v3": {"scoring_func": "sigmoid"}}
+HALF_LIMIT = 65504.0
 OUT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -47,23 +54,23 @@ def exact_type(checkpoint: Checkpoint) -> str:
     return OUT_TYPES.get(next(iter(kinds)), "f32") if len(kinds) == 1 else "f32"
 
 
-def _embedding_missing(checkpoint: Checkpoint) -> bool:
-    """Return whether a tied matrix is stored as the output only, which transformers reads and llama.cpp does not."""
-    return checkpoint.tied and output_tensor_name(checkpoint) == OUTPUT
+def _sources(checkpoint: Checkpoint) -> dict[str, tuple[str, str]]:
+    """Return {tensor: (file, its name there)} for all that the converter reads: what the model loads, a tied matrix once.
 
-
-def _renamed(source: Path, target: Path) -> None:
-    """Copy a safetensors file, its output matrix called the embedding."""
-    with open(source, "rb") as read, open(target, "wb") as write:
-        header = json.loads(read.read(struct.unpack("<Q", read.read(8))[0]))
-        named = json.dumps({EMBEDDING if key == OUTPUT else key: value for key, value in header.items()}).encode()
-        write.write(struct.pack("<Q", len(named)) + named)
-        shutil.copyfileobj(read, write, 1 << 24)
+    It is called the embedding, also where it is stored as the output: llama.cpp reads no other.
+    """
+    loading = checkpoint.loading
+    sources = {name: (str(info.file.resolve()), info.key) for name, info in checkpoint.tensors.items()}
+    if checkpoint.tied and loading.output is not None:
+        held = sources.pop(loading.output)
+        if loading.embedding is None:
+            sources[str(loading.embedding_parameter)] = held
+    return sources
 
 
 def _old_keys(config: dict) -> dict:
     """Return the keys that the converter looks for in vain in a configuration, with their values."""
-    found = {}
+    found: dict = dict(FIXED_KEYS.get(config.get("model_type", ""), {}))
     for key, path in OLD_KEYS.get(config.get("model_type", ""), {}).items():
         newer = reduce(lambda held, part: held.get(part) if isinstance(held, dict) else None, path, config)
         value = config.get(key, newer)
@@ -72,59 +79,63 @@ def _old_keys(config: dict) -> dict:
     return found
 
 
-def _replace_output_(stand_in: Path, checkpoint: Checkpoint) -> None:
-    """Put in place of the file with the output matrix a copy in which it is called the embedding."""
-    stored = checkpoint.tensors[OUTPUT].file
-    (stand_in / stored.name).unlink()
-    _renamed(stored, stand_in / stored.name)
-    index = stand_in / INDEX
-    if index.exists():
-        text = index.read_text(encoding="utf-8").replace(f'"{OUTPUT}"', f'"{EMBEDDING}"')
-        index.unlink()
-        index.write_text(text, encoding="utf-8")
-
-
-@contextmanager
-def _readable_by_converter(checkpoint: Checkpoint, beside: Path) -> Iterator[Path]:
-    """Yield the checkpoint's folder, or a stand-in for the time of the block where a tensor needs another name."""
-    if not _embedding_missing(checkpoint):
-        yield checkpoint.folder
-        return
-    with folder_aside(beside) as folder:
-        stand_in = folder / checkpoint.folder.resolve().name
-        stand_in.mkdir()
-        for file in checkpoint.folder.iterdir():
-            (stand_in / file.name).symlink_to(file.resolve())
-        _replace_output_(stand_in, checkpoint)
-        yield stand_in
-
-
-def _check_weights(checkpoint: Checkpoint) -> None:
-    """Raise `UserError` when a tensor holds NaN or infinity, which the converter would write as it is."""
+def _check_weights(checkpoint: Checkpoint, out_type: str) -> None:
+    """Raise `UserError` when a tensor holds NaN or infinity, or in f16 a value beyond its range: the converter writes them as they are."""
     for name, info in checkpoint.tensors.items():
-        if info.dtype in FLOATS:
-            check_finite(checkpoint.read([name]), checkpoint.folder)
+        if info.dtype not in FLOATS:
+            continue
+        read = checkpoint.read([name])
+        check_finite(read, checkpoint.folder)
+        if out_type == "f16" and info.dtype != "F16" and len(info.shape) > 1 and read[name].abs().max() > HALF_LIMIT:
+            what = f"tensor {name} holds values over {HALF_LIMIT:,.0f}, which f16 does not hold"
+            raise user_error(checkpoint.folder, what, "Convert with --type bf16 or f32 (settings: base_type)")
 
 
-def convert(checkpoint: Checkpoint, output: Path, out_type: str | None = None) -> None:
-    """Write the checkpoint as GGUF in its own precision, or in `out_type`. Raises `UserError` with the converter's last words."""
-    folder = converter_folder()
-    _check_weights(checkpoint)
-    name = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
-    with written_aside(output) as aside, _readable_by_converter(checkpoint, aside.parent) as source:
-        keys = json.dumps(_old_keys(checkpoint.config))
-        command = [sys.executable, run_converter.__file__, str(folder), name, keys, str(source)]
-        wanted = ["--outfile", str(aside), "--outtype", out_type or exact_type(checkpoint)]
-        _run([*command, *wanted, "--model-name", source.resolve().name], checkpoint, output)
+def convert(
+    checkpoint: Checkpoint,
+    output: Path,
+    out_type: str | None = None,
+    name: str | None = None,
+    check: Callable[[Path, Path], None] | None = None,
+) -> None:
+    """Write the checkpoint as GGUF in its own precision, or in `out_type`. Raises `UserError` with the converter's last words.
+
+    The file is called `name`, or as the folder; `check`(file, `output`) may refuse it before it is there. Logs what the converter warns of, tokens that the file cannot hold, and texts that
+    llama.cpp tokenizes otherwise than the original does.
+    """
+    folder, kind = converter_folder(), out_type or exact_type(checkpoint)
+    check_loading(checkpoint)
+    _check_weights(checkpoint, kind)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    facts, rows = facts_of(tokenizer), checkpoint.config.get("vocab_size")
+    if isinstance(rows, int):
+        warn_of_tokens_without_rows(facts, rows, checkpoint.folder)
+    with written_aside(output) as aside:
+        command = [sys.executable, run_converter.__file__, str(folder), str(checkpoint.folder), "--outfile", str(aside)]
+        named = ["--outtype", kind, "--model-name", name or checkpoint.folder.resolve().name]
+        _run([*command, *named], _for_converter(facts, checkpoint), checkpoint, output)
+        warn_of_other_tokens(aside, output, tokenizer)
+        if check is not None:
+            check(aside, output)
 
 
-def _run(command: list[str], checkpoint: Checkpoint, output: Path) -> None:
+def _for_converter(facts: Facts, checkpoint: Checkpoint) -> str:
+    """Return what run_converter.py reads: facts of the tokenizer and of the configuration."""
+    default = PRE_TOKENIZERS.get(checkpoint.config.get("model_type", ""), DEFAULT_PRE_TOKENIZER)
+    more = {"default_pre": default, "hparams": _old_keys(checkpoint.config), "sources": _sources(checkpoint)}
+    return json.dumps({**facts.to_json(), **more})
+
+
+def _run(command: list[str], facts: str, checkpoint: Checkpoint, output: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    made = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    made = subprocess.run(command, input=facts, capture_output=True, text=True, check=False, env=environment)
     log.debug("%s", made.stderr)
     for line in made.stderr.splitlines():
-        if line.startswith(GUESSED):
-            log.warning("%s; check how the file tokenizes a prompt", line)
+        warning = WARNING.fullmatch(line)
+        if warning and HARMLESS.match(warning["text"]):
+            continue
+        if warning or line.startswith(GUESSED):
+            log.warning("llama.cpp's converter: %s", warning["text"] if warning else line)
     if made.returncode:
         last = (made.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("ERROR:hf-to-gguf:")
         raise user_error(

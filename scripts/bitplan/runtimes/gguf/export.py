@@ -1,8 +1,9 @@
 """A plan as a GGUF file: from the model or a converted base file to the file and its report."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from bitplan.models.layers import ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
 from bitplan.runtimes.gguf.convert import convert
-from bitplan.runtimes.gguf.file import TensorRecord, layer_names, plan_tensors, read_gguf, report, rewrite
+from bitplan.runtimes.gguf.file import TensorRecord, is_part, layer_names, plan_tensors, read_gguf, report, rewrite
 from bitplan.runtimes.gguf.folding import column_factors
 from bitplan.runtimes.gguf.tensor_types import nearest_types, smallest_types
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
@@ -27,9 +28,14 @@ MOST_ERROR = 1e-3
 
 @contextmanager
 def base_file(
-    given: Path | None, checkpoint: Checkpoint, beside: Path, info: ModelInfo | None = None, plan: Plan | None = None
+    given: Path | None,
+    checkpoint: Checkpoint,
+    beside: Path,
+    info: ModelInfo | None = None,
+    plan: Plan | None = None,
+    checker: Callable[[], Callable[[Path, Path], None]] | None = None,
 ) -> Iterator[Path]:
-    """Yield the full-precision GGUF: the given one, or one converted for the time of the block.
+    """Yield the full-precision GGUF: the given one, or one converted for the time of the block, which `checker`() may refuse.
 
     Of a plan with compressed layers it is the compressed model's, whatever is given: the values are no roundings of the original's.
     """
@@ -39,7 +45,8 @@ def base_file(
         return
     with folder_aside(beside) as folder:
         source = _with_compressed(checkpoint, info, plan, folder / "checkpoint") if compressed else checkpoint
-        convert(source, folder / "base.gguf")
+        check = checker() if checker is not None and not compressed else None
+        convert(source, folder / "base.gguf", name=checkpoint.folder.resolve().name, check=check)
         yield folder / "base.gguf"
 
 
@@ -55,6 +62,8 @@ def check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
     """Raise `UserError` where a tensor has not the shape of the layer, or of the experts, that its name says it holds."""
     layers, names = {layer.name: layer for layer in info.layers}, layer_names(reader, info)
     for tensor in reader.tensors:
+        if is_part(tensor.name):
+            continue
         held = [layers[name].shape for name in names.get(tensor.name, ())]
         wanted = (*held[0][::-1], *((len(held),) if len(held) > 1 else ())) if held else ()
         if wanted and tuple(int(n) for n in tensor.shape) != wanted:
@@ -72,12 +81,13 @@ def export_plan(
     threads: int,
     match: str = "bits",
     max_error: float = MOST_ERROR,
+    keys: Mapping[str, str | float] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Write the plan's GGUF and return its report.
 
     Formats that no GGUF type holds get the type of the table with `match` "bits", and with "distortion" the one whose error on
     the layer is nearest. Layers with a width per channel get the smallest type whose squared error is at most `max_error` of the
-    values' squares; `base` holds them compressed (`base_file`). Raises `UserError` when it lacks a layer that the plan changes.
+    values' squares; `base` holds them compressed (`base_file`). The file has `keys` besides those of `base`. Raises `UserError` when it lacks a layer that the plan changes.
     """
     reader = read_gguf(base)
     check_shapes(reader, base, info)
@@ -95,7 +105,7 @@ def export_plan(
             f"has no tensor for {missing[0]}",
             "It belongs to another model, or its family has no GGUF name for it",
         )
-    rewrite(base, output, records, importance, threads, factors=factors)
+    rewrite(base, output, records, importance, threads, factors=factors, keys=keys)
     beside = {"smoothing": _smoothing_report(plan), "channels": _channels_report(records, plan, info, max_error)}
     return {**report(records, output, info), **beside}
 

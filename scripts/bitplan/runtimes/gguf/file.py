@@ -1,7 +1,7 @@
 """Rewriting a full-precision GGUF under a plan: which type each tensor gets, and why, and the bytes by the runtime's quantizer."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -29,18 +29,22 @@ from bitplan.formats.ggml import block_of, fallback
 from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
 from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
+from bitplan.plans.fitting import SUBSTITUTE
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.runtimes.gguf.tensor_data import TensorData, release_pages, row_pieces
 
 HALF_LIMIT = 65504.0
+# A matrix of latent attention that llama.cpp keeps as two 3-D tensors, one matrix a head: the part of the keys turned, that of the values not.
+SPLIT = "attn_kv_b"
+TURNED, STRAIGHT = "attn_k_b.weight", "attn_v_b.weight"
 NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
 # llama.cpp computes with these in float32.
 KEPT_AS_CONVERTED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
 FILE_TYPES = {
     "F32": "ALL_F32",
-    "Q4_K": "MOSTLY_Q4_K_M",
-    "Q5_K": "MOSTLY_Q5_K_M",
-    "Q3_K": "MOSTLY_Q3_K_M",
+    "Q4_K": "MOSTLY_Q4_K_S",
+    "Q5_K": "MOSTLY_Q5_K_S",
+    "Q3_K": "MOSTLY_Q3_K_S",
     "MXFP4": "MOSTLY_MXFP4_MOE",
 }
 
@@ -79,14 +83,29 @@ def read_gguf(path: Path) -> GGUFReader:
 
 
 def layer_names(reader: GGUFReader, info: ModelInfo) -> dict[str, tuple[str, ...]]:
-    """Return {tensor name in the file: layers that it holds}; several only where experts are stored as one, in their order."""
+    """Return {tensor name in the file: layers that it holds}; several only where experts are stored as one, in their order.
+
+    Latent attention's `kv_b_proj` is held by two tensors.
+    """
     names, held = architecture_names(reader), {tensor.name for tensor in reader.tensors}
     found: dict[str, tuple[str, ...]] = {}
     for layer in info.layers:
         tensor = f"{names.get_name(layer.name) or names.get_name(merged_name(layer.name))}.weight"
-        if tensor in held:
-            found[tensor] = (*found.get(tensor, ()), layer.name)
+        for each in (tensor,) if tensor in held else parts_of(tensor, held):
+            found[each] = (*found.get(each, ()), layer.name)
     return found
+
+
+def parts_of(tensor: str, held: Container[str]) -> tuple[str, ...]:
+    """Return the names of the two tensors in the place of one of latent attention; none where a file has no such two."""
+    begin = tensor.removesuffix(f"{SPLIT}.weight")
+    parts = (begin + TURNED, begin + STRAIGHT)
+    return parts if begin != tensor and all(part in held for part in parts) else ()
+
+
+def is_part(tensor: str) -> bool:
+    """Return whether a tensor holds half of a layer, one matrix for each head."""
+    return tensor.endswith((TURNED, STRAIGHT))
 
 
 def architecture_names(reader: GGUFReader):
@@ -114,13 +133,15 @@ def choose_type(
     tensor: ReaderTensor, made: LayerPlan, form: Format, protected: bool, unquantized: GGMLQuantizationType
 ) -> tuple[GGMLQuantizationType, str]:
     """Return the type that a matrix is written in, and the reason where it is not simply what was asked for."""
+    noted = made.notes.get(SUBSTITUTE)
     if made.wq == UNQUANTIZED:
         kind, why = _sixteen_bit(tensor, unquantized)
-        return kind, "protected layer, kept in 16 bits" if protected and kind is unquantized else why
+        why = "protected layer, kept in 16 bits" if protected and kind is unquantized else why
+        return kind, f"{noted}; {why}" if noted else why
     asked = GGMLQuantizationType[form.gguf_type]
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
-    reasons = []
+    reasons = [noted] if noted else []
     if made.wq == CHANNELS:
         return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
     if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
@@ -129,6 +150,8 @@ def choose_type(
         reasons.append(f"{made.wq} is no GGUF type, {asked.name} comes nearest")
     if not form.exact_in_gguf and form.group(made.group_size) != block_of(asked)[0]:
         reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
+    if is_part(tensor.name):
+        reasons.append("llama.cpp keeps the layer as two tensors, the keys' part turned")
     if kind is not asked:
         reasons.append(f"{columns} columns are no multiple of {asked.name}'s block of {block_of(asked)[0]}")
     return kind, "; ".join(reasons)
@@ -208,15 +231,21 @@ def plan_tensors(
 
 
 def file_type_of(records: Iterable[TensorRecord]) -> LlamaFileType:
-    """Return the `general.file_type` that describes a mixed file: the one of the type that holds most parameters."""
+    """Return the `general.file_type` that describes a mixed file: the one of the type that holds most bytes.
+
+    Of K types that llama.cpp names by recipe alone it is the small one, which is mostly that type.
+    """
     held: Counter[str] = Counter()
     for record in records:
-        held[record.written] += record.params
+        held[record.written] += record.bytes
     name = held.most_common(1)[0][0]
     return LlamaFileType[FILE_TYPES.get(name, f"MOSTLY_{name}")]
 
 
-def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, int]) -> None:
+VALUE_TYPES = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}
+
+
+def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, int | float | str]) -> None:
     for key, entry in reader.fields.items():
         if key in NOT_COPIED or key in replaced:
             continue
@@ -225,7 +254,7 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, 
             key, entry.contents(), kind, sub_type=entry.types[-1] if kind is GGUFValueType.ARRAY else None
         )
     for key, value in replaced.items():
-        writer.add_key_value(key, value, GGUFValueType.UINT32)
+        writer.add_key_value(key, value, VALUE_TYPES[type(value)])
 
 
 def rewrite(
@@ -234,16 +263,16 @@ def rewrite(
     records: list[TensorRecord],
     importance: Mapping[str, np.ndarray],
     threads: int,
-    file_type: int | None = None,
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
+    keys: Mapping[str, int | float | str] = MappingProxyType({}),
 ) -> None:
-    """Write `base` with each tensor in its record's type. Some rows of one tensor are in memory at a time.
+    """Write `base` with each tensor in its record's type, and `keys` besides its own. Some rows of one tensor are in memory at a time.
 
     `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by. The file is read back: types and sizes must be the records'.
     """
     reader = GGUFReader(base)
     fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
-    fields["general.file_type"] = int(file_type_of(records)) if file_type is None else file_type
+    fields |= {"general.file_type": int(file_type_of(records)), **keys}
     with written_aside(output) as aside:
         writer = GGUFWriter(aside, str(reader.fields["general.architecture"].contents()))
         writer.data_alignment = int(reader.alignment or GGUF_DEFAULT_ALIGNMENT)
@@ -257,12 +286,25 @@ def rewrite(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
-            columns = [importance.get(layer) for layer in record.layers]
+            columns = columns_of(tensor, record.layers, importance)
             kind, factor = GGMLQuantizationType[record.written], factors.get(tensor.name)
             writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor))
             release_pages(reader)
         writer.close()
         check_written(aside, records, output)
+
+
+def columns_of(
+    tensor: ReaderTensor, layers: Sequence[str], importance: Mapping[str, np.ndarray]
+) -> list[np.ndarray | None]:
+    """Return the importance of the columns of each matrix that a tensor holds; None where there is none.
+
+    The heads of latent attention's values read the same inputs; the columns of its keys are no inputs of the layer.
+    """
+    if tensor.name.endswith(TURNED):
+        return []
+    heads = int(tensor.shape[2]) if tensor.name.endswith(STRAIGHT) else 1
+    return [importance.get(layer) for layer in layers] * heads
 
 
 def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | None = None) -> None:

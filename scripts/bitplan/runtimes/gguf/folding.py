@@ -8,7 +8,7 @@ from gguf import GGUFReader
 from bitplan.core.errors import user_error
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.smoothing import SmoothGroup, Smoothing
-from bitplan.runtimes.gguf.file import architecture_names, layer_names
+from bitplan.runtimes.gguf.file import architecture_names, is_part, layer_names
 
 
 def _norm_tensors(names, group: SmoothGroup, held: set[str]) -> list[str]:
@@ -25,7 +25,8 @@ def column_factors(reader: GGUFReader, info: ModelInfo, smoothing: Smoothing | N
     if smoothing is None:
         return {}
     names, held = architecture_names(reader), {tensor.name for tensor in reader.tensors}
-    tensor_of = {layer: tensor for tensor, layers in layer_names(reader, info).items() for layer in layers}
+    of_layers = {tensor: layers for tensor, layers in layer_names(reader, info).items() if not is_part(tensor)}
+    tensor_of = {layer: tensor for tensor, layers in of_layers.items() for layer in layers}
     factors: dict[str, np.ndarray] = {}
     for group in smoothing.folded.groups:
         norms = _norm_tensors(names, group, held)

@@ -3,7 +3,7 @@
 import ctypes
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -91,12 +91,7 @@ class Runtime:
 
     def tokenize(self, text: str) -> list[int]:
         """Return the tokens of a prompt, with BOS where the file asks for it."""
-        raw = text.encode()
-        room = (ctypes.c_int32 * (len(raw) + 8))()
-        count = self.api.llama_tokenize(
-            self.api.llama_model_get_vocab(self.model), raw, len(raw), room, len(room), True, True
-        )
-        return list(room[:count])
+        return _tokenized(self.api, self.model, text)
 
     def text_of(self, tokens: Sequence[int]) -> str:
         """Return tokens as text."""
@@ -128,28 +123,54 @@ class Runtime:
         return np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.state, -1), shape=(self.vocabulary,))
 
 
+def _tokenized(api, model, text: str) -> list[int]:
+    """Return a text as tokens, with BOS and EOS where the file asks for them; special tokens in the text are recognized."""
+    raw = text.encode()
+    room = (ctypes.c_int32 * (len(raw) + 8))()
+    count = api.llama_tokenize(api.llama_model_get_vocab(model), raw, len(raw), room, len(room), True, True)
+    return list(room[:count])
+
+
 @contextmanager
-def opened(path: Path, context: int, threads: int) -> Iterator[Runtime]:
-    """Yield the runtime of a GGUF file, and free it at the end. Raises `UserError` when llama.cpp does not load the file."""
+def _loaded(path: Path, **settings: bool) -> Iterator:
+    """Yield llama.cpp's model of a file, and free it at the end. Raises `UserError` when llama.cpp does not load the file."""
     check_gguf(path)
     api = quiet_api()
-    started = time.perf_counter()
-    model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
+    params = api.llama_model_default_params()
+    for key, value in settings.items():
+        setattr(params, key, value)
+    model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         said = last_error() or "it does not say why"
         raise user_error(path, f"is not loaded by llama.cpp: {said}", "If it is cut short, export it again")
-    params = api.llama_context_default_params()
-    params.n_ctx = params.n_batch = params.n_ubatch = context
-    params.n_threads = params.n_threads_batch = threads
-    params.no_perf = True
-    state = api.llama_init_from_model(model, params)
     try:
+        yield model
+    finally:
+        api.llama_model_free(model)
+
+
+@contextmanager
+def vocabulary(path: Path) -> Iterator[Callable[[str], list[int]]]:
+    """Yield the tokenizer of a GGUF file, without its weights. Raises `UserError` when llama.cpp does not load it."""
+    with _loaded(path, vocab_only=True) as model:
+        yield lambda text: _tokenized(quiet_api(), model, text)
+
+
+@contextmanager
+def opened(path: Path, context: int, threads: int) -> Iterator[Runtime]:
+    """Yield the runtime of a GGUF file, and free it at the end. Raises `UserError` when llama.cpp does not load the file."""
+    api, started = quiet_api(), time.perf_counter()
+    with _loaded(path) as model:
+        params = api.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = context
+        params.n_threads = params.n_threads_batch = threads
+        params.no_perf = True
+        state = api.llama_init_from_model(model, params)
         if not state:
             raise user_error(path, f"gives no context of {context} tokens in llama.cpp", "Use a smaller --length")
-        vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
-        trained = int(api.llama_model_n_ctx_train(model))
-        yield Runtime(api, model, state, vocabulary, context, trained, time.perf_counter() - started)
-    finally:
-        if state:
+        try:
+            size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+            trained = int(api.llama_model_n_ctx_train(model))
+            yield Runtime(api, model, state, size, context, trained, time.perf_counter() - started)
+        finally:
             api.llama_free(state)
-        api.llama_model_free(model)

@@ -7,7 +7,7 @@ import numpy as np
 
 from bitplan.models.layers import ModelInfo
 from bitplan.runtimes.gguf.export import check_shapes
-from bitplan.runtimes.gguf.file import layer_names, read_gguf
+from bitplan.runtimes.gguf.file import columns_of, layer_names, read_gguf
 
 
 def importance_by_tensor(base: Path, info: ModelInfo, importance: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -19,8 +19,8 @@ def importance_by_tensor(base: Path, info: ModelInfo, importance: Mapping[str, n
     reader = read_gguf(base)
     check_shapes(reader, base, info)
     width = {layer.name: layer.shape[1] for layer in info.layers}
-    return {
-        tensor: np.concatenate([importance.get(name, np.ones(width[name], np.float32)) for name in layers])
-        for tensor, layers in layer_names(reader, info).items()
-        if any(name in importance for name in layers)
-    }
+    ones = {name: importance.get(name, np.ones(width[name], np.float32)) for name in width}
+    held, layers = {tensor.name: tensor for tensor in reader.tensors}, layer_names(reader, info)
+    columns = {name: columns_of(held[name], layers[name], ones) for name in layers}
+    weighed = (name for name in layers if columns[name] and any(layer in importance for layer in layers[name]))
+    return {name: np.concatenate(columns[name]) for name in weighed}

@@ -4,6 +4,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from gguf import GGMLQuantizationType, GGUFReader
 from torch import Tensor
 
 from bitplan.core.errors import user_error
@@ -11,20 +12,35 @@ from bitplan.evaluate.scores import LogitsOf, TokenScores, score
 from bitplan.reference.reference import Teacher
 from bitplan.runtimes.gguf.llama_runtime import Runtime, opened
 
+SOUND = "Make it again from a checkpoint without NaN or Inf weights"
+OVERFLOW = (
+    "Values over 65504 overflow in f16: convert the base with --type bf16 (settings: base_type), take bf16 for f16 in baselines and"
+    " export.unquantized"
+)
 
-def _runtime_logits(runtime: Runtime, tokens: Tensor) -> LogitsOf:
+
+def _runtime_logits(runtime: Runtime, tokens: Tensor, path: Path, shown: Path) -> LogitsOf:
     @lru_cache(maxsize=1)
     def logits(window: int) -> Tensor:
-        return torch.from_numpy(runtime.window_logits(tokens[window].tolist()))
+        held = torch.from_numpy(runtime.window_logits(tokens[window].tolist()))
+        wrong = (~held.isfinite().all(dim=1)).nonzero()
+        if len(wrong):
+            half = any(tensor.tensor_type is GGMLQuantizationType.F16 for tensor in GGUFReader(path).tensors)
+            what = f"gives NaN or infinite logits in llama.cpp, first at token {int(wrong[0])} of window {window}"
+            raise user_error(shown, what, OVERFLOW if half else SOUND)
+        return held
 
     return lambda window, rows: logits(window)[rows]
 
 
-def score_gguf(path: Path, teacher: Teacher, threads: int) -> TokenScores:
-    """Return the scores of a GGUF file on the teacher's tokens. Raises `UserError` when its vocabulary is another."""
+def score_gguf(path: Path, teacher: Teacher, threads: int, shown: Path | None = None) -> TokenScores:
+    """Return the scores of a GGUF file, called `shown` in messages, on the teacher's tokens.
+
+    Raises `UserError` when its vocabulary is another, or its logits are not finite.
+    """
     with opened(path, teacher.tokens.shape[1], threads) as runtime:
         expected = teacher.head.matrix.shape[0]
         if runtime.vocabulary != expected:
             what = f"has {runtime.vocabulary} tokens, the model has {expected}"
-            raise user_error(path, what, "It was made from another model: give the file of this one")
-        return score(teacher, _runtime_logits(runtime, teacher.tokens))
+            raise user_error(shown or path, what, "It was made from another model: give the file of this one")
+        return score(teacher, _runtime_logits(runtime, teacher.tokens, path, shown or path))

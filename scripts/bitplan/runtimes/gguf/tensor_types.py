@@ -63,7 +63,7 @@ def nearest_types(
 
 def _some_rows(tensor: ReaderTensor, place: int, held: int) -> np.ndarray:
     """Return up to 256 rows, evenly picked, of one of the matrices that a tensor holds, float32."""
-    data = tensor.data[place] if held > 1 else tensor.data
+    data = tensor.data[place] if held > 1 else tensor.data.reshape(-1, tensor.data.shape[-1])
     return np.ascontiguousarray(dequantize(data[:: -(-len(data) // ROWS)], tensor.tensor_type), dtype=np.float32)
 
 

@@ -32,7 +32,9 @@ BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of 
 def stored_dtypes(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> dict[str, str]:
     """Return {tensor: safetensors dtype} for the tensors that the plan changes."""
     chosen = {}
-    held = [layer for layer in plan.outside(info) if f"{layer.name}.weight" in checkpoint.tensors]
+    written = _kept(checkpoint)
+    kept = {name for name, tensor in checkpoint.tensors.items() if tensor.key in written}
+    held = [layer for layer in plan.outside(info) if f"{layer.name}.weight" in kept]
     for layer in (*info.quantizable, *held):
         form, name = weights.formats[plan.of(layer.name).wq], f"{layer.name}.weight"
         if plan.of(layer.name).weights_change:
@@ -118,39 +120,52 @@ def write_checkpoint(
 ) -> dict[str, int]:
     """Write the checkpoint under a plan to the folder `output`. Returns how many tensors were changed, and the bytes written.
 
-    One tensor is in memory at a time; a tied model stays tied. Raises `UserError` where a format does not fit its layer, or `output` is not free.
+    What the model does not load is copied too, and all names stay as they are. One tensor is in memory at a time; a tied model
+    stays tied. Raises `UserError` where a format does not fit its layer, or `output` is not free.
     """
     check_columns(plan, info, weights.formats)
-    dtypes = stored_dtypes(checkpoint, info, plan, weights)
+    dtypes, held = stored_dtypes(checkpoint, info, plan, weights), _kept(checkpoint)
     layers = {f"{layer.name}.weight": layer for layer in info.layers}
+    names = {tensor.key: name for name, tensor in checkpoint.tensors.items()}
+    stored_as = {checkpoint.tensors[name].key: dtype for name, dtype in dtypes.items()}
     by_file: dict[Path, dict[str, TensorInfo]] = {}
-    for name, tensor in checkpoint.tensors.items():
-        by_file.setdefault(tensor.file, {})[name] = tensor
+    for key, tensor in held.items():
+        by_file.setdefault(tensor.file, {})[key] = tensor
     with folder_written_aside(output) as aside:
         for file in checkpoint.others():
             shutil.copyfile(file, aside / file.name)
         for file, tensors in by_file.items():
             with open(aside / file.name, "wb") as write:
-                write.write(_header(tensors, dtypes))
-                for name, tensor in progress(tensors.items(), len(tensors), file.name):
-                    if name in dtypes:
-                        for values in _changed(name, checkpoint, layers.get(name), plan, weights):
-                            write.write(_bytes(values, dtypes[name], name))
+                write.write(_header(tensors, stored_as))
+                for key, tensor in progress(tensors.items(), len(tensors), file.name):
+                    if key in stored_as:
+                        for values in _changed(names[key], checkpoint, layers.get(names[key]), plan, weights):
+                            write.write(_bytes(values, stored_as[key], key))
                     else:
-                        if tensor.dtype in FLOATS:
-                            check_finite(checkpoint.read([name]), checkpoint.folder)
+                        if key in names and tensor.dtype in FLOATS:
+                            check_finite(checkpoint.read([names[key]]), checkpoint.folder)
                         tensor.copy_to(write)
-        size = sum(_new_size(tensor, dtypes.get(name)) for name, tensor in checkpoint.tensors.items())
-        _finish(aside, checkpoint, dtypes, size)
+        size = sum(_new_size(tensor, stored_as.get(key)) for key, tensor in held.items())
+        _finish(aside, checkpoint, held, dtypes, size)
     return {"changed": len(dtypes), "bytes": size}
 
 
-def _finish(folder: Path, checkpoint: Checkpoint, dtypes: Mapping[str, str], size: int) -> None:
+def _kept(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+    """Return what is written, by its name in the files: all that is stored, but a tied output matrix only as the embedding."""
+    loading = checkpoint.loading
+    twice = checkpoint.tied and loading.embedding is not None and loading.output is not None
+    left_out = loading.names[loading.output] if twice else None
+    return {key: tensor for key, tensor in checkpoint.stored.items() if key != left_out}
+
+
+def _finish(
+    folder: Path, checkpoint: Checkpoint, held: Mapping[str, TensorInfo], dtypes: Mapping[str, str], size: int
+) -> None:
     """Write the dtype into the configuration, and sizes and names into the index, where there is one."""
     if "F32" in dtypes.values():
         config = {key: value for key, value in checkpoint.config.items() if key != "torch_dtype"}
         text = json.dumps({**config, "dtype": "float32"}, indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if (folder / INDEX).exists():
-        names = {name: tensor.file.name for name, tensor in checkpoint.tensors.items()}
+        names = {key: tensor.file.name for key, tensor in held.items()}
         write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": names})

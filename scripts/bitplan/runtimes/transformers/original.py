@@ -10,16 +10,13 @@ from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings, peak_memo
 def run_original(folder: Path, settings: SpeedSettings) -> Run:
     """Load a checkpoint in float32, time a prompt of 256 tokens and the greedy generation after each prompt."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.set_num_threads(settings.threads)
-    started = time.perf_counter()
-    module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    loaded = time.perf_counter() - started
+    module, tokenizer, loaded = _loaded(folder)
     prompts = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in settings.prompts]
     words = chain.from_iterable(prompt[0].tolist() for prompt in prompts)
     long = torch.tensor([list(islice(cycle(words), PROMPT_TOKENS))])
+    _generated(module, long[:, :1], 2)
     prompt_seconds, _, _ = _generated(module, long, 1)
     made = [_generated(module, prompt, settings.max_tokens) for prompt in prompts]
     # The first token of each answer belongs to the prompt's own pass, as with the files.
@@ -27,6 +24,28 @@ def run_original(folder: Path, settings: SpeedSettings) -> Run:
     answers = tuple(_after(tokenizer, p[0].tolist(), a) for p, (_, _, a) in zip(prompts, made, strict=True))
     speed = tokens / seconds if tokens > 0 else 0.0
     return Run(loaded, PROMPT_TOKENS / prompt_seconds, speed, peak_memory_bytes(), answers)
+
+
+def _loaded(folder: Path) -> tuple:
+    """Return the model, its tokenizer and the seconds that loading both took.
+
+    They are loaded twice, one after the other: transformers imports a family's code when it is first needed.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from bitplan.models.original import original_source
+
+    with original_source(folder) as (source, arguments):
+
+        def load() -> tuple:
+            module = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **arguments).eval()
+            return module, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+        load()
+        started = time.perf_counter()
+        module, tokenizer = load()
+        return module, tokenizer, time.perf_counter() - started
 
 
 class _Clock:
@@ -54,6 +73,9 @@ def greedy(module, prompt, count: int, streamer=None) -> list[int]:
     """Return the likeliest next tokens, at most `count`, after a prompt (1, length), whatever the checkpoint's settings."""
     import torch
 
+    from bitplan.models.walk import check_tokens
+
+    check_tokens(prompt, module.get_input_embeddings().weight.shape[0], "the model's embedding")
     # Without a mask, tokens equal to the padding would count as padding; files know no penalty for repetition.
     mask = torch.ones_like(prompt)
     plain = {"do_sample": False, "repetition_penalty": 1.0, "pad_token_id": 0}

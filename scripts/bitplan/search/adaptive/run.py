@@ -1,6 +1,7 @@
 """The adaptive search on a real model: alphas, perplexities by the walk, the printed result."""
 
 import math
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +22,36 @@ from bitplan.evaluate.tasks import (
 from bitplan.evaluate.whole_model import whole
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS
+from bitplan.models.devices import free_memory
 from bitplan.models.walk import check_finite
 from bitplan.plans.apply import QuantizedWeights, scales_span_windows
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import Opened, held_out_teacher, teacher_on
 from bitplan.reference.reference import Teacher
-from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, PERPLEXITY, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text, key_of
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.layer_stats import read_alphas
+
+MOST_AT_ONCE = 8
+
+
+def texts_of(args: Namespace, model: Opened) -> tuple[Teacher | None, Teacher | None]:
+    """Return the held-out text, and the one that is measured on: None where there is none. Raises `UserError`."""
+    how = (model, args.length, args.sequences)
+    seen = None if args.task else teacher_on(args.calibration, *how)
+    if args.evaluation is None:
+        return None, seen
+    return (teacher_on(args.evaluation, *how) if seen is None else held_out_teacher(args.evaluation, seen, *how)), seen
+
+
+def batch_of(model: Opened, text: Teacher) -> int:
+    """Return how many windows of a text run at once: up to 8, fewer where an eighth of the free memory holds no more."""
+    config, length = model.model.module.config, text.tokens.shape[1]
+    wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
+    heads = getattr(config, "num_attention_heads", 1)
+    each = 4 * length * (3 * wide + 8 * config.hidden_size + 2 * heads * length)
+    return max(1, min(MOST_AT_ONCE, free_memory() // 8 // each))
 
 
 def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
@@ -60,7 +82,7 @@ class Measure:
     """What the search holds within its limit: a figure of a plan that rises with damage, what it is called, and what else decides it."""
 
     figure: Callable[[Plan], float]
-    name: str = "perplexity"
+    name: str = PERPLEXITY
     summary: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,7 +105,7 @@ def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) ->
     def figure(plan: Plan) -> float:
         return perplexity(plan_nll(model.model, model.info, plan, text, weights).double().mean().item())
 
-    return Measure(figure, facts=facts_of_text(text))
+    return Measure(figure, summary={"bos": text.bos}, facts=facts_of_text(text))
 
 
 def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weights: QuantizedWeights) -> Measure:
@@ -127,7 +149,8 @@ def search(
 ) -> Plan:
     """Return the plan found within the limit on `measure`; its summary has what was measured and what that cost."""
     before = model.model.tokens_forwarded
-    plan = strategy(model.info, alphas, measure.figure, settings, tuple(bit_mapping), formats).run()
+    found = strategy(model.info, alphas, measure.figure, settings, tuple(bit_mapping), formats, measure.name)
+    plan = found.run()
     forwarded = model.model.tokens_forwarded - before
     cost = {**plan.summary["cost"], "block_forward_tokens": forwarded}
     return Plan(plan.layers, {**plan.summary, "measure": measure.name, **measure.summary, "cost": cost})
@@ -141,7 +164,11 @@ def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
         print(f"{name:<44} {alphas[name]:>8.3f}  {plan.of(name).wq}")
     thresholds = {key.removesuffix("_threshold"): summary[key] for key in summary if key.endswith("_threshold")}
     thresholds.pop("ppl")
-    print("\n" + ", ".join(f"{form} threshold {'none' if t is None else f'{t:.3f}'}" for form, t in thresholds.items()))
+    told = (
+        f"{form} threshold {'none' if t is None else f'{t:.3f}'} (stopped at: {summary['stopped'][form]})"
+        for form, t in thresholds.items()
+    )
+    print("\n" + ", ".join(told))
     print(
         f"{summary['measure']} {summary['base_ppl']:.4f} -> {summary['ppl']:.4f} ({100 * summary['ppl_increase']:+.2f} %, limit {100 * summary['ppl_threshold']:g} %)"
     )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, nearest
-from bitplan.search.allocation.patterns import matched, nearest_layers
+from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.sensitivity.table import SensitivityTable, listed
 
 CATEGORY = "category:"
@@ -71,7 +71,7 @@ def _rule_problems(table: SensitivityTable, rules: Iterable[Rule], needs_format:
                 yield Problem(rule.where, "matches no layer", nearest_layers(rule.pattern, table.layers))
         if rule.format is None and needs_format:
             yield Problem(rule.where, "names no format", f"Give PATTERN=FORMAT, with one of {', '.join(table.formats)}")
-        elif rule.format is not None and rule.format not in table.formats:
+        elif rule.format is not None and rule.format not in table.named:
             hint = nearest(rule.format, table.formats) or f"Its formats are: {', '.join(table.formats)}"
             yield Problem(rule.where, f"the table has no format {rule.format!r}", hint)
 
@@ -138,21 +138,23 @@ def _protected(mask: Mask, table: SensitivityTable, unit: Places, rules: Sequenc
         if rule.format is None:
             fixed[held] = largest[held]
             continue
-        wanted = np.array([name == rule.format for name in table.formats])
-        if (lacking := np.flatnonzero(held & ~mask[:, wanted].any(axis=1))).size:
+        wanted = mask & table.answers(rule.format)
+        if (lacking := np.flatnonzero(held & ~wanted.any(axis=1))).size:
             names = listed([table.layers[place] for place in lacking])
             what = f"{names} or others of the group have no row for {rule.format}"
-            problems.append(Problem(rule.where, what, "Protect with a format that the table has for them"))
-        fixed[held] = mask[held] & wanted
+            can = ", ".join(name for name, yes in zip(table.formats, mask[lacking].all(axis=0), strict=True) if yes)
+            hint = f"Protect with a format that the table has for {'them' if lacking.size > 1 else 'it'}: {can}"
+            problems.append(Problem(rule.where, what, hint))
+        fixed[held] = wanted[held]
     return fixed, problems
 
 
 def _above(table: SensitivityTable, form: str) -> Mask:
     """Return which formats take no fewer bytes than `form`, (L, K); where a layer lacks it, than its bits in other layers."""
-    place = table.formats.index(form)
-    has = table.has[:, place]
-    bytes_per_weight = table.size[has, place].sum() / table.params[has].sum()
-    least = np.where(has, table.size[:, place], bytes_per_weight * table.params)
+    rows = table.answers(form)
+    has, size = rows.any(axis=1), np.where(rows, table.size, 0.0).sum(axis=1)
+    bytes_per_weight = size[has].sum() / table.params[has].sum()
+    least = np.where(has, size, bytes_per_weight * table.params)
     return table.size >= least[:, None] * (1 - ROUNDING)
 
 

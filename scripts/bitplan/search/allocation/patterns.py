@@ -1,31 +1,30 @@
-"""Patterns of layer names: `fnmatch` on the whole name, case-sensitive."""
+"""What the wildcards of a pattern stand for in each name that it matches."""
 
 import re
 from collections.abc import Sequence
-from fnmatch import translate
 
-from bitplan.core.errors import nearest
+from bitplan.models.layer_patterns import is_last_part, matched, split_name
 
-# How many names are looked through for the nearest ones: each takes a while.
-MOST_NAMES = 5_000
 WILDCARD = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]|[^*?[]+|\[")
 
 
-def matched(pattern: str, names: Sequence[str]) -> list[int]:
-    """Return the places of the names that match."""
-    match = re.compile(translate(pattern)).match
-    return [place for place, name in enumerate(names) if match(name)]
-
-
 def matched_parts(pattern: str, names: Sequence[str]) -> dict[int, tuple[str, ...]]:
-    """Return for the place of each name that matches what each `*` and `?` stands for; not `**`, which matches as `*`, and no set."""
+    """Return for the place of each name that matches what each `*` and `?` stands for; not `**`, which matches as `*`, and no set.
+
+    Of a pattern for the last part of names, what stands before that part is the first: `q_proj` tells as `*.q_proj` does.
+    """
     match = re.compile("".join(map(_expression, WILDCARD.findall(pattern)))).fullmatch
-    return {place: found.groups() for place, name in enumerate(names) if (found := match(name))}
+    found = {}
+    for place in matched(pattern, names):
+        before, part = split_name(names[place]) if is_last_part(pattern) else ("", names[place])
+        parts = match(part)
+        found[place] = ((before,) if is_last_part(pattern) else ()) + (parts.groups() if parts else ())
+    return found
 
 
 def told_apart(pattern: str) -> int:
-    """Return how many wildcards of a pattern `matched_parts` tells of."""
-    return sum(_expression(part).startswith("(") for part in WILDCARD.findall(pattern))
+    """Return how many parts of a name `matched_parts` tells of."""
+    return is_last_part(pattern) + sum(_expression(part).startswith("(") for part in WILDCARD.findall(pattern))
 
 
 def _expression(part: str) -> str:
@@ -34,8 +33,3 @@ def _expression(part: str) -> str:
         held = part[1:-1].replace("\\", "\\\\")
         return f"[^{held[1:]}]" if held.startswith("!") else f"[{held}]"
     return {"*": "(.*)", "?": "(.)"}.get(part, ".*" if part.startswith("*") else re.escape(part))
-
-
-def nearest_layers(pattern: str, names: Sequence[str]) -> str:
-    """Return a hint that names the layers nearest to a pattern, or the first one."""
-    return nearest(pattern, names[:MOST_NAMES]) or f"The first layer is {names[0]!r}"

@@ -10,12 +10,14 @@ import numpy as np
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.core.files import read_table
-from bitplan.formats.table import FORMATS, format_named
-from bitplan.models.layers import ModelInfo
+from bitplan.formats.fitting import fitting_formats
+from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.search.genetic.algorithm import GeneticResult, GeneticSettings, gap_to_optimal, search
-from bitplan.search.knapsack.choices import ROUNDING, Choices, as_choice, weighted
+from bitplan.search.knapsack.choices import ROUNDING, Choices, as_choice, total_damage, total_size, weighted
 from bitplan.search.knapsack.exact import Solution, optimal
 from bitplan.sensitivity.local_errors import (
     ACTIVATION_BITS,
@@ -25,10 +27,12 @@ from bitplan.sensitivity.local_errors import (
     classes,
     sensitivity_ratio,
 )
+from bitplan.sensitivity.table import check_known, figure_of, tell_unreached
 
 EDGE_BOOST = 1.5
 # (4 + mean activation bits) / 12: all A4 0.667, all A8 1.
 COMPRESSION_UNIT = 12
+AUTO = "auto"
 METRICS = ("mse", "relative_mse", "weighted_error", "kld")
 GROUP_SIZE = 128
 MADE_AGAIN = "Make it again with scripts/sensitivity.py"
@@ -36,7 +40,10 @@ MADE_AGAIN = "Make it again with scripts/sensitivity.py"
 
 @dataclass(frozen=True)
 class Target:
-    """What bounds the size: `compression`, (4 + mean activation bits) / 12, or `avg_bits` over all parameters with a `palette`."""
+    """What bounds the size: `compression`, (4 + mean activation bits) / 12, or `avg_bits` over all parameters with a `palette`.
+
+    A `compression` of None leaves it to the labels: A8 for layers of high sensitivity, A4 for the others.
+    """
 
     compression: float | None = 0.75
     avg_bits: float | None = None
@@ -53,16 +60,22 @@ class Target:
         if self.avg_bits is None and self.metric == "weighted_error":
             what = "weighted_error looks at weights only, and cannot tell A4 from A8"
             raise user_error("--metric", what, "Use mse or relative_mse, or a palette")
-        if self.avg_bits is None:
+        if self.avg_bits is None and self.compression is not None:
             low, high = (compression(bits) for bits in ACTIVATION_BITS)
             _refuse_below(low, high, self.compression, "--target_compression")
+
+    @property
+    def by_labels(self) -> bool:
+        """Whether the labels decide which layers have A8."""
+        return self.avg_bits is None and self.compression is None
 
     def check_for(self, info: ModelInfo) -> None:
         """Raise `UserError` unless some choice of the model's layers is within the target."""
         self.check()
         if self.avg_bits is None:
             return
-        bits = [[layer_bits(layer, LayerPlan(form)) for form in self.palette] for layer in info.quantizable]
+        fit = {layer: fitting_formats(self.palette, layer.shape[1]) for layer in info.quantizable}
+        bits = [[layer_bits(layer, LayerPlan(form)) for form in forms] for layer, forms in fit.items()]
         rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
         low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
         _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
@@ -96,19 +109,28 @@ class Sensitivity:
         return row
 
     def value(self, layer: str, choice: tuple[str, str], column: str) -> float:
-        """Return a figure; 0 for an expert that no token reached. Raises `UserError` when the table has no such row or number."""
-        told = self._row(layer, choice).get(column)
-        try:
-            made = 0.0 if told in (None, "") else float(told)
-        except ValueError:
-            made = math.nan
+        """Return a figure; 0 for an empty one of an expert that no token reached, as the row's `tokens` says.
+
+        Raises `UserError` when the table has no such row or number.
+        """
+        row = self._row(layer, choice)
+        told = row.get(column)
+        made = figure_of(told, row.get("tokens"))
         if not (math.isfinite(made) and made >= 0):
-            raise user_error(f"{self.source}: {layer}", f"{column} {told!r} is no number of 0 or more", MADE_AGAIN)
+            empty = told in (None, "")
+            what = f"{column} is empty" if empty else f"{column} {told!r} is no number of 0 or more"
+            hint = (
+                f"{MADE_AGAIN}: of layers that no token reached, 0 in its column tokens says so"
+                if empty
+                else MADE_AGAIN
+            )
+            raise user_error(f"{self.source}: {layer}", f"{what} in {' with '.join(choice)}", hint)
         return made
 
     def size(self, layer: str, choice: tuple[str, str]) -> float:
         """Return a layer's stored bits. Raises `UserError` when the table has none."""
-        made = 8 * self.value(layer, choice, "bytes")
+        told = self._row(layer, choice).get("bytes")
+        made = 0.0 if told in (None, "") else 8 * self.value(layer, choice, "bytes")
         if made == 0:
             raise user_error(f"{self.source}: {layer}", f"has no bytes in {' with '.join(choice)}", MADE_AGAIN)
         return made
@@ -154,11 +176,18 @@ def smoothing_of(table: Sensitivity, path: Path) -> Smoothing | None:
 
 
 def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity") -> Sensitivity:
-    """Return the rows of a table by layer and formats; figures that are NaN count as empty, as they are in a file."""
+    """Return the rows of a table by layer and formats; figures that are NaN count as empty, as they are in a file.
+
+    Raises `UserError` for a row that is there twice.
+    """
     found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
     for row in rows:
         held = {key: None if value != value else value for key, value in row.items()}
-        found.setdefault(row["layer"], {})[row["format"], row["inputs"]] = held
+        of_layer, choice = found.setdefault(row["layer"], {}), (row["format"], row["inputs"] or UNQUANTIZED)
+        if choice in of_layer:
+            what = f"has two rows for {row['layer']} in {' with '.join(choice)}"
+            raise user_error(source, what, "Give one row for each layer and format")
+        of_layer[choice] = held
     return Sensitivity(found, source)
 
 
@@ -189,11 +218,17 @@ def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metr
     )
 
 
-def palette_table(table: Sensitivity, layers: Sequence[str], palette: Sequence[str], metric: str) -> Choices:
-    """Return the choices of weight formats of each layer: their error, and their stored bits as size."""
-    damage = [[table.value(name, (form, "bf16"), metric) for form in palette] for name in layers]
-    size = [[table.size(name, (form, "bf16")) for form in palette] for name in layers]
-    return Choices(tuple(layers), tuple(palette), np.asarray(damage), np.asarray(size))
+def palette_table(table: Sensitivity, layers: Sequence[Layer], palette: Sequence[str], metric: str) -> Choices:
+    """Return the choices of weight formats of each layer, those of the palette that fit its rows: their error, stored bits as size."""
+    own = [fitting_formats(palette, layer.shape[1]) for layer in layers]
+    options = tuple(dict.fromkeys(form for forms in (palette, *own) for form in forms))
+    options = tuple(form for form in options if any(form in forms for forms in own))
+    damage, size = (np.full((len(layers), len(options)), fill) for fill in (np.inf, 0.0))
+    for i, (layer, forms) in enumerate(zip(layers, own, strict=True)):
+        for form in forms:
+            k, choice = options.index(form), (form, UNQUANTIZED)
+            damage[i, k], size[i, k] = table.value(layer.name, choice, metric), table.size(layer.name, choice)
+    return Choices(tuple(layer.name for layer in layers), options, damage, size)
 
 
 @dataclass(frozen=True)
@@ -207,6 +242,7 @@ class Found:
     ratios: tuple[float, ...]
     labels: tuple[str, ...]
     groups: tuple[int, ...]
+    labelled: np.ndarray | None = None
 
 
 def budget_of(target: Target, info: ModelInfo) -> float:
@@ -223,17 +259,23 @@ def find(table: Sensitivity, info: ModelInfo, target: Target, scope: str, settin
     table.check(target.metric)
     layers = [layer.name for layer in info.quantizable]
     ratios = ratios_of(table, layers, scope)
+    check_known(table.rows, info, table.source)
+    tell_unreached(
+        name for name in layers if any(figure_of(None, row.get("tokens")) == 0 for row in table.rows[name].values())
+    )
     importance, labels = importance_of(ratios), classes(ratios)
     if target.avg_bits is None:
         plain, seeds = activation_table(table, layers, scope, target.metric), []
         seeds = [as_choice(plain, ["A8" if label == "high" else "A4" for label in labels])]
     else:
-        plain, seeds = palette_table(table, layers, target.palette, target.metric), []
-    choices, budget = weighted(plain, importance), budget_of(target, info)
+        plain, seeds = palette_table(table, info.quantizable, target.palette, target.metric), []
+    choices = weighted(plain, importance)
+    labelled = seeds[0] if target.by_labels else None
+    budget = budget_of(target, info) if labelled is None else float(total_size(choices, labelled))
     result = search(choices, budget, settings, importance, ratios, seeds)
     w4 = activation_choices(scope)[0]
     groups = tuple(table.group_size(name, (w4.wq, w4.aq)) for name in layers)
-    return Found(result, optimal(choices, budget), choices, importance, tuple(ratios), tuple(labels), groups)
+    return Found(result, optimal(choices, budget), choices, importance, tuple(ratios), tuple(labels), groups, labelled)
 
 
 def plan_of(
@@ -243,7 +285,7 @@ def plan_of(
     options = [found.choices.options[k] for k in choice]
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
     for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
-        notes = {"category": layer.category}
+        notes = {"category": layer.category, **substitute_note(target.palette, option, layer)}
         both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
         made = both.get(option, Choice(option))
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
@@ -260,7 +302,8 @@ def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settin
     """Return the plan's summary: what was searched, what was found, the exact optimum and the gap to it, the history."""
     bits, result, exact = average_bits(plan, info), found.result, found.exact
     palette = {"palette": list(target.palette), "target_avg_bits": target.avg_bits}
-    sizes = {"target_compression": target.compression} if target.avg_bits is None else palette
+    asked = AUTO if target.by_labels else target.compression
+    sizes = {"target_compression": asked} if target.avg_bits is None else palette
     reached = {"compression": compression_of(plan, info)} if target.avg_bits is None else {}
     missed = 0.0 if target.avg_bits is None else max(0.0, bits.avg_bits - target.avg_bits)
     return {
@@ -275,6 +318,7 @@ def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settin
         "avg_bits": bits.avg_bits,
         "avg_bits_layers": bits.avg_bits_layers,
         "fitness": -result.damage,
+        **_labels_summary(found),
         "exact_fitness": -exact.damage,
         "gap": gap_to_optimal(result, exact),
         "exact_is_proven": exact.exact,
@@ -283,6 +327,11 @@ def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settin
         "history": list(result.history),
         "cost": {"evaluations": result.evaluations, "block_forward_tokens": 0},
     }
+
+
+def _labels_summary(found: Found) -> dict[str, Any]:
+    """Return what the plan of the labels gives where they decide: its fitness, which the others are searched for at the same size."""
+    return {} if found.labelled is None else {"labels_fitness": -float(total_damage(found.choices, found.labelled))}
 
 
 def genetic_plan(
@@ -294,12 +343,29 @@ def genetic_plan(
     settings: GeneticSettings,
     use_exact: bool = False,
 ) -> tuple[Plan, Found]:
-    """Return the plan found, with its summary, and everything it was found with; `use_exact` takes the exact choice instead."""
+    """Return the plan found, with its summary, and everything it was found with.
+
+    `use_exact` takes the exact choice instead of the genetic one; where the labels decide, theirs is taken.
+    """
     found = find(table, info, target, scope, settings)
-    choice = found.exact.choice if use_exact else found.result.choice
+    solutions = {"labels": found.labelled, "exact": found.exact.choice, "genetic": found.result.choice}
+    named = "labels" if target.by_labels else "exact" if use_exact else "genetic"
+    choice = solutions[named]
     plan = plan_of(found, choice, info, target, scope, smoothing)
     summary = summary_of(found, plan, info, target, settings)
-    return replace(plan, summary={**summary, "solution": "exact" if use_exact else "genetic"}), found
+    return replace(plan, summary={**summary, "solution": named}), found
+
+
+def _compression_line(summary: Mapping[str, Any], plan: Plan, found: Found, info: ModelInfo) -> str:
+    """Return what decided the activation bits, the labels or the compression, and how the two differ."""
+    reached, eight = f"compression {summary['compression']:.4f}", activation_choices("tensor")[1].aq.split("_")[0]
+    if found.labelled is not None:
+        return f"{reached}: the labels decide, high is A8 and low is A4"
+    has_eight = [plan.of(layer.name).aq.startswith(eight) for layer in info.quantizable]
+    both = list(zip(found.labels, has_eight, strict=True))
+    apart = f"{both.count(('high', False))} high layers have A4, {both.count(('low', True))} low ones A8"
+    held = f"{reached}, target {summary['target_compression']:g}: held"
+    return f"{held}. It decides, not the labels: {apart}; --target_compression {AUTO} lets the labels decide"
 
 
 def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:
@@ -313,7 +379,7 @@ def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:
     if "compression" in summary:
         eight = sum(FORMATS[plan.of(layer.name).aq].element_bits == 8 for layer in info.quantizable)
         print(f"\nA4: {len(info.quantizable) - eight} layers, A8: {eight} layers")
-        print(f"compression {summary['compression']:.4f}, target {summary['target_compression']:g}: held")
+        print(_compression_line(summary, plan, found, info))
     else:
         print(f"\naverage bits {summary['avg_bits']:.4f}, target {summary['target_avg_bits']:g}: held")
     print(

@@ -1,17 +1,16 @@
 """What scripts/optimal_search.py does, once its flags are read: the table, the texts, the budgets, the places of the results."""
 
-import logging
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
-from bitplan.demo import DEMO
 from bitplan.formats.table import format_named
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import check_columns, uniform
-from bitplan.reference.opening import Opened, opened
-from bitplan.reference.reference import Teacher, load_teacher, make_teacher
+from bitplan.plans.fitting import warn_of_formats
+from bitplan.reference.opening import Opened, held_out_teacher, opened, teacher_on
+from bitplan.reference.reference import Teacher
 from bitplan.runtimes.gguf.file import layer_names, read_gguf
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.refinement import RaceSettings
@@ -22,7 +21,6 @@ from bitplan.sensitivity.run import make_table
 from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table
 from bitplan.statistics.importance import read_importance
 
-log = logging.getLogger(__name__)
 PALETTE = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 PLACE = "{target}"
 
@@ -52,33 +50,29 @@ def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | No
     return outputs
 
 
-def _texts(args: Namespace, model: Opened, fresh: bool) -> tuple[Teacher, Teacher | None]:
-    """Return the text that is measured on, and the one to decide on: the windows after the first ones, where none is given."""
-    source = args.calibration or DEMO / "calibration.txt"
-    if args.calibration is None:
-        log.warning("no text was given: using the bundled one; give one that is like what the model is for")
-    seen = _text(source, model, args, 0)
-    if not fresh:
-        return seen, None
+def _texts(args: Namespace, model: Opened) -> tuple[Teacher, Teacher]:
+    """Return the text that is measured on, and the one to decide on: the tokens after the first ones, where none is given."""
+    source, how = args.calibration, (model, args.length, args.sequences)
     if args.selection is None and source.suffix == ".safetensors":
         what = "is needed to decide on corrections, and a saved text has no windows besides"
         raise user_error("--selection", what, "Give it, or --no-correct and --no-race")
-    return seen, _text(args.selection or source, model, args, 0 if args.selection else len(seen.tokens))
+    seen = teacher_on(source, *how)
+    return seen, held_out_teacher(args.selection or source, seen, *how)
 
 
-def _text(source: Path, model: Opened, args: Namespace, skip: int) -> Teacher:
-    if source.suffix == ".safetensors":
-        return load_teacher(source, model.checkpoint, model.info.fingerprint, model.dtype)
-    return make_teacher(model.model, source, args.length, args.sequences, model.dtype, skip)
+def _table_beside(output: Path) -> Path:
+    """Return where the table of a search is written: beside its plan and under its name, which other plans there do not have."""
+    own = output.stem.replace(PLACE, "").strip("-_.")
+    parent = Path(*(part for part in output.parent.parts if PLACE not in part))
+    return parent / (f"{own}.sensitivity.tsv" if own else "sensitivity.tsv")
 
 
 def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
-    place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
+    place = _table_beside(args.output_plan or args.output_config)
     settings = SensitivitySettings(tuple(map(Choice, palette)))
     measure = MeasureSettings("all", args.memory_limit)
-    calibration = None if args.calibration is None else str(args.calibration)
-    make_table(model, calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
+    make_table(model, args.calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
     return place
 
 
@@ -87,13 +81,12 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     palette = tuple(format_named(name).name for name in args.palette or PALETTE)
     race = RaceSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
-    model = opened(args.model, args.dtype, args.device, args.threads)
-    for form in palette:
-        check_columns(uniform(model.info, form), model.info)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
-    texts = _texts(args, model, True) if args.correct or args.race else (None, None)
+    texts = _texts(args, model) if args.correct or args.race else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)
     return OptimalSearch(model, table, settings, weights, *texts, kept), settings
@@ -118,8 +111,8 @@ def budgets_of(
         return
     reader = read_gguf(same_size_as)
     names = layer_names(reader, search.model.info)
-    shared = {tensor.name: names.get(tensor.name, ()) for tensor in reader.tensors}
-    sizes = {
-        layer: tensor.n_bytes // len(shared[tensor.name]) for tensor in reader.tensors for layer in shared[tensor.name]
-    }
+    sizes: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        shared = names.get(tensor.name, ())
+        sizes.update(dict.fromkeys(shared, tensor.n_bytes // max(1, len(shared))))
     yield None, file_budget(search.table, sizes, same_size_as)

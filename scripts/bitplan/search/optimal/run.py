@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import GGUF_TYPES
-from bitplan.models.layers import ModelInfo
+from bitplan.formats.fitting import fitting_format, fitting_formats
+from bitplan.models.families import merged_name
+from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
 from bitplan.reference.opening import Opened
 from bitplan.reference.reference import Teacher
@@ -23,7 +26,7 @@ from bitplan.search.knapsack.choices import as_choice
 from bitplan.search.optimal.correction import corrected
 from bitplan.search.optimal.paired import Difference, difference
 from bitplan.search.optimal.refinement import RaceSettings, race
-from bitplan.sensitivity.table import SensitivityTable
+from bitplan.sensitivity.table import SensitivityTable, check_known
 
 log = logging.getLogger(__name__)
 FEWEST_WINDOWS = 4
@@ -53,9 +56,13 @@ class OptimalSettings:
         known = {layer.name: layer for layer in info.layers}
         chosen = (known.get(name) for name in layers)
         return tuple(
-            layer.fusion_group if layer and (kind == "fusion" or (kind == "experts" and layer.kind == "expert")) else ""
-            for layer in chosen
+            layer.fusion_group if layer and (kind == "fusion" or _is_merged(layer, kind)) else "" for layer in chosen
         )
+
+
+def _is_merged(layer: Layer, kind: str) -> bool:
+    """Return whether layers that a file stores as one tensor are a group, and this is one of them; a shared expert is not."""
+    return kind == "experts" and layer.fusion_group == merged_name(layer.name)
 
 
 @dataclass(frozen=True)
@@ -84,31 +91,31 @@ class Stage:
 
 
 def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInfo, source: object) -> SensitivityTable:
-    """Return the table's palette for the layers of the model. Raises `UserError` where a format or a layer is absent, or KL is not there."""
+    """Return the table's palette for the layers of the model, each with the formats of it that fit its rows.
+
+    Layers outside the blocks have all that was measured for them. Raises `UserError` where a format or a layer is absent.
+    """
+    columns = {layer.name: layer.shape[1] for layer in info.quantizable}
+    own = {name: fitting_formats(palette, length) for name, length in columns.items()}
     problems = [
         Problem(f"--palette {form}", f"is not measured in {source}", f"It has {', '.join(table.formats)}")
         for form in palette
-        if form not in table.formats
+        if all(fitting_format(form, length) not in table.formats for length in columns.values())
     ]
-    absent = [layer.name for layer in info.quantizable if layer.name not in table.layers]
+    absent = [name for name in columns if name not in table.layers]
     if absent:
         problems.append(
             Problem(str(source), f"has no rows for {absent[0]}", "Make it again with scripts/sensitivity.py")
         )
     if problems:
         raise UserError(problems)
-    places = [table.formats.index(form) for form in palette]
-    outside = [k for k, name in enumerate(table.layers) if name not in {layer.name for layer in info.quantizable}]
-    # Layers outside the blocks may have formats of their own.
-    for place, form in enumerate(table.formats):
-        if place not in places and np.isfinite(table.kld[outside, place]).any():
-            log.debug("%s is for layers outside the blocks", form)
-            places.append(place)
-    kld = table.kld[:, places].copy()
-    inside = [k for k in range(len(table.layers)) if k not in outside]
-    kld[np.ix_(inside, range(len(palette), len(places)))] = np.inf
-    formats = tuple(table.formats[place] for place in places)
-    return replace(table, formats=formats, size=table.size[:, places], kld=kld)
+    check_known(table.layers, info, source)
+    may = np.array([[name not in own or form in own[name] for form in table.formats] for name in table.layers])
+    kld = np.where(may, table.kld, np.inf)
+    first = list(dict.fromkeys((*palette, *(form for forms in own.values() for form in forms), *table.formats)))
+    used = [form for form in first if form in table.formats and np.isfinite(kld[:, table.formats.index(form)]).any()]
+    places = [table.formats.index(form) for form in used]
+    return replace(table, formats=tuple(used), size=table.size[:, places], kld=kld[:, places])
 
 
 def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:
@@ -117,8 +124,8 @@ def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInf
     return (target_avg_bits * info.parameters - UNQUANTIZED_BITS * rest) / 8
 
 
-def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice], Plan]:
-    """Return the function that makes the plan of a choice (units,)."""
+def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[str] = ()) -> Callable[[Choice], Plan]:
+    """Return the function that makes the plan of a choice (units,); it notes which formats of the palette a substitute stands for."""
     outside = {layer.name for layer in info.layers if layer.protected}
 
     def plan_of(choice: Choice) -> Plan:
@@ -128,9 +135,11 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice]
         }
         layers = {}
         for layer in info.layers:
-            notes = {"category": layer.category}
+            form = formats.get(layer.name, "bf16")
+            asked = problem.table.asked.get((layer.name, form), ()) if layer.protected else palette
+            notes = {"category": layer.category, **substitute_note(asked, form, layer)}
             lifted = {"outside": True} if layer.name in outside and layer.name in formats else {}
-            layers[layer.name] = LayerPlan(formats.get(layer.name, "bf16"), notes=notes, **lifted)
+            layers[layer.name] = LayerPlan(form, notes=notes, **lifted)
         return Plan(layers)
 
     return plan_of
@@ -154,7 +163,7 @@ class OptimalSearch:
     def __post_init__(self) -> None:
         groups = self.settings.groups_of(self.model.info, self.table.layers)
         self.problem = allocation_problem(self.table, Constraints(groups))
-        self._plan_of = plan_maker(self.problem, self.model.info)
+        self._plan_of = plan_maker(self.problem, self.model.info, self.settings.palette)
         if self._steps and (self.fresh is None or len(self.fresh.tokens) < FEWEST_WINDOWS):
             what = f"correction and race are decided on it, and it has fewer than {FEWEST_WINDOWS} windows"
             raise user_error("--selection", what, "Give more text, or --no-correct and --no-race")

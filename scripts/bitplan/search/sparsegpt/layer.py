@@ -8,7 +8,7 @@ gpt.free()
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bitplan.core.errors import Problem, UserError, nearest, user_error
 from bitplan.search.sparsegpt.channel_bits import BIT_OPTIONS, METHODS, by_quantile
-from bitplan.search.sparsegpt.grid import UNQUANTIZED_WIDTH, Grid, Quantizer, check_widths
+from bitplan.search.sparsegpt.grid import UNQUANTIZED_WIDTH, WIDEST, Grid, Quantizer, check_widths
 from bitplan.search.sparsegpt.report import QuantizationStats
 from bitplan.search.sparsegpt.scores import WEIGHTS, check_weights, column_scores, importance
 from bitplan.search.sparsegpt.sweep import Factors, Pruning, Swept, factorize, sweep
@@ -101,6 +101,7 @@ class SparseGPT:
         settings: ChannelSettings | None = None,
         moments: InputMoments | None = None,
     ) -> None:
+        _check_layer(layer, layer_name)
         self.layer, self.layer_name, self.stats_collector = layer, layer_name, stats_collector
         self.settings = settings or ChannelSettings()
         self.quantizer: Quantizer | None = None
@@ -119,6 +120,22 @@ class SparseGPT:
     def add_batch(self, inputs: Tensor, outputs: Tensor | None = None) -> None:
         """Count a batch of the layer's inputs (..., in); its outputs are not looked at."""
         self.moments.add_(inputs)
+
+    def compute_importance_scores(self, percdamp: float = 0.01) -> Tensor:
+        """Return the weighted sum of the five scores of every input channel, (in,) float64; 1 is the mean of each score."""
+        self.settings.check()
+        weight, factors = self._repaired(percdamp)
+        scores = column_scores(weight, self.moments, factors.inverse_diagonal)
+        return importance(scores, self.settings.weights).cpu()
+
+    def allocate_bits(self, scores: Tensor, target_avg_bits: float | None = None, method: str = "quantile") -> Tensor:
+        """Return the width of every input channel, (in,) int64, for their scores (in,). Raises `UserError` as `fasterprune` does."""
+        self.settings.check()
+        _check_method(method, METHODS)
+        quantizer = self.quantizer or Quantizer(bits=WIDEST)
+        return _allocated(self._weight().to(self._dtype), scores, (target_avg_bits, method), quantizer, self.settings)[
+            0
+        ]
 
     def fasterprune(
         self,
@@ -165,7 +182,7 @@ class SparseGPT:
             log.warning("%s: no token reached it; its columns count the same", self.layer_name)
             return weight, factorize(torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device), percdamp)
         weight[:, hessian.diagonal() == 0] = 0.0
-        return weight, factorize(hessian, percdamp)
+        return weight, factorize(hessian, percdamp, self.layer_name)
 
     def _widths(
         self, weight: Tensor, factors: Factors, target: float | None, method: str
@@ -176,9 +193,7 @@ class SparseGPT:
         _log_scores(self.layer_name, scores, total)
         if self.quantizer is None:
             return None, total, None
-        if method not in ALLOCATIONS:
-            hint = nearest(method, ALLOCATIONS) or f"Known: {', '.join(ALLOCATIONS)}"
-            raise user_error("bit_allocation_method", f"{method!r} is not known", hint)
+        _check_method(method, ALLOCATIONS)
         if method == UNIFORM:
             width = self._uniform_width(target)
             if width == UNQUANTIZED_WIDTH:
@@ -186,7 +201,10 @@ class SparseGPT:
             return torch.full((weight.shape[1],), width), total, self.quantizer.grid(weight, (width,))
         if self.quantizer.bits == UNQUANTIZED_WIDTH:
             return None, total, None
-        return self._allocated(weight, total, target, method)
+        widths, grid = _allocated(weight, total, (target, method), self.quantizer, self.settings)
+        shown = dict(zip(*(part.tolist() for part in widths.unique(return_counts=True)), strict=True))
+        log.debug("%s: widths %s", self.layer_name, shown)
+        return widths, total, grid
 
     def _uniform_width(self, target: float | None) -> int:
         width = self.quantizer.bits if target is None else target
@@ -195,22 +213,6 @@ class SparseGPT:
             raise user_error("target_avg_bits", what, "Give a whole number, or another bit_allocation_method")
         check_widths([int(width)], "target_avg_bits")
         return int(width)
-
-    def _allocated(
-        self, weight: Tensor, scores: Tensor, target: float | None, method: str
-    ) -> tuple[Tensor, Tensor, Grid]:
-        options, settings = self.settings.bit_options, self.settings
-        settings.check_target(target)
-        grid = self.quantizer.grid(weight, options)
-        if method == "quantile":
-            widths = by_quantile(scores.numpy(), options, target, settings.quantiles)
-        elif target is None:
-            raise user_error("target_avg_bits", f"is what {method} holds, and is absent", "Give it, or use quantile")
-        else:
-            errors = rounding_errors(weight, grid) if method == "optimal" else np.zeros((0, 0))
-            widths = METHODS[method](scores.numpy(), errors, options, target)
-        log.debug("%s: widths %s", self.layer_name, dict(zip(*np.unique(widths, return_counts=True), strict=True)))
-        return torch.from_numpy(widths), scores, grid
 
     def _set_weight_(self, values: Tensor) -> None:
         stored = values.T if self._transposed else values
@@ -221,6 +223,46 @@ class SparseGPT:
         """Drop the moments and what was made; the layer keeps its compressed weight."""
         self.moments = replace(self.moments, tokens=0, gram=torch.empty(0))
         self.compressed = None
+
+
+LOOP = "Compress its layers one by one: for name, part in block.named_modules(): if isinstance(part, nn.Linear): SparseGPT(part, name)"
+
+
+def _check_layer(layer: nn.Module, name: str) -> None:
+    """Raise `UserError` unless a module has a matrix of its own; a block has layers that have."""
+    weight = getattr(layer, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 2:
+        return
+    linear = [part for part, module in layer.named_modules() if isinstance(module, nn.Linear)]
+    held = f", which holds {len(linear)} linear layers ({', '.join(linear[:3])}...)" if linear else ""
+    raise user_error(name, f"is a {type(layer).__name__}{held}, and no single layer with a matrix", LOOP)
+
+
+def _check_method(method: str, known: Iterable[str]) -> None:
+    if method not in known:
+        hint = nearest(method, known) or f"Known: {', '.join(known)}"
+        raise user_error("bit_allocation_method", f"{method!r} is not known", hint)
+
+
+def _allocated(
+    weight: Tensor,
+    scores: Tensor,
+    asked: tuple[float | None, str],
+    quantizer: Quantizer,
+    settings: ChannelSettings,
+) -> tuple[Tensor, Grid]:
+    """Return the width (in,) int64 of every channel for the target and the method asked for, and the grid of all widths."""
+    options, (target, method) = settings.bit_options, asked
+    settings.check_target(target)
+    grid = quantizer.grid(weight, options)
+    if method == "quantile":
+        widths = by_quantile(scores.numpy(), options, target, settings.quantiles)
+    elif target is None:
+        raise user_error("target_avg_bits", f"is what {method} holds, and is absent", "Give it, or use quantile")
+    else:
+        errors = rounding_errors(weight, grid) if method == "optimal" else np.zeros((0, 0))
+        widths = METHODS[method](scores.numpy(), errors, options, target)
+    return torch.from_numpy(widths), grid
 
 
 def _log_scores(name: str, scores: Mapping[str, Tensor], total: Tensor) -> None:

@@ -2,23 +2,25 @@
 
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from bitplan.core.errors import user_error
-from bitplan.core.files import folder_aside, write_table
+from bitplan.core.errors import UserError, user_error
+from bitplan.core.files import folder_aside, read_json, write_table
 from bitplan.core.provenance import write_provenance
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.compressed import FOLDER
+from bitplan.plans.compressed import FOLDER, LISTED
 from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
 from bitplan.reference.datasets import calibration_tokens
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import make_teacher
+from bitplan.reference.reference import load_teacher, make_teacher
+from bitplan.reference.text import begun, first_tokens, load_tokenizer, text_digest
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.model import STATISTICS, CompressedModel, compress_model
@@ -26,8 +28,31 @@ from bitplan.search.sparsegpt.settings import ModelSettings
 
 
 def tokens_of(model: Opened, dataset: str, length: int, count: int, seed: int) -> Tensor:
-    """Return the calibration windows of a model."""
-    return calibration_tokens(dataset, model.checkpoint, model.info.fingerprint, length, count, seed)
+    """Return the calibration windows of a model, (windows, length): those of a saved text as they are."""
+    facts = (model.checkpoint, model.info.fingerprint)
+    if Path(dataset).suffix == ".safetensors":
+        return calibration_tokens(dataset, *facts, length, count, seed)
+    model.model.check_length(length)
+    folder = model.checkpoint.folder
+    first = first_tokens(folder, load_tokenizer(folder), model.model.bos)
+    return begun(calibration_tokens(dataset, *facts, length - len(first), count, seed), first)
+
+
+def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:
+    """Return how many tokens of the evaluation text come before those that are held out: 0 where it is another text.
+
+    Raises `UserError` where the windows that are compressed on are drawn from all of it.
+    """
+    if evaluation is None or not Path(dataset).exists():
+        return 0
+    if Path(dataset).suffix == ".safetensors":
+        seen = load_teacher(Path(dataset), model.checkpoint, model.info.fingerprint).source
+        same = seen is not None and seen.sha256 == text_digest(evaluation)
+        return seen.stop if same else 0
+    if text_digest(Path(dataset)) == text_digest(evaluation):
+        what = "is the calibration text, whose windows are drawn from all of it, so nothing of it is held out"
+        raise user_error(f"--evaluation {evaluation}", what, "Give another text")
+    return 0
 
 
 def _place(config: Path | None, plan: Path | None) -> Path | None:
@@ -39,12 +64,40 @@ def _place(config: Path | None, plan: Path | None) -> Path | None:
     return next(iter(parents), None)
 
 
+def _refuse_another_plans(place: Path, outputs: Iterable[Path | None]) -> None:
+    """Raise `UserError` where the folder of compressed layers belongs to a plan that is not written again: it would be replaced."""
+    own = {path.absolute().name for path in outputs if path is not None}
+    listed = place / FOLDER / LISTED
+    digest = _told(listed).get("sha256") if listed.is_file() else None
+    others = (path for path in sorted(place.glob("*.json")) if path.name not in own)
+    owner = next((path for path in others if digest and _digest_of(path) == digest), None)
+    if owner is not None:
+        what = f"belongs to {owner.name}, and would be replaced"
+        raise user_error(place / FOLDER, what, "Give each SparseGPT plan a folder of its own, or remove that plan")
+
+
+def _told(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; nothing for what is none."""
+    try:
+        return read_json(path)
+    except UserError:
+        return {}
+
+
+def _digest_of(plan: Path) -> str | None:
+    """Return the digest of the compressed layers that a plan has; None for other files."""
+    compressed = _told(plan).get("compressed")
+    return compressed.get("sha256") if isinstance(compressed, dict) else None
+
+
 @contextmanager
 def compressed_plan(
     model: Opened, tokens: Tensor, settings: ModelSettings, config: Path | None, plan: Path | None, save: Path | None
 ) -> Iterator[tuple[CompressedModel, Plan]]:
     """Yield the compressed model and its plan; without a place for plans the layers are kept until the context ends."""
     place = _place(config, plan)
+    if place is not None:
+        _refuse_another_plans(place, (config, plan))
     beside = Path(tempfile.gettempdir()) if save is None else save.absolute().parent
     with folder_aside(place or beside) as aside:
         folder = (place or aside) / FOLDER
@@ -78,11 +131,11 @@ def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namesp
         print(f"avg_bits {over_all:.4f}, avg_bits_layers {layers:.4f} where {told}; scales and widths count")
 
 
-def print_scores(model: Opened, plan: Plan, text: Path | None, length: int) -> None:
-    """Print perplexity and KL of the compressed model on a text, if one was given."""
+def print_scores(model: Opened, plan: Plan, text: Path | None, length: int, skip: int = 0) -> None:
+    """Print perplexity and KL of the compressed model on a text after its first `skip` tokens, if one was given."""
     if text is None:
         return
-    teacher = make_teacher(model.model, text, length, None, model.dtype)
+    teacher = make_teacher(model.model, text, length, None, model.dtype, skip)
     figures = summarize(score_plan(model.model, model.info, plan, teacher, QuantizedWeights(limit=0)))
     print(f"perplexity {figures['ppl']:.4f} (full precision {figures['base_ppl']:.4f}) on {figures['tokens']} tokens")
     print(f"KL {figures['kl_mean']:.6f} nats per token, top-1 agreement {100 * figures['top1_agreement']:.2f} %")

@@ -4,12 +4,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 
 from torch import Tensor, get_num_threads
 
 from bitplan import __version__
-from bitplan.core.errors import Problem, UserError, nearest
+from bitplan.core.errors import Problem, UserError
+from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.search.sparsegpt.grid import Quantizer
 from bitplan.search.sparsegpt.layer import UNIFORM, ChannelSettings
@@ -41,9 +41,9 @@ class ModelSettings:
 
     def target_of(self, layer: Layer, blocks: int) -> float | None:
         """Return the average width of a layer's channels; None for the plain quantiles."""
-        chosen = self.targets[layer.block * len(self.targets) // blocks] if self.targets else None
+        chosen = self.targets[part_of(layer.block, blocks, len(self.targets))] if self.targets else None
         for pattern, bits in self.layer_bits:
-            chosen = bits if fnmatchcase(layer.name, pattern) else chosen
+            chosen = bits if matched(pattern, (layer.name,)) else chosen
         return chosen
 
     def check(self, info: ModelInfo) -> None:
@@ -60,9 +60,8 @@ class ModelSettings:
             except UserError as error:
                 yield from error.problems
         for pattern, _ in self.layer_bits:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                hint = nearest(pattern, names) or f"The first layer is {names[0]}"
-                yield Problem(f"layer_bits: {pattern}", "matches no layer", hint)
+            if not matched(pattern, names):
+                yield Problem(f"layer_bits: {pattern}", "matches no layer", nearest_layers(pattern, names))
         if len(self.targets) > blocks:
             yield Problem(
                 "target_avg_bits", f"{len(self.targets)} parts of {blocks} blocks", "Give one for each block at most"
@@ -92,6 +91,13 @@ class ModelSettings:
         """Return a SHA-256 of everything that decides the result: also the threads, which may change last digits."""
         told = json.dumps([info.fingerprint, dtype, get_num_threads(), __version__, asdict(self)], sort_keys=True)
         return hashlib.sha256(told.encode() + tokens.numpy().tobytes()).hexdigest()
+
+
+def part_of(block: int, blocks: int, parts: int) -> int:
+    """Return which of the equal parts of the blocks a block belongs to, from 0. Part k begins at block k x blocks // parts: of an odd
+    number of blocks the middle one is in the second half, as `block < blocks // 2` says.
+    """
+    return max(part for part in range(parts) if part * blocks // parts <= block)
 
 
 def blocks_of(info: ModelInfo) -> int:

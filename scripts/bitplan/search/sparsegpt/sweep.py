@@ -48,15 +48,15 @@ class Factors:
     inverse_diagonal: Tensor
 
 
-def factorize(hessian: Tensor, percdamp: float) -> Factors:
+def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors:
     """Return the factors of H + percdamp x mean(diag H) x I, with 1 on the diagonal of dead columns (H_jj = 0).
 
-    Where rounding leaves that without a Cholesky factor, damping grows tenfold until there is one, and the log says so.
+    Where rounding leaves that without a Cholesky factor, damping grows tenfold until there is one, and one line of the log says so.
     Raises `UserError` for a Hessian that is not finite.
     """
     diagonal = hessian.diagonal()
     if not torch.isfinite(diagonal).all():
-        raise user_error("calibration", "the inputs of a layer are NaN or infinite", "Check model, dtype and text")
+        raise user_error(layer, "its inputs are NaN or infinite", "Check model, dtype and text")
     repaired = hessian + torch.diag((diagonal == 0).to(hessian.dtype))
     mean, damping = repaired.diagonal().mean(), percdamp
     while True:
@@ -65,11 +65,13 @@ def factorize(hessian: Tensor, percdamp: float) -> Factors:
         inverse = None if failed else torch.cholesky_inverse(lower)
         upper, failed = (None, failed) if inverse is None else torch.linalg.cholesky_ex(inverse, upper=True)
         if not failed:
-            return Factors(upper, inverse.diagonal().clone())
+            break
         damping = max(10 * damping, 1e-6)
-        log.warning("the Hessian has no Cholesky factor: damped by %g of its mean diagonal", damping)
         if damping > MOST_DAMPING:
-            raise user_error("calibration", "a layer's Hessian cannot be factorized", "Use more calibration text")
+            raise user_error(layer, "its Hessian cannot be factorized", "Use more calibration text")
+    if damping != percdamp:
+        log.warning("%s: its Hessian has no Cholesky factor; damped by %g of its mean diagonal", layer, damping)
+    return Factors(upper, inverse.diagonal().clone())
 
 
 @dataclass(frozen=True)

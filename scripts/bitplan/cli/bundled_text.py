@@ -1,0 +1,52 @@
+"""Flags for a text that have a default for the bundled model, and for no other: a real model is not measured on the toy stories."""
+
+import argparse
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bitplan.core.errors import Problem, UserError
+from bitplan.core.files import read_json
+from bitplan.demo import DEMO
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TextFlag:
+    """A flag for a text, the file of the demo that is its default, and whether the other flags want a text at all."""
+
+    flag: str
+    bundled: str
+    wanted: Callable[[argparse.Namespace], bool]
+
+    @property
+    def dest(self) -> str:
+        """The attribute of the parsed flags."""
+        return self.flag.removeprefix("--").replace("-", "_")
+
+
+def is_bundled(model: Path | None) -> bool:
+    """Return whether a folder, or a `model.json`, is that of the bundled model; so is None, the default of some commands."""
+    if model is None:
+        return True
+    if model.suffix == ".json" and os.path.isfile(model):
+        model = Path(str(read_json(model).get("path", model)))
+    return os.path.realpath(model) == os.path.realpath(DEMO / "model")
+
+
+def fill_texts_(flags: Iterable[TextFlag], args: argparse.Namespace) -> None:
+    """Put the bundled text in the place of each text that is wanted and was not given. Raises `UserError` for any other model."""
+    missing = [each for each in flags if getattr(args, each.dest) is None and each.wanted(args)]
+    bundled = is_bundled(getattr(args, "model", None))
+    if missing and not bundled:
+        what, hint = (
+            "is missing, and there is no text that fits every model",
+            "Give a UTF-8 text like what the model is for",
+        )
+        raise UserError(Problem(each.flag, what, hint) for each in missing)
+    for each in missing:
+        setattr(args, each.dest, DEMO / each.bundled)
+        log.info("no %s was given: using the bundled model's own, %s", each.flag, DEMO / each.bundled)

@@ -1,0 +1,13 @@
+"""Defaults that the settings of the workflow and the flags of the commands share."""
+
+from typing import Literal, get_args
+
+# Tokens of a window, and windows of each text.
+WINDOW_LENGTH = 512
+CALIBRATION_WINDOWS = 16
+SELECTION_WINDOWS = 16
+EVALUATION_WINDOWS = 32
+
+Bos = Literal["auto", "always", "never"]
+BOS_POLICIES = get_args(Bos)
+BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (Gemma)"

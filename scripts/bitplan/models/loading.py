@@ -1,0 +1,169 @@
+"""Which tensors of a checkpoint its model loads, and as what: by transformers' own rules for names.
+
+Checkpoints hold more than the model that config.json describes runs: blocks for multi-token prediction, vision and audio
+towers, adapters, value heads, blocks that pruning cut off. And wrappers put a prefix before all names.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitplan.models.built import build
+from bitplan.models.experts import separate_experts_
+from bitplan.models.families import BUFFERS, stored_names
+
+# What wrappers add to names: torch.compile, DistributedDataParallel, PEFT, models that also see or hear.
+WRAPPERS: tuple[tuple[str, str], ...] = (
+    (r"(^|(?<=\.))_orig_mod\.", ""),
+    (r"^(module\.)+", ""),
+    (r"^base_model\.model\.", ""),
+    (r"^language_model\.", ""),
+    (r"^model\.language_model\.", "model."),
+)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What a model loads from a checkpoint.
+
+    `names`: {name without a wrapper's prefix: name in the file}. `parameters`: {parameter or buffer of the module: its name
+    among these} of what is loaded under its own or a renamed name; the experts of a block are loaded many into one, and are
+    not here. `buffers`: those names that are no parameters. `unused`: names in the file that the model does not load.
+    `embedding`, `output`: the names of both matrices, None where the file lacks one, `embedding_parameter` and
+    `output_parameter` those of the module's parameters; `tied`: whether config.json ties them.
+    `needed`: {parameter of the model with experts apart: (its name among `names` or None, its shape)}, a tied one once.
+    """
+
+    names: Mapping[str, str]
+    parameters: Mapping[str, str]
+    buffers: frozenset[str]
+    unused: tuple[str, ...]
+    embedding: str | None
+    output: str | None
+    embedding_parameter: str | None
+    output_parameter: str | None
+    tied: bool
+    needed: Mapping[str, tuple[str | None, tuple[int, ...]]]
+
+
+def unwrapped(name: str) -> str:
+    """Return a tensor's name without what wrappers put before it."""
+    for pattern, replacement in WRAPPERS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class _Names:
+    """transformers' rules for the names of one model: where a stored tensor goes."""
+
+    def __init__(self, module: nn.Module) -> None:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+
+        rules = get_model_conversion_mapping(module)
+        self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+        self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self.prefix, self.held = module.base_model_prefix, module.state_dict()
+
+    def target(self, name: str) -> tuple[str | None, bool]:
+        """Return the parameter or buffer that a stored tensor goes into, None for none, and whether it is converted on the way."""
+        from transformers.core_model_loading import rename_source_key
+
+        rules = ((self.renamings, self.converters), ([], []))
+        for renamings, converters in rules:
+            found, converted = rename_source_key(name, renamings, converters, self.prefix, self.held)
+            if found in self.held:
+                return found, converted is not None
+            if name not in self.held:
+                break
+        return None, False
+
+
+def _weight_of(module: nn.Module, part: nn.Module | None) -> str | None:
+    """Return the name of the weight of a module's part."""
+    return next((f"{name}.weight" for name, held in module.named_modules() if held is part), None) if part else None
+
+
+def _targets(names: _Names, stored: Iterable[str]) -> Iterator[tuple[str, str, str, bool]]:
+    """Yield (name in the file, name without prefix, parameter, converted) for what is loaded.
+
+    A name that fits as it is comes before one that fits without a wrapper's prefix; a second one for the same is not loaded.
+    """
+    taken: set[str] = set()
+    rest = list(stored)
+    for strip in (lambda key: key, unwrapped):
+        left = []
+        for key in rest:
+            name = strip(key)
+            target, converted = names.target(name)
+            place = name if converted else target
+            if place is None or place in taken:
+                left.append(key)
+                continue
+            taken.add(place)
+            yield key, name, target, converted
+        rest = left
+
+
+def stored_name(names: Container[str], parameters: Mapping[str, str], prefix: str, parameter: str) -> str | None:
+    """Return the checkpoint's name of a parameter of a model with experts apart; None where it is tied to another or absent.
+
+    `names` and `parameters` are those of `Loading`; `prefix` is the name of the base model inside the one with a head, which
+    checkpoints may leave out.
+    """
+    if parameter in parameters:
+        return parameters[parameter]
+    for called in stored_names(parameter):
+        for candidate in (called, called.removeprefix(f"{prefix}."), f"{prefix}.{called}"):
+            if candidate in names:
+                return candidate
+    return None
+
+
+def _needed(
+    module: nn.Module, find: Callable[[str], str | None], ties: Mapping[str, str]
+) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """Return {parameter: (stored name or None, shape)}; of tied ones the first, which any of them may stand for."""
+    separate_experts_(module)
+    needed = {}
+    for name, parameter in module.named_parameters():
+        if name not in ties:
+            same = (name, *(target for target, source in ties.items() if source == name))
+            held = next((stored for stored in map(find, same) if stored is not None), None)
+            needed[name] = (held, tuple(parameter.shape))
+    return needed
+
+
+def loading_of(folder: Path, settings: Mapping[str, Any], stored: Iterable[str]) -> Loading:
+    """Return what the model of a folder loads of the tensors `stored`, names as in its files. Raises `UserError`.
+
+    Nothing is read but config.json, and nothing takes memory: all of the model is on the meta device.
+    """
+    stored = list(stored)
+    module = build(folder, settings, torch.device("meta"))
+    loaded = {key: place for key, *place in _targets(_Names(module), stored)}
+    names = {loaded[key][0]: key for key in stored if key in loaded}
+    parameters = {target: name for name, target, converted in loaded.values() if not converted}
+    known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    table = _weight_of(module, module.get_input_embeddings())
+    output = _weight_of(module, module.get_output_embeddings())
+    ties = getattr(module, "all_tied_weights_keys", None) or {}
+    find = partial(stored_name, names, parameters, module.base_model_prefix)
+    return Loading(
+        names=names,
+        parameters=parameters,
+        buffers=frozenset(name for target, name in parameters.items() if target not in known),
+        unused=tuple(key for key in stored if key not in loaded and not BUFFERS.search(key)),
+        embedding=parameters.get(table),
+        output=parameters.get(output),
+        embedding_parameter=table,
+        output_parameter=output,
+        tied=output in ties or output is None,
+        needed=_needed(module, find, ties),
+    )

@@ -1,0 +1,150 @@
+"""What a GGUF file has to say of the original's tokenizer, and whether llama.cpp then tokenizes as the original does.
+
+llama.cpp fills in what a file leaves out: pre-tokenizer `llama-bpe` adds a BOS, a SentencePiece vocabulary a BOS and a space. The
+original's own behaviour is therefore asked of its tokenizer and written out.
+"""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitplan.runtimes.gguf import probe_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+ENGLISH = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = rf"{ENGLISH}|{LETTERS}|\p{{N}}{{1,3}}|{REST}"
+DIGITS = "digits"
+# What a byte-level pre-tokenizer splits at, one part after another: llama.cpp's name for it. `smaug-bpe` is `llama-bpe` with merges.
+PRE_TOKENIZERS: Mapping[tuple[str, ...], str] = {
+    (GPT2,): "gpt-2",
+    (LLAMA3,): "smaug-bpe",
+    (rf"{ENGLISH}|{LETTERS}|\p{{N}}|{REST}",): "qwen2",
+    (DIGITS, GPT2): "starcoder",
+}
+WITHOUT_MERGES = {"smaug-bpe": "llama-bpe"}  # a word that is a token is taken whole
+PROBES = (
+    "Once upon a time there was a boy named Karl.",
+    "one line\nanother\n\n\nand a third   ",
+    "tabs\tand\t\tmore\r\n",
+    "1234567 3.14159 007 2026-11-26",
+    "It's what I'd say, WE'VE said and they'll say",
+    "naïve café Ångström Привет 我想在apple工作1314151天～ 한국어 🚀",
+    "x = [i**2 for i in range(10)]  # squares !!!???...---===",
+)
+MOST_NAMES = 5
+SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"  # of SentencePiece vocabularies only
+BLANK = "\u2581"  # how SentencePiece writes a space
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the converter is given: the name for a pre-tokenizer that it does not know (None where neither do we), keys of the
+    file, tokens {id: (text, special)} that were added to the tokenizer, and how many tokens the tokenizer has."""
+
+    pre_tokenizer: str | None
+    keys: Mapping[str, Any]
+    added: Mapping[int, tuple[str, bool]]
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as JSON holds them."""
+        return {"pre": self.pre_tokenizer, "keys": self.keys, "added": self.added, "tokens": self.tokens}
+
+
+def facts_of(tokenizer: "PreTrainedTokenizerBase") -> Facts:
+    """Return what a GGUF file has to say of a tokenizer."""
+    added = {int(i): (token.content, token.special) for i, token in tokenizer.added_tokens_decoder.items()}
+    tokens = 1 + max(tokenizer.get_vocab().values())
+    return Facts(pre_tokenizer_of(tokenizer), _keys_of(tokenizer), added, tokens)
+
+
+def _keys_of(tokenizer: "PreTrainedTokenizerBase") -> dict[str, Any]:
+    """Return {key: value}: whether a text begins with BOS and ends with EOS, which token the BOS is, and whether a SentencePiece
+    vocabulary is given a text with a space before it."""
+    before, after = ends_of(tokenizer)
+    first = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids[:1])
+    keys: dict[str, Any] = {"tokenizer.ggml.add_bos_token": len(before) > 0}
+    keys["tokenizer.ggml.add_eos_token"] = bool(after) and after[0] == tokenizer.eos_token_id
+    keys[SPACE_PREFIX] = bool(first) and first[0].startswith(BLANK)
+    if before:
+        keys["tokenizer.ggml.bos_token_id"] = before[0]
+    return keys
+
+
+def ends_of(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
+    """Return the tokens that a tokenizer puts before a text, and those after it."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    starts = (i for i in range(len(whole)) if whole[i : i + len(plain)] == plain)
+    start = next(starts, 0)
+    return whole[:start], whole[start + len(plain) :]
+
+
+def _parts(entry: Mapping[str, Any] | None) -> Iterator[str]:
+    """Yield what the parts of a pre-tokenizer split at; "" for one that is not known here."""
+    kind = (entry or {}).get("type")
+    if kind == "Sequence":
+        for part in entry["pretokenizers"]:
+            yield from _parts(part)
+    elif kind == "Split":
+        yield entry["pattern"].get("Regex", "") if entry["behavior"] == "Isolated" and not entry["invert"] else ""
+    elif kind == "Digits":
+        yield DIGITS if entry["individual_digits"] else ""
+    elif kind == "ByteLevel":
+        # Without a pattern of its own it only turns bytes into letters.
+        yield from [GPT2] * entry.get("use_regex", True)
+    else:
+        yield ""
+
+
+def pre_tokenizer_of(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Return llama.cpp's name of a byte-level BPE pre-tokenizer, by the patterns that it splits at; None for another one."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    held = json.loads(backend.to_str())
+    name = PRE_TOKENIZERS.get(tuple(_parts(held.get("pre_tokenizer"))))
+    return WITHOUT_MERGES.get(name, name) if held["model"].get("ignore_merges") else name
+
+
+def warn_of_tokens_without_rows(facts: Facts, rows: int, folder: Path) -> None:
+    """Log a warning that names the tokens for which the embedding has no row: no file can hold them."""
+    behind = [repr(text) for i, (text, _) in sorted(facts.added.items()) if i >= rows]
+    if facts.tokens > rows:
+        named = f": {', '.join(behind[:MOST_NAMES])}{', ...' if len(behind) > MOST_NAMES else ''}" if behind else ""
+        log.warning(
+            "%s: the tokenizer has %d tokens, the embedding %d rows. The GGUF leaves out the tokens from %d on%s; texts without them"
+            " are not affected. If they matter, resize the embedding: model.resize_token_embeddings(%d)",
+            *(folder, facts.tokens, rows, rows, named, facts.tokens),
+        )
+
+
+def differing_probes(path: Path, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, or into none at all."""
+    command = [sys.executable, probe_tokens.__file__, str(path)]
+    ran = subprocess.run(command, input=json.dumps(PROBES), capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
+    return [text for text, ids in zip_longest(PROBES, lines) if ids != tokenizer(text).input_ids]
+
+
+def warn_of_other_tokens(path: Path, shown: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Log a warning when llama.cpp tokenizes some probe otherwise than the original does."""
+    wrong = differing_probes(path, tokenizer)
+    if wrong:
+        log.warning(
+            "%s: llama.cpp tokenizes %d of %d probe texts otherwise than the original tokenizer, for example %r. Perplexity here is"
+            " scored on the original's tokens and not affected; prompts are",
+            *(shown, len(wrong), len(PROBES), wrong[0]),
+        )

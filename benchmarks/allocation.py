@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import numpy as np  # noqa: E402
 
-from bitplan.search.allocation import (  # noqa: E402
+from bitplan.search.allocation.problem import (  # noqa: E402
     AVG_BITS,
     KLD,
     Allocation,
@@ -28,7 +28,7 @@ from bitplan.search.allocation import (  # noqa: E402
     allocation_problem,
     reach,
 )
-from bitplan.statistics.sensitivity_table import SensitivityTable, read_sensitivity_table  # noqa: E402
+from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table  # noqa: E402
 
 TABLE = ROOT.parent / "shared" / "assets" / "qwen3-4b-kld" / "sensitivity.csv"
 KNOWN = {3.0: 0.3233584, 3.5: 0.1336840, 4.0: 0.0675885, 4.5: 0.0327124, 5.0: 0.0165255, 6.0: 0.0055036}

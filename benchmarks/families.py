@@ -15,21 +15,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import torch  # noqa: E402
 
-from bitplan.errors import UserError  # noqa: E402
-from bitplan.evaluate.gguf import score_gguf  # noqa: E402
-from bitplan.evaluate.llama_runtime import opened as opened_gguf  # noqa: E402
+from bitplan.core.errors import UserError  # noqa: E402
 from bitplan.evaluate.scores import summarize  # noqa: E402
-from bitplan.evaluate.teacher import make_teacher  # noqa: E402
-from bitplan.export.convert import convert  # noqa: E402
-from bitplan.export.export import export_plan  # noqa: E402
 from bitplan.models.checkpoint import Checkpoint  # noqa: E402
 from bitplan.models.layers import describe  # noqa: E402
 from bitplan.models.walk import open_model  # noqa: E402
-from bitplan.opening import Opened  # noqa: E402
-from bitplan.quantized_walk import QuantizedWeights  # noqa: E402
-from bitplan.search.adaptive import AdaptiveSettings  # noqa: E402
-from bitplan.search.adaptive_run import alphas_of, search, token_perplexity  # noqa: E402
-from bitplan.search.random_mixed import RandomSettings, random_plan  # noqa: E402
+from bitplan.plans.apply import QuantizedWeights  # noqa: E402
+from bitplan.reference.opening import Opened  # noqa: E402
+from bitplan.reference.reference import make_teacher  # noqa: E402
+from bitplan.runtimes.gguf.convert import convert  # noqa: E402
+from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
+from bitplan.runtimes.gguf.llama_cpp import opened as opened_gguf  # noqa: E402
+from bitplan.runtimes.gguf.scores import score_gguf  # noqa: E402
+from bitplan.search.adaptive.algorithm import AdaptiveSettings  # noqa: E402
+from bitplan.search.adaptive.run import alphas_of, search, token_perplexity  # noqa: E402
+from bitplan.search.random.algorithm import RandomSettings, random_plan  # noqa: E402
 from tests.families import FAMILIES, TEXT, make_family  # noqa: E402
 
 HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "speaks")

@@ -21,22 +21,22 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import numpy as np  # noqa: E402
 
-from bitplan.compare.figure import draw  # noqa: E402
-from bitplan.evaluate.gguf import score_gguf  # noqa: E402
-from bitplan.evaluate.teacher import Teacher, make_teacher  # noqa: E402
-from bitplan.export.export import export_plan  # noqa: E402
-from bitplan.opening import Opened, opened  # noqa: E402
-from bitplan.plan import Plan, average_bits, read_plan, uniform  # noqa: E402
-from bitplan.quantized_walk import QuantizedWeights  # noqa: E402
-from bitplan.search.choices import total_size  # noqa: E402
-from bitplan.search.genetic import GeneticSettings  # noqa: E402
-from bitplan.search.genetic import search as genetic  # noqa: E402
-from bitplan.search.optimal_command import budgets_of  # noqa: E402
-from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table  # noqa: E402
-from bitplan.search.paired import difference  # noqa: E402
-from bitplan.search.plan_damage import PlanDamage  # noqa: E402
+from bitplan.plans.apply import QuantizedWeights  # noqa: E402
+from bitplan.plans.plan import Plan, average_bits, read_plan, uniform  # noqa: E402
+from bitplan.reference.opening import Opened, opened  # noqa: E402
+from bitplan.reference.reference import Teacher, make_teacher  # noqa: E402
+from bitplan.report.figure import draw  # noqa: E402
+from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
+from bitplan.runtimes.gguf.scores import score_gguf  # noqa: E402
+from bitplan.search.damage import PlanDamage  # noqa: E402
+from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
+from bitplan.search.genetic.algorithm import search as genetic  # noqa: E402
+from bitplan.search.knapsack.choices import total_size  # noqa: E402
+from bitplan.search.optimal.command import budgets_of  # noqa: E402
+from bitplan.search.optimal.paired import difference  # noqa: E402
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table  # noqa: E402
+from bitplan.sensitivity.table import read_sensitivity_table  # noqa: E402
 from bitplan.statistics.importance import read_importance  # noqa: E402
-from bitplan.statistics.sensitivity_table import read_sensitivity_table  # noqa: E402
 
 FEWEST_DRAWS = 50
 

@@ -20,19 +20,14 @@ import numpy as np  # noqa: E402
 
 from bitplan.evaluate.perplexity import score_plan  # noqa: E402
 from bitplan.evaluate.scores import summarize  # noqa: E402
-from bitplan.evaluate.teacher import make_teacher  # noqa: E402
-from bitplan.opening import opened  # noqa: E402
-from bitplan.plan import UNQUANTIZED_BITS  # noqa: E402
-from bitplan.quantized_walk import QuantizedWeights  # noqa: E402
-from bitplan.search.choices import total_size  # noqa: E402
-from bitplan.search.genetic import GeneticSettings  # noqa: E402
-from bitplan.search.genetic_run import Target, budget_of, genetic_plan, plan_of, sensitivity_of  # noqa: E402
-from bitplan.statistics.sensitivity import (  # noqa: E402
-    Choice,
-    SensitivitySettings,
-    activation_choices,
-    measure_sensitivity,
-)
+from bitplan.plans.apply import QuantizedWeights  # noqa: E402
+from bitplan.plans.plan import UNQUANTIZED_BITS  # noqa: E402
+from bitplan.reference.opening import opened  # noqa: E402
+from bitplan.reference.reference import make_teacher  # noqa: E402
+from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
+from bitplan.search.genetic.run import Target, budget_of, genetic_plan, plan_of, sensitivity_of  # noqa: E402
+from bitplan.search.knapsack.choices import total_size  # noqa: E402
+from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices, measure_sensitivity  # noqa: E402
 
 SCOPE = "tensor"
 SEEDS = 20

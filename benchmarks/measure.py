@@ -24,8 +24,8 @@ class OneByOne:
     """Measures a layer by a full forward of the model under a plan for it alone."""
 
     def __init__(self, model, tokens) -> None:
-        from bitplan.evaluate.teacher import teacher_from
-        from bitplan.quantized_walk import QuantizedWeights
+        from bitplan.plans.apply import QuantizedWeights
+        from bitplan.reference.reference import teacher_from
 
         self.model, self.weights = model, QuantizedWeights()
         self.teacher = teacher_from(model.checkpoint, tokens, model.model.run(tokens), model.dtype)
@@ -33,7 +33,7 @@ class OneByOne:
     def kld(self, row) -> float:
         """Return the mean KL of a row's layer in its format."""
         from bitplan.evaluate.perplexity import score_plan
-        from bitplan.plan import LayerPlan, Plan
+        from bitplan.plans.plan import LayerPlan, Plan
 
         plan = Plan({row["layer"]: LayerPlan(row["format"])})
         return score_plan(self.model.model, self.model.info, plan, self.teacher, self.weights).kl.double().mean().item()
@@ -48,8 +48,8 @@ def timed(function, *arguments) -> tuple:
 
 def compared(model, tokens, settings, measure, folder: Path) -> dict[str, float]:
     """Return the figures of both."""
-    from bitplan.kept import Kept
-    from bitplan.measure.passes import Measurement, planned
+    from bitplan.core.resume import Kept
+    from bitplan.sensitivity.passes import Measurement, planned
 
     plan = planned(model.model, model.info, tokens, settings, measure)
     streamed = Measurement(model.model, model.info, tokens, settings, False, Kept(folder))
@@ -90,10 +90,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
 
-    from bitplan.evaluate.text import windows
-    from bitplan.measure.candidates import MeasureSettings
-    from bitplan.opening import opened
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings
+    from bitplan.reference.opening import opened
+    from bitplan.reference.text import windows
+    from bitplan.sensitivity.candidates import MeasureSettings
+    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings
 
     model = opened(args.model, "fp32", "cpu", args.threads)
     tokens = windows(args.model, args.text, args.length, args.sequences)

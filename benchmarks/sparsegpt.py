@@ -17,8 +17,8 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from bitplan.sparsegpt.grid import Quantizer
-from bitplan.sparsegpt.layer import SparseGPT
+from bitplan.search.sparsegpt.grid import Quantizer
+from bitplan.search.sparsegpt.layer import SparseGPT
 from bitplan.statistics.hessian import InputMoments
 
 BATCH = 2048

@@ -29,10 +29,10 @@ def wall_ratio(rounds: int, threads: int) -> dict[str, float]:
     from transformers import AutoModelForCausalLM
 
     from bitplan.evaluate.perplexity import plan_nll
-    from bitplan.evaluate.teacher import make_teacher
-    from bitplan.opening import opened
-    from bitplan.plan import uniform
-    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.plan import uniform
+    from bitplan.reference.opening import opened
+    from bitplan.reference.reference import make_teacher
 
     opened_model = opened(ROOT / "demo" / "model", "fp32", "cpu", threads)
     teacher = make_teacher(opened_model.model, ROOT / "demo" / "evaluation.txt", 512, 64, "fp32")

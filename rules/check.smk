@@ -11,7 +11,7 @@ rule bits:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("calculate_avg_bits.py"),
+        code=code("calculate_avg_bits.py"),
         script=script("calculate_avg_bits.py"),
         flags=check_flags,
     shell:

@@ -12,21 +12,21 @@ from snakemake.logging import logger
 
 sys.path.insert(0, str(Path(workflow.basedir) / "scripts"))
 
-from bitplan.errors import Problem, UserError
-from bitplan.formats.names import weighs_columns
-from bitplan.models.hub import looks_like_id
-from bitplan.models.parts import PARTS, matching
-from bitplan.settings import (
+from bitplan.core.errors import Problem, UserError
+from bitplan.formats.facts import weighs_columns
+from bitplan.models.hub.download import looks_like_id
+from bitplan.models.checkpoint_files import PARTS, matching
+from bitplan.config.settings import (
     IMATRIX_SUFFIX,
     check_duplicate_keys,
     cli_flags,
     parse_settings,
 )
-from bitplan.sizes import bytes_of
-from bitplan.slurm.controller import ask_patiently_, times_away
-from bitplan.slurm.endings import JobEndings
-from bitplan.slurm.queue import refuse_running
-from bitplan.versions import code_versions
+from bitplan.core.sizes import bytes_of
+from bitplan.workflow.slurm.controller import ask_patiently_, times_away
+from bitplan.workflow.slurm.endings import JobEndings
+from bitplan.workflow.slurm.queue import refuse_running
+from bitplan.workflow.code_versions import code_version
 
 # A graph of thousands of jobs is built of objects that stay: looking for garbage among them takes a ninth of the time.
 gc.set_threshold(200_000, 50, 100)
@@ -99,8 +99,8 @@ wildcard_constraints:
 
 
 def code(command):
-    """Return one `module@hash` for each local module behind a command."""
-    return [f"{module}@{version}" for module, version in code_versions(command).items()]
+    """Return a hash over the code behind a command, which a rule carries as a parameter."""
+    return code_version(command)
 
 
 def script(name):

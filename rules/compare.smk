@@ -15,7 +15,7 @@ rule plan_speed:
         runtime=time_limit(2, 5),
         slurm_extra="--exclusive",
     params:
-        *code("compare_real_quant.py"),
+        code=code("compare_real_quant.py"),
         script=script("compare_real_quant.py"),
         flags=speed_flags,
         reference=SETTINGS.baselines[0],
@@ -57,7 +57,7 @@ rule comparison:
     conda:
         "../envs/report.yaml"
     params:
-        *code("report.py"),
+        code=code("report.py"),
         script=script("report.py"),
         flags=report_flags,
     shell:

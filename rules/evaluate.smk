@@ -18,7 +18,7 @@ rule evaluation:
         mem_mb=model_mem_mb,
         runtime=time_limit(2, 5),
     params:
-        *code("teacher.py"),
+        code=code("teacher.py"),
         script=script("teacher.py"),
         flags=flags("compute", "evaluation"),
     shell:
@@ -48,7 +48,7 @@ rule plan_perplexity:
         mem_mb=model_mem_mb,
         runtime=time_limit(2, 5),
     params:
-        *code("perplexity.py"),
+        code=code("perplexity.py"),
         script=script("perplexity.py"),
         flags=flags("compute"),
         imatrix=imatrix_flag,
@@ -73,7 +73,7 @@ rule plan_gguf_perplexity:
         mem_mb=runtime_mem_mb,
         runtime=time_limit(2, 5),
     params:
-        *code("perplexity.py"),
+        code=code("perplexity.py"),
         script=script("perplexity.py"),
         flags=flags(dtype=SETTINGS.compute.dtype),
     shell:
@@ -109,7 +109,7 @@ rule model_tasks:
         mem_mb=whole_mem_mb,
         runtime=time_limit(12, 20),
     params:
-        *code("eval_with_lm_eval.py"),
+        code=code("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),
         flags=task_flags,
     shell:
@@ -137,7 +137,7 @@ rule plan_tasks:
         mem_mb=whole_mem_mb,
         runtime=time_limit(12, 20),
     params:
-        *code("eval_with_lm_eval.py"),
+        code=code("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),
         flags=task_flags,
         imatrix=imatrix_flag,

@@ -13,7 +13,7 @@ rule base_gguf:
         mem_mb=model_mem_mb,
         runtime=time_limit(2, 1),
     params:
-        *code("convert_gguf.py"),
+        code=code("convert_gguf.py"),
         script=script("convert_gguf.py"),
     shell:
         "python {params.script:q} --model {input.model} --output {output.gguf} > {log} 2>&1"
@@ -41,7 +41,7 @@ rule plan_gguf:
         mem_mb=model_mem_mb,
         runtime=time_limit(2, 1),
     params:
-        *code("export_gguf.py"),
+        code=code("export_gguf.py"),
         script=script("export_gguf.py"),
         flags=flags("export"),
         imatrix=imatrix_flag,
@@ -65,7 +65,7 @@ rule baseline_gguf:
         mem_mb=runtime_mem_mb,
         runtime=time_limit(2, 2),
     params:
-        *code("baseline_gguf.py"),
+        code=code("baseline_gguf.py"),
         script=script("baseline_gguf.py"),
         flags=baseline_flags,
     shell:

@@ -8,7 +8,7 @@ rule download:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("download_model.py"),
+        code=code("download_model.py"),
         script=script("download_model.py"),
         flags=download_flags,
         folder=model_folder,
@@ -27,7 +27,7 @@ rule model:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("describe_model.py"),
+        code=code("describe_model.py"),
         script=script("describe_model.py"),
         folder=model_folder,
     shell:

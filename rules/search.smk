@@ -24,7 +24,7 @@ rule adaptive_plan:
         mem_mb=search_mem_mb,
         runtime=time_limit(12, 20),
     params:
-        *code("adaptive_quantization_search.py"),
+        code=code("adaptive_quantization_search.py"),
         script=script("adaptive_quantization_search.py"),
         flags=adaptive_flags,
         imatrix=imatrix_flag,
@@ -48,7 +48,7 @@ rule random_plan:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("random_mixed_precision_quantization.py"),
+        code=code("random_mixed_precision_quantization.py"),
         script=script("random_mixed_precision_quantization.py"),
         flags=random_flags,
     shell:
@@ -85,7 +85,7 @@ rule genetic_plan:
         mem_mb=model_mem_mb,
         runtime=time_limit(1, 0),
     params:
-        *code("mixed_precision_ptq.py"),
+        code=code("mixed_precision_ptq.py"),
         script=script("mixed_precision_ptq.py"),
         flags=genetic_flags,
         pt=genetic_pt,
@@ -120,7 +120,7 @@ rule optimal_plan:
         mem_mb=search_mem_mb,
         runtime=time_limit(12, 20),
     params:
-        *code("optimal_search.py"),
+        code=code("optimal_search.py"),
         script=script("optimal_search.py"),
         flags=optimal_flags,
         same_size=size_flag,
@@ -156,7 +156,7 @@ rule sparsegpt_plan:
         mem_mb=sparsegpt_mem_mb,
         runtime=time_limit(24, 20),
     params:
-        *code("sparsegpt_enhanced.py"),
+        code=code("sparsegpt_enhanced.py"),
         script=script("sparsegpt_enhanced.py"),
         flags=sparsegpt_flags,
     shell:

@@ -31,7 +31,7 @@ if SETTINGS.sensitivity.shards == 1:
             mem_mb=sensitivity_mem_mb,
             runtime=time_limit(12, 20),
         params:
-            *code("sensitivity.py"),
+            code=code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
             memory=memory_flag,
@@ -64,7 +64,7 @@ else:
             mem_mb=sensitivity_mem_mb,
             runtime=time_limit(12, 20),
         params:
-            *code("sensitivity.py"),
+            code=code("sensitivity.py"),
             script=script("sensitivity.py"),
             flags=sensitivity_flags,
             memory=memory_flag,
@@ -90,7 +90,7 @@ else:
         conda:
             "../envs/torch.yaml"
         params:
-            *code("merge_sensitivity.py"),
+            code=code("merge_sensitivity.py"),
             script=script("merge_sensitivity.py"),
         shell:
             "python {params.script:q} --model {input.model} --tables {input.tables}"

@@ -18,7 +18,7 @@ rule layer_stats:
         mem_mb=model_mem_mb,
         runtime=time_limit(2, 5),
     params:
-        *code("layer_stats.py"),
+        code=code("layer_stats.py"),
         script=script("layer_stats.py"),
         flags=flags("compute", "calibration"),
     shell:
@@ -43,7 +43,7 @@ rule selection:
         mem_mb=model_mem_mb,
         runtime=time_limit(2, 5),
     params:
-        *code("teacher.py"),
+        code=code("teacher.py"),
         script=script("teacher.py"),
         flags=flags("compute", "selection", skip=SETTINGS.calibration.sequences or 0),
     shell:

@@ -15,7 +15,7 @@ rule study:
     conda:
         "../envs/report.yaml"
     params:
-        *code("study_report.py"),
+        code=code("study_report.py"),
         script=script("study_report.py"),
         flags=study_flags,
     shell:

@@ -2,19 +2,19 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, count, parser, positive, run
-from bitplan.flag_files import input_file, input_folder, output_file
+from bitplan.cli.inputs import input_file, input_folder, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, count, parser, positive, run
 
 
 def main(args) -> None:
+    from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import TaskSettings
     from bitplan.formats.table import format_named
-    from bitplan.opening import opened, teacher_on
-    from bitplan.plan import LayerPlan, Plan, check_columns, uniform, write_config, write_plan
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
-    from bitplan.search.adaptive import FORMAT_OF_STAGE, AdaptiveSettings
-    from bitplan.search.adaptive_run import (
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.plan import LayerPlan, Plan, check_columns, uniform, write_config, write_plan
+    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, AdaptiveSettings
+    from bitplan.search.adaptive.run import (
         alphas_of,
         held_out,
         kept_beside,

@@ -2,20 +2,20 @@
 
 import time
 
-from bitplan.command import number, parser, positive, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import number, parser, positive, run
 
 
 def main(args) -> None:
-    from bitplan.errors import user_error
-    from bitplan.files import write_json
-    from bitplan.flag_files import clashes, refuse
-    from bitplan.provenance import write_provenance
-    from bitplan.search.allocation import allocate, allocation_problem
-    from bitplan.search.allocation_report import digest, front, printed, targets_of
-    from bitplan.search.constraints import Constraints, rule_of
-    from bitplan.search.layer_groups import group_file, layer_groups
-    from bitplan.statistics.sensitivity_table import read_sensitivity_table
+    from bitplan.cli.inputs import clashes, refuse
+    from bitplan.core.errors import user_error
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
+    from bitplan.search.allocation.constraints import Constraints, rule_of
+    from bitplan.search.allocation.groups import group_file, layer_groups
+    from bitplan.search.allocation.problem import allocate, allocation_problem
+    from bitplan.search.allocation.report import digest, front, printed, targets_of
+    from bitplan.sensitivity.table import read_sensitivity_table
 
     started = time.monotonic()
     targets = targets_of(args.target_avg_bits or (), args.target_bytes or (), args.max_kld or ())
@@ -32,7 +32,7 @@ def main(args) -> None:
     problem = allocation_problem(table, constraints)
     made = allocate(problem, targets)
     if args.figure:
-        from bitplan.search.allocation_figure import draw_front
+        from bitplan.search.allocation.figure import draw_front
 
         draw_front(problem, made, args.figure, "Optimal allocation")
     write_json(args.output, front(problem, constraints, made, {"sensitivity_sha256": digest(args.sensitivity)}))

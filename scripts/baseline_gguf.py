@@ -4,16 +4,16 @@ import os
 import time
 from pathlib import Path
 
-from bitplan.command import count, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import count, parser, run
 
 
 def main(args) -> None:
-    from bitplan.errors import user_error
-    from bitplan.export.llama_quantize import quantize_by_recipe
-    from bitplan.export.recipe_importance import importance_by_tensor
+    from bitplan.core.errors import user_error
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.provenance import write_provenance
+    from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
+    from bitplan.runtimes.gguf.recipes import quantize_by_recipe
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()

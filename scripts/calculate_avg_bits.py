@@ -1,14 +1,14 @@
 """Average bits of a configuration: over all parameters, over the layers, and of the GGUF file if there is one."""
 
-from bitplan.command import add_model_flag, number, parser, positive, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_model_flag, number, parser, positive, run
 
 
 def main(args) -> None:
-    from bitplan.bits_report import TargetMissed, bits_report, check_target, print_report
-    from bitplan.files import write_json, write_table
+    from bitplan.core.files import write_json, write_table
     from bitplan.models.layers import model_info
-    from bitplan.torch_config import read_any_plan
+    from bitplan.plans.bits import TargetMissed, bits_report, check_target, print_report
+    from bitplan.plans.torch_config import read_any_plan
 
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)

@@ -2,21 +2,21 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
 
 COLUMNS = ("format", "avg_bits_layers", "avg_bits", "ppl", "kl", "kl_error", "top1", "kl_over_previous")
 
 
 def main(args) -> None:
+    from bitplan.core.files import write_table
+    from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
-    from bitplan.files import write_table
     from bitplan.formats.table import format_named
-    from bitplan.opening import opened, teacher_on
-    from bitplan.plan import average_bits, check_columns, uniform
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.plan import average_bits, check_columns, uniform
+    from bitplan.reference.opening import opened, teacher_on
 
     started = time.monotonic()
     for name in args.formats:

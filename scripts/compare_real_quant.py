@@ -7,21 +7,21 @@ import os
 import time
 from pathlib import Path
 
-from bitplan.command import QWEN, add_window_flags, count, fetched, number, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import QWEN, add_window_flags, count, fetched, number, parser, run
 
 Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
 
 
 def main(args) -> None:
-    from bitplan.compare.speed import parse_models, print_table, rounds, summarize
-    from bitplan.compare.three_way import ORIGINAL, compared, print_three_way, scored
-    from bitplan.compare.timed_run import PROMPTS, SpeedSettings
-    from bitplan.files import write_json
-    from bitplan.flag_files import clashes, refuse
-    from bitplan.opening import opened, teacher_on
-    from bitplan.progress import progress
-    from bitplan.provenance import write_provenance
+    from bitplan.cli.inputs import clashes, refuse
+    from bitplan.core.files import write_json
+    from bitplan.core.progress import progress
+    from bitplan.core.provenance import write_provenance
+    from bitplan.evaluate.timing import PROMPTS, SpeedSettings
+    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.report.three_way import ORIGINAL, compared, print_three_way, scored
+    from bitplan.runtimes.speed import parse_models, print_table, rounds, summarize
 
     started = time.monotonic()
     models = (

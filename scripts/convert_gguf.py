@@ -2,14 +2,14 @@
 
 import time
 
-from bitplan.command import add_model_flag, parser, run
-from bitplan.flag_files import output_file
+from bitplan.cli.inputs import output_file
+from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
-    from bitplan.export.convert import convert
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.checkpoint import Checkpoint
-    from bitplan.provenance import write_provenance
+    from bitplan.runtimes.gguf.convert import convert
 
     started = time.monotonic()
     convert(Checkpoint.open(args.model), args.output, args.type)

@@ -1,14 +1,14 @@
 """Bits, scales, signal to noise ratio and GGUF type of each number format, as a table."""
 
-from bitplan.command import count, number, parser, run
-from bitplan.flag_files import output_file
+from bitplan.cli.inputs import output_file
+from bitplan.cli.parser import count, number, parser, run
 
 
 def main(args) -> None:
-    from bitplan.evaluate.text import read_text
-    from bitplan.files import written_aside
+    from bitplan.core.files import written_aside
     from bitplan.formats.describe import BEGIN, END, describe, draws, markdown_table, with_table
     from bitplan.formats.table import FORMATS, format_named
+    from bitplan.reference.text import read_text
 
     formats = [format_named(name) for name in args.formats or FORMATS]
     old = read_text(args.output) if args.output and args.output.exists() else f"{BEGIN}\n{END}\n"

@@ -2,14 +2,14 @@
 
 import time
 
-from bitplan.command import add_model_flag, parser, run
-from bitplan.flag_files import output_file
+from bitplan.cli.inputs import output_file
+from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
-    from bitplan.files import write_json
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.provenance import write_provenance
 
     started = time.monotonic()
     info = model_info(args.model)

@@ -2,14 +2,14 @@
 
 import time
 
-from bitplan.command import parser, run
-from bitplan.flag_files import output_file, output_folder
+from bitplan.cli.inputs import output_file, output_folder
+from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
-    from bitplan.files import write_json
-    from bitplan.models.hub import RECORD, download
-    from bitplan.provenance import write_provenance
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
+    from bitplan.models.hub.download import RECORD, download
 
     started = time.monotonic()
     source = download(args.id, args.revision, args.output)

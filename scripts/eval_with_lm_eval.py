@@ -2,20 +2,20 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, count, number, parser, run
-from bitplan.flag_files import input_file, input_folder, output_file
+from bitplan.cli.inputs import input_file, input_folder, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, run
 
 
 def main(args) -> None:
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import BUNDLED_TASKS, TaskSettings, load_tasks, run_tasks
     from bitplan.evaluate.whole_model import whole
-    from bitplan.files import write_json
-    from bitplan.opening import opened
-    from bitplan.plan import check_columns, uniform
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights, scales_span_windows
+    from bitplan.plans.apply import QuantizedWeights, scales_span_windows
+    from bitplan.plans.plan import check_columns, uniform
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.reference.opening import opened
     from bitplan.statistics.importance import read_importance
-    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     settings = TaskSettings(

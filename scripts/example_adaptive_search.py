@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, add_window_flags, parser, run
-from bitplan.flag_files import input_file, output_folder
+from bitplan.cli.inputs import input_file, output_folder
+from bitplan.cli.parser import add_compute_flags, add_window_flags, parser, run
 
 PRESETS = {
     "conservative": {"ppl_threshold": 0.05, "target_avg_bits": 10.0, "step_size": 0.3},
@@ -14,11 +14,11 @@ PRESETS = {
 
 def main(args) -> None:
     from bitplan.demo import DEMO
-    from bitplan.opening import opened, teacher_on
-    from bitplan.plan import LayerPlan, write_config
-    from bitplan.quantized_walk import QuantizedWeights
-    from bitplan.search.adaptive import AdaptiveSettings
-    from bitplan.search.adaptive_run import alphas_of, search, token_perplexity
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.plan import LayerPlan, write_config
+    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.search.adaptive.algorithm import AdaptiveSettings
+    from bitplan.search.adaptive.run import alphas_of, search, token_perplexity
 
     model = opened(args.model or DEMO / "model", args.dtype, args.device, args.threads)
     alphas = alphas_of(model, None, "hill")

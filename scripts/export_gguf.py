@@ -3,17 +3,17 @@
 import os
 import time
 
-from bitplan.command import add_model_flag, count, parser, positive, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_model_flag, count, parser, positive, run
 
 
 def main(args) -> None:
-    from bitplan.export.export import base_file, export_plan, print_report
-    from bitplan.files import write_json
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
-    from bitplan.provenance import write_provenance
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
     from bitplan.statistics.importance import read_importance
-    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     info = model_info(args.model)

@@ -2,19 +2,19 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
 
 
 def main(args) -> None:
+    from bitplan.cli.inputs import clashes, refuse
+    from bitplan.core.provenance import write_provenance
+    from bitplan.core.resume import Kept, KeptWalk, digest_of
     from bitplan.demo import DEMO
-    from bitplan.evaluate.teacher import save_teacher, teacher_from
-    from bitplan.evaluate.text import windows
-    from bitplan.flag_files import clashes, refuse
-    from bitplan.kept import Kept, KeptWalk, digest_of
-    from bitplan.opening import opened
-    from bitplan.provenance import write_provenance
-    from bitplan.statistics.table import measure_layers, write_statistics
+    from bitplan.reference.opening import opened
+    from bitplan.reference.reference import save_teacher, teacher_from
+    from bitplan.reference.text import windows
+    from bitplan.statistics.layer_stats import measure_layers, write_statistics
 
     started = time.monotonic()
     importance = args.importance or args.output.with_suffix(".safetensors")

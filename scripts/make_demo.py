@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from bitplan.command import count, number, parser, run
+from bitplan.cli.inputs import output_folder
+from bitplan.cli.parser import count, number, parser, run
 from bitplan.demo.settings import TrainingSettings
-from bitplan.flag_files import output_folder
 
 # Texts and questions come from streams of their own, so that no story is in two of them on purpose.
 SEEDS = {"training": 0, "calibration": 1_000_003, "evaluation": 2_000_003, "questions": 3_000_003}

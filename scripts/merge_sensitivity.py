@@ -2,15 +2,15 @@
 
 import time
 
-from bitplan.command import add_model_flag, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
-    from bitplan.measure.command import tell_agreement, write_sensitivity
-    from bitplan.measure.table import merged
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.provenance import write_provenance
+    from bitplan.sensitivity.measure import merged
+    from bitplan.sensitivity.run import tell_agreement, write_sensitivity
 
     started = time.monotonic()
     rows, smoothing = merged(args.tables, model_info(args.model))

@@ -3,20 +3,30 @@
 import time
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, add_model_id_flag, add_window_flags, count, number, parser, positive, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import (
+    add_compute_flags,
+    add_model_id_flag,
+    add_window_flags,
+    count,
+    number,
+    parser,
+    positive,
+    run,
+)
 
 
 def main(args) -> None:
-    from bitplan.errors import user_error
+    from bitplan.core.errors import user_error
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
-    from bitplan.opening import opened
-    from bitplan.plan import LayerPlan, write_config, write_plan
-    from bitplan.provenance import write_provenance
-    from bitplan.search.genetic import GeneticSettings
-    from bitplan.search.genetic_figure import draw_history
-    from bitplan.search.genetic_run import (
+    from bitplan.plans.plan import LayerPlan, write_config, write_plan
+    from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
+    from bitplan.plans.torch_config import write_pt
+    from bitplan.reference.opening import opened
+    from bitplan.search.genetic.algorithm import GeneticSettings
+    from bitplan.search.genetic.figure import draw_history
+    from bitplan.search.genetic.run import (
         Target,
         check_sources,
         genetic_plan,
@@ -25,9 +35,8 @@ def main(args) -> None:
         sensitivity_of,
         smoothing_of,
     )
-    from bitplan.search.sensitivity_run import measured
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
-    from bitplan.torch_config import write_pt
+    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+    from bitplan.sensitivity.local_run import measured
 
     started = time.monotonic()
     target = Target(args.target_compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)

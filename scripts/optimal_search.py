@@ -3,7 +3,8 @@
 import time
 from argparse import BooleanOptionalAction
 
-from bitplan.command import (
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import (
     add_compute_flags,
     add_model_flag,
     add_window_flags,
@@ -14,14 +15,13 @@ from bitplan.command import (
     run,
     size,
 )
-from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
-    from bitplan.plan import LayerPlan, write_config, write_plan
-    from bitplan.provenance import write_provenance
-    from bitplan.search.optimal_command import budgets_of, checked_outputs, searched
-    from bitplan.search.optimal_run import print_optimal, summary_of
+    from bitplan.core.provenance import write_provenance
+    from bitplan.plans.plan import LayerPlan, write_config, write_plan
+    from bitplan.search.optimal.command import budgets_of, checked_outputs, searched
+    from bitplan.search.optimal.run import print_optimal, summary_of
 
     started = time.monotonic()
     outputs = checked_outputs(args)

@@ -2,22 +2,22 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
 
 
 def main(args) -> None:
-    from bitplan.evaluate.gguf import score_gguf
+    from bitplan.core.files import check_gguf, write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
-    from bitplan.evaluate.text import BOS_POLICY
-    from bitplan.files import check_gguf, write_json
-    from bitplan.opening import opened, teacher_on
-    from bitplan.plan import check_columns, uniform
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.plan import check_columns, uniform
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.reference.text import BOS_POLICY
+    from bitplan.runtimes.gguf.scores import score_gguf
     from bitplan.statistics.importance import read_importance
-    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads)

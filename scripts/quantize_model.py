@@ -3,21 +3,21 @@
 import os
 import time
 
-from bitplan.command import add_model_flag, count, parser, run
-from bitplan.flag_files import input_file, new_folder, output_file
+from bitplan.cli.inputs import input_file, new_folder, output_file
+from bitplan.cli.parser import add_model_flag, count, parser, run
 
 
 def main(args) -> None:
     import torch
 
-    from bitplan.bits_report import bits_report, print_report
-    from bitplan.export.checkpoint import write_checkpoint
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
-    from bitplan.plan import LayerPlan, check_columns, write_plan
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.bits import bits_report, print_report
+    from bitplan.plans.plan import LayerPlan, check_columns, write_plan
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.runtimes.transformers.checkpoint import write_checkpoint
     from bitplan.statistics.importance import read_importance
-    from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
     torch.set_num_threads(args.threads)

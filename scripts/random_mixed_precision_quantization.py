@@ -2,16 +2,16 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, count, number, parser, ratio, run
-from bitplan.flag_files import output_file
+from bitplan.cli.inputs import output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, ratio, run
 
 
 def main(args) -> None:
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.plan import LayerPlan, write_config, write_plan
-    from bitplan.provenance import write_provenance
-    from bitplan.search.random_mixed import DEFAULT_FORMAT, RandomSettings, random_plan
-    from bitplan.search.random_report import print_result
+    from bitplan.plans.plan import LayerPlan, write_config, write_plan
+    from bitplan.search.random.algorithm import DEFAULT_FORMAT, RandomSettings, random_plan
+    from bitplan.search.random.report import print_result
 
     started = time.monotonic()
     settings = RandomSettings(args.mxfp4_ratio, args.bf16_ratio, args.group_size, args.seed)

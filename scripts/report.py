@@ -1,16 +1,16 @@
 """Put all plans and baselines of a model into one table, one page and one figure."""
 
-from bitplan.command import add_model_flag, parser, run
-from bitplan.flag_files import input_file, input_folder, output_file
+from bitplan.cli.inputs import input_file, input_folder, output_file
+from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
-    from bitplan.compare.agreement import agreement_html, agreement_text, read_agreement
-    from bitplan.compare.figure import FILE_SIZE, PLAN_SIZE, as_simulated, draw
-    from bitplan.compare.table import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
-    from bitplan.compare.tasks import task_columns, task_rows, tasks_html, tasks_text
-    from bitplan.files import write_table, written_aside
+    from bitplan.core.files import write_table, written_aside
     from bitplan.models.layers import model_info
+    from bitplan.report.agreement import agreement_html, agreement_text, read_agreement
+    from bitplan.report.comparison import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
+    from bitplan.report.figure import FILE_SIZE, PLAN_SIZE, as_simulated, draw
+    from bitplan.report.tasks import task_columns, task_rows, tasks_html, tasks_text
 
     info = model_info(args.model)
     taus = read_agreement(args.agreement) if args.agreement else {}

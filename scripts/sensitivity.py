@@ -2,7 +2,8 @@
 
 import time
 
-from bitplan.command import (
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import (
     add_compute_flags,
     add_model_flag,
     add_window_flags,
@@ -13,18 +14,17 @@ from bitplan.command import (
     share,
     size,
 )
-from bitplan.flag_files import input_file, output_file
 
 
 def main(args) -> None:
-    from bitplan.errors import user_error
+    from bitplan.core.errors import user_error
+    from bitplan.core.provenance import write_provenance
     from bitplan.formats.table import format_named
-    from bitplan.measure.candidates import MeasureSettings
-    from bitplan.measure.command import check_flags, make_table, tell_agreement
-    from bitplan.opening import opened
-    from bitplan.provenance import write_provenance
-    from bitplan.search.sensitivity_run import GAUSSIAN
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
+    from bitplan.reference.opening import opened
+    from bitplan.sensitivity.candidates import MeasureSettings
+    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+    from bitplan.sensitivity.local_run import GAUSSIAN
+    from bitplan.sensitivity.run import check_flags, make_table, tell_agreement
 
     started = time.monotonic()
     palette = tuple(Choice(format_named(name).name) for name in args.palette or ())

@@ -5,12 +5,12 @@ After Snakemake was killed its jobs go on. Await them (what they finish counts) 
 
 from pathlib import Path
 
-from bitplan.command import parser, run
-from bitplan.flag_files import input_folder
+from bitplan.cli.inputs import input_folder
+from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
-    from bitplan.slurm.queue import await_jobs, cancel_jobs, jobs_of
+    from bitplan.workflow.slurm.queue import await_jobs, cancel_jobs, jobs_of
 
     if args.wait:
         await_jobs(args.directory)

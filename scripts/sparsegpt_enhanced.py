@@ -1,25 +1,23 @@
 """Compress a model with SparseGPT: prune its layers, and give each of their input channels a width of its own."""
 
-import importlib
 import logging
 import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, count, number, parser, ratio, run
-from bitplan.flag_files import input_file, new_folder, output_file
-
-# What the library's document imports from this file.
-EXPORTS = {
-    "SparseGPT": "bitplan.sparsegpt.layer",
-    "QuantizationStats": "bitplan.sparsegpt.report",
-    "Quantizer": "bitplan.sparsegpt.grid",
-}
+from bitplan.cli.inputs import input_file, new_folder, output_file
+from bitplan.cli.parser import add_compute_flags, count, number, parser, ratio, run
 
 
 def __getattr__(name: str):
-    if name in EXPORTS:
-        return getattr(importlib.import_module(EXPORTS[name]), name)
+    """Return what the library's document imports from this file; loaded when asked for, so that --help stays fast."""
+    from bitplan.search.sparsegpt.grid import Quantizer
+    from bitplan.search.sparsegpt.layer import SparseGPT
+    from bitplan.search.sparsegpt.report import QuantizationStats
+
+    exports = {"SparseGPT": SparseGPT, "QuantizationStats": QuantizationStats, "Quantizer": Quantizer}
+    if name in exports:
+        return exports[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -36,10 +34,10 @@ def named_number(text: str) -> tuple[str, float]:
 
 def settings_of(args):
     """Return the settings that the flags say."""
-    from bitplan.sparsegpt.layer import ChannelSettings
-    from bitplan.sparsegpt.model_settings import ModelSettings
-    from bitplan.sparsegpt.scores import WEIGHTS
-    from bitplan.sparsegpt.sweep import Pruning
+    from bitplan.search.sparsegpt.layer import ChannelSettings
+    from bitplan.search.sparsegpt.scores import WEIGHTS
+    from bitplan.search.sparsegpt.settings import ModelSettings
+    from bitplan.search.sparsegpt.sweep import Pruning
 
     targets = tuple(args.target_avg_bits or ())
     quantiles = None if args.quantiles is None else tuple(args.quantiles)
@@ -61,11 +59,11 @@ def settings_of(args):
 
 
 def main(args) -> None:
-    from bitplan.opening import opened
-    from bitplan.sparsegpt.run import compressed_plan, print_scores, tokens_of, write_results
+    from bitplan.reference.opening import opened
+    from bitplan.search.sparsegpt.run import compressed_plan, print_scores, tokens_of, write_results
 
     if args.debug:
-        logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
+        logging.getLogger("bitplan.search.sparsegpt").setLevel(logging.DEBUG)
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads)
     settings = settings_of(args)

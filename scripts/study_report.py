@@ -1,13 +1,13 @@
 """Put the cells of a study into a table and a figure."""
 
-from bitplan.command import parser, run
-from bitplan.flag_files import input_folder, output_file
+from bitplan.cli.inputs import input_folder, output_file
+from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
-    from bitplan.compare.study import cell_row, columns_of, draw_study, study_text
-    from bitplan.errors import Problem, UserError
-    from bitplan.files import write_table, written_aside
+    from bitplan.core.errors import Problem, UserError
+    from bitplan.core.files import write_table, written_aside
+    from bitplan.report.study import cell_row, columns_of, draw_study, study_text
 
     hint = "Give --cell NAME setting=value ..."
     wrong = [word for _, *varied in args.cell for word in varied if "=" not in word]

@@ -2,14 +2,14 @@
 
 import time
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, number, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, number, parser, run
 
 
 def main(args) -> None:
-    from bitplan.evaluate.teacher import make_teacher, save_teacher
-    from bitplan.opening import opened
-    from bitplan.provenance import write_provenance
+    from bitplan.core.provenance import write_provenance
+    from bitplan.reference.opening import opened
+    from bitplan.reference.reference import make_teacher, save_teacher
 
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads)

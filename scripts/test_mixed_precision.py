@@ -3,21 +3,21 @@
 import time
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, add_model_id_flag, add_window_flags, number, parser, run
-from bitplan.flag_files import input_file, output_file
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_compute_flags, add_model_id_flag, add_window_flags, number, parser, run
 
 
 def main(args) -> None:
-    from bitplan.compare.simulated import answers, print_comparison
+    from bitplan.core.files import write_json
+    from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.evaluate.whole_model import whole
-    from bitplan.files import write_json
-    from bitplan.opening import opened, teacher_on
-    from bitplan.plan import uniform
-    from bitplan.provenance import write_provenance
-    from bitplan.quantized_walk import QuantizedWeights
-    from bitplan.torch_config import read_any_plan
+    from bitplan.plans.apply import QuantizedWeights
+    from bitplan.plans.plan import uniform
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.runtimes.transformers.simulated import answers, print_comparison
 
     started = time.monotonic()
     model, weights = opened(args.model, args.dtype, args.device, args.threads), QuantizedWeights()

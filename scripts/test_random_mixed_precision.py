@@ -1,10 +1,10 @@
 """Run the tests of the random method: classification of layers, draws, files, edge cases."""
 
-from bitplan.command import parser, run
+from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
-    from bitplan.testing import run_tests
+    from bitplan.cli.testing import run_tests
 
     run_tests("tests/unit/test_random_mixed.py", "tests/unit/test_layers.py")
 

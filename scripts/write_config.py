@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from bitplan.command import parser, run
+from bitplan.cli.parser import parser, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(args) -> None:
-    from bitplan.config_file import config_text, schema_text
-    from bitplan.errors import user_error
-    from bitplan.files import written_aside
+    from bitplan.config.yaml_file import config_text, schema_text
+    from bitplan.core.errors import user_error
+    from bitplan.core.files import written_aside
 
     for name, text in {"config.yaml": config_text(), "config.schema.json": schema_text()}.items():
         path = ROOT / name

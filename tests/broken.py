@@ -196,7 +196,7 @@ def pickled(shelf, target):
 @builder
 def changed_since(shelf, target):
     """A model.json whose model has other layers by now."""
-    from bitplan.files import write_json
+    from bitplan.core.files import write_json
     from bitplan.models.layers import model_info
 
     content = model_info(shelf["tiny"]).to_json()
@@ -207,7 +207,7 @@ def changed_since(shelf, target):
 @builder
 def moved_away(shelf, target):
     """A model.json whose model is gone."""
-    from bitplan.files import write_json
+    from bitplan.core.files import write_json
     from bitplan.models.layers import model_info
 
     write_json(target.with_suffix(".json"), {**model_info(shelf["tiny"]).to_json(), "path": str(target / "gone")})
@@ -351,9 +351,9 @@ def table_of_words(shelf, target):
 
 def _sensitivity(shelf: Shelf, target: Path, **changes: str) -> Path:
     """A sensitivity table of the tiny model, without palette, with other cells in its first row."""
-    from bitplan.files import write_table
+    from bitplan.core.files import write_table
     from bitplan.models.layers import model_info
-    from bitplan.models.smoothing import Smoothing, smoothing_path, write_smoothing
+    from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
 
     same = {"bytes": 100, "mse": 1.0, "format": "int4"}
     rows = [
@@ -384,7 +384,7 @@ def sensitivity_of_words(shelf, target):
 
 @builder
 def sensitivity_with_broken_factors(shelf, target):
-    from bitplan.models.smoothing import smoothing_path
+    from bitplan.plans.smoothing import smoothing_path
 
     smoothing_path(_sensitivity(shelf, target, smoothed="0123456789ab")).write_bytes(b"12345678")
 
@@ -483,9 +483,9 @@ def importance_too_short(shelf, target):
 @builder
 def teacher_text(shelf, target):
     """A saved text of the tiny model, in bf16."""
-    from bitplan.evaluate.teacher import make_teacher, save_teacher
     from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.walk import open_model
+    from bitplan.reference.reference import make_teacher, save_teacher
 
     checkpoint, source = Checkpoint.open(shelf["tiny"]), shelf["text"]
     made = make_teacher(open_model(checkpoint, "bf16"), source, 16, 2, "bf16")
@@ -508,8 +508,8 @@ def text_of_words(shelf, target):
 @builder
 def gguf(shelf, target):
     """The tiny model as GGUF."""
-    from bitplan.export.convert import convert
     from bitplan.models.checkpoint import Checkpoint
+    from bitplan.runtimes.gguf.convert import convert
 
     convert(Checkpoint.open(shelf["tiny"]), target)
 
@@ -587,7 +587,7 @@ def results_without_speed(shelf, target):
 
 
 def _results(shelf: Shelf, target: Path, plan_lacks: str = "") -> None:
-    from bitplan.compare.table import BASELINE_FILES, PLAN_FILES
+    from bitplan.report.comparison import BASELINE_FILES, PLAN_FILES
 
     for folder, names in (("plans/one", PLAN_FILES), ("baselines/f16", BASELINE_FILES)):
         (target / folder).mkdir(parents=True)

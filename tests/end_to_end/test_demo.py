@@ -8,12 +8,12 @@ from make_demo import SEEDS
 from bitplan.demo.stories import text_of
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.plan import uniform
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import uniform
+from bitplan.reference.reference import make_teacher
 
 FORMATS = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")
 

@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plan import average_bits
-from bitplan.search.adaptive import AdaptiveQuantizationSearch, AdaptiveSettings
+from bitplan.plans.plan import average_bits
+from bitplan.search.adaptive.algorithm import AdaptiveQuantizationSearch, AdaptiveSettings
 
 ALPHAS = {f"layers.{i}": float(alpha) for i, alpha in enumerate((8, 7, 6, 5, 4, 3, 2))}
 

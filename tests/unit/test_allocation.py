@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.search.allocation import AVG_BITS, BYTES, KLD, Target, allocate, allocation_problem, reach
-from bitplan.search.allocation_figure import draw_front, uniform_plans
-from bitplan.search.constraints import Constraints, rule_of
-from bitplan.statistics.sensitivity_table import SensitivityTable, read_sensitivity_table
+from bitplan.core.errors import UserError
+from bitplan.search.allocation.constraints import Constraints, rule_of
+from bitplan.search.allocation.figure import draw_front, uniform_plans
+from bitplan.search.allocation.problem import AVG_BITS, BYTES, KLD, Target, allocate, allocation_problem, reach
+from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table
 
 KNOWN = {3.0: 0.3233584, 3.5: 0.1336840, 4.0: 0.0675885, 4.5: 0.0327124, 5.0: 0.0165255, 6.0: 0.0055036}
 ROUNDING = 1e-11

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitplan.errors import UserError
-from bitplan.settings import parse_settings
+from bitplan.config.settings import parse_settings
+from bitplan.core.errors import UserError
 from tests.broken import Shelf
 from tests.conftest import ROOT, SCRIPTS
 

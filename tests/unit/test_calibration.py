@@ -9,10 +9,10 @@ import sys
 import pandas as pd
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.evaluate.calibration import TEXT_SETS, calibration_tokens
-from bitplan.evaluate.text import windows
+from bitplan.core.errors import UserError
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.reference.datasets import TEXT_SETS, calibration_tokens
+from bitplan.reference.text import windows
 from tests.conftest import SCRIPTS
 from tests.families import TEXT
 from tests.hub_stand_in import serving
@@ -56,7 +56,7 @@ def test_without_a_connection_a_data_set_is_refused_with_the_way_out(checkpoint)
 PROGRAM = """
 import sys; sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from bitplan.evaluate.calibration import calibration_tokens
+from bitplan.reference.datasets import calibration_tokens
 from bitplan.models.checkpoint import Checkpoint
 print(calibration_tokens(sys.argv[3], Checkpoint.open(Path(sys.argv[2])), "", 16, 3, 0).tolist())
 """

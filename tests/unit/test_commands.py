@@ -17,7 +17,9 @@ COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.py") if path.name != "se
 def test_help_needs_no_heavy_import(name, monkeypatch, capsys):
     for heavy in ("torch", "transformers", "numpy", "gguf", "pandas"):
         monkeypatch.setitem(sys.modules, heavy, None)
-    for module in [m for m in sys.modules if m.startswith("bitplan.") and m != "bitplan.command"]:
+    for module in [
+        m for m in sys.modules if m.startswith("bitplan.") and m not in ("bitplan.cli", "bitplan.cli.parser")
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as left:
@@ -28,7 +30,7 @@ def test_help_needs_no_heavy_import(name, monkeypatch, capsys):
 def flags_of(name: str, monkeypatch) -> dict[str, argparse.Action]:
     """The flags of a command, by its own parser."""
     caught = {}
-    monkeypatch.setattr("bitplan.command.run", lambda parser, main: caught.update(parser._option_string_actions))
+    monkeypatch.setattr("bitplan.cli.parser.run", lambda parser, main: caught.update(parser._option_string_actions))
     runpy.run_path(str(SCRIPTS / name), run_name="__main__")
     return caught
 
@@ -58,7 +60,7 @@ def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
 
 
 def test_every_setting_is_a_flag_of_its_command(monkeypatch):
-    from bitplan import plan_settings, settings
+    from bitplan.config import plan_settings, settings
 
     sections = {
         "adaptive_quantization_search.py": (plan_settings.AdaptivePlan, settings.ComputeSettings),
@@ -81,7 +83,7 @@ def test_every_setting_is_a_flag_of_its_command(monkeypatch):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_flag_that_is_a_file_says_whether_it_is_read_or_written(name, monkeypatch):
     undeclared = {action.dest for action in flags_of(name, monkeypatch).values() if action.type is Path}
-    assert undeclared <= {"model"}, "give it a type of bitplan.flag_files"
+    assert undeclared <= {"model"}, "give it a type of bitplan.cli.inputs"
 
 
 def test_random_plan_is_written_as_its_document_says(command, tiny, tmp_path):

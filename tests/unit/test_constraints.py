@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.search.constraints import Constraints, allowed_formats, rule_of
-from bitplan.statistics.sensitivity_table import SensitivityTable
+from bitplan.core.errors import UserError
+from bitplan.search.allocation.constraints import Constraints, allowed_formats, rule_of
+from bitplan.sensitivity.table import SensitivityTable
 
 LAYERS, FORMATS = ("b.0.q", "b.0.k", "b.1.q", "b.1.k"), ("q2", "q4", "q6", "q8")
 SIZE = np.array([[2.0, 4, 6, 8]] * 4)

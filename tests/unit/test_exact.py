@@ -5,9 +5,9 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.search.choices import Choices, as_choice, limit_of, reachable, total_damage, total_size, weighted
-from bitplan.search.exact import can_sort, optimal
+from bitplan.core.errors import UserError
+from bitplan.search.knapsack.choices import Choices, as_choice, limit_of, reachable, total_damage, total_size, weighted
+from bitplan.search.knapsack.exact import can_sort, optimal
 
 
 def choices(damage, size) -> Choices:
@@ -116,7 +116,7 @@ def test_a_search_that_is_cut_off_says_so_and_keeps_its_bound(monkeypatch):
     size = rng.random((12, 3))
     made = choices(1.2 - size, size)
     whole = optimal(made, 5)
-    monkeypatch.setattr("bitplan.search.exact.MOST_STATES", 5)
+    monkeypatch.setattr("bitplan.search.knapsack.exact.MOST_STATES", 5)
     cut = optimal(made, 5)
     assert whole.exact and not cut.exact and cut.size <= limit_of(5)
     assert cut.lower_bound <= whole.damage <= cut.damage and cut.gap > 0
@@ -151,10 +151,10 @@ def test_a_layer_whose_step_is_the_whole_gap_is_given_both_sides_of_it_in_turn(m
     made = choices(damage, size)
     low, high = reachable(made)
     # As where thousands of layers are open: dynamic programming comes to nothing, the parts alone are left.
-    monkeypatch.setattr("bitplan.search.exact.MOST_WORK", 0)
+    monkeypatch.setattr("bitplan.search.knapsack.exact.MOST_WORK", 0)
     budgets = [low + share * (high - low) for share in (0.2, 0.35, 0.5, 0.8)]
     found = [optimal(made, budget) for budget in budgets]
-    monkeypatch.setattr("bitplan.search.exact.MOST_BRANCHES", 0)
+    monkeypatch.setattr("bitplan.search.knapsack.exact.MOST_BRANCHES", 0)
     whole = [optimal(made, budget) for budget in budgets]
     assert max(each.gap for each in whole) > 0.01 > 1e-3 > max(each.gap for each in found)
     assert all(

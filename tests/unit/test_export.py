@@ -9,23 +9,23 @@ import pytest
 import torch
 from gguf import GGUFReader
 
+from bitplan.core.errors import UserError
 from bitplan.demo.stories import text_of
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
-from bitplan.evaluate.llama_runtime import opened
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.convert import convert, exact_type
-from bitplan.export.export import export_plan
-from bitplan.export.gguf_file import check_written, plan_tensors, rewrite
-from bitplan.export.llama_quantize import quantize_by_recipe
-from bitplan.export.recipe_importance import importance_by_tensor
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.plan import LayerPlan, Plan, uniform
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert, exact_type
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.file import check_written, plan_tensors, rewrite
+from bitplan.runtimes.gguf.llama_cpp import opened
+from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
+from bitplan.runtimes.gguf.recipes import quantize_by_recipe
+from bitplan.runtimes.gguf.scores import score_gguf
 from tests.families import make_family
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "gguf_mxfp4")
@@ -145,7 +145,7 @@ def test_exporting_twice_gives_the_same_bytes(model, base, mixed, mixed_file, tm
 
 
 def test_values_that_f16_cannot_hold_stay_bf16(model, base, monkeypatch):
-    import bitplan.export.gguf_file as module
+    import bitplan.runtimes.gguf.file as module
 
     monkeypatch.setattr(module, "HALF_LIMIT", 0.01)
     records = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "bf16"), "f16")
@@ -154,8 +154,8 @@ def test_values_that_f16_cannot_hold_stay_bf16(model, base, monkeypatch):
 
 @pytest.fixture(scope="module")
 def importance(model, demo) -> dict[str, np.ndarray]:
-    from bitplan.evaluate.text import windows
-    from bitplan.statistics.table import measure_layers
+    from bitplan.reference.text import windows
+    from bitplan.statistics.layer_stats import measure_layers
 
     checkpoint, info = model
     text = windows(checkpoint.folder, demo / "calibration.txt", 256, 8)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from bitplan.plan import average_bits, read_plan
+from bitplan.plans.plan import average_bits, read_plan
 from tests.conftest import ROOT
 
 

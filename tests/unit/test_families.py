@@ -7,28 +7,28 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from bitplan.compare.speed import run_once
-from bitplan.compare.timed_run import SpeedSettings
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
-from bitplan.evaluate.llama_runtime import opened as opened_gguf
+from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher, teacher_from
-from bitplan.evaluate.text import windows
-from bitplan.export.convert import convert
-from bitplan.export.export import export_plan
+from bitplan.evaluate.timing import SpeedSettings
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.families import category_of
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.opening import Opened
-from bitplan.plan import LayerPlan, Plan, average_bits, uniform
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.search.adaptive import AdaptiveSettings
-from bitplan.search.adaptive_run import alphas_of, search, token_perplexity
-from bitplan.search.random_mixed import RandomSettings, random_plan
-from bitplan.statistics.table import measure_layers
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, uniform
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import make_teacher, teacher_from
+from bitplan.reference.text import windows
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.llama_cpp import opened as opened_gguf
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.speed import run_once
+from bitplan.search.adaptive.algorithm import AdaptiveSettings
+from bitplan.search.adaptive.run import alphas_of, search, token_perplexity
+from bitplan.search.random.algorithm import RandomSettings, random_plan
+from bitplan.statistics.layer_stats import measure_layers
 from tests.families import FAMILIES, TEXT, make_family
 
 MIXTURES = {"mixtral", "qwen2_moe", "olmoe", "qwen3_moe"}
@@ -171,7 +171,7 @@ def test_each_expert_is_quantized_by_itself(olmoe):
     seen = {}
 
     def visit(block, hidden, forward):
-        from bitplan.quantized_walk import quantize_weights_
+        from bitplan.plans.apply import quantize_weights_
 
         before = {name: part.weight.clone() for name, part in block.layers.items()}
         layers = {layer.name: layer for layer in olmoe.info.layers}

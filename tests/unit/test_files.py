@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.files import folder_aside, read_json, read_table, write_json, write_table, written_aside
+from bitplan.core.errors import UserError
+from bitplan.core.files import folder_aside, read_json, read_table, write_json, write_table, written_aside
 from tests.conftest import SCRIPTS
 
 
@@ -67,7 +67,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from bitplan.files import folder_aside, written_aside
+from bitplan.core.files import folder_aside, written_aside
 with written_aside(Path(sys.argv[2]) / "a.json") as aside, folder_aside(Path(sys.argv[2])) as work:
     aside.write_text("half")
     (work / "base.gguf").write_text("large")

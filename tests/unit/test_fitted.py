@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from bitplan.compare.agreement import agreement_html, agreement_text, read_agreement
-from bitplan.errors import UserError
-from bitplan.measure.agreement import agreement, kendall, read_rows
-from bitplan.measure.fitted import fit, predicted, with_fitted
+from bitplan.core.errors import UserError
+from bitplan.report.agreement import agreement_html, agreement_text, read_agreement
+from bitplan.sensitivity.agreement import agreement, kendall, read_rows
+from bitplan.sensitivity.fitted import fit, predicted, with_fitted
 
 
 def row(layer: str, form: str, error: float | None, kld: float | None, inputs: str = "bf16", **more) -> dict:
@@ -106,8 +106,8 @@ def test_a_file_of_no_taus_is_refused(content, tmp_path):
 
 
 def test_a_table_is_read_as_it_is_written(tmp_path):
-    from bitplan.files import write_table
-    from bitplan.statistics.sensitivity import COLUMNS
+    from bitplan.core.files import write_table
+    from bitplan.sensitivity.local_errors import COLUMNS
 
     written = [row("a", "q4_k", 0.5, 0.25, alpha=2.5), row("a", "q8_0", 0.25, None)]
     write_table(tmp_path / "s.tsv", written, COLUMNS)

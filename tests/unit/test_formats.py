@@ -11,15 +11,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, quants
 
-from bitplan.errors import UserError
-from bitplan.export.gguf_file import TensorRecord, choose_type, file_type_of
+from bitplan.core.errors import UserError
 from bitplan.formats import ggml, mx
 from bitplan.formats.base import Format, Quantized, blocks_of, rows_of
 from bitplan.formats.describe import BEGIN, END, HEADINGS, describe, draws, sqnr, with_table
 from bitplan.formats.table import FORMATS, format_named
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plan import LayerPlan, average_bits, expand
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, average_bits, expand
+from bitplan.runtimes.gguf.file import TensorRecord, choose_type, file_type_of
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "formats.md"
 ELEMENTS = {

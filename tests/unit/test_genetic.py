@@ -6,11 +6,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.search.choices import Choices, limit_of, reachable, total_damage, total_size, weighted
-from bitplan.search.exact import optimal
-from bitplan.search.genetic import HISTORY, GeneticResult, GeneticSettings, gap_to_optimal, search
-from bitplan.search.genetic_figure import draw_history
+from bitplan.core.errors import UserError
+from bitplan.search.genetic.algorithm import HISTORY, GeneticResult, GeneticSettings, gap_to_optimal, search
+from bitplan.search.genetic.figure import draw_history
+from bitplan.search.knapsack.choices import Choices, limit_of, reachable, total_damage, total_size, weighted
+from bitplan.search.knapsack.exact import optimal
 
 FOREVER = {"stop_after": 10**6}
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from bitplan.errors import UserError
-from bitplan.files import write_table
+from bitplan.core.errors import UserError
+from bitplan.core.files import write_table
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.models.smoothing import SmoothGroup, Smoothing, smoothing_path
-from bitplan.plan import LayerPlan, Plan, average_bits, read_plan, uniform, write_config, write_plan
-from bitplan.search.choices import total_damage
-from bitplan.search.exact import optimal
-from bitplan.search.genetic import GeneticSettings
-from bitplan.search.genetic_run import (
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform, write_config, write_plan
+from bitplan.plans.smoothing import SmoothGroup, Smoothing, smoothing_path
+from bitplan.plans.torch_config import content_of, read_any_plan, read_pt, write_pt
+from bitplan.search.genetic.algorithm import GeneticSettings
+from bitplan.search.genetic.run import (
     Target,
     compression_of,
     find,
@@ -26,8 +25,9 @@ from bitplan.search.genetic_run import (
     read_sensitivity,
     sensitivity_of,
 )
-from bitplan.statistics.sensitivity import COLUMNS
-from bitplan.torch_config import content_of, read_any_plan, read_pt, write_pt
+from bitplan.search.knapsack.choices import total_damage
+from bitplan.search.knapsack.exact import optimal
+from bitplan.sensitivity.local_errors import COLUMNS
 
 PALETTE = ("q2_k", "q4_k", "q6_k", "q8_0")
 SETTINGS = GeneticSettings(seed=5)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.models import hub as library
-from bitplan.models import transfer
+from bitplan.core.errors import UserError
+from bitplan.models.hub import download as library
+from bitplan.models.hub import transfer
 from tests.conftest import ROOT, SCRIPTS
 from tests.hub_stand_in import Fault, Hub, serving
 from tests.workflow.conftest import copy_workflow

@@ -8,22 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitplan.errors import UserError
-from bitplan.evaluate.text import windows
-from bitplan.files import write_table
-from bitplan.kept import NOWHERE, Kept, KeptWalk
-from bitplan.measure import passes
-from bitplan.measure.candidates import MeasureSettings
-from bitplan.measure.table import measure_table
-from bitplan.opening import opened
-from bitplan.statistics.sensitivity import (
+from bitplan.core.errors import UserError
+from bitplan.core.files import write_table
+from bitplan.core.resume import NOWHERE, Kept, KeptWalk
+from bitplan.reference.opening import opened
+from bitplan.reference.text import windows
+from bitplan.sensitivity import passes
+from bitplan.sensitivity.candidates import MeasureSettings
+from bitplan.sensitivity.local_errors import (
     COLUMNS,
     Choice,
     SensitivitySettings,
     activation_choices,
     measure_sensitivity,
 )
-from bitplan.statistics.table import measure_layers, write_statistics
+from bitplan.sensitivity.measure import measure_table
+from bitplan.statistics.layer_stats import measure_layers, write_statistics
 from tests.conftest import ROOT
 from tests.families import TEXT, make_family
 

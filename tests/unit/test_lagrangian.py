@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bitplan.search.choices import reachable, total, total_damage, total_size
-from bitplan.search.lagrangian import at, dual_of, good_choice, problem_of
+from bitplan.search.knapsack.choices import reachable, total, total_damage, total_size
+from bitplan.search.knapsack.lagrangian import at, dual_of, good_choice, problem_of
 from tests.unit.test_exact import choices, large, least_of_all, random_choices
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.search.layer_groups import layer_groups
-from bitplan.search.layer_patterns import matched, matched_parts, told_apart
+from bitplan.core.errors import UserError
+from bitplan.plans.patterns import matched, matched_parts, told_apart
+from bitplan.search.allocation.groups import layer_groups
 
 LAYERS = tuple(f"blk.{i}.{part}.weight" for i in (0, 1, 10) for part in ("attn_q", "attn_k", "ffn_up"))
 QK = "blk.*.attn_q.weight,blk.*.attn_k.weight"
@@ -54,7 +54,7 @@ def test_a_table_names_the_group_of_each_layer(tmp_path):
 
 
 def test_the_fusion_groups_of_a_model_hold_with_and_without_the_suffix(tiny, tmp_path):
-    from bitplan.files import write_json
+    from bitplan.core.files import write_json
     from bitplan.models.layers import model_info
 
     info = model_info(tiny)

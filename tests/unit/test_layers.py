@@ -6,7 +6,7 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.families import category_of, fusion_group_of, kind_of
 from bitplan.models.layers import count_parameters, describe, list_layers, model_info

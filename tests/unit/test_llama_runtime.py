@@ -2,9 +2,9 @@
 
 import pytest
 
-from bitplan.evaluate.llama_runtime import opened
-from bitplan.export.convert import convert
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.llama_cpp import opened
 
 
 @pytest.fixture(scope="module")

@@ -16,24 +16,24 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitplan.errors import UserError
-from bitplan.evaluate.head import Head
+from bitplan.core.errors import UserError
+from bitplan.core.files import read_table
+from bitplan.core.resume import Kept, gradient_name, states_name
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import divergence
-from bitplan.evaluate.teacher import teacher_from
-from bitplan.evaluate.text import windows
-from bitplan.files import read_table
-from bitplan.kept import Kept, gradient_name, states_name
-from bitplan.measure.candidates import MeasureSettings, anchor_choices, most_carried, passes, share_of
-from bitplan.measure.gradients import final_gradient, keep_gradients
-from bitplan.measure.passes import Measurement, planned
-from bitplan.measure.table import measure_table, merged
-from bitplan.models.smoothing import SmoothGroup, Smoothing
 from bitplan.models.walk import open_model
-from bitplan.opening import opened
-from bitplan.plan import LayerPlan, Plan
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices, measure_sensitivity
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan
+from bitplan.plans.smoothing import SmoothGroup, Smoothing
+from bitplan.reference.head import Head
+from bitplan.reference.opening import opened
+from bitplan.reference.reference import teacher_from
+from bitplan.reference.text import windows
+from bitplan.sensitivity.candidates import MeasureSettings, anchor_choices, most_carried, passes, share_of
+from bitplan.sensitivity.gradients import final_gradient, keep_gradients
+from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices, measure_sensitivity
+from bitplan.sensitivity.measure import measure_table, merged
+from bitplan.sensitivity.passes import Measurement, planned
 from tests.conftest import SCRIPTS
 from tests.families import FAMILIES, TEXT, make_family
 
@@ -231,7 +231,7 @@ def test_how_much_memory_there_is_changes_no_figure(llama, tmp_path):
 
 
 def test_a_walk_holds_no_more_candidates_than_the_memory_limit_says(llama, tmp_path, monkeypatch):
-    from bitplan.measure import passes as module
+    from bitplan.sensitivity import passes as module
 
     state, most = llama.tokens.numel() * 64 * 4, []
     kept = module.kld_by_window
@@ -420,7 +420,7 @@ def test_a_mistake_in_the_settings_touches_nothing_that_is_kept(llama, tmp_path)
 @pytest.mark.parametrize("measure", [MeasureSettings(), MeasureSettings("1"), MeasureSettings("all", fisher=True)])
 @pytest.mark.parametrize("count", [2, 5])
 def test_the_tables_of_shards_merge_to_that_of_one_run(llama, tmp_path, measure, count):
-    from bitplan.measure.command import write_sensitivity
+    from bitplan.sensitivity.run import write_sensitivity
 
     def written(path: Path, shard: tuple[int, int]) -> Path:
         made = llama.measured(path, replace(measure, shard=shard))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bitplan.opening import opened
+from bitplan.reference.opening import opened
 
 
 @pytest.mark.parametrize("threads", [3, 1])

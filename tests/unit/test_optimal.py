@@ -8,27 +8,27 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import score_plan
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.convert import convert
-from bitplan.export.export import export_plan
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.opening import Opened
-from bitplan.plan import Plan, average_bits, read_plan, uniform
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.search.choices import Choices, total_size
-from bitplan.search.correct import corrected, steps_around
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import Plan, average_bits, read_plan, uniform
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.search.damage import PlanDamage
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
-from bitplan.search.exact import optimal
-from bitplan.search.levels import levels_of, neighbours
-from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table
-from bitplan.search.paired import difference
-from bitplan.search.plan_damage import PlanDamage
-from bitplan.search.race import RaceSettings, offspring_of, race
-from bitplan.statistics.sensitivity_table import SensitivityTable
+from bitplan.search.knapsack.choices import Choices, total_size
+from bitplan.search.knapsack.exact import optimal
+from bitplan.search.knapsack.levels import levels_of, neighbours
+from bitplan.search.optimal.correction import corrected, steps_around
+from bitplan.search.optimal.paired import difference
+from bitplan.search.optimal.refinement import RaceSettings, offspring_of, race
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table
+from bitplan.sensitivity.table import SensitivityTable
 from tests.families import TEXT, make_family
 
 RNG = np.random.default_rng

@@ -9,30 +9,30 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bitplan import quantized_outside
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
+from bitplan.core.errors import UserError
+from bitplan.core.files import read_table
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import Teacher, make_teacher
 from bitplan.evaluate.whole_model import whole
-from bitplan.export.checkpoint import write_checkpoint
-from bitplan.export.convert import convert
-from bitplan.export.export import export_plan
-from bitplan.files import read_table
 from bitplan.formats.table import FORMATS
-from bitplan.measure.agreement import agreement, read_rows
-from bitplan.measure.candidates import MeasureSettings
-from bitplan.measure.command import make_table, write_sensitivity
-from bitplan.measure.table import merged
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo, describe
 from bitplan.models.walk import StreamedModel, open_model
-from bitplan.opening import Opened
-from bitplan.plan import LayerPlan, Plan, average_bits, expand, uniform
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.search.genetic_run import palette_table, read_sensitivity
-from bitplan.statistics.sensitivity import Choice, SensitivitySettings
+from bitplan.plans import apply_embeddings as quantized_outside
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, expand, uniform
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import Teacher, make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from bitplan.search.genetic.run import palette_table, read_sensitivity
+from bitplan.sensitivity.agreement import agreement, read_rows
+from bitplan.sensitivity.candidates import MeasureSettings
+from bitplan.sensitivity.local_errors import Choice, SensitivitySettings
+from bitplan.sensitivity.measure import merged
+from bitplan.sensitivity.run import make_table, write_sensitivity
 from tests.families import TEXT, make_family
 
 FAMILIES = ("llama", "qwen2", "gpt2", "gemma", "mixtral")
@@ -266,7 +266,7 @@ def test_a_row_has_the_kl_of_the_plan_that_changes_that_matrix_alone(small, fami
 
 
 def test_an_output_matrix_of_its_own_takes_no_forward(small, tmp_path):
-    from bitplan.measure.outside import outside_candidates, outside_row
+    from bitplan.sensitivity.embeddings import outside_candidates, outside_row
 
     one = small("llama")
     before = one.model.tokens_forwarded
@@ -309,7 +309,7 @@ def test_formats_that_do_not_fit_are_refused_before_anything_is_measured(small, 
 
 
 def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(small, tmp_path, caplog):
-    from bitplan.kept import Kept
+    from bitplan.core.resume import Kept
 
     one = small("llama")
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
@@ -323,7 +323,7 @@ def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(sma
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kept, "beside", lambda output, digest: digests.append(digest) or stop())
         for importance, outside in made:
-            from bitplan.measure.table import measure_table
+            from bitplan.sensitivity.measure import measure_table
 
             measure = MeasureSettings("1", 10**9, outside=outside)
             with pytest.raises(Stopped):

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.evaluate import scores
-from bitplan.evaluate.head import Head
-from bitplan.evaluate.teacher import Teacher
-from bitplan.export import tensor_data
-from bitplan.export.convert import convert, converter_folder
-from bitplan.export.gguf_file import plan_tensors, read_gguf, rewrite
 from bitplan.models import walk
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plan import LayerPlan, Plan
+from bitplan.plans.plan import LayerPlan, Plan
+from bitplan.reference.head import Head
+from bitplan.reference.reference import Teacher
+from bitplan.runtimes.gguf import tensor_data
+from bitplan.runtimes.gguf.convert import convert, converter_folder
+from bitplan.runtimes.gguf.file import plan_tensors, read_gguf, rewrite
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_scores_do_not_depend_on_how_many_rows_are_scored_at_once(monkeypatch):
 
 
 def test_logits_come_from_slices_of_the_vocabulary(monkeypatch):
-    from bitplan.evaluate import head as of_head
+    from bitplan.reference import head as of_head
 
     torch.manual_seed(0)
     head, hidden = Head(torch.randn(50, 8), torch.randn(50), 0.5, 20.0), torch.randn(6, 8)

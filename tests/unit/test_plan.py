@@ -4,10 +4,19 @@ import json
 
 import pytest
 
-from bitplan.bits_report import bits_report
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plan import LayerPlan, average_bits, check_columns, expand, read_plan, uniform, write_config, write_plan
+from bitplan.plans.bits import bits_report
+from bitplan.plans.plan import (
+    LayerPlan,
+    average_bits,
+    check_columns,
+    expand,
+    read_plan,
+    uniform,
+    write_config,
+    write_plan,
+)
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]
 

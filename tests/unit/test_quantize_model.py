@@ -9,16 +9,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_nll
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.checkpoint import write_checkpoint
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.plan import LayerPlan, Plan, uniform
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.families import TEXT, make_family
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.search.random_mixed import RandomSettings, choose_formats, random_plan
+from bitplan.search.random.algorithm import RandomSettings, choose_formats, random_plan
 
 
 def layers(experts: int, attention: int, other: int) -> tuple[Layer, ...]:

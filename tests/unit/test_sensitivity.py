@@ -6,14 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bitplan.errors import UserError
-from bitplan.evaluate.text import windows
+from bitplan.core.errors import UserError
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.statistics.inputs import observed
-from bitplan.statistics.sensitivity import (
+from bitplan.reference.text import windows
+from bitplan.sensitivity.local_errors import (
     Choice,
     SensitivitySettings,
     activation_choices,
@@ -24,6 +23,7 @@ from bitplan.statistics.sensitivity import (
     sensitivity_ratio,
     weighted_error,
 )
+from bitplan.statistics.inputs import observed
 from tests.families import TEXT, make_family
 
 FIGURES = ("mse", "relative_mse", "weighted_error")
@@ -271,7 +271,7 @@ def test_random_inputs_give_the_same_table_whatever_the_text_says(llama):
 
 
 def test_random_inputs_are_standard_normal_and_of_each_input_its_own(llama, monkeypatch):
-    from bitplan.statistics import sensitivity
+    from bitplan.sensitivity import local_errors as sensitivity
 
     seen = {}
     kept = sensitivity.layer_rows

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bitplan.errors import UserError
-from bitplan.statistics.sensitivity_table import read_sensitivity_table
+from bitplan.core.errors import UserError
+from bitplan.sensitivity.table import read_sensitivity_table
 
 HEADER = "layer,params,format,bytes,kld"
 

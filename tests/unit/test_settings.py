@@ -4,9 +4,9 @@ import shlex
 
 import pytest
 
-from bitplan.config_file import config_text, schema_text
-from bitplan.errors import UserError
-from bitplan.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.config.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.config.yaml_file import config_text, schema_text
+from bitplan.core.errors import UserError
 
 MODEL = {"path": "m", "calibration": "c.txt", "evaluation": "e.txt"}
 
@@ -89,14 +89,14 @@ def test_the_order_of_keys_does_not_change_the_flags():
 def test_every_recipe_is_known_to_the_runtime():
     from typing import get_args
 
-    from bitplan.export.llama_quantize import RECIPES
-    from bitplan.settings import IMATRIX_SUFFIX, Recipe
+    from bitplan.config.settings import IMATRIX_SUFFIX, Recipe
+    from bitplan.runtimes.gguf.recipes import RECIPES
 
     assert {name.removesuffix(IMATRIX_SUFFIX) for name in get_args(Recipe)} <= set(RECIPES)
 
 
 def test_the_names_that_settings_accept_are_those_of_the_table():
-    from bitplan.formats.names import NAMES
+    from bitplan.formats.facts import NAMES
     from bitplan.formats.table import FORMATS
 
     assert sorted(NAMES) == sorted(FORMATS)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bitplan.slurm.endings import JobEndings, ending, what_happened
-from bitplan.slurm.queue import PREFIX, QueuedJob, parse_queue
+from bitplan.workflow.slurm.endings import JobEndings, ending, what_happened
+from bitplan.workflow.slurm.queue import PREFIX, QueuedJob, parse_queue
 from tests.conftest import ROOT
 
 PROFILE = ROOT / "profiles" / "slurm"

@@ -7,23 +7,23 @@ import pytest
 import torch
 from gguf import GGUFReader
 
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
+from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_hidden, plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.checkpoint import write_checkpoint
-from bitplan.export.convert import convert
-from bitplan.export.export import export_plan
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.models.smoothing import SmoothGroup, Smoothing, read_smoothing, smoothing_path, write_smoothing
 from bitplan.models.walk import open_model
-from bitplan.plan import LayerPlan, read_plan, uniform, write_plan
-from bitplan.quantized_walk import QuantizedWeights, quantized_inputs, smooth_
+from bitplan.plans.apply import QuantizedWeights, quantized_inputs, smooth_
+from bitplan.plans.plan import LayerPlan, read_plan, uniform, write_plan
+from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, smoothing_path, write_smoothing
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, measure_sensitivity
+from bitplan.sensitivity.smooth_factors import factors
 from bitplan.statistics.inputs import observed
-from bitplan.statistics.sensitivity import Choice, SensitivitySettings, measure_sensitivity
-from bitplan.statistics.smooth_factors import factors
 from tests.families import FAMILIES, TEXT, make_family
 
 A4, A8 = Choice("int4", "int4_tensor"), Choice("int4", "int8_tensor")

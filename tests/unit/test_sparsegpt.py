@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from bitplan.errors import UserError
-from bitplan.sparsegpt.channel_bits import BIT_OPTIONS, by_budget, by_optimum, by_quantile
-from bitplan.sparsegpt.grid import Quantizer
-from bitplan.sparsegpt.layer import ChannelSettings, SparseGPT, rounding_errors
-from bitplan.sparsegpt.report import QuantizationStats
-from bitplan.sparsegpt.scores import WEIGHTS, column_scores
+from bitplan.core.errors import UserError
+from bitplan.search.sparsegpt.channel_bits import BIT_OPTIONS, by_budget, by_optimum, by_quantile
+from bitplan.search.sparsegpt.grid import Quantizer
+from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT, rounding_errors
+from bitplan.search.sparsegpt.report import QuantizationStats
+from bitplan.search.sparsegpt.scores import WEIGHTS, column_scores
 from bitplan.statistics.hessian import InputMoments
 
 ROWS, COLUMNS, TOKENS = 12, 20, 64
@@ -328,7 +328,7 @@ def test_the_example_of_the_document_prints_its_summary(capsys):
 
 def test_debugging_logs_scores_and_widths(caplog):
     layer, inputs = made_layer()
-    with caplog.at_level("DEBUG", logger="bitplan.sparsegpt"):
+    with caplog.at_level("DEBUG", logger="bitplan.search.sparsegpt"):
         compressed(layer, inputs, quantizer=Quantizer(4), target_avg_bits=4.0)
     assert "hessian" in caplog.text and "importance" in caplog.text and "widths {" in caplog.text
 

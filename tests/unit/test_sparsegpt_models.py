@@ -9,26 +9,26 @@ import torch
 from gguf import GGUFReader
 from transformers import AutoModelForCausalLM
 
-from bitplan.errors import UserError
-from bitplan.evaluate.gguf import score_gguf
+from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_hidden, plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import make_teacher
-from bitplan.export.checkpoint import write_checkpoint
-from bitplan.export.convert import convert
-from bitplan.export.export import base_file, export_plan
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.models.compressed import CompressedLayer, packed_mask, read_compressed
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.plan import LayerPlan, average_bits, read_plan, uniform, write_config, write_plan
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.sparsegpt.channel_plan import channel_plan
-from bitplan.sparsegpt.grid import Quantizer
-from bitplan.sparsegpt.layer import ChannelSettings, SparseGPT
-from bitplan.sparsegpt.model import compress_model
-from bitplan.sparsegpt.model_settings import ModelSettings
-from bitplan.sparsegpt.sweep import Pruning
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.compressed import CompressedLayer, packed_mask, read_compressed
+from bitplan.plans.plan import LayerPlan, average_bits, read_plan, uniform, write_config, write_plan
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import base_file, export_plan
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from bitplan.search.sparsegpt.channel_plan import channel_plan
+from bitplan.search.sparsegpt.grid import Quantizer
+from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT
+from bitplan.search.sparsegpt.model import compress_model
+from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.sweep import Pruning
 from tests.families import FAMILIES, TEXT, make_family
 
 HALF = ModelSettings(Pruning(0.5), (4.0,), method="budget", cut_ranges=True)

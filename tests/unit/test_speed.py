@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bitplan.compare import speed
-from bitplan.compare.figure import draw
-from bitplan.compare.table import as_page, as_text
-from bitplan.errors import UserError
+from bitplan.core.errors import UserError
+from bitplan.report.comparison import as_page, as_text
+from bitplan.report.figure import draw
+from bitplan.runtimes import speed
 
 
 def run_of(tokens_per_second: float) -> speed.Run:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from bitplan.compare.study import SIZE, cell_row, columns_of, draw_study, lines_of, study_text
-from bitplan.errors import UserError
-from bitplan.settings import parse_settings
+from bitplan.config.settings import parse_settings
+from bitplan.core.errors import UserError
+from bitplan.report.study import SIZE, cell_row, columns_of, draw_study, lines_of, study_text
 
 MODEL = {"path": "m", "calibration": "c", "evaluation": "e"}
 PLAN = {"method": "sparsegpt", "target_avg_bits": 3.0}

@@ -5,18 +5,18 @@ import json
 import pytest
 import torch
 
+from bitplan.core.errors import UserError
 from bitplan.demo.questions import CHOICES, questions
-from bitplan.errors import UserError
 from bitplan.evaluate.tasks import TaskSettings, load_tasks, main_metric, metrics_of, run_tasks
 from bitplan.evaluate.whole_model import whole
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.opening import Opened
-from bitplan.plan import uniform
-from bitplan.quantized_walk import QuantizedWeights
-from bitplan.search.adaptive import AdaptiveSettings
-from bitplan.search.adaptive_run import alphas_of, search, task_metric
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import uniform
+from bitplan.reference.opening import Opened
+from bitplan.search.adaptive.algorithm import AdaptiveSettings
+from bitplan.search.adaptive.run import alphas_of, search, task_metric
 from tests.families import make_family
 
 
@@ -80,8 +80,8 @@ def test_a_whole_model_under_a_plan_gives_the_logits_of_the_walk(tmp_path):
     info = describe(checkpoint)
     plan = uniform(info, "mxfp4", "mxfp8")
     tokens = torch.arange(3, 67).view(2, 32)
-    from bitplan.evaluate.head import Head
     from bitplan.evaluate.perplexity import plan_hidden
+    from bitplan.reference.head import Head
 
     hidden = plan_hidden(open_model(checkpoint), info, plan, tokens, QuantizedWeights())
     wanted = Head.of(checkpoint).logits(hidden.flatten(0, 1)).view(2, 32, -1)
@@ -171,9 +171,9 @@ def test_a_list_of_tasks_may_come_as_one_flag_or_as_several(command, demo, tmp_p
 def test_metrics_after_a_filter_have_its_name_and_a_broken_plans_figures_are_dashes(tmp_path):
     from types import SimpleNamespace
 
-    from bitplan.compare.table import Entry
-    from bitplan.compare.tasks import task_rows, tasks_text
     from bitplan.evaluate.tasks import LoadedTasks
+    from bitplan.report.comparison import Entry
+    from bitplan.report.tasks import task_rows, tasks_text
 
     task = SimpleNamespace(
         higher_is_better=lambda: {"exact_match": True},

@@ -12,15 +12,15 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
-from bitplan.compare.original import greedy, run_original
-from bitplan.compare.timed_run import SpeedSettings
-from bitplan.export.convert import convert
-from bitplan.export.nearest_type import CANDIDATES, nearest_type, nearest_types
+from bitplan.evaluate.timing import SpeedSettings
 from bitplan.formats.ggml import decode, encode
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plan import LayerPlan, uniform
+from bitplan.plans.plan import LayerPlan, uniform
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.tensor_types import CANDIDATES, nearest_type, nearest_types
+from bitplan.runtimes.transformers.original import greedy, run_original
 from tests.conftest import SCRIPTS
 from tests.unit.test_commands import flags_of
 

@@ -7,18 +7,18 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from bitplan.errors import UserError
-from bitplan.evaluate.head import Head
-from bitplan.evaluate.head_check import check_head
+from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.teacher import load_teacher, make_teacher, save_teacher, teacher_from
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import TOKENS_PER_BATCH, Block, open_model
-from bitplan.plan import LayerPlan, Plan, uniform
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.reference.head import Head
+from bitplan.reference.head_check import check_head
+from bitplan.reference.reference import load_teacher, make_teacher, save_teacher, teacher_from
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_plan_changes_only_the_layers_that_it_names(opened, teacher):
     seen = {}
 
     def visit(block: Block, hidden, forward):
-        from bitplan.quantized_walk import quantize_weights_
+        from bitplan.plans.apply import quantize_weights_
 
         before = {name: part.weight.clone() for name, part in block.layers.items()}
         quantize_weights_(block, plan, {layer.name: layer for layer in info.layers}, QuantizedWeights())
@@ -115,7 +115,7 @@ def test_a_store_that_is_too_small_for_all_still_spares_what_it_holds(opened, te
 
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "int4", "q8_0"])
 def test_a_kept_weight_is_the_weight_that_was_quantized(name):
-    from bitplan.quantized_walk import LayerPlan as Made
+    from bitplan.plans.apply import LayerPlan as Made
 
     weight, weights = torch.randn(8, 256), QuantizedWeights()
     wanted = FORMATS[name].roundtrip(weight)

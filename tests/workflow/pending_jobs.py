@@ -24,7 +24,7 @@ def forget_edited_code_(folder: Path, seen: dict[Path, int]) -> None:
     """Make the library read its own files again where one has changed since it was last asked."""
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "scripts").rglob("*.py")}
     if seen and seen != stamps:
-        from bitplan import versions
+        from bitplan.workflow import code_versions as versions
 
         for cached in filter(lambda value: hasattr(value, "cache_clear"), vars(versions).values()):
             cached.cache_clear()

@@ -1,1 +1,1 @@
-"""Perplexity and KL of plans and of GGUF files, on the same tokens."""
+"""Perplexity, KL and tasks of models and plans."""

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from bitplan.evaluate.head import Head
 from bitplan.evaluate.scores import TokenScores, hidden_logits, nll_of, score
-from bitplan.evaluate.teacher import Teacher
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import StreamedModel
-from bitplan.plan import Plan
-from bitplan.quantized_outside import embedded, output_matrix
-from bitplan.quantized_walk import QuantizedWeights, applied
+from bitplan.plans.apply import QuantizedWeights, applied
+from bitplan.plans.apply_embeddings import embedded, output_matrix
+from bitplan.plans.plan import Plan
+from bitplan.reference.head import Head
+from bitplan.reference.reference import Teacher
 
 
 def plan_hidden(model: StreamedModel, info: ModelInfo, plan: Plan, tokens: Tensor, weights: QuantizedWeights) -> Tensor:

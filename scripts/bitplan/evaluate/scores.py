@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitplan.evaluate.head import Head
-from bitplan.evaluate.teacher import Teacher
+from bitplan.reference.head import Head
+from bitplan.reference.reference import Teacher
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
 LOGIT_VALUES_AT_ONCE = 1 << 25

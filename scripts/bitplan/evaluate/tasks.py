@@ -16,9 +16,9 @@ from typing import Any
 
 from torch import nn
 
+from bitplan.core.errors import Problem, UserError, nearest, user_error
 from bitplan.demo import DEMO
-from bitplan.errors import Problem, UserError, nearest, user_error
-from bitplan.evaluate.text import load_tokenizer
+from bitplan.reference.text import load_tokenizer
 
 log = logging.getLogger(__name__)
 BUNDLED = DEMO / "tasks"

@@ -9,9 +9,9 @@ from torch import nn
 
 from bitplan.models.layers import ModelInfo, output_tensor_name
 from bitplan.models.walk import StreamedModel
-from bitplan.plan import Plan, check_columns
-from bitplan.quantized_outside import stored_rows
-from bitplan.quantized_walk import QuantizedWeights, quantize_weights_, quantized_inputs
+from bitplan.plans.apply import QuantizedWeights, quantize_weights_, quantized_inputs
+from bitplan.plans.apply_embeddings import stored_rows
+from bitplan.plans.plan import Plan, check_columns
 
 
 @dataclass

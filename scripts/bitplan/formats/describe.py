@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 from bitplan.formats.base import Format
 
 COLUMNS = 1024  # a multiple of every block in the table

@@ -16,7 +16,7 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from bitplan.errors import Problem, UserError, user_error
+from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
 
 ROWS_PER_CHUNK_VALUES = 1 << 20

@@ -6,7 +6,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bitplan.errors import nearest, user_error
+from bitplan.core.errors import nearest, user_error
 from bitplan.formats import floating, ggml, integer, mx
 from bitplan.formats.base import Format, Quantized
 

@@ -15,10 +15,10 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from bitplan.errors import user_error
-from bitplan.files import read_json
+from bitplan.core.errors import user_error
+from bitplan.core.files import read_json
+from bitplan.models.checkpoint_files import INDEX, SETTINGS_AND_TOKENIZER, matching
 from bitplan.models.families import BUFFERS
-from bitplan.models.parts import INDEX, SETTINGS_AND_TOKENIZER, matching
 
 if TYPE_CHECKING:
     import torch

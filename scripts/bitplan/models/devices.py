@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 
 
 def return_free_memory() -> None:

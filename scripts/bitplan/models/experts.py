@@ -8,7 +8,7 @@ apart.
 import torch
 from torch import Tensor, nn
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 
 
 class Expert(nn.Module):

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bitplan.errors import user_error
-from bitplan.files import SCHEMA_VERSION, read_json
+from bitplan.core.errors import user_error
+from bitplan.core.files import SCHEMA_VERSION, read_json
 from bitplan.models.checkpoint import FLOATS, Checkpoint, TensorInfo
 from bitplan.models.families import PROTECTED_CATEGORIES, TOKEN_TABLE, category_of, fusion_group_of, kind_of, place_of
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from bitplan.errors import user_error
+from bitplan.core.errors import user_error
 from bitplan.models.checkpoint import Checkpoint, TensorInfo
 from bitplan.models.devices import pick_device, return_free_memory
 from bitplan.models.experts import separate_experts_

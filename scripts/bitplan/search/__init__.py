@@ -1,1 +1,1 @@
-"""Search methods: one command each, listed in `settings.METHODS`. No method imports another; `choices` and `exact` serve all."""
+"""Search methods: one folder each. No method imports another."""

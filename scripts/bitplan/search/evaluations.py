@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitplan.evaluate.teacher import Teacher
-from bitplan.files import written_aside
-from bitplan.kept import digest_of
+from bitplan.core.files import written_aside
+from bitplan.core.resume import digest_of
 from bitplan.models.walk import StreamedModel
-from bitplan.opening import Opened
-from bitplan.plan import Plan
-from bitplan.quantized_walk import QuantizedWeights
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import Plan
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import Teacher
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitplan.errors import user_error
-from bitplan.files import written_aside
+from bitplan.core.errors import user_error
+from bitplan.core.files import written_aside
 from bitplan.models.layers import Layer
 
 MADE_BY = "Make it with scripts/layer_stats.py"

@@ -1,0 +1,1 @@
+"""What every command shares: flags, logging, errors and exit codes."""

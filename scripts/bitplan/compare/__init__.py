@@ -1,1 +1,0 @@
-"""Files compared: speed in llama.cpp, and the table and figure of all plans."""

@@ -1,0 +1,1 @@
+"""Errors, files, resuming, progress and provenance: what every other folder uses."""

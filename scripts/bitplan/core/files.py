@@ -1,0 +1,210 @@
+"""Files between steps: written aside and renamed, byte-deterministic, with provenance beside them."""
+
+import csv
+import fcntl
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from bitplan.core.errors import user_error
+
+SCHEMA_VERSION = 1
+GGUF_BEGIN = b"GGUF"
+MADE_AGAIN = "Make it again with the command that wrote it"
+
+
+WORK = ".bitplan-work-"
+RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into a name
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
+
+    A reader sees the old file or the whole new one, never a part; after an error the old file still stands. What a killed
+    process has left of the same file is removed.
+    """
+    path = Path(path)
+    begin, end = f".{path.name}.", f".tmp{path.suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path.parent, begin, end)
+        aside, handle = _locked(lambda: _opened(*tempfile.mkstemp(prefix=begin, suffix=end, dir=path.parent)))
+    except OSError as error:
+        raise user_error(
+            path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
+        ) from None
+    try:
+        yield aside
+        os.chmod(aside, 0o666 & ~_umask())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _opened(handle: int, name: str) -> tuple[Path, int]:
+    return Path(name), handle
+
+
+def _opened_folder(parent: Path) -> tuple[Path, int]:
+    while True:
+        name = tempfile.mkdtemp(prefix=WORK, dir=parent)
+        with suppress(FileNotFoundError):  # another process took it for abandoned
+            return Path(name), os.open(name, os.O_RDONLY)
+
+
+def _locked(make: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
+    """Return a temporary file or folder and its open handle, which holds a lock on it until it is closed or the process ends.
+
+    The lock tells it from one whose process was killed. A file system without locks gives none, and nothing is removed there.
+    """
+    while True:
+        made, handle = make()
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # Between its making and its locking another process may have taken it for abandoned.
+        if made.exists():
+            return made, handle
+        os.close(handle)
+
+
+def _remove_abandoned(parent: Path, begin: str, end: str = "") -> None:
+    """Remove the temporary files and folders whose processes were killed: of these names, and locked by nobody."""
+    named = re.compile(re.escape(begin) + RANDOM + re.escape(end))
+    for found in [Path(entry) for entry in os.scandir(parent) if named.fullmatch(entry.name)]:
+        with suppress(OSError):
+            handle = os.open(found, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(found) if found.is_dir() else found.unlink()
+            finally:
+                os.close(handle)
+
+
+@contextmanager
+def folder_aside(parent: Path) -> Iterator[Path]:
+    """Yield a temporary folder under `parent`, removed when the block ends. Those that killed processes have left are removed."""
+    parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(parent, WORK)
+    folder, handle = _locked(lambda: _opened_folder(parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+@contextmanager
+def folder_written_aside(output: Path) -> Iterator[Path]:
+    """Yield a folder beside `output` that becomes it when the block ends without an error.
+
+    Raises `UserError` when there is something at `output` already: nothing is overwritten.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise user_error(output, "exists already", "Choose another folder, or remove this one")
+    output = output.absolute()
+    aside = output.with_name(f".{output.name}.tmp")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}"
+        raise user_error(output, what, "Choose a folder that you may write to") from None
+    try:
+        yield aside
+        if output.exists():
+            output.rmdir()
+        aside.rename(output)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def rounded(value: Any, digits: int = 9) -> Any:
+    """Return `value` with every float rounded to `digits` significant digits, so that files compare byte by byte."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {str(key): rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(item, digits) for item in value]
+    return value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` with `schema_version`, sorted keys and 9 significant digits; NaN and infinity become null."""
+    body = rounded({"schema_version": SCHEMA_VERSION, **content})
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, hint: str = MADE_AGAIN) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises `UserError` when it is missing, broken or not an object."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}", hint) from None
+    except (ValueError, RecursionError) as error:
+        raise user_error(path, f"is not JSON: {error}", hint) from None
+    if not isinstance(content, dict):
+        raise user_error(path, "holds no JSON object", hint)
+    return content
+
+
+def check_gguf(path: Path) -> None:
+    """Raise `UserError` for a file that is missing or does not begin as a GGUF file does."""
+    try:
+        with open(path, "rb") as handle:
+            begin = handle.read(len(GGUF_BEGIN))
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}", "Make it with scripts/export_gguf.py") from None
+    if begin != GGUF_BEGIN:
+        raise user_error(path, "is no GGUF file", "Make one with scripts/export_gguf.py or scripts/convert_gguf.py")
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.9g}"
+    return str(value)
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], delimiter: str = "\t") -> None:
+    """Write rows as TSV (or CSV with `delimiter=","`); floats with 9 significant digits, NaN and None empty."""
+    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+
+
+def read_table(path: Path, required: Sequence[str] = (), delimiter: str = "\t") -> list[dict[str, str]]:
+    """Return the rows of a table as dicts of strings. Raises `UserError` when it is no table or a required column is missing."""
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            reader = csv.DictReader(handle, delimiter=delimiter)
+            rows, columns = list(reader), reader.fieldnames or []
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}", MADE_AGAIN) from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise user_error(path, f"is no table: {error}", MADE_AGAIN) from None
+    missing = [column for column in required if column not in columns]
+    if missing:
+        held = ", ".join(columns)[:200] or "none"
+        raise user_error(path, f"has no column {', '.join(missing)}", f"Its columns are: {held}. {MADE_AGAIN}")
+    return rows

@@ -1,1 +1,0 @@
-"""Plans as files that runtimes load."""

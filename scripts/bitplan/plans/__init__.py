@@ -1,0 +1,1 @@
+"""Plans: one format per layer; reading, writing, counting and applying them."""

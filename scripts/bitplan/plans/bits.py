@@ -1,0 +1,101 @@
+"""The average bits of a plan: figures, layer table, distribution, and whether the target holds."""
+
+import logging
+from collections import defaultdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from bitplan.core.errors import user_error
+from bitplan.core.files import check_gguf
+from bitplan.models.layers import ModelInfo
+from bitplan.plans.plan import Plan, average_bits, layer_bits
+
+log = logging.getLogger(__name__)
+BAR = 40
+
+
+class TargetMissed(Enum):
+    """What a plan over its target does to the step."""
+
+    FAIL = "fail"
+    WARN = "warn"
+
+
+def _layer_rows(plan: Plan, info: ModelInfo) -> list[dict[str, Any]]:
+    rows = []
+    for layer in info.layers:
+        made = plan.of(layer.name)
+        bits = 0.0 if layer.tied else layer_bits(layer, made)
+        rows.append(
+            {
+                "layer": layer.name,
+                "category": layer.category,
+                "shape": f"{layer.shape[0]}x{layer.shape[1]}",
+                "params": 0 if layer.tied else layer.params,
+                "wq": made.wq,
+                "aq": made.aq,
+                "group_size": made.group_size if made.quantized else "",
+                "bits_per_weight": 0.0 if layer.tied else bits / layer.params,
+                "bytes": bits / 8,
+            }
+        )
+    return rows
+
+
+def _distribution(rows: list[dict[str, Any]], parameters: int) -> dict[str, dict[str, float]]:
+    """Return per weight format the number of layers, their parameters and their share of all parameters of the model."""
+    held: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0})
+    for row in rows:
+        held[row["wq"]]["layers"] += 1
+        held[row["wq"]]["params"] += row["params"]
+    return {form: {**part, "share": part["params"] / parameters} for form, part in held.items()}
+
+
+def bits_report(
+    plan: Plan, info: ModelInfo, gguf: Path | None, target: float | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the content of bits.json and the layer table. `avg_bits_file` is None without a file."""
+    rows, bits = _layer_rows(plan, info), average_bits(plan, info)
+    wanted = target if target is not None else plan.summary.get("target_avg_bits")
+    if gguf is not None:
+        check_gguf(gguf)
+    report = {
+        "parameters": info.parameters,
+        "avg_bits": bits.avg_bits,
+        "avg_bits_layers": bits.avg_bits_layers,
+        "avg_bits_file": None if gguf is None else 8 * gguf.stat().st_size / info.parameters,
+        "target_avg_bits": wanted,
+        "target_missed_by": None if wanted is None else max(0.0, bits.avg_bits - wanted),
+        "distribution": _distribution([row for row in rows if row["params"]], info.parameters),
+    }
+    return report, rows
+
+
+def print_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Print the layer table, the distribution as bars, and the average bits."""
+    print(f"{'layer':<44} {'shape':>13} {'params':>12} {'weights':>10} {'inputs':>8} {'bits':>7}")
+    for row in rows:
+        print(
+            f"{row['layer']:<44} {row['shape']:>13} {row['params']:>12,} {row['wq']:>10} {row['aq']:>8} {row['bits_per_weight']:>7.3f}"
+        )
+    print("\nformat       layers       params   share of the parameters")
+    for form, part in sorted(report["distribution"].items(), key=lambda item: -item[1]["params"]):
+        print(
+            f"{form:<10} {part['layers']:>8} {part['params']:>12,}   {100 * part['share']:5.1f} % {'#' * round(BAR * part['share'])}"
+        )
+    print(f"\navg_bits         {report['avg_bits']:.4f}  over all {report['parameters']:,} parameters, each once")
+    print(f"avg_bits_layers  {report['avg_bits_layers']:.4f}  over the quantizable layers")
+    if report["avg_bits_file"] is not None:
+        print(f"avg_bits_file    {report['avg_bits_file']:.4f}  of the GGUF file")
+
+
+def check_target(report: dict[str, Any], config: Path, on_miss: TargetMissed, tolerance: float) -> None:
+    """Raise `UserError`, or warn, when the plan has more average bits than its target and the tolerance allow."""
+    missed = report["target_missed_by"]
+    if missed is None or missed <= tolerance + 1e-9:
+        return
+    what = f"has {report['avg_bits']:.4f} average bits, {missed:.4f} over its target of {report['target_avg_bits']:g}"
+    if on_miss is TargetMissed.FAIL:
+        raise user_error(config, what, "Raise the target or the limit on perplexity, or set on_miss: warn")
+    log.warning("%s %s", config, what)

@@ -1,0 +1,48 @@
+"""Entries of a configuration for what stands outside the blocks: the token embedding and the output matrix.
+
+They are protected. An override with `"outside": true` lifts that for the one layer that its pattern names exactly. Their inputs are
+tokens, or the states that the model's figures are compared by: only their weights are quantized. Every format here has to be one of
+rows: a row's values may not depend on other rows, since only those of tokens in use are ever looked at.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bitplan.core.errors import Problem
+from bitplan.formats.base import Format
+from bitplan.formats.table import CHANNELS, UNQUANTIZED
+from bitplan.models.layers import Layer
+
+
+def outside_problems(
+    where: str, entry: Mapping[str, Any], layers: Sequence[Layer], formats: Mapping[str, Format]
+) -> list[Problem]:
+    """Return what is wrong with an entry's `outside`, and with its formats where it is true."""
+    asked = entry.get("outside", False)
+    if not isinstance(asked, bool):
+        return [Problem(f"{where}.outside", f"{asked!r} is neither true nor false", "Give true, or leave it out")]
+    if not asked:
+        return []
+    names = [layer.name for layer in layers if layer.outside]
+    told = f"Name one: {', '.join(names)}" if names else "This model has neither under a name that is known"
+    problems = []
+    if entry.get("pattern") not in names:
+        what = (
+            f"{entry.get('pattern', 'the default')!r} is not the whole name of the token embedding or the output matrix"
+        )
+        problems.append(Problem(f"{where}.outside", what, told))
+    if "wq" not in entry and not entry.get("skip"):
+        problems.append(Problem(f"{where}.outside", "has no wq beside it", 'Give a format, as "wq": "q6_k"'))
+    if entry.get("aq", UNQUANTIZED) != UNQUANTIZED:
+        what = "what stands outside the blocks has weights only"
+        problems.append(Problem(f"{where}.aq", what, "Leave it out"))
+    return [*problems, *_rowwise_problems(where, entry.get("wq"), formats)]
+
+
+def _rowwise_problems(where: str, name: Any, formats: Mapping[str, Format]) -> list[Problem]:
+    """Return the problem of a format that does not make each row by itself. Unknown ones are told elsewhere."""
+    form = formats.get(name) if isinstance(name, str) else None
+    if form is None or (form.scope != "tensor" and name != CHANNELS):
+        return []
+    what = f"{name} does not make each row of a matrix by itself"
+    return [Problem(f"{where}.wq", what, "Use a GGUF type, an MX format or one of integers, as q6_k")]

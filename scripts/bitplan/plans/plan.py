@@ -1,0 +1,346 @@
+"""Plans: one format per layer. Reading, expanding patterns, counting bits, writing `config.json` and `plan.json`."""
+
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import translate
+from pathlib import Path
+from typing import Any
+
+from bitplan.core.errors import Problem, UserError, nearest, user_error
+from bitplan.core.files import folder_written_aside, read_json, write_json
+from bitplan.formats.base import Format
+from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.plans.compressed import FOLDER as COMPRESSED
+from bitplan.plans.compressed import Compressed, read_compressed
+from bitplan.plans.embeddings import outside_problems
+from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
+
+UNQUANTIZED_BITS = 16
+# What an override may hold beside its pattern; everything else is refused.
+FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "outside")
+NOTES = ("alpha_hill", "category", "precision")
+SUMMARIES = ("search_summary", "summary")
+KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own).
+
+    `stored_bits` is the layer's size where its format alone does not say it: `channels`. `outside` marks the formats of the token
+    embedding and of the output matrix, which are otherwise protected.
+    """
+
+    wq: str = UNQUANTIZED
+    aq: str = UNQUANTIZED
+    group_size: int | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    stored_bits: int | None = None
+    outside: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights or activations leave 16 bits."""
+        return (self.wq, self.aq) != (UNQUANTIZED, UNQUANTIZED)
+
+    @property
+    def weights_change(self) -> bool:
+        """Whether the weights leave 16 bits."""
+        return self.wq != UNQUANTIZED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the override's keys: the formats, or "skip" for a layer that stays as it is."""
+        return {**(_formats_of(self) if self.quantized else {"skip": True}), **self.notes}
+
+
+def _formats_of(made: LayerPlan) -> dict[str, Any]:
+    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits, "outside": made.outside or None}
+    return {"wq": made.wq, "aq": made.aq, **{key: value for key, value in beside.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A format for each layer of a model, in model order, how it was found, what is smoothed before it is applied, and the
+    weights of layers whose format is `channels`."""
+
+    layers: Mapping[str, LayerPlan]
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    smoothing: Smoothing | None = None
+    compressed: Compressed | None = None
+
+    def of(self, layer: str) -> LayerPlan:
+        """Return the layer's formats; 16 bits for a layer that the plan does not name."""
+        return self.layers.get(layer, LayerPlan())
+
+    def outside(self, info: ModelInfo) -> tuple[Layer, ...]:
+        """Return the token embedding and the output matrix where the plan quantizes them; of a tied model both."""
+        named = (layer for layer in info.layers if layer.outside)
+        return tuple(layer for layer in named if self.of(layer.name).outside and self.of(layer.name).weights_change)
+
+    def counts(self, info: ModelInfo) -> dict[str, int]:
+        """Return how many quantizable layers have each weight format, by falling count."""
+        return dict(Counter(self.of(layer.name).wq for layer in info.quantizable).most_common())
+
+
+def _match(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
+
+
+def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
+    known = ("pattern", *FORMAT_KEYS, *NOTES)
+    problems = [Problem(f"{where}.{key}", "unknown key", nearest(key, known)) for key in entry if key not in known]
+    for key in ("wq", "aq"):
+        if key in entry and not (isinstance(entry[key], str) and entry[key] in formats):
+            hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
+            problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
+        elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
+            problems.append(
+                Problem(
+                    f"{where}.{key}",
+                    f"{entry[key]} is a format for weights only",
+                    "Use mxfp*, int*_asym, int*_token or bf16",
+                )
+            )
+    problems += _channel_problems(where, entry)
+    group, skip = entry.get("group_size", 1), entry.get("skip", True)
+    if not isinstance(group, int) or isinstance(group, bool) or group < 1:
+        problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number", "Give one, as 32"))
+    if not isinstance(skip, bool):
+        problems.append(Problem(f"{where}.skip", f"{skip!r} is neither true nor false", "Give true, or leave it out"))
+    return problems
+
+
+def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with a layer's stored bits: `channels` has them, and no other format."""
+    bits = entry.get("stored_bits")
+    if entry.get("wq") != CHANNELS:
+        return [] if bits is None else [Problem(f"{where}.stored_bits", f"is for the format {CHANNELS} only")]
+    if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
+        return []
+    hint = "Such plans are made by scripts/sparsegpt_enhanced.py"
+    return [Problem(f"{where}.stored_bits", f"{bits!r} is no number of bits", hint)]
+
+
+def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
+    """Return the targets of the summaries that are no numbers."""
+    held = {key: config[key].get("target_avg_bits", 1) for key in SUMMARIES if isinstance(config.get(key), dict)}
+    return [
+        Problem(f"{source}: {key}.target_avg_bits", f"{target!r} is no number", "Give one, as 8.0, or leave it out")
+        for key, target in held.items()
+        if isinstance(target, bool) or not isinstance(target, (int, float))
+    ]
+
+
+def _check_shape(source: str, config: Mapping[str, Any]) -> None:
+    """Raise `UserError` unless the parts of a configuration are objects and lists where they have to be, and no others."""
+    problems = [
+        Problem(f"{source}: {key}", "unknown key", nearest(key, KEYS) or f"Known: {', '.join(KEYS)}")
+        for key in config
+        if key not in KEYS
+    ]
+    for key in ("default", *SUMMARIES):
+        if not isinstance(config.get(key, {}), dict):
+            problems.append(Problem(f"{source}: {key}", f"{config[key]!r} is no object", "Put it as {...}"))
+    problems += _target_problems(source, config)
+    for key in ("smoothing", "compressed"):
+        beside = config.get(key, {"sha256": ""})
+        if not isinstance(beside, dict) or not isinstance(beside.get("sha256"), str):
+            hint = "Search again: it is written with what stands beside the plan"
+            problems.append(Problem(f"{source}: {key}", "is no object with a sha256", hint))
+    overrides = config.get("overrides", [])
+    if not isinstance(overrides, list):
+        problems.append(Problem(f"{source}: overrides", "is no list", 'Put it as [{"pattern": ..., "wq": ...}]'))
+    for number, entry in enumerate(overrides if isinstance(overrides, list) else []):
+        if not isinstance(entry, dict) or not isinstance(entry.get("pattern"), str):
+            hint = 'Put it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
+            problems.append(Problem(f"{source}: overrides[{number}]", "is no object with a pattern (text)", hint))
+    if problems:
+        raise UserError(problems)
+
+
+def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], formats: Mapping[str, Format]) -> None:
+    _check_shape(source, config)
+    names, overrides = [layer.name for layer in layers], config.get("overrides", [])
+    problems = _entry_problems(f"{source}: default", config.get("default", {}), formats)
+    problems += outside_problems(f"{source}: default", config.get("default", {}), layers, formats)
+    for number, entry in enumerate(overrides):
+        problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
+        problems += outside_problems(f"{source}: overrides[{number}]", entry, layers, formats)
+        if not any(map(_match(entry["pattern"]).match, names)):
+            hint = nearest(entry["pattern"], names) or f"The first layer is {names[0]!r}"
+            problems.append(
+                Problem(f"{source}: overrides[{number}]", f"pattern {entry['pattern']!r} matches no layer", hint)
+            )
+    if problems:
+        raise UserError(problems)
+
+
+def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
+    notes = {key: entry[key] for key in NOTES if key in entry}
+    if entry.get("skip"):
+        return LayerPlan(notes=notes)
+    formats = (entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED))
+    return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"), entry.get("outside", False))
+
+
+def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], source: str) -> dict[str, LayerPlan]:
+    """Return the plans of layers in which a tied output matrix has the embedding's. Raises `UserError` where it asks for another."""
+    table = next((layer.name for layer in layers if layer.token_table), None)
+    output = next((layer.name for layer in layers if layer.tied), None)
+    if table is None or output is None:
+        return dict(chosen)
+    shared, own = chosen[table], chosen[output]
+    if own.outside and own != shared:
+        what = f"is to be {own.wq}, and {table}, the very same matrix, {shared.wq}"
+        raise user_error(f"{source}: {output}", what, f"Leave it out: the format of {table} is that of both")
+    return {**chosen, output: replace(shared, notes=own.notes)}
+
+
+def expand(
+    config: Mapping[str, Any],
+    layers: Iterable[Layer],
+    source: str = "config",
+    formats: Mapping[str, Format] = IN_PLANS,
+) -> Plan:
+    """Return the plan of a configuration: for each layer the last override whose pattern matches its whole name.
+
+    Patterns are `fnmatch`'s, case-sensitive. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
+    with `outside`, which takes nothing from the default; a tied output matrix has what the embedding has. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
+    """
+    layers = tuple(layers)
+    _check(source, config, layers, formats)
+    default = config.get("default", {})
+    chosen = {layer.name: _layer_plan(default) for layer in layers}
+    for entry in config.get("overrides", []):
+        whole = entry if entry.get("outside") else {**default, **entry}
+        made, pattern = _layer_plan(whole), _match(entry["pattern"])
+        chosen.update({layer.name: made for layer in layers if pattern.match(layer.name)})
+    for layer in layers:
+        if layer.protected and not chosen[layer.name].outside:
+            chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
+    return Plan(_with_tied_output(chosen, layers, source), config.get("search_summary") or config.get("summary") or {})
+
+
+def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
+    """Return the plan in a config.json or plan.json, expanded over the model's layers. Raises `UserError`."""
+    config = read_json(path)
+    made_for = config.get("model_fingerprint")
+    if made_for and made_for != info.fingerprint:
+        raise user_error(
+            path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same"
+        )
+    plan = expand(config, info.layers, str(path), formats)
+    if "smoothing" in config:
+        plan = replace(plan, smoothing=read_smoothing(smoothing_path(path), config["smoothing"]["sha256"]))
+    return replace(plan, compressed=_compressed_beside(path, config, plan))
+
+
+def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Compressed | None:
+    """Return the compressed layers beside a plan. Raises `UserError` where a layer's format is `channels` and it is not there."""
+    channelled = [name for name, made in plan.layers.items() if made.wq == CHANNELS]
+    if "compressed" not in config and not channelled:
+        return None
+    held = read_compressed(Path(path).parent / COMPRESSED, config.get("compressed", {}).get("sha256"))
+    absent = [name for name in channelled if name not in held.files]
+    if absent:
+        raise user_error(held.folder, f"lacks {absent[0]}", "Search again, or copy the folder written with the plan")
+    return held
+
+
+def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
+    """Return the plan that gives every quantizable layer the same formats."""
+    return Plan(
+        {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
+    )
+
+
+def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
+    """Write a config.json: the default, an override for each layer that differs from it, and the summary."""
+    overrides = [
+        {"pattern": name, **made.to_json()}
+        for name, made in plan.layers.items()
+        if made != default or _protected(info, name)
+    ]
+    _write(path, default, overrides, plan, info, summary_key)
+
+
+def write_plan(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
+    """Write a plan.json: the same format with one exact record per layer, in model order."""
+    records = [{"pattern": layer.name, **plan.of(layer.name).to_json()} for layer in info.layers]
+    _write(path, default, records, plan, info, summary_key)
+
+
+def _protected(info: ModelInfo, name: str) -> bool:
+    return any(layer.name == name and layer.protected for layer in info.layers)
+
+
+def _write(
+    path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str
+) -> None:
+    content = {
+        "default": _formats_of(default),
+        "overrides": overrides,
+        summary_key: dict(plan.summary),
+        "model_fingerprint": info.fingerprint,
+    }
+    if plan.compressed is not None:
+        _put_beside(path, plan.compressed)
+        content["compressed"] = {"sha256": plan.compressed.digest}
+    if plan.smoothing is not None:
+        write_smoothing(smoothing_path(path), plan.smoothing)
+        content["smoothing"] = {"alphas": plan.smoothing.alphas, "sha256": plan.smoothing.digest}
+    write_json(path, content)
+
+
+def _put_beside(path: Path, compressed: Compressed) -> None:
+    """Copy the folder of compressed layers beside a plan, unless it is there."""
+    place = Path(path).parent / COMPRESSED
+    if place.resolve() == compressed.folder.resolve():
+        return
+    if place.is_dir():
+        read_compressed(place, compressed.digest)  # another plan's are not replaced
+        return
+    with folder_written_aside(place) as aside:
+        shutil.copytree(compressed.folder, aside, dirs_exist_ok=True)
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Average bits of a plan: over all parameters, each once, and over the quantizable layers. Scales count."""
+
+    avg_bits: float
+    avg_bits_layers: float
+
+
+def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = IN_PLANS) -> float:
+    """Return the stored size of a layer in bits: its values, and the scales of its blocks."""
+    return made.stored_bits if made.stored_bits is not None else formats[made.wq].bits_of(layer.shape, made.group_size)
+
+
+def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Bits:
+    """Return the average bits of a plan. Parameters outside the quantizable layers count 16 bits each, but for those of an embedding
+    or output matrix that the plan quantizes."""
+    outside = [layer for layer in plan.outside(info) if not layer.tied]
+    inside = sum(layer.params for layer in info.quantizable)
+    whole = info.parameters - inside - sum(layer.params for layer in outside)
+    stored, beside = (
+        sum(layer_bits(layer, plan.of(layer.name), formats) for layer in layers)
+        for layers in (info.quantizable, outside)
+    )
+    return Bits((stored + beside + UNQUANTIZED_BITS * whole) / info.parameters, stored / inside)
+
+
+def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:
+    """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format."""
+    problems = []
+    for layer in (*info.quantizable, *(layer for layer in plan.outside(info) if not layer.tied)):
+        form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
+        if form.fixed_block and columns % form.block:
+            what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"
+            problems.append(Problem(layer.name, what, "Give it q8_0 or q4_0 (32), or a format without a fixed block"))
+    if problems:
+        raise UserError(problems)

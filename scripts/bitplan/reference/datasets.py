@@ -1,0 +1,108 @@
+"""Calibration windows from a text, a saved text, or a data set of the hub by its usual name."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitplan.core.errors import nearest, user_error
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.reference.reference import load_teacher
+from bitplan.reference.text import load_tokenizer, read_text
+
+log = logging.getLogger(__name__)
+OFFLINE = "Give a text file, or connect and leave HF_HUB_OFFLINE unset"
+TRIES_PER_WINDOW = 200
+
+
+@dataclass(frozen=True)
+class TextSet:
+    """A file of a data set on the hub, its column of texts, and what joins them (None: a window never spans two)."""
+
+    repository: str
+    file: str
+    column: str
+    joined_by: str | None
+    revision: str | None = None
+
+
+# The training parts that SparseGPT and GPTQ calibrate on.
+TEXT_SETS = {
+    "wikitext2": TextSet("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet", "text", "\n\n"),
+    "ptb": TextSet("ptb-text-only/ptb_text_only", "penn_treebank/train/0000.parquet", "sentence", " ", "refs/convert/parquet"),
+    "c4": TextSet("allenai/c4", "en/c4-train.00000-of-01024.json.gz", "text", None),
+}  # fmt: skip
+
+
+def fetched_texts(name: str) -> list[str]:
+    """Return the texts of a data set by its usual name, fetched from the hub or its cache. Raises `UserError`."""
+    import pandas as pd
+    from huggingface_hub import hf_hub_download
+
+    held = TEXT_SETS[name]
+    try:
+        path = hf_hub_download(held.repository, held.file, repo_type="dataset", revision=held.revision)
+        table = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_json(path, lines=True)
+        return table[held.column].tolist()
+    except (OSError, ValueError, KeyError) as error:
+        first = " ".join(str(error).split())[:160] or type(error).__name__
+        raise user_error(name, f"cannot be fetched from the hub ({held.repository}): {first}", OFFLINE) from None
+
+
+def _tokens(tokenizer, text: str) -> Tensor:
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
+
+
+def _cut(tokens: Tensor, length: int, count: int, seed: int, source: object) -> Tensor:
+    """Return `count` of the text's non-overlapping windows, drawn by the seed, in their order; all where there are fewer."""
+    held = len(tokens) // length
+    if not held:
+        what = f"has {len(tokens)} tokens, one window needs {length}"
+        raise user_error(source, what, "Give a longer text, or a smaller --seqlen")
+    windows = tokens[: held * length].view(held, length)
+    if held <= count:
+        if held < count:
+            log.warning("%s has %d windows of %d tokens, fewer than %d: using them all", source, held, length, count)
+        return windows
+    chosen = torch.randperm(held, generator=torch.Generator().manual_seed(seed))[:count]
+    return windows[chosen.sort().values]
+
+
+def _drawn(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, source: str) -> Tensor:
+    """Return `count` windows, each from one text that is long enough, at a place drawn by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    windows: list[Tensor] = []
+    for place in torch.randint(len(texts), (TRIES_PER_WINDOW * count,), generator=generator).tolist():
+        tokens = _tokens(tokenizer, texts[place])
+        if len(tokens) > length:
+            start = int(torch.randint(len(tokens) - length, (1,), generator=generator))
+            windows.append(tokens[start : start + length])
+        if len(windows) == count:
+            return torch.stack(windows)
+    raise user_error(source, f"has too few texts of more than {length} tokens", "Give a smaller --seqlen")
+
+
+def calibration_tokens(
+    source: str, checkpoint: Checkpoint, fingerprint: str, length: int, count: int, seed: int
+) -> Tensor:
+    """Return windows of calibration tokens, (windows, length) int64.
+
+    `source` is a text file, a text saved by layer_stats.py (used whole), or c4, wikitext2 or ptb. Raises `UserError`.
+    """
+    path = Path(source)
+    if path.suffix == ".safetensors":
+        return load_teacher(path, checkpoint, fingerprint).tokens
+    known = TEXT_SETS.get(source) if not path.exists() else None
+    if known is None and not path.exists():
+        hint = nearest(source, TEXT_SETS) or f"Give a UTF-8 text, or one of {', '.join(TEXT_SETS)}"
+        raise user_error(source, "is no file, and no data set that is known by this name", hint)
+    tokenizer = load_tokenizer(checkpoint.folder)
+    if known is None:
+        return _cut(_tokens(tokenizer, read_text(path)), length, count, seed, path)
+    texts = fetched_texts(source)
+    if known.joined_by is None:
+        return _drawn(texts, tokenizer, length, count, seed, source)
+    return _cut(_tokens(tokenizer, known.joined_by.join(texts)), length, count, seed, source)

@@ -1,0 +1,1 @@
+"""Comparisons, studies, tables and figures."""

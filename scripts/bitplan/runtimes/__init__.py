@@ -1,0 +1,1 @@
+"""Plans as files that runtimes load, scored and timed by the runtimes themselves."""

@@ -1,0 +1,304 @@
+"""Rewriting a full-precision GGUF under a plan: which type each tensor gets, and why, and the bytes by the runtime's quantizer."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from gguf import (
+    GGUF_DEFAULT_ALIGNMENT,
+    GGMLQuantizationType,
+    GGUFReader,
+    GGUFValueType,
+    GGUFWriter,
+    LlamaFileType,
+    ReaderTensor,
+    constants,
+    dequantize,
+    get_tensor_name_map,
+)
+
+from bitplan.core.errors import user_error
+from bitplan.core.files import check_gguf, written_aside
+from bitplan.core.progress import progress
+from bitplan.formats.base import Format
+from bitplan.formats.ggml import block_of, fallback
+from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.models.families import merged_name
+from bitplan.models.layers import ModelInfo
+from bitplan.plans.plan import LayerPlan, Plan
+from bitplan.runtimes.gguf.tensor_data import TensorData, release_pages, row_pieces
+
+HALF_LIMIT = 65504.0
+NOT_COPIED = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
+# llama.cpp computes with these in float32.
+KEPT_AS_CONVERTED = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight")
+FILE_TYPES = {
+    "F32": "ALL_F32",
+    "Q4_K": "MOSTLY_Q4_K_M",
+    "Q5_K": "MOSTLY_Q5_K_M",
+    "Q3_K": "MOSTLY_Q3_K_M",
+    "MXFP4": "MOSTLY_MXFP4_MOE",
+}
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One tensor of the file: what the plan asked for, what was written, and why they differ ("" where they do not).
+
+    A tensor that holds the experts of a projection stands for several `layers`; `extra_bytes` is what it costs that they all
+    have the type of the most precise one.
+    """
+
+    tensor: str
+    layer: str
+    asked: str
+    asked_activations: str
+    written: str
+    params: int
+    bytes: int
+    why: str
+    layers: tuple[str, ...] = ()
+    extra_bytes: int = 0
+
+
+def read_gguf(path: Path) -> GGUFReader:
+    """Return the header and the mapped tensors of a GGUF file. Raises `UserError` when it is none, or is cut short."""
+    check_gguf(path)
+    try:
+        reader = GGUFReader(path)
+        architecture_names(reader)
+    except (ValueError, KeyError, IndexError, OverflowError, StopIteration, AttributeError):
+        # What gguf raises is about its arrays and says nothing of the file.
+        what = "is cut short, or no GGUF file of a model"
+        raise user_error(path, what, "Make it again with scripts/convert_gguf.py") from None
+    return reader
+
+
+def layer_names(reader: GGUFReader, info: ModelInfo) -> dict[str, tuple[str, ...]]:
+    """Return {tensor name in the file: layers that it holds}; several only where experts are stored as one, in their order."""
+    names, held = architecture_names(reader), {tensor.name for tensor in reader.tensors}
+    found: dict[str, tuple[str, ...]] = {}
+    for layer in info.layers:
+        tensor = f"{names.get_name(layer.name) or names.get_name(merged_name(layer.name))}.weight"
+        if tensor in held:
+            found[tensor] = (*found.get(tensor, ()), layer.name)
+    return found
+
+
+def architecture_names(reader: GGUFReader):
+    """Return llama.cpp's map from checkpoint names to tensor names for the file's architecture."""
+    architecture = str(reader.fields["general.architecture"].contents())
+    kind = next(key for key, value in constants.MODEL_ARCH_NAMES.items() if value == architecture)
+    return get_tensor_name_map(kind, int(reader.fields[f"{architecture}.block_count"].contents()))
+
+
+def _largest(tensor: ReaderTensor) -> float:
+    """Return the largest |x| of a tensor, widening some rows at a time."""
+    return max(float(np.abs(dequantize(rows, tensor.tensor_type)).max()) for _, rows in row_pieces(tensor))
+
+
+def _sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GGMLQuantizationType, str]:
+    """Return the 16-bit type for an unquantized matrix, and why: F16 cannot hold values over 65504."""
+    if wanted is not GGMLQuantizationType.F16:
+        return wanted, "not quantized"
+    if _largest(tensor) > HALF_LIMIT:
+        return GGMLQuantizationType.BF16, "not quantized; values over 65504 do not fit F16"
+    return wanted, "not quantized; bf16 is kept in 16 bits as F16"
+
+
+def choose_type(
+    tensor: ReaderTensor, made: LayerPlan, form: Format, protected: bool, unquantized: GGMLQuantizationType
+) -> tuple[GGMLQuantizationType, str]:
+    """Return the type that a matrix is written in, and the reason where it is not simply what was asked for."""
+    if made.wq == UNQUANTIZED:
+        kind, why = _sixteen_bit(tensor, unquantized)
+        return kind, "protected layer, kept in 16 bits" if protected and kind is unquantized else why
+    asked = GGMLQuantizationType[form.gguf_type]
+    columns = int(tensor.shape[0])
+    kind = fallback(asked, columns)
+    reasons = []
+    if made.wq == CHANNELS:
+        return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
+    if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
+        reasons.append("exact ties are rounded towards zero, not to even")
+    elif not form.exact_in_gguf:
+        reasons.append(f"{made.wq} is no GGUF type, {asked.name} comes nearest")
+    if not form.exact_in_gguf and form.group(made.group_size) != block_of(asked)[0]:
+        reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
+    if kind is not asked:
+        reasons.append(f"{columns} columns are no multiple of {asked.name}'s block of {block_of(asked)[0]}")
+    return kind, "; ".join(reasons)
+
+
+def _bytes_of(shape: Iterable[int], kind: GGMLQuantizationType) -> int:
+    values, size = block_of(kind)
+    return int(np.prod([int(n) for n in shape])) // values * size
+
+
+def _most_precise(asked: Iterable[LayerPlan], formats: Mapping[str, Format]) -> LayerPlan:
+    """Return the plan with most bits per value: what a tensor that several layers share is written in."""
+    return max(asked, key=lambda made: formats[made.wq].bits_per_value(made.group_size))
+
+
+def _asked(plans: Sequence[LayerPlan], field: str) -> str:
+    """Return what the layers of a tensor ask for: one name, or "mxfp4 x 3, mxfp8 x 1"."""
+    counts = Counter(getattr(made, field) for made in plans)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{name} x {n}" for name, n in sorted(counts.items()))
+
+
+def _record(
+    tensor: ReaderTensor,
+    layers: tuple[str, ...],
+    plans: Sequence[LayerPlan],
+    choose: Callable[[LayerPlan], tuple[GGMLQuantizationType, str]],
+    formats: Mapping[str, Format],
+) -> TensorRecord:
+    """Return the record of a tensor that holds the matrices of some layers."""
+    made = _most_precise(plans, formats)
+    kind, why = choose(made)
+    reasons, size = [why] if why else [], _bytes_of(tensor.shape, kind)
+    apart = sum(_bytes_of(tensor.shape, choose(each)[0]) for each in plans) // len(plans)
+    if len({each.wq for each in plans}) > 1:
+        reasons.append(f"experts are stored as one tensor: {made.wq} is the most precise format asked for")
+    inputs = sorted({each.aq for each in plans} - {UNQUANTIZED})
+    if inputs:
+        reasons.append(f"a GGUF cannot hold activation format {', '.join(inputs)}")
+    name = merged_name(layers[0]) if len(layers) > 1 else layers[0]
+    asked, params = (_asked(plans, "wq"), _asked(plans, "aq")), int(np.prod(tensor.shape))
+    return TensorRecord(tensor.name, name, *asked, kind.name, params, size, "; ".join(reasons), layers, size - apart)
+
+
+def plan_tensors(
+    reader: GGUFReader,
+    info: ModelInfo,
+    plan: Plan,
+    unquantized: str,
+    formats: Mapping[str, Format] = IN_PLANS,
+    types: Mapping[str, str] = MappingProxyType({}),
+) -> list[TensorRecord]:
+    """Return a record for every tensor of the file, in the file's order: the report, before a byte is written.
+
+    `types` names for some layers the GGUF type that stands for their format, in the place of the format's own.
+    """
+    names, protected = layer_names(reader, info), {layer.name for layer in info.layers if layer.protected}
+    sixteen = GGMLQuantizationType[unquantized.upper()]
+    records = []
+    for tensor in reader.tensors:
+        layers = names.get(tensor.name, ())
+        if not layers or tensor.name.endswith(KEPT_AS_CONVERTED):
+            shape = (int(np.prod(tensor.shape)), _bytes_of(tensor.shape, tensor.tensor_type))
+            kept = (layers[0], UNQUANTIZED, UNQUANTIZED) if layers else ("", "", "")
+            records.append(
+                TensorRecord(tensor.name, *kept, tensor.tensor_type.name, *shape, "kept as converted", layers)
+            )
+            continue
+
+        def choose(made: LayerPlan, tensor=tensor, layers=layers) -> tuple[GGMLQuantizationType, str]:
+            form = formats[made.wq]
+            form = replace(form, gguf_type=types.get(layers[0], form.gguf_type))
+            return choose_type(tensor, made, form, layers[0] in protected, sixteen)
+
+        records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
+        release_pages(reader)
+    return records
+
+
+def file_type_of(records: Iterable[TensorRecord]) -> LlamaFileType:
+    """Return the `general.file_type` that describes a mixed file: the one of the type that holds most parameters."""
+    held: Counter[str] = Counter()
+    for record in records:
+        held[record.written] += record.params
+    name = held.most_common(1)[0][0]
+    return LlamaFileType[FILE_TYPES.get(name, f"MOSTLY_{name}")]
+
+
+def _copy_fields(reader: GGUFReader, writer: GGUFWriter, replaced: Mapping[str, int]) -> None:
+    for key, entry in reader.fields.items():
+        if key in NOT_COPIED or key in replaced:
+            continue
+        kind = entry.types[0]
+        writer.add_key_value(
+            key, entry.contents(), kind, sub_type=entry.types[-1] if kind is GGUFValueType.ARRAY else None
+        )
+    for key, value in replaced.items():
+        writer.add_key_value(key, value, GGUFValueType.UINT32)
+
+
+def rewrite(
+    base: Path,
+    output: Path,
+    records: list[TensorRecord],
+    importance: Mapping[str, np.ndarray],
+    threads: int,
+    file_type: int | None = None,
+    factors: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> None:
+    """Write `base` with each tensor in its record's type. Some rows of one tensor are in memory at a time.
+
+    `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by. The file is read back: types and sizes must be the records'.
+    """
+    reader = GGUFReader(base)
+    fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
+    fields["general.file_type"] = int(file_type_of(records)) if file_type is None else file_type
+    with written_aside(output) as aside:
+        writer = GGUFWriter(aside, str(reader.fields["general.architecture"].contents()))
+        writer.data_alignment = int(reader.alignment or GGUF_DEFAULT_ALIGNMENT)
+        _copy_fields(reader, writer, fields)
+        for tensor, record in zip(reader.tensors, records, strict=True):
+            shape = [int(n) for n in reversed(tensor.shape)]
+            writer.add_tensor_info(
+                tensor.name, shape, np.dtype(np.float32), record.bytes, GGMLQuantizationType[record.written]
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
+            columns = [importance.get(layer) for layer in record.layers]
+            kind, factor = GGMLQuantizationType[record.written], factors.get(tensor.name)
+            writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor))
+            release_pages(reader)
+        writer.close()
+        check_written(aside, records, output)
+
+
+def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | None = None) -> None:
+    """Read a file back. Raises `UserError` when a tensor's type or size is not the record's."""
+    held = {tensor.name: (tensor.tensor_type.name, int(tensor.n_bytes)) for tensor in GGUFReader(path).tensors}
+    wanted = {record.tensor: (record.written, record.bytes) for record in records}
+    wrong = sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
+    if wrong:
+        name = wrong[0]
+        raise user_error(
+            shown or path, f"tensor {name} is {held.get(name)}, the report says {wanted.get(name)}", "Export it again"
+        )
+
+
+def _agreement(records: Iterable[TensorRecord], info: ModelInfo) -> dict[str, Any]:
+    """Return how many tensors hold experts of unlike formats, and what making these agree cost."""
+    mixed = [record for record in records if record.extra_bytes]
+    extra = sum(record.extra_bytes for record in mixed)
+    return {"tensors": len(mixed), "extra_bytes": extra, "extra_avg_bits": 8 * extra / info.parameters}
+
+
+def _shown(record: TensorRecord) -> dict[str, Any]:
+    """Return a record for the report, in which `layers` is a number: how many the tensor holds."""
+    return {**asdict(record), "layers": len(record.layers)}
+
+
+def report(records: list[TensorRecord], path: Path, info: ModelInfo) -> dict[str, Any]:
+    """Return the content of gguf.json: every tensor, the file's size and its average bits over all parameters."""
+    size = path.stat().st_size
+    types = Counter(record.written for record in records)
+    return {
+        "file_bytes": size,
+        "avg_bits_file": 8 * size / info.parameters,
+        "parameters": info.parameters,
+        "types": dict(types),
+        "differences": sum(1 for record in records if record.why and record.layer),
+        "experts_made_to_agree": _agreement(records, info),
+        "tensors": [_shown(record) for record in records],
+    }

@@ -1,0 +1,82 @@
+"""A tensor's data in another GGUF type, made some rows at a time while it is written: no tensor is in memory as a whole."""
+
+import mmap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import BinaryIO
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize, quantize
+
+from bitplan.core.errors import user_error
+from bitplan.formats.ggml import encode
+
+VALUES_AT_ONCE = 1 << 24
+# cast(values (rows, columns) float32) -> the same rows as they are stored
+FLOATS: Mapping[GGMLQuantizationType, Callable[[np.ndarray], np.ndarray]] = MappingProxyType(
+    {
+        GGMLQuantizationType.F32: lambda values: values,
+        GGMLQuantizationType.F16: lambda values: values.astype(np.float16),
+        GGMLQuantizationType.BF16: lambda values: quantize(values, GGMLQuantizationType.BF16),
+    }
+)
+
+
+def release_pages(reader: GGUFReader) -> None:
+    """Give back the memory of what was read of a mapped file. What is read again is read from the file again."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+
+
+def row_pieces(tensor: ReaderTensor) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (matrix, stored rows) that cover a tensor: matrix 0, or of a 3-D tensor (experts) each in its turn."""
+    data = tensor.data
+    matrices = data.reshape(-1, *data.shape[-2:]) if data.ndim > 1 else data.reshape(1, 1, -1)
+    step = max(1, VALUES_AT_ONCE // int(tensor.shape[0]))
+    for number, matrix in enumerate(matrices):
+        for start in range(0, len(matrix), step):
+            yield number, matrix[start : start + step]
+
+
+@dataclass(frozen=True)
+class TensorData:
+    """A tensor in type `kind`, its columns multiplied by `factor` (in,), as `GGUFWriter.write_tensor_data` takes it.
+
+    `importance` has mean x^2 (in,) for each of the tensor's matrices, or None; an expert that no calibration token reached has none
+    either, and is quantized as without.
+    """
+
+    tensor: ReaderTensor
+    kind: GGMLQuantizationType
+    nbytes: int
+    importance: Sequence[np.ndarray | None] = ()
+    threads: int = 1
+    factor: np.ndarray | None = None
+
+    def tofile(self, handle: BinaryIO) -> None:
+        """Write the data. Raises `UserError` when the tensor holds NaN or infinity."""
+        weights = self._weights()
+        for matrix, rows in row_pieces(self.tensor):
+            np.ascontiguousarray(self._made(rows, weights.get(matrix))).tofile(handle)
+
+    def _weights(self) -> dict[int, np.ndarray]:
+        """Return the importance of each matrix that has one. A 3-D tensor with too few or too many is quantized without."""
+        matrices = int(np.prod(self.tensor.shape[2:]))
+        held = self.importance if matrices in (1, len(self.importance)) else ()
+        divisor = 1 if self.factor is None else self.factor**2
+        return {i: weight / divisor for i, weight in enumerate(held) if weight is not None and weight.any()}
+
+    def _made(self, rows: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+        stored = self.tensor.tensor_type
+        if self.kind is stored and stored not in FLOATS:
+            return rows
+        values = dequantize(rows, stored)
+        if not np.isfinite(values.sum(dtype=np.float32)):
+            raise user_error(f"tensor {self.tensor.name}", "holds NaN or infinity", "Get a sound checkpoint")
+        if self.factor is not None:
+            values = values * self.factor
+        elif self.kind is stored:
+            return rows
+        cast = FLOATS.get(self.kind)
+        return cast(values) if cast else encode(values, self.kind, weight, self.threads)

@@ -1,0 +1,1 @@
+"""The optimal allocation of formats to layers, from any sensitivity table."""

@@ -1,0 +1,77 @@
+"""What an allocation gives: front.json with the plan of every target, and a table for the terminal."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bitplan.search.allocation.constraints import Constraints
+from bitplan.search.allocation.problem import AVG_BITS, BYTES, KLD, Allocation, AllocationProblem, Target, reach
+
+MIB = 2**20
+HEADINGS = ("target", "avg bits", "MiB", "kld", "lower bound", "gap", "layers by format")
+# A target as the table shows it, by kind.
+SHOWN = {
+    AVG_BITS: lambda limit: f"{limit:.6g} bits",
+    BYTES: lambda limit: f"{limit / MIB:.6g} MiB",
+    KLD: lambda limit: f"kld {limit:.6g}",
+}
+BOUNDS = {"kld": lambda bound: f"{bound:.7g}", "bytes": lambda bound: f"{bound / MIB:,.2f} MiB"}
+
+
+def targets_of(bits: Iterable[float], sizes: Iterable[float], klds: Iterable[float]) -> list[Target]:
+    """Return the targets of average bits, bytes and damages, in this order."""
+    limits = ((AVG_BITS, bits), (BYTES, sizes), (KLD, klds))
+    return [Target(kind, float(limit)) for kind, held in limits for limit in held]
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _record(made: Allocation) -> dict[str, Any]:
+    target = {made.target.kind: made.target.limit, "minimized": made.target.minimized}
+    figures = {"kld": made.kld, "bytes": made.bytes, "avg_bits_layers": made.avg_bits_layers}
+    proof = {"lower_bound": made.lower_bound, "gap": made.gap, "exact": made.exact}
+    return {"target": target, **figures, **proof, "counts": made.counts, "plan": dict(made.plan)}
+
+
+def front(
+    problem: AllocationProblem, constraints: Constraints, made: Sequence[Allocation], inputs: dict[str, str]
+) -> dict[str, Any]:
+    """Return the content of front.json; `inputs` are the digests of the files that it was made from."""
+    bound = {name: [rule.where for rule in getattr(constraints, name)] for name in ("protect", "floor")}
+    groups = len(set(filter(None, constraints.groups)))
+    return {
+        "inputs": {**inputs, **bound, "groups": groups},
+        "layers": len(problem.table.layers),
+        "params": int(problem.params),
+        "reach": {kind: list(ends) for kind, ends in reach(problem).items()},
+        "allocations": [_record(each) for each in made],
+    }
+
+
+def _cells(made: Allocation, formats: Sequence[str]) -> tuple[str, ...]:
+    counts = made.counts
+    held = ", ".join(f"{form} {counts[form]:,}" for form in formats if form in counts)
+    bound, gap = BOUNDS[made.target.minimized](made.lower_bound), f"{100 * made.gap:.2g} %"
+    size = f"{made.bytes / MIB:,.2f}"
+    target = SHOWN[made.target.kind](made.target.limit)
+    return (target, f"{made.avg_bits_layers:.4f}", size, f"{made.kld:.7g}", bound, gap, held)
+
+
+def printed(problem: AllocationProblem, constraints: Constraints, made: Iterable[Allocation]) -> Iterator[str]:
+    """Yield how many groups there are, if any, and the table of some allocations, a line each; formats in the table's order."""
+    grouped = [group for group in constraints.groups if group]
+    if grouped:
+        yield f"groups that share a format: {len(set(grouped)):,}, with {len(grouped):,} of {len(constraints.groups):,} layers"
+    yield from _table_lines(made, problem.table.formats)
+
+
+def _table_lines(made: Iterable[Allocation], formats: Sequence[str]) -> Iterator[str]:
+    rows = [HEADINGS, *(_cells(each, formats) for each in made)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)]
+        yield "  ".join([*cells, row[-1]])

@@ -1,0 +1,322 @@
+"""The genetic search on a model: W4 with A4 or A8 under a compression, or any palette under average bits, from a sensitivity table."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bitplan.core.errors import nearest, user_error
+from bitplan.core.files import read_table
+from bitplan.formats.table import FORMATS, format_named
+from bitplan.models.layers import ModelInfo
+from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
+from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
+from bitplan.search.genetic.algorithm import GeneticResult, GeneticSettings, gap_to_optimal, search
+from bitplan.search.knapsack.choices import ROUNDING, Choices, as_choice, weighted
+from bitplan.search.knapsack.exact import Solution, optimal
+from bitplan.sensitivity.local_errors import (
+    ACTIVATION_BITS,
+    EDGE_LAYERS,
+    Choice,
+    activation_choices,
+    classes,
+    sensitivity_ratio,
+)
+
+EDGE_BOOST = 1.5
+# (4 + mean activation bits) / 12: all A4 0.667, all A8 1.
+COMPRESSION_UNIT = 12
+METRICS = ("mse", "relative_mse", "weighted_error", "kld")
+GROUP_SIZE = 128
+MADE_AGAIN = "Make it again with scripts/sensitivity.py"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What bounds the size: `compression`, (4 + mean activation bits) / 12, or `avg_bits` over all parameters with a `palette`."""
+
+    compression: float | None = 0.75
+    avg_bits: float | None = None
+    palette: tuple[str, ...] = ()
+    metric: str = "mse"
+
+    def check(self) -> None:
+        """Raise `UserError` unless average bits and a palette of known formats come together, or the compression is in reach."""
+        for name in self.palette:
+            format_named(name)
+        if bool(self.palette) != (self.avg_bits is not None):
+            hint = "Give both for weight formats, or neither for W4 with A4 or A8"
+            raise user_error("--palette and --target-avg-bits", "go together", hint)
+        if self.avg_bits is None and self.metric == "weighted_error":
+            what = "weighted_error looks at weights only, and cannot tell A4 from A8"
+            raise user_error("--metric", what, "Use mse or relative_mse, or a palette")
+        if self.avg_bits is None:
+            low, high = (compression(bits) for bits in ACTIVATION_BITS)
+            _refuse_below(low, high, self.compression, "--target_compression")
+
+    def check_for(self, info: ModelInfo) -> None:
+        """Raise `UserError` unless some choice of the model's layers is within the target."""
+        self.check()
+        if self.avg_bits is None:
+            return
+        bits = [[layer_bits(layer, LayerPlan(form)) for form in self.palette] for layer in info.quantizable]
+        rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
+        low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
+        _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
+
+
+def compression(activation_bits: float) -> float:
+    """Return (4 + mean activation bits) / 12."""
+    return (4 + activation_bits) / COMPRESSION_UNIT
+
+
+def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
+    """Raise `UserError` for a target below what can be reached, naming the range of it."""
+    if target < low * (1 - ROUNDING):
+        # Rounded up: a hint that is below what can be reached would be refused again.
+        hint = f"The choices reach {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: give one from there"
+        raise user_error(flag, f"no choice is within {target:g}", hint)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The rows of a sensitivity table by layer and (weight format, activation format), in the table's order."""
+
+    rows: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
+    source: str
+
+    def _row(self, layer: str, choice: tuple[str, str]) -> Mapping[str, Any]:
+        row = self.rows.get(layer, {}).get(choice)
+        if row is None:
+            close = "" if layer in self.rows else nearest(layer, self.rows)
+            raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", close or MADE_AGAIN)
+        return row
+
+    def value(self, layer: str, choice: tuple[str, str], column: str) -> float:
+        """Return a figure; 0 for an expert that no token reached. Raises `UserError` when the table has no such row or number."""
+        told = self._row(layer, choice).get(column)
+        try:
+            made = 0.0 if told in (None, "") else float(told)
+        except ValueError:
+            made = math.nan
+        if not (math.isfinite(made) and made >= 0):
+            raise user_error(f"{self.source}: {layer}", f"{column} {told!r} is no number of 0 or more", MADE_AGAIN)
+        return made
+
+    def size(self, layer: str, choice: tuple[str, str]) -> float:
+        """Return a layer's stored bits. Raises `UserError` when the table has none."""
+        made = 8 * self.value(layer, choice, "bytes")
+        if made == 0:
+            raise user_error(f"{self.source}: {layer}", f"has no bytes in {' with '.join(choice)}", MADE_AGAIN)
+        return made
+
+    def group_size(self, layer: str, choice: tuple[str, str]) -> int:
+        """Return the weights per group that a row was measured with; 128 where the table does not say."""
+        told = self._row(layer, choice).get("group_size") or GROUP_SIZE
+        if not str(told).isdecimal() or int(told) < 1:
+            raise user_error(f"{self.source}: {layer}", f"group_size {told!r} is no group", MADE_AGAIN)
+        return int(told)
+
+    def check(self, column: str) -> None:
+        """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
+        if all(row.get(column) in (None, "") for choices in self.rows.values() for row in choices.values()):
+            raise user_error(f"{self.source}: {column}", "has no figures", "Choose another --metric")
+
+
+def read_sensitivity(path: Path) -> Sensitivity:
+    """Return a sensitivity table. Raises `UserError` when it lacks a column."""
+    return sensitivity_of(read_table(path, ("layer", "format", "inputs", "bytes", "mse")), str(path))
+
+
+def check_sources(table: Path | None, measured_with: Mapping[str, object]) -> None:
+    """Raise `UserError` for flags that say how a table is measured beside one that has been measured."""
+    given = [flag for flag, value in measured_with.items() if value is not None]
+    if table is not None and given:
+        raise user_error(
+            given[0], "says how the table is measured, and --sensitivity gives one", "Leave out one of them"
+        )
+
+
+def smoothing_of(table: Sensitivity, path: Path) -> Smoothing | None:
+    """Return the factors beside a table, None where nothing in it was smoothed. Raises `UserError` for those of another table."""
+    named = {row.get("smoothed") or "" for rows in table.rows.values() for row in rows.values()} - {""}
+    if not named:
+        return None
+    smoothing = read_smoothing(smoothing_path(path))
+    if named != {smoothing.short_digest}:
+        raise user_error(
+            smoothing_path(path), "belongs to another table", "Make both again with scripts/sensitivity.py"
+        )
+    return smoothing
+
+
+def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity") -> Sensitivity:
+    """Return the rows of a table by layer and formats; figures that are NaN count as empty, as they are in a file."""
+    found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
+    for row in rows:
+        held = {key: None if value != value else value for key, value in row.items()}
+        found.setdefault(row["layer"], {})[row["format"], row["inputs"]] = held
+    return Sensitivity(found, source)
+
+
+def ratios_of(table: Sensitivity, layers: Sequence[str], scope: str) -> list[float]:
+    """Return MSE(W4A4) / MSE(W4A8) of each layer."""
+    both = [[(c.wq, c.aq) for c in activation_choices(scope)] for _ in layers]
+    return [
+        sensitivity_ratio(*(table.value(name, choice, "mse") for choice in pair))
+        for name, pair in zip(layers, both, strict=True)
+    ]
+
+
+def importance_of(ratios: Sequence[float]) -> np.ndarray:
+    """Return w = 0.5 + 1.5 minmax(log1p(ratio x (1.5 at the edges))) of each layer, (L,) in [0.5, 2]."""
+    edge = [i < EDGE_LAYERS or i >= len(ratios) - EDGE_LAYERS for i in range(len(ratios))]
+    finite = np.nan_to_num(np.asarray(ratios, dtype=np.float64), posinf=np.finfo(np.float32).max)
+    scores = np.log1p(finite * np.where(edge, EDGE_BOOST, 1.0))
+    spread = scores.max() - scores.min()
+    return 0.5 + 1.5 * ((scores - scores.min()) / spread if spread > 0 else np.zeros_like(scores))
+
+
+def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metric: str) -> Choices:
+    """Return the choices A4 and A8 of each layer: their error, and their activation bits as size."""
+    pair = [(c.wq, c.aq) for c in activation_choices(scope)]
+    damage = [[table.value(name, choice, metric) for choice in pair] for name in layers]
+    return Choices(
+        tuple(layers), ("A4", "A8"), np.asarray(damage), np.tile(np.asarray(ACTIVATION_BITS), (len(layers), 1))
+    )
+
+
+def palette_table(table: Sensitivity, layers: Sequence[str], palette: Sequence[str], metric: str) -> Choices:
+    """Return the choices of weight formats of each layer: their error, and their stored bits as size."""
+    damage = [[table.value(name, (form, "bf16"), metric) for form in palette] for name in layers]
+    size = [[table.size(name, (form, "bf16")) for form in palette] for name in layers]
+    return Choices(tuple(layers), tuple(palette), np.asarray(damage), np.asarray(size))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the searches found: the genetic result, the exact one beside it, the tables and weights they searched."""
+
+    result: GeneticResult
+    exact: Solution
+    choices: Choices
+    importance: np.ndarray
+    ratios: tuple[float, ...]
+    labels: tuple[str, ...]
+    groups: tuple[int, ...]
+
+
+def budget_of(target: Target, info: ModelInfo) -> float:
+    """Return the bound on the sum of sizes: activation bits, or bits of the quantizable layers."""
+    if target.avg_bits is None:
+        return (COMPRESSION_UNIT * target.compression - 4) * len(info.quantizable)
+    inside = sum(layer.params for layer in info.quantizable)
+    return target.avg_bits * info.parameters - UNQUANTIZED_BITS * (info.parameters - inside)
+
+
+def find(table: Sensitivity, info: ModelInfo, target: Target, scope: str, settings: GeneticSettings) -> Found:
+    """Return the genetic and the exact choice under a target. Raises `UserError` for a target out of reach."""
+    target.check_for(info)
+    table.check(target.metric)
+    layers = [layer.name for layer in info.quantizable]
+    ratios = ratios_of(table, layers, scope)
+    importance, labels = importance_of(ratios), classes(ratios)
+    if target.avg_bits is None:
+        plain, seeds = activation_table(table, layers, scope, target.metric), []
+        seeds = [as_choice(plain, ["A8" if label == "high" else "A4" for label in labels])]
+    else:
+        plain, seeds = palette_table(table, layers, target.palette, target.metric), []
+    choices, budget = weighted(plain, importance), budget_of(target, info)
+    result = search(choices, budget, settings, importance, ratios, seeds)
+    w4 = activation_choices(scope)[0]
+    groups = tuple(table.group_size(name, (w4.wq, w4.aq)) for name in layers)
+    return Found(result, optimal(choices, budget), choices, importance, tuple(ratios), tuple(labels), groups)
+
+
+def plan_of(
+    found: Found, choice: np.ndarray, info: ModelInfo, target: Target, scope: str, smoothing: Smoothing | None
+) -> Plan:
+    """Return the plan of a choice vector (L,): W4 with A4 or A8 under smoothing, or the formats of a palette."""
+    options = [found.choices.options[k] for k in choice]
+    layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
+    for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
+        notes = {"category": layer.category}
+        both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
+        made = both.get(option, Choice(option))
+        layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
+    return Plan(layers, smoothing=smoothing if smoothing and smoothing.groups and target.avg_bits is None else None)
+
+
+def compression_of(plan: Plan, info: ModelInfo) -> float:
+    """Return (4 + mean activation bits) / 12 over the quantizable layers; whole activations count 16 bits."""
+    bits = [FORMATS[plan.of(layer.name).aq].element_bits for layer in info.quantizable]
+    return compression(sum(bits) / len(bits))
+
+
+def summary_of(found: Found, plan: Plan, info: ModelInfo, target: Target, settings: GeneticSettings) -> dict[str, Any]:
+    """Return the plan's summary: what was searched, what was found, the exact optimum and the gap to it, the history."""
+    bits, result, exact = average_bits(plan, info), found.result, found.exact
+    palette = {"palette": list(target.palette), "target_avg_bits": target.avg_bits}
+    sizes = {"target_compression": target.compression} if target.avg_bits is None else palette
+    reached = {"compression": compression_of(plan, info)} if target.avg_bits is None else {}
+    missed = 0.0 if target.avg_bits is None else max(0.0, bits.avg_bits - target.avg_bits)
+    return {
+        "method": "genetic",
+        **sizes,
+        **reached,
+        "target_missed_by": missed,
+        "metric": target.metric,
+        "population": settings.population,
+        "generations": settings.generations,
+        "seed": settings.seed,
+        "avg_bits": bits.avg_bits,
+        "avg_bits_layers": bits.avg_bits_layers,
+        "fitness": -result.damage,
+        "exact_fitness": -exact.damage,
+        "gap": gap_to_optimal(result, exact),
+        "exact_is_proven": exact.exact,
+        "high_sensitivity_layers": found.labels.count("high"),
+        "stopped_early": result.stopped_early,
+        "history": list(result.history),
+        "cost": {"evaluations": result.evaluations, "block_forward_tokens": 0},
+    }
+
+
+def genetic_plan(
+    table: Sensitivity,
+    smoothing: Smoothing | None,
+    info: ModelInfo,
+    target: Target,
+    scope: str,
+    settings: GeneticSettings,
+    use_exact: bool = False,
+) -> tuple[Plan, Found]:
+    """Return the plan found, with its summary, and everything it was found with; `use_exact` takes the exact choice instead."""
+    found = find(table, info, target, scope, settings)
+    choice = found.exact.choice if use_exact else found.result.choice
+    plan = plan_of(found, choice, info, target, scope, smoothing)
+    summary = summary_of(found, plan, info, target, settings)
+    return replace(plan, summary={**summary, "solution": "exact" if use_exact else "genetic"}), found
+
+
+def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:
+    """Print the sensitivity of every layer with its choice, then size, fitness and the gap to the exact optimum."""
+    summary = plan.summary
+    print(f"{'layer':<44} {'ratio':>10} {'class':>6} {'weight':>7}  weights inputs")
+    for i, layer in enumerate(info.quantizable):
+        made, ratio = plan.of(layer.name), found.ratios[i]
+        shown = f"{ratio:>10.2f}" if math.isfinite(ratio) else f"{'-':>10}"
+        print(f"{layer.name:<44} {shown} {found.labels[i]:>6} {found.importance[i]:>7.3f}  {made.wq:<7} {made.aq}")
+    if "compression" in summary:
+        eight = sum(FORMATS[plan.of(layer.name).aq].element_bits == 8 for layer in info.quantizable)
+        print(f"\nA4: {len(info.quantizable) - eight} layers, A8: {eight} layers")
+        print(f"compression {summary['compression']:.4f}, target {summary['target_compression']:g}: held")
+    else:
+        print(f"\naverage bits {summary['avg_bits']:.4f}, target {summary['target_avg_bits']:g}: held")
+    print(
+        f"fitness {summary['fitness']:.6g}, exact optimum {summary['exact_fitness']:.6g}, gap {100 * summary['gap']:.4f} %"
+        f" after {len(summary['history']) - 1} generations of {summary['population']}"
+    )

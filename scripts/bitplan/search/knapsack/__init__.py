@@ -1,0 +1,1 @@
+"""The multiple-choice knapsack problem, solved exactly."""

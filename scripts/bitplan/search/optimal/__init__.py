@@ -1,0 +1,1 @@
+"""The optimal plan on measured KL."""

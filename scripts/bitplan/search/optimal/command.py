@@ -1,0 +1,125 @@
+"""What scripts/optimal_search.py does, once its flags are read: the table, the texts, the budgets, the places of the results."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.demo import DEMO
+from bitplan.formats.table import format_named
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import check_columns, uniform
+from bitplan.reference.opening import Opened, opened
+from bitplan.reference.reference import Teacher, load_teacher, make_teacher
+from bitplan.runtimes.gguf.file import layer_names, read_gguf
+from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
+from bitplan.search.optimal.refinement import RaceSettings
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, file_budget
+from bitplan.sensitivity.candidates import MeasureSettings
+from bitplan.sensitivity.local_errors import Choice, SensitivitySettings
+from bitplan.sensitivity.run import make_table
+from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table
+from bitplan.statistics.importance import read_importance
+
+log = logging.getLogger(__name__)
+PALETTE = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
+PLACE = "{target}"
+
+
+def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | None, Path | None]]:
+    """Return a function that gives config.json and plan.json of a target. Raises `UserError` for targets or places that are missing."""
+    problems = []
+    if bool(args.target_avg_bits) == bool(args.same_size_as):
+        problems.append(Problem("--target-avg-bits or --same-size-as", "one of them says the size", "Give exactly one"))
+    given = [path for path in (args.output_config, args.output_plan) if path is not None]
+    if not given:
+        problems.append(Problem("--output-plan", "the plan has no place", "Give it, or --output-config, or both"))
+    if len(args.target_avg_bits or ()) > 1:
+        problems += [
+            Problem(str(path), "would hold several plans", f"Put {PLACE} into its name, for the target")
+            for path in given
+            if PLACE not in str(path)
+        ]
+    if problems:
+        raise UserError(problems)
+
+    def outputs(target: float | None) -> tuple[Path | None, Path | None]:
+        shown = "size" if target is None else f"{target:g}"
+        paths = (args.output_config, args.output_plan)
+        return tuple(path if path is None else Path(str(path).replace(PLACE, shown)) for path in paths)
+
+    return outputs
+
+
+def _texts(args: Namespace, model: Opened, fresh: bool) -> tuple[Teacher, Teacher | None]:
+    """Return the text that is measured on, and the one to decide on: the windows after the first ones, where none is given."""
+    source = args.calibration or DEMO / "calibration.txt"
+    if args.calibration is None:
+        log.warning("no text was given: using the bundled one; give one that is like what the model is for")
+    seen = _text(source, model, args, 0)
+    if not fresh:
+        return seen, None
+    if args.selection is None and source.suffix == ".safetensors":
+        what = "is needed to decide on corrections, and a saved text has no windows besides"
+        raise user_error("--selection", what, "Give it, or --no-correct and --no-race")
+    return seen, _text(args.selection or source, model, args, 0 if args.selection else len(seen.tokens))
+
+
+def _text(source: Path, model: Opened, args: Namespace, skip: int) -> Teacher:
+    if source.suffix == ".safetensors":
+        return load_teacher(source, model.checkpoint, model.info.fingerprint, model.dtype)
+    return make_teacher(model.model, source, args.length, args.sequences, model.dtype, skip)
+
+
+def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
+    """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
+    place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
+    settings = SensitivitySettings(tuple(map(Choice, palette)))
+    measure = MeasureSettings("all", args.memory_limit)
+    calibration = None if args.calibration is None else str(args.calibration)
+    make_table(model, calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
+    return place
+
+
+def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
+    """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
+    palette = tuple(format_named(name).name for name in args.palette or PALETTE)
+    race = RaceSettings(seed=args.seed)
+    settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
+    model = opened(args.model, args.dtype, args.device, args.threads)
+    for form in palette:
+        check_columns(uniform(model.info, form), model.info)
+    importance = read_importance(args.imatrix, model.info.quantizable)
+    path = args.sensitivity or _measured(args, model, palette)
+    table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
+    texts = _texts(args, model, True) if args.correct or args.race else (None, None)
+    weights = QuantizedWeights(args.memory_limit, importance=importance)
+    kept = _kept(args, model, weights, *texts)
+    return OptimalSearch(model, table, settings, weights, *texts, kept), settings
+
+
+def _kept(
+    args: Namespace, model: Opened, weights: QuantizedWeights, seen: Teacher | None, fresh: Teacher | None
+) -> Evaluations:
+    """Return what a search that was killed has evaluated, from beside the plan of the first target."""
+    first = args.target_avg_bits[0] if args.target_avg_bits else None
+    facts = {**facts_of(model, weights), "calibration": facts_of_text(seen), "fresh": facts_of_text(fresh)}
+    return Evaluations.beside(next(path for path in reversed(checked_outputs(args)(first)) if path is not None), facts)
+
+
+def budgets_of(
+    search: OptimalSearch, targets: list[float] | None, same_size_as: Path | None
+) -> Iterator[tuple[float | None, float]]:
+    """Yield each target of average bits, None for a file's size, and its budget for the table's layers in bytes."""
+    if same_size_as is None:
+        budgets = [(target, search.budget(target)) for target in targets]
+        yield from budgets
+        return
+    reader = read_gguf(same_size_as)
+    names = layer_names(reader, search.model.info)
+    shared = {tensor.name: names.get(tensor.name, ()) for tensor in reader.tensors}
+    sizes = {
+        layer: tensor.n_bytes // len(shared[tensor.name]) for tensor in reader.tensors for layer in shared[tensor.name]
+    }
+    yield None, file_budget(search.table, sizes, same_size_as)

@@ -1,0 +1,88 @@
+"""Compressing a model from its files to its results: plan, compressed layers, checkpoint, statistics, scores."""
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from bitplan.core.errors import user_error
+from bitplan.core.files import folder_aside, write_table
+from bitplan.core.provenance import write_provenance
+from bitplan.evaluate.perplexity import score_plan
+from bitplan.evaluate.scores import summarize
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.compressed import FOLDER
+from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
+from bitplan.reference.datasets import calibration_tokens
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import make_teacher
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from bitplan.search.sparsegpt.channel_plan import channel_plan
+from bitplan.search.sparsegpt.model import STATISTICS, CompressedModel, compress_model
+from bitplan.search.sparsegpt.settings import ModelSettings
+
+
+def tokens_of(model: Opened, dataset: str, length: int, count: int, seed: int) -> Tensor:
+    """Return the calibration windows of a model."""
+    return calibration_tokens(dataset, model.checkpoint, model.info.fingerprint, length, count, seed)
+
+
+def _place(config: Path | None, plan: Path | None) -> Path | None:
+    """Return the folder of the plan's files. Raises `UserError` for two: the compressed layers stand beside both."""
+    parents = {path.absolute().parent for path in (config, plan) if path is not None}
+    if len(parents) > 1:
+        what = "stand in two folders, and the compressed layers stand beside both"
+        raise user_error("--output-config and --output-plan", what, "Give them the same folder")
+    return next(iter(parents), None)
+
+
+@contextmanager
+def compressed_plan(
+    model: Opened, tokens: Tensor, settings: ModelSettings, config: Path | None, plan: Path | None, save: Path | None
+) -> Iterator[tuple[CompressedModel, Plan]]:
+    """Yield the compressed model and its plan; without a place for plans the layers are kept until the context ends."""
+    place = _place(config, plan)
+    beside = Path(tempfile.gettempdir()) if save is None else save.absolute().parent
+    with folder_aside(place or beside) as aside:
+        folder = (place or aside) / FOLDER
+        made = compress_model(model.model, model.info, tokens, settings, model.dtype, folder)
+        # Each block is run twice, for the moments and for its outputs. A run that goes on with another's blocks costs less, and
+        # is to write the same.
+        cost = {"block_forward_tokens": 2 * len(model.model.blocks) * tokens.numel()}
+        yield made, channel_plan(made, model.info, settings, cost)
+
+
+def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namespace, started: float) -> None:
+    """Write what the flags ask for: config.json, plan.json, statistics, checkpoint."""
+    default = LayerPlan()
+    if args.output_config:
+        write_config(args.output_config, plan, default, model.info, "search_summary")
+    if args.output_plan:
+        write_plan(args.output_plan, plan, default, model.info, "search_summary")
+    if args.output_stats:
+        write_table(args.output_stats, made.rows, STATISTICS)
+    if args.save:
+        done = write_checkpoint(args.save, model.checkpoint, model.info, plan, QuantizedWeights(limit=0))
+        write_plan(args.save / "bitplan" / "plan.json", plan, default, model.info, "search_summary")
+        print(f"{args.save}: {done['changed']} weights changed, {done['bytes']:,} bytes")
+    written = args.output_plan or args.output_config or args.save
+    if written:
+        write_provenance(written, started)
+    summary = plan.summary
+    print(f"sparsity {summary['sparsity']:.4f}, mean width of the channels {summary['mean_channel_bits']:.4f} bits")
+    for how, told in (("dense", "every code is stored"), ("bitmap", "a bitmap of what is pruned, and the other codes")):
+        over_all, layers = summary[f"avg_bits_{how}"], summary[f"avg_bits_layers_{how}"]
+        print(f"avg_bits {over_all:.4f}, avg_bits_layers {layers:.4f} where {told}; scales and widths count")
+
+
+def print_scores(model: Opened, plan: Plan, text: Path | None, length: int) -> None:
+    """Print perplexity and KL of the compressed model on a text, if one was given."""
+    if text is None:
+        return
+    teacher = make_teacher(model.model, text, length, None, model.dtype)
+    figures = summarize(score_plan(model.model, model.info, plan, teacher, QuantizedWeights(limit=0)))
+    print(f"perplexity {figures['ppl']:.4f} (full precision {figures['base_ppl']:.4f}) on {figures['tokens']} tokens")
+    print(f"KL {figures['kl_mean']:.6f} nats per token, top-1 agreement {100 * figures['top1_agreement']:.2f} %")

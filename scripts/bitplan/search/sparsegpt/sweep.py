@@ -1,0 +1,155 @@
+"""The sweep over the columns of a layer: prune and quantize one column after another, and let the later ones make up for it.
+
+Optimal Brain Surgeon's update in the order of GPTQ (Frantar et al. 2022, algorithm 1) and SparseGPT (Frantar and Alistarh 2023,
+algorithm 1): with U the upper Cholesky factor of H^-1, the error e = (w_j - q_j) / U_jj of column j is taken from the columns after it,
+w_k -= e U_jk. Weights are held as (in, out), so that a column is contiguous.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitplan.core.errors import user_error
+from bitplan.search.sparsegpt.grid import Grid
+
+log = logging.getLogger(__name__)
+MOST_DAMPING = 1e4
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """Which weights become 0: a share of all, or of every `prunem` neighbours in a row the `prunen` that matter least."""
+
+    sparsity: float = 0.0
+    prunen: int = 0
+    prunem: int = 0
+
+    def check(self, blocksize: int) -> None:
+        """Raise `UserError` for a share outside [0, 1), for n:m that is no pattern, and for blocks that cut one."""
+        if not 0 <= self.sparsity < 1:
+            raise user_error("sparsity", f"{self.sparsity:g} is out of range", "Give a share from 0 to below 1")
+        if self.prunen < 0 or self.prunem < 0 or (self.prunen and not self.prunen < self.prunem):
+            what = f"{self.prunen}:{self.prunem} is no pattern"
+            raise user_error("prunen, prunem", what, "Prune n of every m weights, n below m, as 2 of 4")
+        if self.prunen and blocksize % self.prunem:
+            what = f"{blocksize} is no multiple of prunem {self.prunem}"
+            raise user_error("blocksize", what, "Choose blocks that hold whole patterns")
+        if blocksize < 1:
+            raise user_error("blocksize", f"{blocksize} is out of range", "Give 1 or more columns")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """U, the upper Cholesky factor of the damped H^-1 (in, in), and the diagonal of H^-1 (in,)."""
+
+    upper: Tensor
+    inverse_diagonal: Tensor
+
+
+def factorize(hessian: Tensor, percdamp: float) -> Factors:
+    """Return the factors of H + percdamp x mean(diag H) x I, with 1 on the diagonal of dead columns (H_jj = 0).
+
+    Where rounding leaves that without a Cholesky factor, damping grows tenfold until there is one, and the log says so.
+    Raises `UserError` for a Hessian that is not finite.
+    """
+    diagonal = hessian.diagonal()
+    if not torch.isfinite(diagonal).all():
+        raise user_error("calibration", "the inputs of a layer are NaN or infinite", "Check model, dtype and text")
+    repaired = hessian + torch.diag((diagonal == 0).to(hessian.dtype))
+    mean, damping = repaired.diagonal().mean(), percdamp
+    while True:
+        damped = repaired + torch.eye(len(repaired), dtype=hessian.dtype, device=hessian.device) * (damping * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        inverse = None if failed else torch.cholesky_inverse(lower)
+        upper, failed = (None, failed) if inverse is None else torch.linalg.cholesky_ex(inverse, upper=True)
+        if not failed:
+            return Factors(upper, inverse.diagonal().clone())
+        damping = max(10 * damping, 1e-6)
+        log.warning("the Hessian has no Cholesky factor: damped by %g of its mean diagonal", damping)
+        if damping > MOST_DAMPING:
+            raise user_error("calibration", "a layer's Hessian cannot be factorized", "Use more calibration text")
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep leaves of a weight: its values (in, out), its codes (in, out) where quantized, and what was pruned (in, out).
+
+    `loss` is the sum of the squares of (w_j - q_j) / U_jj, which is tr(dW H dW^T) of the whole change dW under the damped H.
+    """
+
+    values: Tensor
+    codes: Tensor | None
+    pruned: Tensor
+    loss: float
+
+
+def _smallest(saliency: Tensor, count: int) -> Tensor:
+    """Return a mask of the `count` smallest values; exactly so many, whatever is equal."""
+    mask = torch.zeros(saliency.numel(), dtype=torch.bool, device=saliency.device)
+    mask[torch.topk(saliency.reshape(-1), count, largest=False, sorted=False).indices] = True
+    return mask.reshape(saliency.shape)
+
+
+def _pattern(saliency: Tensor, prunen: int) -> Tensor:
+    """Return a mask of the `prunen` smallest values of each output, of saliency (m, out); of a short last pattern its share."""
+    return torch.zeros_like(saliency, dtype=torch.bool).scatter_(
+        0, torch.topk(saliency, prunen, dim=0, largest=False).indices, True
+    )
+
+
+def sweep(
+    weight: Tensor, upper: Tensor, pruning: Pruning, grid: Grid | None, options: Tensor | None, blocksize: int = 128
+) -> Swept:
+    """Return the weight (out, in) pruned and quantized; what is pruned stays exactly 0.
+
+    upper (in, in): `Factors.upper`. options (in,): for each column the place of its width in `grid.widths`; no grid: no quantization.
+    Exactly floor(sparsity x size) weights are pruned, each block's share by the least w^2 / U_jj^2 when the sweep reaches it.
+    """
+    rest = weight.T.contiguous().clone()  # (in, out)
+    columns, rows = rest.shape
+    pruned = torch.zeros_like(rest, dtype=torch.bool)
+    codes = None if grid is None else torch.zeros_like(rest, dtype=torch.int16)
+    chosen = None if options is None else options.tolist()
+    done, loss = 0, 0.0
+    for start in range(0, columns, blocksize):
+        stop = min(start + blocksize, columns)
+        factor, block = upper[start:stop, start:stop], rest[start:stop]
+        if not pruning.prunen and pruning.sparsity:
+            saliency = block.square() / factor.diagonal().square().unsqueeze(1)
+            count = int(pruning.sparsity * (stop * rows)) - done
+            pruned[start:stop], done = _smallest(saliency, count), done + count
+        places = None if grid is None else (grid, codes[start:stop], chosen[start:stop], start)
+        errors = _sweep_block_(block, factor, pruned[start:stop], pruning, places)
+        loss += errors.square().sum(dtype=torch.float64).item()
+        rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
+    return Swept(rest, codes, pruned, loss)
+
+
+def _sweep_block_(block: Tensor, factor: Tensor, pruned: Tensor, pruning: Pruning, places: tuple | None) -> Tensor:
+    """Replace the columns of a block (columns, out) by their pruned and quantized values; returns their errors / U_jj."""
+    errors = torch.empty_like(block)
+    for j in range(len(block)):
+        if pruning.prunen and j % pruning.prunem == 0:
+            window = block[j : j + pruning.prunem]
+            saliency = window.square() / factor.diagonal()[j : j + pruning.prunem].square().unsqueeze(1)
+            share = pruning.prunen * len(window) // pruning.prunem
+            pruned[j : j + pruning.prunem] = _pattern(saliency, share)
+        column = block[j].clone()
+        made = _quantized_(column.masked_fill(pruned[j], 0.0), pruned[j], j, places)
+        errors[j] = (column - made) / factor[j, j]
+        block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
+        block[j] = made
+    return errors
+
+
+def _quantized_(column: Tensor, pruned: Tensor, j: int, places: tuple | None) -> Tensor:
+    """Return a column's quantized values, and note its codes; the column itself without a grid."""
+    if places is None:
+        return column
+    grid, codes, options, start = places
+    group = (start + j) // grid.group
+    held = grid.codes(column, options[j], group)
+    codes[j] = held.to(codes.dtype)
+    return grid.values(held, options[j], group).masked_fill_(pruned, 0.0)

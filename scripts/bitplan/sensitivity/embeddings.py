@@ -1,0 +1,67 @@
+"""KL of the token embedding, or of the output matrix, alone in a format. They are few: each is a walk of its own, or none.
+
+An embedding is in use before block 0, so its candidate goes through the whole model; a tied one is scored with the quantized matrix
+too. An output matrix of its own changes no state: the full-precision states are scored with it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from bitplan.evaluate.perplexity import head_under
+from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.walk import Block, Forward, StreamedModel
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.apply_embeddings import embedded
+from bitplan.plans.plan import Plan, check_columns, expand
+from bitplan.reference.reference import Teacher
+from bitplan.sensitivity.gradients import as_block_runs
+from bitplan.sensitivity.kld import kld_by_window
+
+
+@dataclass(frozen=True)
+class OutsideCandidate:
+    """The embedding or the output matrix in a format, and the plan that changes nothing else."""
+
+    layer: Layer
+    wq: str
+    plan: Plan
+
+
+def outside_candidates(info: ModelInfo, formats: Sequence[str]) -> list[OutsideCandidate]:
+    """Return the candidates in model order; a tied output matrix is none of its own. Raises `UserError` where a format does not fit."""
+    made = []
+    for layer in (layer for layer in info.layers if layer.outside and not layer.tied):
+        for wq in formats:
+            entry = {"pattern": layer.name, "wq": wq, "outside": True}
+            plan = expand({"overrides": [entry]}, info.layers, "--outside")
+            check_columns(plan, info)
+            made.append(OutsideCandidate(layer, wq, plan))
+    return made
+
+
+def outside_row(model: StreamedModel, info: ModelInfo, teacher: Teacher, candidate: OutsideCandidate) -> dict[str, Any]:
+    """Return the row of a candidate, with KL by window: what a layer's output tells is empty."""
+    layer, plan, weights = candidate.layer, candidate.plan, QuantizedWeights(limit=0)
+    final = _final(model, info, teacher, plan, weights) if layer.token_table else teacher.hidden
+    by_window = kld_by_window(teacher, [final], [head_under(teacher.head, plan, info, weights)])[0]
+    return {
+        **{"layer": layer.name, "category": layer.category, "params": layer.params},
+        **{"format": candidate.wq, "inputs": UNQUANTIZED, "group_size": None, "smoothed": ""},
+        "bytes": math.ceil(FORMATS[candidate.wq].bits_of(layer.shape) / 8),
+        **dict.fromkeys(("mse", "relative_mse", "weighted_error", "fisher", "alpha")),
+        "by_window": by_window.tolist(),
+    }
+
+
+def _final(model: StreamedModel, info: ModelInfo, teacher: Teacher, plan: Plan, weights: QuantizedWeights) -> Tensor:
+    """Return the final hidden states of the model whose embedding alone is the plan's; windows are run as for the teacher's."""
+
+    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        return as_block_runs(block, forward, 1)[0](hidden)
+
+    return model.run(teacher.tokens, visit, embedded=embedded(plan, info, weights))

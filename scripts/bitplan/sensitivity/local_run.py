@@ -1,0 +1,51 @@
+"""The sensitivity table of a model, on a text or on Gaussian inputs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor
+
+from bitplan.core.resume import NOWHERE, Kept, KeptWalk, digest_of
+from bitplan.demo import DEMO
+from bitplan.plans.smoothing import Smoothing
+from bitplan.reference.opening import Opened
+from bitplan.reference.reference import load_teacher
+from bitplan.reference.text import windows
+from bitplan.sensitivity.local_errors import SensitivitySettings, measure_sensitivity
+
+GAUSSIAN = "random"
+
+
+def calibration_tokens(model: Opened, calibration: str | None, length: int, sequences: int | None) -> Tensor:
+    """Return the tokens (sequences, length) of a text or a saved one; of the bundled text for None and "random"."""
+    source = Path(calibration) if calibration and calibration != GAUSSIAN else DEMO / "calibration.txt"
+    if source.suffix == ".safetensors":
+        return load_teacher(source, model.checkpoint, model.info.fingerprint).tokens
+    return windows(model.checkpoint.folder, source, length, sequences)
+
+
+def measured(
+    model: Opened,
+    calibration: str | None,
+    length: int,
+    sequences: int | None,
+    settings: SensitivitySettings,
+    importance: Mapping[str, Tensor] = MappingProxyType({}),
+    output: Path | None = None,
+) -> tuple[list[dict[str, Any]], Smoothing | None]:
+    """Return the table's rows and the smoothing; `calibration` is a text, a saved one, "random", or None for the bundled text.
+
+    With `output` what is done is kept beside it, and an earlier run of the same that was stopped is gone on with.
+    """
+    tokens, random = calibration_tokens(model, calibration, length, sequences), calibration == GAUSSIAN
+    facts = {**model.facts, "tokens": tokens, "shape": tuple(tokens.shape), "settings": settings, "random": random}
+
+    def made(walk: KeptWalk) -> tuple[list[dict[str, Any]], Smoothing | None]:
+        return measure_sensitivity(model.model, model.info, tokens, settings, random, importance, walk)
+
+    if output is None:
+        return made(NOWHERE)
+    with Kept.beside(output, digest_of({**facts, "importance": dict(importance)})).unless_worthless() as kept:
+        return made(KeptWalk(kept))

@@ -1,0 +1,216 @@
+"""A sensitivity table from anywhere: what each format of each layer takes and costs, as arrays, checked when it is read.
+
+The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, others besides. Layers and formats may have any names.
+"""
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.formats.facts import NAMES
+
+REQUIRED = ("layer", "params", "format", "bytes", "kld")
+DELIMITERS = "\t;,"
+# What `inputs` holds in rows of formats for weights alone.
+UNQUANTIZED = ("", NAMES[0])
+SHOWN = 3
+
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class SensitivityTable:
+    """For L layers and K formats: `params` (L,), `size` in bytes and `kld` in nats (L, K), categories (L,), "" where unknown.
+
+    A format that a layer has no row for has the size 0 and the damage inf.
+    """
+
+    layers: tuple[str, ...]
+    formats: tuple[str, ...]
+    params: Table
+    size: Table
+    kld: Table
+    categories: tuple[str, ...]
+
+    @property
+    def has(self) -> NDArray[np.bool_]:
+        """Which formats each layer has a row for, (L, K)."""
+        return np.isfinite(self.kld)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The columns of a file as text, and the line of each row."""
+
+    path: Path
+    lines: list[int]
+    columns: dict[str, list[str]]
+
+    def kept(self, keep: Sequence[bool]) -> "_Rows":
+        """Return the rows for which `keep` is true."""
+        columns = {
+            name: [cell for cell, yes in zip(cells, keep, strict=True) if yes] for name, cells in self.columns.items()
+        }
+        return _Rows(self.path, [line for line, yes in zip(self.lines, keep, strict=True) if yes], columns)
+
+    def where(self, wrong: Iterable[int]) -> str:
+        """Return the file and the first lines of some rows."""
+        rows = list(wrong)
+        lines = ", ".join(str(self.lines[row]) for row in rows[:SHOWN])
+        more = f" and {len(rows) - SHOWN:,} more" if len(rows) > SHOWN else ""
+        return f"{self.path}, line{'s' * (len(rows) > 1)} {lines}{more}"
+
+
+def listed(names: Sequence[str], shown: int = SHOWN) -> str:
+    """Return the first names, and how many more there are."""
+    more = f" and {len(names) - shown:,} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(path: Path) -> _Rows:
+    """Return the rows of a file, in which the header says what parts the cells. Raises `UserError`."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as handle:
+            first = handle.readline()
+            handle.seek(0)
+            reader = csv.reader(handle, delimiter=next((mark for mark in DELIMITERS if mark in first), ","))
+            header = [name.strip() for name in next(reader, [])]
+            cells, lines = [], []
+            for row in reader:
+                if row:
+                    cells.append(row)
+                    lines.append(reader.line_num)
+    except OSError as error:
+        raise user_error(path, f"cannot be read: {error.strerror}", "Give a table as CSV or TSV") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise user_error(path, f"is no table: {error}", "Give a table as CSV or TSV") from None
+    _check_header(path, header)
+    made = _Rows(path, lines, {})
+    short = [row for row, held in enumerate(cells) if len(held) != len(header)]
+    if short:
+        what = f"not as many cells as the header's {len(header)}"
+        raise user_error(made.where(short), what, "Write one cell for each column")
+    made.columns.update({name: [row[place] for row in cells] for place, name in enumerate(header)})
+    return made
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    missing = [name for name in REQUIRED if name not in header]
+    if missing:
+        hint = f"Its columns are: {', '.join(header)[:200] or 'none'}. It needs {', '.join(REQUIRED)}"
+        raise user_error(path, f"has no column {', '.join(missing)}", hint)
+
+
+def _numbers(texts: Sequence[str]) -> Table:
+    """Return the numbers of a column, NaN for what is none."""
+    try:
+        return np.array(texts, dtype=np.str_).astype(np.float64)
+    except ValueError:
+        return np.array([_number(text) for text in texts])
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+# -- checking --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """The columns as numbers, and for each row the numbers of its layer and format."""
+
+    params: Table
+    bytes: Table
+    kld: Table
+    layer: NDArray[np.intp]
+    format: NDArray[np.intp]
+
+
+# What each column of figures has to hold, and the way out.
+EXPECTED: tuple[tuple[str, Callable[[Table], NDArray[np.bool_]], str, str], ...] = (
+    ("params", lambda held: held > 0, "no number above 0", "Give the number of weights of the layer"),
+    ("bytes", lambda held: held >= 0, "no number of 0 or more", "Give the size of the layer in this format"),
+    (
+        "kld",
+        lambda held: held >= 0,
+        "no number of 0 or more",
+        "Give the damage in nats, or leave out the row: the layer cannot have this format then",
+    ),
+)
+
+
+def _cell_problems(rows: _Rows, figures: _Figures) -> Iterable[Problem]:
+    for name in ("layer", "format"):
+        if empty := [row for row, text in enumerate(rows.columns[name]) if not text]:
+            yield Problem(rows.where(empty), f"no {name}", "Each row needs a layer and a format")
+    for name, fits, what, hint in EXPECTED:
+        held = getattr(figures, name)
+        if (wrong := np.flatnonzero(~(np.isfinite(held) & fits(held)))).size:
+            yield Problem(rows.where(wrong), f"{name} is {rows.columns[name][wrong[0]]!r}, {what}", hint)
+
+
+def _row_problems(rows: _Rows, figures: _Figures, layers: Sequence[str], formats: Sequence[str]) -> Iterable[Problem]:
+    """Yield rows that are there twice, and layers whose rows disagree on their number of weights."""
+    cell = figures.layer * len(formats) + figures.format
+    first = np.unique(cell, return_index=True)[1]
+    if (again := np.setdiff1d(np.arange(len(cell)), first)).size:
+        layer, form = layers[figures.layer[again[0]]], formats[figures.format[again[0]]]
+        what = f"{layer} has a row for {form} already"
+        yield Problem(rows.where(again), what, "Give one row for each layer and format")
+    of_layer = figures.params[np.unique(figures.layer, return_index=True)[1]][figures.layer]
+    if (other := np.flatnonzero(figures.params != of_layer)).size:
+        row = other[0]
+        what = f"params of {layers[figures.layer[row]]} is {figures.params[row]:.10g}, {of_layer[row]:.10g} in an earlier row"
+        yield Problem(rows.where(other), what, "Give the same number in all rows of a layer")
+
+
+def _places(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
+    """Return the different names, each where it comes first, and the place of each one's own among them."""
+    places: dict[str, int] = {}
+    numbers = np.array([places.setdefault(name, len(places)) for name in names], dtype=np.intp)
+    return tuple(places), numbers
+
+
+def _for_weights(rows: _Rows) -> _Rows:
+    """Return the rows of formats for weights alone: those that quantize a layer's inputs too are other candidates."""
+    return rows.kept([cell in UNQUANTIZED for cell in rows.columns["inputs"]]) if "inputs" in rows.columns else rows
+
+
+def read_sensitivity_table(path: Path) -> SensitivityTable:
+    """Return the table in a file, layers and formats in the order in which they come first.
+
+    Rows whose `inputs` is a format are left out. Raises `UserError` with all kinds of wrong rows at once: figures that
+    are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
+    """
+    rows = _for_weights(_rows(path))
+    if not rows.lines:
+        raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
+    layers, layer = _places(rows.columns["layer"])
+    formats, form = _places(rows.columns["format"])
+    figures = _Figures(*(_numbers(rows.columns[name]) for name in ("params", "bytes", "kld")), layer, form)
+    problems = [*_cell_problems(rows, figures), *_row_problems(rows, figures, layers, formats)]
+    if problems:
+        raise UserError(problems)
+    return _table(rows, figures, layers, formats)
+
+
+def _table(rows: _Rows, figures: _Figures, layers: tuple[str, ...], formats: tuple[str, ...]) -> SensitivityTable:
+    size, kld = np.zeros((len(layers), len(formats))), np.full((len(layers), len(formats)), np.inf)
+    size[figures.layer, figures.format] = figures.bytes
+    kld[figures.layer, figures.format] = figures.kld
+    first = np.unique(figures.layer, return_index=True)[1]
+    told = rows.columns.get("category")
+    categories = tuple(told[row] for row in first) if told else ("",) * len(layers)
+    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories)

@@ -1,0 +1,127 @@
+"""The table of layer statistics, measured in one walk over the calibration text."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bitplan.core.errors import user_error
+from bitplan.core.files import read_table, write_table
+from bitplan.core.resume import HIDDEN, NOWHERE, KeptWalk, Reached
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.walk import Block, Forward, StreamedModel, Visit
+from bitplan.plans.apply import weight_of
+from bitplan.statistics.activations import InputStatistics, collecting
+from bitplan.statistics.alpha_hill import FITS, alpha_hill, spectrum
+from bitplan.statistics.importance import write_importance
+from bitplan.statistics.weights import weight_moments
+
+COLUMNS = (
+    *("layer", "category", "out", "in", "params"),
+    *(f"alpha_{fit}" for fit in FITS),
+    *("weight_mean", "weight_absmax", "weight_variance", "weight_kurtosis"),
+    *("input_mean_abs", "input_mean_square", "input_absmax", "tokens"),
+)
+
+SUMS = ("sum_abs", "sum_squares", "absmax")
+
+
+def weight_row(layer: Layer, weight: Tensor) -> dict[str, Any]:
+    """Return the part of a layer's row that the weight (out, in) alone decides."""
+    eigenvalues = spectrum(weight)
+    alphas = {f"alpha_{fit}": alpha_hill(eigenvalues, fit) for fit in FITS}
+    shape = {"out": layer.shape[0], "in": layer.shape[1], "params": layer.params}
+    return {"layer": layer.name, "category": layer.category, **shape, **alphas, **weight_moments(weight)}
+
+
+def _input_row(seen: InputStatistics) -> dict[str, float]:
+    return {
+        "input_mean_abs": seen.mean_abs.mean().item(),
+        "input_mean_square": seen.mean_square.mean().item(),
+        "input_absmax": seen.absmax.max().item(),
+        "tokens": seen.tokens,
+    }
+
+
+@dataclass
+class _Found:
+    """What a walk has found so far: the rows of the weights, and the inputs' statistics, by layer."""
+
+    rows: dict[str, dict[str, Any]]
+    inputs: dict[str, InputStatistics]
+
+    @classmethod
+    def of(cls, reached: Reached) -> "_Found":
+        """Return what a walk that was stopped had found."""
+        sums: dict[str, dict[str, Tensor]] = {}
+        for key, values in reached.tensors.items():
+            name, _, part = key.rpartition("|")
+            sums.setdefault(name, {})[part] = values
+        tokens = reached.facts.get("tokens", {})
+        inputs = {name: InputStatistics(count, *(sums[name][part] for part in SUMS)) for name, count in tokens.items()}
+        return cls(dict(reached.facts.get("rows", {})), inputs)
+
+    def kept(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return this and the hidden states as tensors and facts."""
+        sums = {f"{name}|{part}": getattr(seen, part) for name, seen in self.inputs.items() for part in SUMS}
+        tokens = {name: seen.tokens for name, seen in self.inputs.items()}
+        return {HIDDEN: hidden, **sums}, {"rows": self.rows, "tokens": tokens}
+
+
+def _measuring(layers: Mapping[str, Layer], found: _Found, walk: KeptWalk) -> Visit:
+    watch = collecting(found.inputs)
+
+    def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        for name, module in block.layers.items():
+            if name in layers:
+                found.rows[name] = weight_row(layers[name], weight_of(module, layers[name]))
+        output = watch(block, hidden, forward)
+        walk.keep(block.index + 1, lambda: found.kept(output))
+        return output
+
+    return visit
+
+
+def measure_layers(
+    model: StreamedModel, info: ModelInfo, tokens: Tensor, walk: KeptWalk = NOWHERE
+) -> tuple[list[dict[str, Any]], dict[str, InputStatistics], Tensor]:
+    """Return the rows of the table in model order, the inputs' statistics by layer, and the final hidden states of `tokens`.
+
+    A walk that is kept and was stopped is gone on with.
+    """
+    layers = {layer.name: layer for layer in info.quantizable}
+    reached = walk.reached()
+    found, start = _Found.of(reached), reached.tensors.get(HIDDEN)
+    start = None if start is None else start.to(model.device)
+    hidden = model.run(tokens, _measuring(layers, found, walk), range(reached.block, len(model.blocks)), start)
+    # An expert that the router never chose has seen no token.
+    for name, layer in layers.items():
+        found.inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))
+    return [{**found.rows[name], **_input_row(found.inputs[name])} for name in layers], found.inputs, hidden
+
+
+def write_statistics(
+    table: Path, importance: Path, rows: list[dict[str, Any]], inputs: Mapping[str, InputStatistics]
+) -> None:
+    """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name."""
+    named = {row["layer"] for row in rows}
+    write_table(table, rows, COLUMNS)
+    write_importance(importance, {name: seen.mean_square for name, seen in inputs.items() if name in named})
+
+
+def read_alphas(table: Path, fit: str) -> dict[str, float]:
+    """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` for no number, or no column of the fit."""
+    column = f"alpha_{fit}"
+    return {
+        row["layer"]: _number(table, row["layer"], column, row[column]) for row in read_table(table, ("layer", column))
+    }
+
+
+def _number(table: Path, layer: str, column: str, cell: str | None) -> float:
+    try:
+        return float(cell or "nan")
+    except ValueError:
+        what = f"has {cell!r} where {column} of {layer} is to stand"
+        raise user_error(table, what, "Make it again with scripts/layer_stats.py") from None

@@ -1,0 +1,1 @@
+"""What the rules compute: code versions, and the workflow on SLURM."""

@@ -39,13 +39,15 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def part(module: str, depth: int = 1) -> str:
-    return (module.split(".") + ["", ""])[depth]
+    return [*module.split("."), "", ""][depth]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_only_from_its_own_layer_and_those_below(module):
     own = part(module)
-    above = [name for name in imported(MODULES[module]) if own and LAYERS.index(part(name) or "core") > LAYERS.index(own)]
+    above = [
+        name for name in imported(MODULES[module]) if own and LAYERS.index(part(name) or "core") > LAYERS.index(own)
+    ]
     assert above == []
 
 

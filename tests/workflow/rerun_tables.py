@@ -372,6 +372,6 @@ MODULES = {
     "statistics/hessian.py": "sparsegpt_plan",
     "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF}",
     "statistics/inputs.py": SMOOTHED,
-    "workflow/code_versions.py": "",
+    "workflow/*": "",
     "workflow/slurm/*": "",
 }

@@ -152,9 +152,8 @@ def report_flags(settings: Settings, wildcards: Any) -> str:
 def study_flags(settings: Settings, wildcards: Any) -> str:
     """Return the cells of a study with what was varied."""
     study = settings.studies[wildcards.study]
-    cells = [
-        ["--cell", cell.name, *(f"{key}={label}" for key, label in cell.labels.items())]
-        for cell in study.cells(wildcards.study)
-    ]
     along = study.x or min(study.vary, default="also")
-    return shlex.join(["--study", wildcards.study, "--x", along, *sum(cells, [])])
+    words = ["--study", wildcards.study, "--x", along]
+    for cell in study.cells(wildcards.study):
+        words += ["--cell", cell.name, *(f"{key}={label}" for key, label in cell.labels.items())]
+    return shlex.join(words)

@@ -143,7 +143,7 @@ def fetched(model: Path, revision: str | None = None) -> Path:
     """Return a model's folder: the path itself where it exists, or what is fetched from the hub by its id. Raises `UserError`."""
     if os.path.exists(model) and revision is None:
         return model
-    from bitplan.models.hub.download import located
+    from bitplan.models.hub.cache import located
 
     return located(model, revision)
 

@@ -11,7 +11,7 @@ from typing import Any
 from bitplan.config.settings import IMATRIX_SUFFIX, Settings
 from bitplan.formats.facts import weighs_columns
 from bitplan.models.checkpoint_files import PARTS, matching
-from bitplan.models.hub.download import looks_like_id
+from bitplan.models.hub.listing import looks_like_id
 
 # What stands beside a plan's `of` file and belongs to it, by method.
 BESIDE = {"genetic": "{of}.smoothing.safetensors", "sparsegpt": "compressed"}

@@ -25,7 +25,7 @@ from bitplan.reference.opening import Opened  # noqa: E402
 from bitplan.reference.reference import make_teacher  # noqa: E402
 from bitplan.runtimes.gguf.convert import convert  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
-from bitplan.runtimes.gguf.llama_cpp import opened as opened_gguf  # noqa: E402
+from bitplan.runtimes.gguf.llama_runtime import opened as opened_gguf  # noqa: E402
 from bitplan.runtimes.gguf.scores import score_gguf  # noqa: E402
 from bitplan.search.adaptive.algorithm import AdaptiveSettings  # noqa: E402
 from bitplan.search.adaptive.run import alphas_of, search, token_perplexity  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from bitplan.demo.stories import text_of
-from bitplan.runtimes.gguf.llama_cpp import opened
+from bitplan.runtimes.gguf.llama_runtime import opened
 from tests.conftest import ROOT
 
 SETTINGS = {

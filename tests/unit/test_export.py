@@ -22,7 +22,7 @@ from bitplan.reference.reference import make_teacher
 from bitplan.runtimes.gguf.convert import convert, exact_type
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.file import check_written, plan_tensors, rewrite
-from bitplan.runtimes.gguf.llama_cpp import opened
+from bitplan.runtimes.gguf.llama_runtime import opened
 from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
 from bitplan.runtimes.gguf.recipes import quantize_by_recipe
 from bitplan.runtimes.gguf.scores import score_gguf

@@ -22,7 +22,7 @@ from bitplan.reference.reference import make_teacher, teacher_from
 from bitplan.reference.text import windows
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
-from bitplan.runtimes.gguf.llama_cpp import opened as opened_gguf
+from bitplan.runtimes.gguf.llama_runtime import opened as opened_gguf
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.speed import run_once
 from bitplan.search.adaptive.algorithm import AdaptiveSettings

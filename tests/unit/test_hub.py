@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.models.hub import cache
+from bitplan.models.hub import cache, transfer
 from bitplan.models.hub import download as library
-from bitplan.models.hub import transfer
 from tests.conftest import ROOT, SCRIPTS
 from tests.hub_stand_in import Fault, Hub, serving
 from tests.workflow.conftest import copy_workflow

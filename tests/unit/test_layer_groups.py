@@ -5,8 +5,8 @@ import json
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.plans.patterns import matched, matched_parts, told_apart
 from bitplan.search.allocation.groups import layer_groups
+from bitplan.search.allocation.patterns import matched, matched_parts, told_apart
 
 LAYERS = tuple(f"blk.{i}.{part}.weight" for i in (0, 1, 10) for part in ("attn_q", "attn_k", "ffn_up"))
 QK = "blk.*.attn_q.weight,blk.*.attn_k.weight"

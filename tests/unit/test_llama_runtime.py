@@ -4,7 +4,7 @@ import pytest
 
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.runtimes.gguf.convert import convert
-from bitplan.runtimes.gguf.llama_cpp import opened
+from bitplan.runtimes.gguf.llama_runtime import opened
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ MEASURED = ("load_seconds", "prompt_tokens_per_second", "generation_tokens_per_s
 
 def run_once(path: Path, settings: SpeedSettings) -> Run:
     """Load a file, time a prompt of 256 tokens and the generation after each prompt, and return what was measured."""
-    from bitplan.runtimes.gguf.llama_cpp import opened
+    from bitplan.runtimes.gguf.llama_runtime import opened
 
     with opened(path, PROMPT_TOKENS + settings.max_tokens, settings.threads) as runtime:
         prompts = [runtime.tokenize(prompt) for prompt in settings.prompts]

@@ -171,7 +171,9 @@ def _refused(error: "HfHubHTTPError", model_id: str, revision: str | None) -> Us
         hint = "Accept them on the model's page, and set HF_TOKEN to a token of that account"
         return user_error(model_id, f"is gated: {address} gives it to those who accepted its terms", hint)
     if isinstance(error, errors.RevisionNotFoundError):
-        return user_error(model_id, f"has no revision {revision!r} on {address}", "Give a branch, a tag or a commit of it")
+        return user_error(
+            model_id, f"has no revision {revision!r} on {address}", "Give a branch, a tag or a commit of it"
+        )
     # Without a token the hub answers 401 for a model that is not there, as for one that it does not show.
     hidden = (status == 401 and not token()) or (status == 404 and not isinstance(error, errors.EntryNotFoundError))
     if hidden or isinstance(error, errors.RepositoryNotFoundError):

@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import check_gguf, written_aside
-from bitplan.runtimes.gguf.llama_cpp import last_error, quiet_api
+from bitplan.runtimes.gguf.llama_runtime import last_error, quiet_api
 
 RECIPES = {
     name.removeprefix("MOSTLY_").lower(): name for name in LlamaFileType.__members__ if name.startswith("MOSTLY_")

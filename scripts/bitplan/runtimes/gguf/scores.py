@@ -9,7 +9,7 @@ from torch import Tensor
 from bitplan.core.errors import user_error
 from bitplan.evaluate.scores import LogitsOf, TokenScores, score
 from bitplan.reference.reference import Teacher
-from bitplan.runtimes.gguf.llama_cpp import Runtime, opened
+from bitplan.runtimes.gguf.llama_runtime import Runtime, opened
 
 
 def _runtime_logits(runtime: Runtime, tokens: Tensor) -> LogitsOf:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, nearest
-from bitplan.plans.patterns import matched, nearest_layers
+from bitplan.search.allocation.patterns import matched, nearest_layers
 from bitplan.sensitivity.table import SensitivityTable, listed
 
 CATEGORY = "category:"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json, read_table
-from bitplan.plans.patterns import matched_parts, nearest_layers, told_apart
+from bitplan.search.allocation.patterns import matched_parts, nearest_layers, told_apart
 
 SUFFIX = ".weight"
 FORMS = "Give a table with the columns layer and group, a model.json, or patterns as 'blk.*.attn_q.weight,blk.*.attn_k.weight'"

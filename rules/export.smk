@@ -10,10 +10,10 @@ rule base_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 1),
     params:
-        *code("convert_gguf.py"),
+        code=code_version("convert_gguf.py"),
         script=script("convert_gguf.py"),
     shell:
         "python {params.script:q} --model {input.model} --output {output.gguf} > {log} 2>&1"
@@ -26,7 +26,7 @@ rule plan_gguf:
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
-        imatrix=importance_of,
+        imatrix=on_wildcards(inputs.importance_of),
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
         report="results/{model}/plans/{plan}/gguf.json",
@@ -38,13 +38,13 @@ rule plan_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 1),
     params:
-        *code("export_gguf.py"),
+        code=code_version("export_gguf.py"),
         script=script("export_gguf.py"),
-        flags=flags("export"),
-        imatrix=imatrix_flag,
+        flags=flags.flags_of(SETTINGS, "export"),
+        imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
         " {params.imatrix} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
@@ -52,7 +52,7 @@ rule plan_gguf:
 
 rule baseline_gguf:
     input:
-        unpack(baseline_importance),
+        unpack(on_wildcards(inputs.baseline_importance)),
         base="results/{model}/base.gguf",
     output:
         gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
@@ -62,12 +62,12 @@ rule baseline_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=runtime_mem_mb,
+        mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 2),
     params:
-        *code("baseline_gguf.py"),
+        code=code_version("baseline_gguf.py"),
         script=script("baseline_gguf.py"),
-        flags=baseline_flags,
+        flags=on_input(flags.baseline_flags),
     shell:
         "python {params.script:q} --base {input.base} {params.flags} --threads {threads}"
         " --output {output.gguf} > {log} 2>&1"

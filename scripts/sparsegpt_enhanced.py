@@ -1,6 +1,5 @@
 """Compress a model with SparseGPT: prune its layers, and give each of their input channels a width of its own."""
 
-import importlib
 import logging
 import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
@@ -9,17 +8,16 @@ from pathlib import Path
 from bitplan.cli.inputs import input_file, new_folder, output_file
 from bitplan.cli.parser import add_compute_flags, count, number, parser, ratio, run
 
-# What the library's document imports from this file.
-EXPORTS = {
-    "SparseGPT": "bitplan.search.sparsegpt.layer",
-    "QuantizationStats": "bitplan.search.sparsegpt.report",
-    "Quantizer": "bitplan.search.sparsegpt.grid",
-}
-
 
 def __getattr__(name: str):
-    if name in EXPORTS:
-        return getattr(importlib.import_module(EXPORTS[name]), name)
+    """Return what the library's document imports from this file; loaded when asked for, so that --help stays fast."""
+    from bitplan.search.sparsegpt.grid import Quantizer
+    from bitplan.search.sparsegpt.layer import SparseGPT
+    from bitplan.search.sparsegpt.report import QuantizationStats
+
+    exports = {"SparseGPT": SparseGPT, "QuantizationStats": QuantizationStats, "Quantizer": Quantizer}
+    if name in exports:
+        return exports[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -65,7 +63,7 @@ def main(args) -> None:
     from bitplan.search.sparsegpt.run import compressed_plan, print_scores, tokens_of, write_results
 
     if args.debug:
-        logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
+        logging.getLogger("bitplan.search.sparsegpt").setLevel(logging.DEBUG)
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads)
     settings = settings_of(args)

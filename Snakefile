@@ -11,7 +11,7 @@ min_version("9.0")
 HERE = Path("config.yaml")
 
 
-configfile: str(HERE if HERE.exists() else Path(workflow.basedir) / HERE)
+configfile: str(HERE if HERE.exists() else Path(workflow.current_basedir) / HERE)
 
 
 include: "rules/common.smk"
@@ -29,46 +29,48 @@ include: "rules/studies.smk"
 rule all:
     default_target: True
     input:
-        comparison_files(),
+        targets.comparison_files(SETTINGS),
 
 
 rule stats:
     input:
-        of_models("layer_stats.tsv"),
+        targets.of_models(SETTINGS, "layer_stats.tsv"),
 
 
 rule plans:
     input:
-        of_plans("bits.json"),
+        targets.of_plans(SETTINGS, "bits.json"),
 
 
 rule perplexity:
     input:
-        of_plans("perplexity.json"),
-        of_plans("gguf_perplexity.json", models=with_gguf()),
-        of_baselines("perplexity.json"),
+        targets.of_plans(SETTINGS, "perplexity.json"),
+        targets.of_plans(
+            SETTINGS, "gguf_perplexity.json", models=targets.with_gguf(SETTINGS)
+        ),
+        targets.of_baselines(SETTINGS, "perplexity.json"),
 
 
 rule gguf:
     input:
-        of_plans("model.gguf", models=with_gguf()),
-        of_baselines("model.gguf"),
+        targets.of_plans(SETTINGS, "model.gguf", models=targets.with_gguf(SETTINGS)),
+        targets.of_baselines(SETTINGS, "model.gguf"),
 
 
 rule speed:
     input:
-        of_plans("speed.json", models=with_gguf()),
-        of_baselines("speed.json"),
+        targets.of_plans(SETTINGS, "speed.json", models=targets.with_gguf(SETTINGS)),
+        targets.of_baselines(SETTINGS, "speed.json"),
 
 
 rule report:
     input:
-        comparison_files(),
+        targets.comparison_files(SETTINGS),
 
 
 rule studies:
     input:
-        study_files(),
+        targets.study_files(SETTINGS),
 
 
 onstart:
@@ -76,9 +78,8 @@ onstart:
 
 
 onsuccess:
-    show_comparisons()
-    show_endings(succeeded=True)
+    show_end(succeeded=True)
 
 
 onerror:
-    show_endings(succeeded=False)
+    show_end(succeeded=False)

@@ -11,9 +11,9 @@ rule bits:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("calculate_avg_bits.py"),
+        code=code_version("calculate_avg_bits.py"),
         script=script("calculate_avg_bits.py"),
-        flags=check_flags,
+        flags=on_wildcards(flags.check_flags),
     shell:
         "python {params.script:q} --config {input.config} --model {input.model} {params.flags}"
         " --json {output.bits} > {log} 2>&1"

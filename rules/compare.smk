@@ -1,7 +1,7 @@
 # Each file is timed beside the reference, in turn with it, so that a new plan is timed alone and is still comparable.
 rule plan_speed:
     input:
-        reference=reference_file,
+        reference=on_wildcards(inputs.reference_file),
         gguf="results/{model}/plans/{plan}/model.gguf",
     output:
         speed="results/{model}/plans/{plan}/speed.json",
@@ -11,13 +11,13 @@ rule plan_speed:
         "../envs/llama.yaml"
     threads: whole_machine
     resources:
-        mem_mb=runtime_mem_mb,
+        mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 5),
         slurm_extra="--exclusive",
     params:
-        *code("compare_real_quant.py"),
+        code=code_version("compare_real_quant.py"),
         script=script("compare_real_quant.py"),
-        flags=speed_flags,
+        flags=on_wildcards(flags.speed_flags),
         reference=SETTINGS.baselines[0],
         name=compared_name,
     shell:
@@ -27,7 +27,7 @@ rule plan_speed:
 
 use rule plan_speed as baseline_speed with:
     input:
-        reference=reference_file,
+        reference=on_wildcards(inputs.reference_file),
         gguf="results/{model}/baselines/{baseline}/model.gguf",
     output:
         speed="results/{model}/baselines/{baseline}/speed.json",
@@ -37,10 +37,10 @@ use rule plan_speed as baseline_speed with:
 
 rule comparison:
     input:
-        compared_plans,
-        compared_baselines,
-        compared_model,
-        compared_agreement,
+        on_wildcards(inputs.compared_plans),
+        on_wildcards(inputs.compared_baselines),
+        on_wildcards(inputs.compared_model),
+        on_wildcards(inputs.compared_agreement),
         model="results/{model}/model.json",
     output:
         table="results/{model}/comparison.tsv",
@@ -57,9 +57,9 @@ rule comparison:
     conda:
         "../envs/report.yaml"
     params:
-        *code("report.py"),
+        code=code_version("report.py"),
         script=script("report.py"),
-        flags=report_flags,
+        flags=on_wildcards(flags.report_flags),
     shell:
         "python {params.script:q} --model {input.model} --results results/{wildcards.model} {params.flags}"
         " --output {output.table} --text {output.text} --page {output.page} --figure {output.figure} > {log} 2>&1"

@@ -3,7 +3,7 @@
 rule evaluation:
     input:
         model="results/{model}/model.json",
-        text=evaluation_text,
+        text=on_wildcards(inputs.evaluation_text),
     output:
         saved="results/{model}/evaluation.safetensors",
     log:
@@ -15,12 +15,12 @@ rule evaluation:
     threads: 4
     resources:
         gpu=GPUS,
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        *code("teacher.py"),
+        code=code_version("teacher.py"),
         script=script("teacher.py"),
-        flags=evaluation_flags,
+        flags=on_wildcards(flags.evaluation_flags, HELD_OUT_FROM),
     shell:
         "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"
@@ -32,7 +32,7 @@ rule plan_perplexity:
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
-        imatrix=importance_of,
+        imatrix=on_wildcards(inputs.importance_of),
         evaluation="results/{model}/evaluation.safetensors",
     output:
         scores="results/{model}/plans/{plan}/perplexity.json",
@@ -45,13 +45,13 @@ rule plan_perplexity:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        *code("perplexity.py"),
+        code=code_version("perplexity.py"),
         script=script("perplexity.py"),
-        flags=flags("compute"),
-        imatrix=imatrix_flag,
+        flags=flags.flags_of(SETTINGS, "compute"),
+        imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --text {input.evaluation} {params.flags}"
         " {params.imatrix} --threads {threads} --output {output.scores} > {log} 2>&1"
@@ -70,12 +70,14 @@ rule plan_gguf_perplexity:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=runtime_mem_mb,
+        mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        *code("perplexity.py"),
+        code=code_version("perplexity.py"),
         script=script("perplexity.py"),
-        flags=flags(dtype=SETTINGS.compute.dtype, **CHECKED_BEFORE),
+        flags=flags.flags_of(
+            SETTINGS, dtype=SETTINGS.compute.dtype, **flags.CHECKED_BEFORE
+        ),
     shell:
         "python {params.script:q} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
         " --threads {threads} --output {output.scores} > {log} 2>&1"
@@ -95,7 +97,7 @@ use rule plan_gguf_perplexity as baseline_perplexity with:
 # lm-eval's tasks are optional: no target asks for these files unless the settings name some.
 rule model_tasks:
     input:
-        task_files,
+        on_wildcards(inputs.task_files, ROOT),
         model="results/{model}/model.json",
     output:
         figures="results/{model}/tasks.json",
@@ -106,12 +108,12 @@ rule model_tasks:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=whole_mem_mb,
+        mem_mb=on_attempt(resources.whole_mem_mb),
         runtime=time_limit(12, 20),
     params:
-        *code("eval_with_lm_eval.py"),
+        code=code_version("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),
-        flags=task_flags,
+        flags=on_wildcards(flags.task_flags),
     shell:
         "python {params.script:q} --model {input.model} {params.flags} --threads {threads}"
         " --output {output.figures} > {log} 2>&1"
@@ -119,12 +121,12 @@ rule model_tasks:
 
 rule plan_tasks:
     input:
-        task_files,
+        on_wildcards(inputs.task_files, ROOT),
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
-        imatrix=importance_of,
+        imatrix=on_wildcards(inputs.importance_of),
     output:
         figures="results/{model}/plans/{plan}/tasks.json",
     log:
@@ -134,13 +136,13 @@ rule plan_tasks:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=whole_mem_mb,
+        mem_mb=on_attempt(resources.whole_mem_mb),
         runtime=time_limit(12, 20),
     params:
-        *code("eval_with_lm_eval.py"),
+        code=code_version("eval_with_lm_eval.py"),
         script=script("eval_with_lm_eval.py"),
-        flags=task_flags,
-        imatrix=imatrix_flag,
+        flags=on_wildcards(flags.task_flags),
+        imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} {params.flags} {params.imatrix}"
         " --threads {threads} --output {output.figures} > {log} 2>&1"

@@ -10,13 +10,13 @@ rule base_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=runtime_mem_mb,
+        mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 2),
     params:
-        *code("convert_gguf.py"),
+        code=code_version("convert_gguf.py"),
         script=script("convert_gguf.py"),
-        flags=base_flags,
-        check=base_check_flags,
+        flags=on_wildcards(flags.base_flags),
+        check=on_input(flags.base_check_flags),
     shell:
         "python {params.script:q} --model {input.model} {params.flags} {params.check} --threads {threads}"
         " --output {output.gguf} > {log} 2>&1"
@@ -29,8 +29,8 @@ rule plan_gguf:
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan="results/{model}/plans/{plan}/plan.json",
         beside=beside_plan("plan"),
-        imatrix=importance_of,
-        calibration=export_calibration,
+        imatrix=on_wildcards(inputs.importance_of),
+        calibration=on_wildcards(inputs.export_calibration),
     output:
         gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
         report="results/{model}/plans/{plan}/gguf.json",
@@ -42,14 +42,14 @@ rule plan_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 1),
     params:
-        *code("export_gguf.py"),
+        code=code_version("export_gguf.py"),
         script=script("export_gguf.py"),
-        flags=plan_gguf_flags,
-        imatrix=imatrix_flag,
-        calibration=calibration_flag,
+        flags=on_wildcards(flags.plan_gguf_flags),
+        imatrix=on_input(flags.imatrix_flag),
+        calibration=on_input(flags.calibration_flag),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
         " {params.imatrix} {params.calibration} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
@@ -57,7 +57,7 @@ rule plan_gguf:
 
 rule baseline_gguf:
     input:
-        unpack(baseline_importance),
+        unpack(on_wildcards(inputs.baseline_importance)),
         base="results/{model}/base.gguf",
     output:
         gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
@@ -67,12 +67,12 @@ rule baseline_gguf:
         "../envs/llama.yaml"
     threads: 1
     resources:
-        mem_mb=runtime_mem_mb,
+        mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 2),
     params:
-        *code("baseline_gguf.py"),
+        code=code_version("baseline_gguf.py"),
         script=script("baseline_gguf.py"),
-        flags=baseline_flags,
+        flags=on_input(flags.baseline_flags),
     shell:
         "python {params.script:q} --base {input.base} {params.flags} --threads {threads}"
         " --output {output.gguf} > {log} 2>&1"

@@ -8,17 +8,17 @@ rule download:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("download_model.py"),
+        code=code_version("download_model.py"),
         script=script("download_model.py"),
-        flags=download_flags,
-        folder=model_folder,
+        flags=on_wildcards(flags.download_flags),
+        folder=on_wildcards(inputs.model_folder),
     shell:
         "python {params.script:q} {params.flags} --output {params.folder:q} --record {output.record} > {log} 2>&1"
 
 
 rule model:
     input:
-        model_files,
+        on_wildcards(inputs.model_files),
     output:
         model="results/{model}/model.json",
     log:
@@ -27,8 +27,8 @@ rule model:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("describe_model.py"),
+        code=code_version("describe_model.py"),
         script=script("describe_model.py"),
-        folder=model_folder,
+        folder=on_wildcards(inputs.model_folder),
     shell:
         "python {params.script:q} --model {params.folder:q} --output {output.model} > {log} 2>&1"

@@ -2,8 +2,8 @@
 rule adaptive_plan:
     input:
         model="results/{model}/model.json",
-        tasks=search_task_files,
-        imatrix=search_importance,
+        tasks=on_wildcards(inputs.search_task_files, ROOT),
+        imatrix=on_wildcards(inputs.search_importance),
         stats="results/{model}/layer_stats.tsv",
         calibration="results/{model}/calibration.safetensors",
     output:
@@ -21,13 +21,13 @@ rule adaptive_plan:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=search_mem_mb,
+        mem_mb=on_attempt(resources.search_mem_mb),
         runtime=time_limit(12, 20),
     params:
-        *code("adaptive_quantization_search.py"),
+        code=code_version("adaptive_quantization_search.py"),
         script=script("adaptive_quantization_search.py"),
-        flags=adaptive_flags,
-        imatrix=imatrix_flag,
+        flags=on_wildcards(flags.plan_flags),
+        imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
         " {params.flags} {params.imatrix} --threads {threads}"
@@ -48,9 +48,9 @@ rule random_plan:
     conda:
         "../envs/torch.yaml"
     params:
-        *code("random_mixed_precision_quantization.py"),
+        code=code_version("random_mixed_precision_quantization.py"),
         script=script("random_mixed_precision_quantization.py"),
-        flags=random_flags,
+        flags=on_wildcards(flags.plan_flags),
     shell:
         "python {params.script:q} --model {input.model} {params.flags}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
@@ -82,13 +82,13 @@ rule genetic_plan:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(1, 0),
     params:
-        *code("mixed_precision_ptq.py"),
+        code=code_version("mixed_precision_ptq.py"),
         script=script("mixed_precision_ptq.py"),
-        flags=genetic_flags,
-        pt=genetic_pt,
+        flags=on_wildcards(flags.plan_flags),
+        pt=on_wildcards(inputs.genetic_pt),
     shell:
         "rm -f {params.pt}; python {params.script:q} --model {input.model} --sensitivity {input.sensitivity} {params.flags}"
         " --output {params.pt} --output-config {output.config} --output-plan {output.plan}"
@@ -100,9 +100,9 @@ rule optimal_plan:
         model="results/{model}/model.json",
         sensitivity="results/{model}/sensitivity.tsv",
         calibration="results/{model}/calibration.safetensors",
-        selection=selection_text,
-        imatrix=importance_of,
-        same_size=optimal_size,
+        selection=on_wildcards(inputs.selection_text),
+        imatrix=on_wildcards(inputs.importance_of),
+        same_size=on_wildcards(inputs.optimal_size),
     output:
         config="results/{model}/plans/{plan}/config.json",
         plan="results/{model}/plans/{plan}/plan.json",
@@ -117,15 +117,15 @@ rule optimal_plan:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=search_mem_mb,
+        mem_mb=on_attempt(resources.search_mem_mb),
         runtime=time_limit(12, 20),
     params:
-        *code("optimal_search.py"),
+        code=code_version("optimal_search.py"),
         script=script("optimal_search.py"),
-        flags=optimal_flags,
-        same_size=size_flag,
-        unseen=selection_flag,
-        imatrix=imatrix_flag,
+        flags=on_wildcards(flags.plan_flags),
+        same_size=on_input(flags.size_flag),
+        unseen=on_input(flags.selection_flag),
+        imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"
         " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.flags} --threads {threads}"
@@ -153,12 +153,12 @@ rule sparsegpt_plan:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=sparsegpt_mem_mb,
+        mem_mb=on_attempt(resources.sparsegpt_mem_mb),
         runtime=time_limit(24, 20),
     params:
-        *code("sparsegpt_enhanced.py"),
+        code=code_version("sparsegpt_enhanced.py"),
         script=script("sparsegpt_enhanced.py"),
-        flags=sparsegpt_flags,
+        flags=on_wildcards(flags.plan_flags),
     shell:
         "python {params.script:q} {input.model} {input.calibration} {params.flags} --threads {threads}"
         " --output-config {output.config} --output-plan {output.plan} --output-stats {output.layers} > {log} 2>&1"

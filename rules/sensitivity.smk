@@ -14,7 +14,7 @@ if SETTINGS.sensitivity.shards == 1:
             model="results/{model}/model.json",
             stats="results/{model}/layer_stats.tsv",
             calibration="results/{model}/calibration.safetensors",
-            imatrix=importance_of,
+            imatrix=on_wildcards(inputs.importance_of),
         output:
             table="results/{model}/sensitivity.tsv",
             smoothing="results/{model}/sensitivity.smoothing.safetensors",
@@ -28,14 +28,14 @@ if SETTINGS.sensitivity.shards == 1:
         threads: 1
         resources:
             gpu=GPUS,
-            mem_mb=sensitivity_mem_mb,
+            mem_mb=on_attempt(resources.sensitivity_mem_mb),
             runtime=time_limit(12, 20),
         params:
-            *code("sensitivity.py"),
+            code=code_version("sensitivity.py"),
             script=script("sensitivity.py"),
-            flags=sensitivity_flags,
-            memory=memory_flag,
-            imatrix=imatrix_flag,
+            flags=on_wildcards(flags.sensitivity_flags),
+            memory=on_input(flags.memory_flag),
+            imatrix=on_input(flags.imatrix_flag),
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
             " {params.flags} {params.memory} {params.imatrix} --threads {threads} --output {output.table}"
@@ -48,7 +48,7 @@ else:
             model="results/{model}/model.json",
             stats="results/{model}/layer_stats.tsv",
             calibration="results/{model}/calibration.safetensors",
-            imatrix=importance_of,
+            imatrix=on_wildcards(inputs.importance_of),
         output:
             table=temp(f"{SHARD}.tsv"),
             smoothing=temp(f"{SHARD}.smoothing.safetensors"),
@@ -61,15 +61,15 @@ else:
         threads: 1
         resources:
             gpu=GPUS,
-            mem_mb=sensitivity_mem_mb,
+            mem_mb=on_attempt(resources.sensitivity_mem_mb),
             runtime=time_limit(12, 20),
         params:
-            *code("sensitivity.py"),
+            code=code_version("sensitivity.py"),
             script=script("sensitivity.py"),
-            flags=sensitivity_flags,
-            memory=memory_flag,
-            imatrix=imatrix_flag,
-            shard=shard_flag,
+            flags=on_wildcards(flags.sensitivity_flags),
+            memory=on_input(flags.memory_flag),
+            imatrix=on_input(flags.imatrix_flag),
+            shard=on_wildcards(flags.shard_flag),
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
             " {params.flags} {params.memory} {params.imatrix} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
@@ -90,7 +90,7 @@ else:
         conda:
             "../envs/torch.yaml"
         params:
-            *code("merge_sensitivity.py"),
+            code=code_version("merge_sensitivity.py"),
             script=script("merge_sensitivity.py"),
         shell:
             "python {params.script:q} --model {input.model} --tables {input.tables}"

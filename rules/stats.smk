@@ -1,7 +1,7 @@
 rule layer_stats:
     input:
         model="results/{model}/model.json",
-        text=calibration_text,
+        text=on_wildcards(inputs.calibration_text),
     output:
         stats="results/{model}/layer_stats.tsv",
         importance="results/{model}/layer_stats.safetensors",
@@ -15,12 +15,12 @@ rule layer_stats:
     threads: 4
     resources:
         gpu=GPUS,
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        *code("layer_stats.py"),
+        code=code_version("layer_stats.py"),
         script=script("layer_stats.py"),
-        flags=text_flags("calibration"),
+        flags=flags.text_flags(SETTINGS, "calibration"),
     shell:
         "python {params.script:q} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
         " --output {output.stats} --importance {output.importance} --save-text {output.calibration} > {log} 2>&1"
@@ -30,7 +30,7 @@ rule layer_stats:
 rule selection:
     input:
         model="results/{model}/model.json",
-        text=calibration_text,
+        text=on_wildcards(inputs.calibration_text),
     output:
         saved="results/{model}/selection.safetensors",
     log:
@@ -40,12 +40,12 @@ rule selection:
     threads: 4
     resources:
         gpu=GPUS,
-        mem_mb=model_mem_mb,
+        mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        *code("teacher.py"),
+        code=code_version("teacher.py"),
         script=script("teacher.py"),
-        flags=text_flags("selection", **skipped(SETTINGS.tokens_before_selection)),
+        flags=flags.text_flags(SETTINGS, "selection", SETTINGS.tokens_before_selection),
     shell:
         "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"

@@ -1,6 +1,6 @@
 rule study:
     input:
-        study_cells,
+        on_wildcards(inputs.study_cells),
     output:
         table="results/{model}/studies/{study}.tsv",
         text="results/{model}/studies/{study}.txt",
@@ -15,9 +15,9 @@ rule study:
     conda:
         "../envs/report.yaml"
     params:
-        *code("study_report.py"),
+        code=code_version("study_report.py"),
         script=script("study_report.py"),
-        flags=study_flags,
+        flags=on_wildcards(flags.study_flags),
     shell:
         "python {params.script:q} --results results/{wildcards.model} {params.flags}"
         " --output {output.table} --text {output.text} --figure {output.figure} > {log} 2>&1"

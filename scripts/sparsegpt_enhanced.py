@@ -1,6 +1,5 @@
 """Compress a model with SparseGPT: prune its layers, and give each of their input channels a width of its own."""
 
-import importlib
 import logging
 import time
 from argparse import ArgumentTypeError, BooleanOptionalAction
@@ -11,20 +10,21 @@ from bitplan.cli.parser import add_bos_flag, add_compute_flags, count, number, p
 
 # True: log the scores and widths of every layer, as --debug does.
 DEBUG = False
-# What the library's document imports from this file.
-EXPORTS = {
-    "SparseGPT": "bitplan.search.sparsegpt.layer",
-    "QuantizationStats": "bitplan.search.sparsegpt.report",
-    "Quantizer": "bitplan.search.sparsegpt.grid",
-}
+LOGGER = "bitplan.search.sparsegpt"
 
 
 def __getattr__(name: str):
-    if name in EXPORTS:
+    """Return what the library's document imports from this file; loaded when asked for, so that --help stays fast."""
+    from bitplan.search.sparsegpt.grid import Quantizer
+    from bitplan.search.sparsegpt.layer import SparseGPT
+    from bitplan.search.sparsegpt.report import QuantizationStats
+
+    exports = {"SparseGPT": SparseGPT, "QuantizationStats": QuantizationStats, "Quantizer": Quantizer}
+    if name in exports:
         if DEBUG:
             logging.basicConfig(format="%(message)s")
-            logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
-        return getattr(importlib.import_module(EXPORTS[name]), name)
+            logging.getLogger(LOGGER).setLevel(logging.DEBUG)
+        return exports[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -70,7 +70,7 @@ def main(args) -> None:
     from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
 
     if args.debug or DEBUG:
-        logging.getLogger("bitplan.sparsegpt").setLevel(logging.DEBUG)
+        logging.getLogger(LOGGER).setLevel(logging.DEBUG)
     started = time.monotonic()
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     settings = settings_of(args)

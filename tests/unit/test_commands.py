@@ -17,7 +17,9 @@ COMMANDS = sorted(path.name for path in SCRIPTS.glob("*.py") if path.name != "se
 def test_help_needs_no_heavy_import(name, monkeypatch, capsys):
     for heavy in ("torch", "transformers", "numpy", "gguf", "pandas"):
         monkeypatch.setitem(sys.modules, heavy, None)
-    for module in [m for m in sys.modules if m.startswith("bitplan.") and m != "bitplan.cli.parser"]:
+    for module in [
+        m for m in sys.modules if m.startswith("bitplan.") and m not in ("bitplan.cli", "bitplan.cli.parser")
+    ]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as left:

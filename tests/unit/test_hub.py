@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bitplan.core.errors import UserError
+from bitplan.models.hub import cache, transfer
 from bitplan.models.hub import download as library
-from bitplan.models.hub import transfer
 from tests.conftest import ROOT, SCRIPTS
 from tests.hub_stand_in import Fault, Hub, serving
 from tests.workflow.conftest import copy_workflow
@@ -105,7 +105,7 @@ def holds(folder: Path, text: str) -> list[Path]:
     ],
 )
 def test_an_id_has_the_form_that_the_hub_asks_for(text, is_id):
-    assert library.looks_like_id(text) is is_id
+    assert cache.looks_like_id(text) is is_id
 
 
 def test_a_download_is_the_source_byte_for_byte_and_its_record_says_what_it_is(hub, tmp_path):
@@ -404,26 +404,26 @@ def test_a_downloaded_folder_is_checked_without_a_connection(hub, tmp_path, monk
 
 def test_the_cache_is_filled_checked_repaired_and_used_without_a_connection(hub, tmp_path, monkeypatch):
     hub.faults = [Fault("drop", WEIGHTS, times=1, at=100_000)]
-    folder = library.fetch(hub.id, None, None)
+    folder = cache.fetch(hub.id, None, None)
     assert_whole(folder, hub)
     assert folder.parent.parent == tmp_path / "cache" / "models--org--tiny" and folder.name == hub.commit
     assert hub.of(WEIGHTS)[-1].headers["range"] == "bytes=100000-"
     (folder / WEIGHTS).resolve().write_bytes(b"damaged")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="damaged in the hub's cache"):
-        library.fetch(hub.id, None, None)
+        cache.fetch(hub.id, None, None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert library.fetch(hub.id, None, None) == folder
+    assert cache.fetch(hub.id, None, None) == folder
     assert_whole(folder, hub)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.asked.clear()
-    assert library.fetch(hub.id, None, None) == folder and not hub.asked
+    assert cache.fetch(hub.id, None, None) == folder and not hub.asked
 
 
 def test_a_cached_model_serves_while_the_hub_is_away(hub, monkeypatch, caplog):
-    folder = library.fetch(hub.id, "v1", None)
+    folder = cache.fetch(hub.id, "v1", None)
     monkeypatch.setattr(library, "listed", lambda *_: (_ for _ in ()).throw(unreachable()))
-    assert library.fetch(hub.id, "v1", None) == folder and "as it is in the hub's cache" in caplog.text
+    assert cache.fetch(hub.id, "v1", None) == folder and "as it is in the hub's cache" in caplog.text
 
 
 def unreachable() -> Exception:
@@ -435,7 +435,7 @@ def unreachable() -> Exception:
 def test_what_the_library_of_the_hub_finds_in_the_cache_is_the_same(hub, monkeypatch):
     from huggingface_hub import snapshot_download
 
-    folder = library.fetch(hub.id, "v1", None)
+    folder = cache.fetch(hub.id, "v1", None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert snapshot_download(hub.id, revision="v1", allow_patterns=FETCHED) == str(folder)
 
@@ -443,9 +443,9 @@ def test_what_the_library_of_the_hub_finds_in_the_cache_is_the_same(hub, monkeyp
 def test_a_path_that_exists_always_wins_and_has_no_revision(hub, tmp_path, monkeypatch):
     (tmp_path / "org" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert library.located(Path("org/tiny"), None) == Path("org/tiny") and not hub.asked
+    assert cache.located(Path("org/tiny"), None) == Path("org/tiny") and not hub.asked
     with pytest.raises(UserError, match="--revision is for a model of the hub"):
-        library.located(Path("org/tiny"), "main")
+        cache.located(Path("org/tiny"), "main")
 
 
 def test_a_command_takes_an_id_for_a_model(tiny, tmp_path):

@@ -347,7 +347,7 @@ def test_the_example_of_the_document_prints_its_summary(capsys):
 
 def test_debugging_logs_scores_and_widths(caplog):
     layer, inputs = made_layer()
-    with caplog.at_level("DEBUG", logger="bitplan.sparsegpt"):
+    with caplog.at_level("DEBUG", logger="bitplan.search.sparsegpt"):
         compressed(layer, inputs, quantizer=Quantizer(4), target_avg_bits=4.0)
     assert "hessian" in caplog.text and "importance" in caplog.text and "widths {" in caplog.text
 

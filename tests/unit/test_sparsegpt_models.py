@@ -18,6 +18,7 @@ from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.compressed import CompressedLayer, packed_mask, read_compressed
 from bitplan.plans.plan import LayerPlan, average_bits, read_plan, uniform, write_config, write_plan
+from bitplan.reference.opening import opened
 from bitplan.reference.reference import make_teacher
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
@@ -27,7 +28,8 @@ from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.grid import Quantizer
 from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT
 from bitplan.search.sparsegpt.model import compress_model
-from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.run import compressed_plan
+from bitplan.search.sparsegpt.settings import ModelSettings, part_of
 from bitplan.search.sparsegpt.sweep import Pruning
 from tests.families import FAMILIES, TEXT, make_family
 
@@ -127,11 +129,11 @@ def test_parts_of_the_blocks_are_as_the_documents_loop_has_them(blocks, parts):
 
 
 def test_a_second_plan_with_outputs_in_the_same_folder_is_refused_before_any_work(llama, tmp_path, monkeypatch):
-    opened_model = Opened(llama.checkpoint, llama.info, llama.model)
+    model = opened(llama.checkpoint.folder, "fp32", "cpu", 1)
 
     def run(name: str, settings=HALF):
         outputs = (tmp_path / f"{name}.config.json", tmp_path / f"{name}.json")
-        with compressed_plan(opened_model, llama.teacher.tokens, settings, *outputs, None) as (_, plan):
+        with compressed_plan(model, llama.teacher.tokens, settings, *outputs, None) as (_, plan):
             write_config(outputs[0], plan, LayerPlan(), llama.info, "search_summary")
             write_plan(outputs[1], plan, LayerPlan(), llama.info, "search_summary")
 
@@ -139,7 +141,7 @@ def test_a_second_plan_with_outputs_in_the_same_folder_is_refused_before_any_wor
     held = (tmp_path / "compressed/index.json").read_bytes()
     run("first")
     with pytest.raises(UserError, match="compressed: belongs to first.config.json, and would be replaced"):
-        monkeypatch.setattr(llama.model, "run", None)
+        monkeypatch.setattr(model.model, "run", None)
         run("second", replace(HALF, targets=(3.0,)))
     assert (tmp_path / "compressed/index.json").read_bytes() == held and not (tmp_path / "second.json").exists()
     assert read_plan(tmp_path / "first.json", llama.info).compressed.digest

@@ -1,5 +1,7 @@
 """Code versions: which files stand behind a command, and which edits count."""
 
+from pathlib import Path
+
 import pytest
 
 from bitplan.workflow import code_versions as versions
@@ -17,23 +19,27 @@ FILES = {
 
 
 @pytest.fixture
-def hashes(tmp_path, monkeypatch):
+def scripts(tmp_path, monkeypatch):
+    """A function that writes the files, with some replaced, and returns the version of a.py."""
     monkeypatch.setattr(versions, "SCRIPTS", tmp_path)
 
-    def make(**changed: str) -> dict[str, str]:
+    def write(**changed: str | None) -> str:
         for name, text in {**FILES, **changed}.items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.unlink(missing_ok=True)
+            if text is not None:
+                path.write_text(text)
         for cached in (versions._read, versions._located):
             cached.cache_clear()
-        return versions.code_versions("a.py")
+        return versions.code_version("a.py")
 
-    return make
+    return write
 
 
-def test_every_local_file_behind_a_command_counts_even_when_imported_late(hashes):
-    assert list(hashes()) == [
+def test_every_local_file_behind_a_command_counts_even_when_imported_late(scripts, tmp_path):
+    scripts()
+    assert [path.relative_to(tmp_path).as_posix() for path in versions.files_behind("a.py")] == [
         "a.py",
         "pkg/__init__.py",
         "pkg/late.py",
@@ -44,16 +50,45 @@ def test_every_local_file_behind_a_command_counts_even_when_imported_late(hashes
     ]
 
 
-def test_comments_docstrings_and_layout_do_not_count(hashes):
-    before = hashes()
-    assert hashes(**{"pkg/n.py": '"""Doc."""\n# c\n\ndef g():\n    "doc"\n    return  (1)\n'}) == before
+def test_comments_docstrings_and_layout_do_not_count(scripts):
+    before = scripts()
+    assert scripts(**{"pkg/n.py": '"""Doc."""\n# c\n\ndef g():\n    "doc"\n    return  (1)\n'}) == before
 
 
-def test_an_edit_of_meaning_counts_in_its_file_only(hashes):
-    before, after = hashes(), hashes(**{"pkg/n.py": "def g(): return 2\n"})
-    assert {name for name in before if before[name] != after[name]} == {"pkg/n.py"}
+def test_an_edit_of_meaning_counts(scripts):
+    before = scripts()
+    assert scripts(**{"pkg/n.py": "def g(): return 2\n"}) != before
 
 
-def test_a_file_that_is_not_imported_does_not_count(hashes):
-    before = hashes()
-    assert hashes(**{"pkg/other.py": "x = 2\n"}) == before
+def test_an_edit_inside_a_function_that_only_imports_counts(scripts):
+    assert scripts(**{"pkg/late.py": "x = 2\n"}) != scripts()
+
+
+def test_a_file_that_is_not_imported_does_not_count(scripts):
+    before = scripts()
+    assert scripts(**{"pkg/other.py": "x = 2\n"}) == before
+
+
+def test_a_moved_module_does_not_count(scripts):
+    before = scripts()
+    moved = {
+        "pkg/n.py": None,
+        "pkg/sub/renamed.py": FILES["pkg/n.py"],
+        "pkg/sub/__init__.py": "from .renamed import g\n",
+        "pkg/m.py": FILES["pkg/m.py"].replace("from . import n", "from .sub import renamed as n"),
+    }
+    assert scripts(**moved) == before
+
+
+def test_a_module_split_in_two_does_not_count(scripts):
+    both = "def g(): return 1\ndef h(): return 2\n"
+    whole = scripts(**{"pkg/n.py": both})
+    halves = {"pkg/n.py": "from .h import h\ndef g(): return 1\n", "pkg/h.py": "def h(): return 2\n"}
+    assert scripts(**halves) == whole
+
+
+def test_what_an_edge_without_effect_leads_to_does_not_count(scripts, monkeypatch):
+    before = scripts(**{"pkg/late.py": "x = 3\n"})
+    monkeypatch.setattr(versions, "WITHOUT_EFFECT", {"pkg/m.py": ("pkg/late",)})
+    assert scripts(**{"pkg/late.py": "x = 3\n"}) != before
+    assert Path("pkg/late.py").as_posix() not in {versions._below(path) for path in versions.files_behind("a.py")}

@@ -328,6 +328,7 @@ MODULES = {
     "core/provenance.py": f"download model {READ_WEIGHTS}".replace(" bits", ""),
     "core/resume.py": "layer_stats sensitivity adaptive_plan genetic_plan optimal_plan",
     "demo/*": "",
+    "demo/__init__.py": RUN_A_MODEL,
     "evaluate/*": f"adaptive_plan {TASKS}",
     "evaluate/perplexity.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY}",
     "evaluate/scores.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {SPEEDS} {CHECKED}",
@@ -349,6 +350,7 @@ MODULES = {
     "plans/apply.py": QUANTIZE_WALKING,
     "plans/apply_embeddings.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}",
     "plans/bits.py": "bits",
+    "search/allocation/patterns.py": "optimal_plan",
     "plans/torch_config.py": f"genetic_plan bits {PERPLEXITY} {TASKS} plan_gguf",
     "reference/*": f"{RUN_A_MODEL} {CHECKED}",
     "reference/datasets.py": "sparsegpt_plan",
@@ -395,6 +397,6 @@ MODULES = {
     "statistics/hessian.py": "sparsegpt_plan",
     "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF}",
     "statistics/inputs.py": SMOOTHED,
-    "workflow/code_versions.py": "",
+    "workflow/*": "",
     "workflow/slurm/*": "",
 }

@@ -1,7 +1,6 @@
 """What every command shares: typed flags, logging to stderr, errors as one line each and an exit code."""
 
 import argparse
-import importlib
 import logging
 import os
 import re
@@ -194,8 +193,9 @@ def fetched(model: Path, revision: str | None = None) -> Path:
     """Return a model's folder: the path itself where it exists, or what is fetched from the hub by its id. Raises `UserError`."""
     if os.path.exists(model) and revision is None:
         return model
-    # No import statement: how a model is fetched is behind no result, and a change there is to rerun none.
-    return importlib.import_module("bitplan.models.hub.download").located(model, revision)
+    from bitplan.models.hub.cache import located
+
+    return located(model, revision)
 
 
 def _fetch_model(args: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
-"""Short hashes of local modules, so that an edit reruns the steps that the edited code is behind, and no others.
+"""Versions of the code behind a command, so that an edit reruns the steps that depend on the edited code, and no others.
 
-Snakemake does not look into the modules that a command imports. Each rule therefore carries, as parameters, one
-`module@hash` for every local module behind its command. The hash is of the syntax tree without docstrings:
-comments, docstrings and layout may change without a rerun.
+Snakemake does not look into the modules that a command imports. Each rule therefore carries, as a parameter, one hash over the
+content of every local module behind its command. Only content counts: comments, docstrings, layout, import statements and the
+places of modules do not, so that moving a module, or splitting one in two, reruns nothing.
 """
 
 import ast
@@ -11,9 +11,12 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parents[2]
 PARTS = ("body", "orelse", "finalbody", "handlers", "cases")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+IMPORTS = (ast.Import, ast.ImportFrom)
+# How a model is fetched changes no result: the files are checked against the hub's hashes.
+WITHOUT_EFFECT = {"bitplan/cli/parser.py": ("bitplan/models/hub",)}
 
 
 @cache
@@ -41,42 +44,57 @@ def _statements(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
             yield from _statements(getattr(node, part, ()))
 
 
-def _without_docstrings_(nodes: Iterable[ast.AST]) -> None:
-    """Take the docstrings out of a tree, given as its statements."""
+def _keep_content_(nodes: Iterable[ast.AST]) -> None:
+    """Remove docstrings and import statements from a tree, given as its statements."""
     for node in nodes:
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+            node.body = node.body[1:]
+        for part in PARTS:
+            if inner := getattr(node, part, None):
+                kept = [each for each in inner if not isinstance(each, IMPORTS)]
+                setattr(node, part, kept)
 
 
 @cache
-def _read(path: Path) -> tuple[str, frozenset[Path]]:
-    """Return a file's hash and the local files that it imports. Every start of the workflow waits for this: one parse, one walk."""
+def _read(path: Path) -> tuple[frozenset[str], frozenset[Path]]:
+    """Return the hashes of a file's top-level statements and the local files that it imports: one parse, one walk."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     nodes = list(_statements([tree]))
     package = path.relative_to(SCRIPTS).parent.parts
     names = set().union(*(_named(node, package) for node in nodes))
     around = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
-    _without_docstrings_(nodes)
-    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:10]
-    return digest, frozenset(found for name in names | around if name and (found := _located(name)))
+    _keep_content_(nodes)
+    hashes = frozenset(hashlib.sha256(ast.dump(node).encode()).hexdigest() for node in tree.body)
+    return hashes, frozenset(found for name in names | around if name and (found := _located(name)))
 
 
-def module_hash(path: Path) -> str:
-    """Return 10 hexadecimal digits that change when the code of a file does."""
+def content_hashes(path: Path) -> frozenset[str]:
+    """Return one SHA-256, in hexadecimal, for each top-level statement of a Python file; imports and docstrings do not count."""
     return _read(path)[0]
 
 
 def imported_files(path: Path) -> frozenset[Path]:
-    """Return the local files that a file imports, anywhere in it, and the packages around them."""
-    return _read(path)[1]
+    """Return the local files that a file imports, anywhere in it, and the packages around them; those without effect on results left out."""
+    skipped = WITHOUT_EFFECT.get(_below(path), ())
+    return frozenset(file for file in _read(path)[1] if not _below(file).startswith(skipped or ("//",)))
 
 
-def code_versions(command: str) -> dict[str, str]:
-    """Return {path below scripts/: hash} of a command and of all local code behind it, sorted by path."""
-    waiting, seen = [SCRIPTS / command], {}
+def _below(path: Path) -> str:
+    return path.relative_to(SCRIPTS).as_posix()
+
+
+def files_behind(command: str) -> tuple[Path, ...]:
+    """Return the paths of a command and of all local code behind it, sorted."""
+    waiting, seen = [SCRIPTS / command], set()
     while waiting:
         path = waiting.pop()
         if path not in seen:
-            seen[path] = module_hash(path)
+            seen.add(path)
             waiting.extend(imported_files(path))
-    return {path.relative_to(SCRIPTS).as_posix(): seen[path] for path in sorted(seen)}
+    return tuple(sorted(seen))
+
+
+def code_version(command: str) -> str:
+    """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does."""
+    hashes = frozenset().union(*map(content_hashes, files_behind(command)))
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()[:16]

@@ -1,0 +1,165 @@
+"""Which files a rule reads, from the settings and the wildcards of a job.
+
+Paths of results are relative to the working directory; `root` is the folder of the workflow, where the bundled tasks are.
+"""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bitplan.config.settings import IMATRIX_SUFFIX, Settings
+from bitplan.formats.facts import weighs_columns
+from bitplan.models.checkpoint_files import PARTS, matching
+from bitplan.models.hub.listing import looks_like_id
+
+# What stands beside a plan's `of` file and belongs to it, by method.
+BESIDE = {"genetic": "{of}.smoothing.safetensors", "sparsegpt": "compressed"}
+PLAN_FILES = ("plan.json", "bits.json", "perplexity.json")
+GGUF_FILES = ("gguf_perplexity.json", "gguf.json", "model.gguf", "speed.json")
+BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
+
+
+def results(wildcards: Any, *names: str) -> str:
+    """Return the path of a result of a job's model."""
+    return "/".join(("results", wildcards.model, *names))
+
+
+def from_hub(settings: Settings, name: str) -> bool:
+    """Return whether a model is fetched from the model hub. A path that exists always wins."""
+    path = settings.models[name].path
+    return looks_like_id(path) and not Path(path).exists()
+
+
+def model_folder(settings: Settings, wildcards: Any) -> str:
+    """Return the folder of a checkpoint: the user's, or the one that the rule `download` fills."""
+    if from_hub(settings, wildcards.model):
+        return results(wildcards, "checkpoint")
+    return settings.models[wildcards.model].path
+
+
+def model_files(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the files of a checkpoint that decide what it computes, or the record of its download."""
+    if from_hub(settings, wildcards.model):
+        return [results(wildcards, "download.json")]
+    folder = Path(model_folder(settings, wildcards))
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    return [str(folder / name) for name in sorted(matching(names, PARTS)) or ["config.json"]]
+
+
+def calibration_text(settings: Settings, wildcards: Any) -> str:
+    """Return the text on which statistics are taken and searches run."""
+    return settings.models[wildcards.model].calibration
+
+
+def evaluation_text(settings: Settings, wildcards: Any) -> str:
+    """Return the held-out text on which plans are compared."""
+    return settings.models[wildcards.model].evaluation
+
+
+def export_calibration(settings: Settings, wildcards: Any) -> str | list[str]:
+    """Return the calibration text behind a plan's file, which names it; none for a random plan without importance."""
+    unused = settings.every_plan[wildcards.plan].method == "random" and not settings.imatrix
+    return [] if unused else calibration_text(settings, wildcards)
+
+
+def importance_of(settings: Settings, wildcards: Any) -> str | list[str]:
+    """Return the importance matrix of a model, where the settings want it used."""
+    return results(wildcards, "layer_stats.safetensors") if settings.imatrix else []
+
+
+def search_importance(settings: Settings, wildcards: Any) -> str | list[str]:
+    """Return the importance matrix for a search some of whose formats use it."""
+    formats = settings.every_plan[wildcards.plan].formats
+    return importance_of(settings, wildcards) if any(map(weighs_columns, formats)) else []
+
+
+def optimal_size(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the file whose size an optimal plan is to have; none for one with average bits."""
+    name = settings.every_plan[wildcards.plan].same_size_as
+    return [results(wildcards, "baselines", name, "model.gguf")] if name else []
+
+
+def selection_text(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the saved text that an optimal plan decides its steps on; none where it takes none."""
+    plan = settings.every_plan[wildcards.plan]
+    return [results(wildcards, "selection.safetensors")] if plan.correct or plan.race else []
+
+
+def genetic_pt(settings: Settings, wildcards: Any) -> str:
+    """Return where the genetic search writes its configuration for torch, which no step reads."""
+    return results(wildcards, "plans", wildcards.plan, "mixed_precision_config.pt")
+
+
+def beside_plan(settings: Settings, wildcards: Any, of: str) -> list[str]:
+    """Return what stands beside a plan's `of` file and belongs to it: smoothing factors or compressed weights."""
+    name = BESIDE.get(settings.every_plan[wildcards.plan].method)
+    return [results(wildcards, "plans", wildcards.plan, name.format(of=of))] if name else []
+
+
+def _files_below(folders: Iterable[Path]) -> list[str]:
+    """Return the files in some folders, and in theirs, except those that Python compiled."""
+    found = [path for folder in folders for path in folder.rglob("*")]
+    return sorted(os.path.relpath(path) for path in found if path.is_file() and path.suffix != ".pyc")
+
+
+def tasks_below(root: Path, include_path: str | None) -> list[str]:
+    """Return the files of the bundled tasks and of the user's own."""
+    return _files_below([root / "demo/tasks", *([Path(include_path)] if include_path else [])])
+
+
+def task_files(settings: Settings, wildcards: Any, root: Path) -> list[str]:
+    """Return the files of the tasks that the settings name."""
+    return tasks_below(root, settings.tasks.include_path)
+
+
+def search_task_files(settings: Settings, wildcards: Any, root: Path) -> list[str]:
+    """Return the files of the tasks that an adaptive plan may be limited by; none for a plan without a task."""
+    plan = settings.every_plan[wildcards.plan]
+    return tasks_below(root, plan.include_path) if plan.task else []
+
+
+def baseline_importance(settings: Settings, wildcards: Any) -> dict[str, str]:
+    """Return the importance matrix and the model that it is of, for a baseline whose name asks for it."""
+    if not wildcards.baseline.endswith(IMATRIX_SUFFIX):
+        return {}
+    names = {"imatrix": "layer_stats.safetensors", "model": "model.json"}
+    return {key: results(wildcards, name) for key, name in names.items()}
+
+
+def reference_file(settings: Settings, wildcards: Any) -> str:
+    """Return the baseline that every speed is compared with."""
+    return results(wildcards, "baselines", settings.baselines[0], "model.gguf")
+
+
+def compared_plans(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the files of all plans that a model's comparison shows."""
+    files = GGUF_FILES if settings.models[wildcards.model].gguf else ()
+    tasks = ("tasks.json",) if settings.tasks.names else ()
+    return [
+        results(wildcards, "plans", plan, name) for plan in settings.plans for name in (*PLAN_FILES, *files, *tasks)
+    ]
+
+
+def compared_model(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the reference model's own figures on the tasks, where there are any."""
+    return [results(wildcards, "tasks.json")] if settings.tasks.names else []
+
+
+def compared_baselines(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the files of the baselines that a model's comparison shows."""
+    baselines = settings.baselines if settings.models[wildcards.model].gguf else []
+    return [results(wildcards, "baselines", name, file) for name in baselines for file in BASELINE_FILES]
+
+
+def compared_agreement(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the table of what agrees with measured KL, where plans are searched from it."""
+    searched = any(plan.method in ("genetic", "optimal") for plan in settings.every_plan.values())
+    measured = settings.sensitivity.anchors is not None and searched
+    return [results(wildcards, "agreement.json")] if measured else []
+
+
+def study_cells(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the files of the plans that a study compares."""
+    cells = settings.studies[wildcards.study].cells(wildcards.study)
+    return [results(wildcards, "plans", cell.name, name) for cell in cells for name in ("bits.json", "perplexity.json")]

@@ -1,0 +1,68 @@
+"""What a start of the workflow checks, and what its end prints."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bitplan.config.paths import placed_settings, tokens_seen
+from bitplan.config.settings import Settings, check_duplicate_keys, parse_settings
+from bitplan.core.errors import Problem, UserError
+
+
+def settings_of(config: Mapping[str, Any], files: Iterable[str], root: Path) -> Settings:
+    """Return the validated settings of a configuration that was merged from some files; the demo's paths are below `root`.
+
+    Raises `UserError` with every problem.
+    """
+    for path in files:
+        check_duplicate_keys(Path(path))
+    settings = placed_settings(parse_settings(config), root)
+    _check_revisions(settings)
+    return settings
+
+
+def _check_revisions(settings: Settings) -> None:
+    """Raise `UserError` for a revision of a model that is a local folder."""
+    what = "is for a model on the model hub, and its path is a folder here"
+    folders = [
+        name for name, model in settings.models.items() if model.revision is not None and Path(model.path).exists()
+    ]
+    if folders:
+        raise UserError(Problem(f"models.{name}.revision", what) for name in folders)
+
+
+def held_out_from(settings: Settings) -> dict[str, int]:
+    """Return {model: tokens of its evaluation text that come before the held-out ones}; 0 where calibration is another text. Raises `UserError`."""
+    return {name: tokens_seen(settings, name) for name in settings.models}
+
+
+def shared_text_warnings(first: Mapping[str, int]) -> list[str]:
+    """Return a line for each model whose calibration and evaluation are one text, from {model: its first held-out token}."""
+    return [
+        f"models.{name}: calibration and evaluation are one text. Plans are compared on its tokens from {token} on,"
+        " behind those of calibration and selection."
+        for name, token in first.items()
+        if token
+    ]
+
+
+def results_without_records(settings: Settings) -> list[str]:
+    """Return a warning if there are results and no record of how they were made, so that no change would rerun anything."""
+    present = [name for name in settings.models if any(Path("results", name).glob("*.*"))]
+    if not present or any(Path(".snakemake/metadata").glob("*")):
+        return []
+    return [
+        f"results/{present[0]} was made elsewhere: .snakemake/ does not record how, so changed settings and code would make nothing again."
+        " Copy .snakemake/ too; or, if nothing has changed, snakemake --touch --forceall --cores 1 takes the results as they are"
+        " (docs/reruns.md)."
+    ]
+
+
+def comparisons_since(settings: Settings, started: float) -> list[str]:
+    """Return the comparison of each model whose table was written after `started`, in seconds since the epoch."""
+    paths = {name: Path(f"results/{name}/comparison.txt") for name in settings.models}
+    return [
+        f"{name}\n{path.read_text(encoding='utf-8')}\n{path.with_suffix('.html')} has the figure."
+        for name, path in paths.items()
+        if path.exists() and path.stat().st_mtime >= started
+    ]

@@ -1,0 +1,120 @@
+"""What the rules compute from settings and wildcards: flags, inputs, targets, memory and time."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from bitplan.config.settings import parse_settings
+from bitplan.workflow import flags, inputs, resources, targets
+
+MODEL = {"path": "demo/model", "calibration": "a.txt", "evaluation": "b.txt"}
+PLANS = {
+    "threshold": {"method": "adaptive"},
+    "tasked": {"method": "adaptive", "task": "demo_stories"},
+    "typed": {"method": "adaptive", "formats": ["q4_k", "q8_0"]},
+    "chance": {"method": "random"},
+    "w4": {"method": "genetic"},
+    "best": {"method": "optimal", "target_avg_bits": 6.0},
+    "sized": {"method": "optimal", "same_size_as": "q4_k_m", "correct": False},
+    "pruned": {"method": "sparsegpt", "sparsity": 0.5},
+}
+PALETTE = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"]
+
+
+def settings(**changes):
+    base = {"models": {"m": MODEL}, "plans": PLANS, "sensitivity": {"anchors": 2, "palette": PALETTE}}
+    return parse_settings({**base, "calibration": {"sequences": 16}, **changes})
+
+
+def job(**wildcards):
+    return SimpleNamespace(model="m", **wildcards)
+
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+def value(text: str, flag: str) -> str:
+    return words(text)[words(text).index(flag) + 1]
+
+
+def test_a_plans_flags_are_its_settings_without_its_method_and_its_check():
+    made = flags.plan_flags(settings(), job(plan="threshold"))
+    assert value(made, "--ppl-threshold") == "0.1" and value(made, "--device") == "cpu"
+    assert not {"--method", "--check", "--task", "--length"} & set(words(made))
+
+
+def test_a_plan_limited_by_a_task_sees_the_windows_of_the_tasks():
+    made = flags.plan_flags(settings(tasks={"max_length": 128}), job(plan="tasked"))
+    assert value(made, "--length") == "128" and value(made, "--task") == "demo_stories"
+
+
+def test_a_method_that_runs_no_model_takes_no_device():
+    assert "--device" not in flags.plan_flags(settings(), job(plan="chance"))
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_method_has_flags(plan):
+    assert flags.plan_flags(settings(), job(plan=plan)).startswith("--")
+
+
+def test_the_size_of_an_optimal_plan_is_an_input_and_not_a_setting():
+    assert "same" not in flags.plan_flags(settings(), job(plan="sized"))
+    assert inputs.optimal_size(settings(), job(plan="sized")) == ["results/m/baselines/q4_k_m/model.gguf"]
+    assert inputs.optimal_size(settings(), job(plan="best")) == []
+    assert flags.size_flag(settings(), job(), SimpleNamespace(same_size="x.gguf")) == "--same-size-as x.gguf"
+    assert flags.size_flag(settings(), job(), SimpleNamespace(same_size=[])) == ""
+
+
+def test_a_plan_that_decides_no_step_on_text_reads_no_validation_text():
+    assert inputs.selection_text(settings(), job(plan="sized")) == []
+    assert inputs.selection_text(settings(), job(plan="best")) == ["results/m/selection.safetensors"]
+
+
+def test_what_stands_beside_a_plan_belongs_to_its_method():
+    beside = {plan: inputs.beside_plan(settings(), job(plan=plan), "config") for plan in ("w4", "pruned", "best")}
+    assert beside == {
+        "w4": ["results/m/plans/w4/config.smoothing.safetensors"],
+        "pruned": ["results/m/plans/pruned/compressed"],
+        "best": [],
+    }
+
+
+def test_only_formats_that_use_importance_ask_for_it():
+    assert inputs.search_importance(settings(), job(plan="threshold")) == []
+    assert inputs.search_importance(settings(), job(plan="typed")) == "results/m/layer_stats.safetensors"
+    assert inputs.search_importance(settings(imatrix=False), job(plan="typed")) == []
+
+
+def test_a_model_that_llama_cpp_does_not_know_has_no_files_of_it():
+    without = settings(models={"m": {**MODEL, "gguf": False}})
+    assert targets.of_plans(without, "model.gguf", models=targets.with_gguf(without)) == []
+    assert inputs.compared_baselines(without, job()) == []
+    assert not any("gguf" in file for file in inputs.compared_plans(without, job()))
+
+
+def test_a_model_id_is_downloaded_unless_a_folder_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hub = settings(models={"m": {**MODEL, "path": "somebody/a-model"}})
+    assert inputs.model_files(hub, job()) == ["results/m/download.json"]
+    (tmp_path / "somebody/a-model").mkdir(parents=True)
+    assert inputs.model_files(hub, job()) == ["somebody/a-model/config.json"]
+
+
+def test_memory_and_time_grow_with_the_weights_and_the_attempt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo/model").mkdir(parents=True)
+    memory = (resources.model_mem_mb, resources.runtime_mem_mb, resources.whole_mem_mb, resources.sparsegpt_mem_mb)
+    small = [function(settings(), job(), 1) for function in memory]
+    with open(tmp_path / "demo/model/model.safetensors", "wb") as file:
+        file.truncate(4 << 30)
+    large = [function(settings(), job(), 1) for function in memory]
+    again = [function(settings(), job(), 2) for function in memory]
+    assert all(a < b < c for a, b, c in zip(small, large, again, strict=True))
+    limit = resources.time_limit(settings(), 2, 5)
+    assert limit(job(), 1) == 120 + int(5 * 4096 / 1000) and limit(job(), 2) > limit(job(), 1)
+
+
+def test_measuring_asks_for_the_memory_that_the_settings_allow():
+    plain = resources.model_mem_mb(settings(), job(), 1)
+    assert resources.sensitivity_mem_mb(settings(), job(), 1) == plain + 4_000_000_000 // 2**20

@@ -1,6 +1,7 @@
 """Search W4 weights with A4 or A8 activations for every layer: sensitivity, SmoothQuant, a genetic search under a compression."""
 
 import time
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
@@ -21,7 +22,10 @@ AUTO = "auto"
 
 def compression_or_auto(text: str) -> float | str:
     """The argparse type of a compression, or the word that leaves it to the labels."""
-    return text if text == AUTO else number(0.0, 1.0, open_low=True)(text)
+    try:
+        return text if text == AUTO else number(0.0, 1.0, open_low=True)(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is neither a number over 0 to 1 nor {AUTO}") from None
 
 
 def main(args) -> None:

@@ -379,6 +379,7 @@ CASES = [
     ("a target without a palette", f"{MEASURED} --target-avg-bits 8", "--palette and --target-avg-bits", "Give both"),
     ("a palette without an output", f"{MEASURED} --palette q8_0 --target-avg-bits 15", "--palette: has no place", "--output-plan"),
     ("a compression out of reach", f"{MEASURED} --target_compression 0.5", "--target_compression", "reach 0.6667 to 1.0000"),
+    ("a compression that is a word", f"{MEASURED} --target_compression always", "--target_compression: 'always'", "nor auto"),
     ("a compression over 1", f"{MEASURED} --target_compression 1.5", "--target_compression: 1.5", "to 1"),
     ("average bits out of reach", f"{MEASURED} --palette q8_0 int4 --target-avg-bits 5 --output-plan {{tmp}}/p.json",
      "--target-avg-bits: no choice is within 5", "The choices reach 13."),

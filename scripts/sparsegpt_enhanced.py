@@ -11,21 +11,21 @@ from bitplan.cli.parser import add_bos_flag, add_compute_flags, count, number, p
 # True: log the scores and widths of every layer, as --debug does.
 DEBUG = False
 LOGGER = "bitplan.search.sparsegpt"
+EXPORTED = ("SparseGPT", "QuantizationStats", "Quantizer")
 
 
 def __getattr__(name: str):
     """Return what the library's document imports from this file; loaded when asked for, so that --help stays fast."""
+    if name not in EXPORTED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from bitplan.search.sparsegpt.grid import Quantizer
     from bitplan.search.sparsegpt.layer import SparseGPT
     from bitplan.search.sparsegpt.report import QuantizationStats
 
-    exports = {"SparseGPT": SparseGPT, "QuantizationStats": QuantizationStats, "Quantizer": Quantizer}
-    if name in exports:
-        if DEBUG:
-            logging.basicConfig(format="%(message)s")
-            logging.getLogger(LOGGER).setLevel(logging.DEBUG)
-        return exports[name]
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if DEBUG:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger(LOGGER).setLevel(logging.DEBUG)
+    return {"SparseGPT": SparseGPT, "QuantizationStats": QuantizationStats, "Quantizer": Quantizer}[name]
 
 
 def named_number(text: str) -> tuple[str, float]:

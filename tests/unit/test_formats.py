@@ -473,7 +473,7 @@ def test_an_unknown_format_names_the_nearest():
     ],
 )
 def test_the_export_says_what_becomes_of_each_format(name, kind, why):
-    tensor = SimpleNamespace(shape=(512, 4))
+    tensor = SimpleNamespace(name="blk.0.ffn_up.weight", shape=(512, 4))
     made = choose_type(tensor, LayerPlan(name), FORMATS[name], False, GGMLQuantizationType.F16)
     assert (made[0].name, made[1]) == (kind, why)
 

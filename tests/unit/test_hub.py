@@ -422,7 +422,7 @@ def test_the_cache_is_filled_checked_repaired_and_used_without_a_connection(hub,
 
 def test_a_cached_model_serves_while_the_hub_is_away(hub, monkeypatch, caplog):
     folder = cache.fetch(hub.id, "v1", None)
-    monkeypatch.setattr(library, "listed", lambda *_: (_ for _ in ()).throw(unreachable()))
+    monkeypatch.setattr(cache, "listed", lambda *_: (_ for _ in ()).throw(unreachable()))
     assert cache.fetch(hub.id, "v1", None) == folder and "as it is in the hub's cache" in caplog.text
 
 

@@ -145,7 +145,7 @@ def test_both_searches_take_a_table_in_which_no_token_reached_some_experts_alike
     write_sensitivity(table, made.rows, made.smoothing)
     info, palette = model.opened.info, ("int4", "mxfp8", "mxfp6_e2m3")
     read = read_sensitivity_table(table)
-    other = palette_table(read_sensitivity(table), read.layers, palette, "kld")
+    other = palette_table(read_sensitivity(table), info.quantizable, palette, "kld")
     places = [read.formats.index(form) for form in palette]
     assert read.layers == tuple(layer.name for layer in info.quantizable)
     assert (read.kld[:, places] == other.damage).all()
@@ -153,7 +153,7 @@ def test_both_searches_take_a_table_in_which_no_token_reached_some_experts_alike
     table.write_text(lacking)
     for reader in (
         read_sensitivity_table,
-        lambda path: palette_table(read_sensitivity(path), read.layers, palette, "kld"),
+        lambda path: palette_table(read_sensitivity(path), info.quantizable, palette, "kld"),
     ):
         with pytest.raises(UserError, match="no token reached"):
             reader(table)

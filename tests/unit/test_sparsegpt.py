@@ -410,7 +410,7 @@ def test_debug_lines_hold_plain_numbers(caplog):
     gpt = SparseGPT(torch.nn.Linear(8, 4), "layer_0")
     gpt.quantizer = Quantizer(4)
     gpt.add_batch(torch.randn(16, 8))
-    with caplog.at_level("DEBUG", logger="bitplan.sparsegpt"):
+    with caplog.at_level("DEBUG", logger="bitplan.search.sparsegpt"):
         gpt.fasterprune(target_avg_bits=4.0)
     assert "widths {" in caplog.text and not any(word in caplog.text for word in ("np.", "tensor(", "int64"))
 

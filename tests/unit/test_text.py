@@ -279,7 +279,7 @@ def test_an_importance_matrix_that_is_not_finite_is_refused(value, tiny, tmp_pat
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_is_an_error(value):
     ones = torch.ones(2, 3)
-    with pytest.raises(UserError, match="KL: is"):
+    with pytest.raises(UserError, match="are not finite .KL"):
         summarize(TokenScores(ones, ones, torch.full((2, 3), value), ones))
 
 

@@ -150,9 +150,9 @@ CALLS = sorted(
 
 def third_party(command: str) -> set[str]:
     """The packages that a command and the local code behind it import, anywhere in it."""
-    from bitplan.workflow.code_versions import SCRIPTS, code_versions
+    from bitplan.workflow.code_versions import SCRIPTS, files_behind
 
-    nodes = [node for file in code_versions(command) for node in ast.walk(ast.parse((SCRIPTS / file).read_text()))]
+    nodes = [node for file in files_behind(command) for node in ast.walk(ast.parse(file.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     local = {path.stem for path in SCRIPTS.glob("*.py")} | {"bitplan"}

@@ -1,5 +1,6 @@
 """The full-precision GGUF of a model, by llama.cpp's own converter."""
 
+import errno
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ OLD_KEYS: dict[str, dict[str, tuple[str, ...]]] = {
 # What is fixed in transformers' code of a family, and is a key of the configuration to the converter.
 FIXED_KEYS: dict[str, dict[str, str]] = {"deepseek_v3": {"scoring_func": "sigmoid"}}
 HALF_LIMIT = 65504.0
+FULL = os.strerror(errno.ENOSPC)
 OUT_TYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
 
@@ -137,6 +139,8 @@ def _run(command: list[str], facts: str, checkpoint: Checkpoint, output: Path) -
         if warning or line.startswith(GUESSED):
             log.warning("llama.cpp's converter: %s", warning["text"] if warning else line)
     if made.returncode:
+        if FULL in made.stderr:
+            raise OSError(errno.ENOSPC, FULL, str(output))
         last = (made.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("ERROR:hf-to-gguf:")
         raise user_error(
             checkpoint.folder,

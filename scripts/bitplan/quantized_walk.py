@@ -120,6 +120,8 @@ def planned_weight(name: str, weight: Tensor, plan: Plan, weights: QuantizedWeig
     """Return a layer's weight (out, in) as its plan has it, float32: already smoothed `weight` rounded, or what is stored beside the plan."""
     if plan.of(name).wq == CHANNELS:
         return plan.compressed.weight(name)
+    if plan.rounded is not None and name in plan.rounded:
+        return plan.rounded.weight(name)
     return weights.get(name, weight, plan.of(name), plan.smoothing)
 
 

@@ -140,4 +140,4 @@ def codes_of(elements: Tensor, layout: BlockLayout) -> Tensor:
     order = torch.tensor(layout.table, dtype=torch.int32)
     rising, places = torch.unique(order), {value: layout.table.index(value) for value in layout.table}
     code = torch.tensor([places[int(value)] for value in rising], dtype=torch.int32)
-    return code[torch.searchsorted(rising, whole)]
+    return code[torch.searchsorted(rising, whole.contiguous())]

@@ -30,6 +30,11 @@ class Levels:
     run: int
     nearest: Nearest
 
+    def to(self, like: Tensor) -> "Levels":
+        """Return the same levels in the dtype and on the device of a tensor."""
+        offset = None if self.offset is None else self.offset.to(like)
+        return Levels(self.scale.to(like), offset, self.run, self.nearest)
+
     def elements(self, column: Tensor, place: int) -> Tensor:
         """Return the nearest element of each weight of a column (out,) that is the span's `place`-th."""
         part = place // self.run
@@ -51,7 +56,12 @@ def integers(low: int, high: int) -> Nearest:
 
 def shifted_integers(zero: Tensor, high: int) -> Nearest:
     """Return the rounding to code - zero for codes from 0 to `high`; zero (n, out) as `Levels.scale`."""
-    return lambda scaled, part: torch.clamp(scaled.round_(), -zero[part], high - zero[part])
+
+    def nearest(scaled: Tensor, part: int) -> Tensor:
+        held = zero[part].to(scaled)
+        return torch.clamp(scaled.round_(), -held, high - held)
+
+    return nearest
 
 
 def floats(element: Element) -> Nearest:

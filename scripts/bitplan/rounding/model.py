@@ -1,0 +1,150 @@
+"""A whole plan rounded in one walk: each block's layers on the inputs that the rounded blocks before it give.
+
+What is done is kept in a folder beside the result, a file for each block: a run that was stopped goes on after the last whole block.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, get_num_threads
+
+from bitplan import __version__
+from bitplan.errors import user_error
+from bitplan.formats.table import UNQUANTIZED
+from bitplan.models.compressed import drop_if_empty, finish_folder, take_up
+from bitplan.models.layers import ModelInfo
+from bitplan.models.walk import Block, Forward, StreamedModel
+from bitplan.plan import Plan, check_columns
+from bitplan.progress import progress
+from bitplan.quantized_walk import QuantizedWeights, planned_weight, quantized_inputs, set_weight_, smooth_, weight_of
+from bitplan.rounding.codes import RoundedLayer, RoundedModel, finished_block, write_rounded
+from bitplan.rounding.grids import GRIDS
+from bitplan.rounding.layer import DAMPING, FEEDBACK, LayerToRound, RoundedWeight, round_layer
+from bitplan.statistics.hessian import InputMoments, moments_of
+
+COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
+
+
+@dataclass(frozen=True)
+class RoundingSettings:
+    """How a plan's layers are rounded; `damping` is added to the diagonal of each Hessian in shares of its mean."""
+
+    rounding: str = FEEDBACK
+    damping: float = DAMPING
+
+
+def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
+    """Return the layers of a plan whose format has codes to choose, in model order; none outside the blocks."""
+    return [layer.name for layer in info.quantizable if plan.of(layer.name).wq in GRIDS]
+
+
+def _digest(info: ModelInfo, plan: Plan, settings: RoundingSettings, tokens: Tensor, dtype: str) -> str:
+    """Return a SHA-256 of everything that decides the result: also the threads, which may change last digits."""
+    asked = {name: made.to_json() for name, made in plan.layers.items()}
+    beside = [part.digest for part in (plan.smoothing, plan.compressed) if part is not None]
+    told = [info.fingerprint, asked, beside, asdict(settings), dtype, get_num_threads(), __version__]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode() + tokens.numpy().tobytes()).hexdigest()
+
+
+@dataclass
+class _Rounding:
+    """The visitor of the walk, and a row of figures for each layer that it has done."""
+
+    info: ModelInfo
+    plan: Plan
+    settings: RoundingSettings
+    partial: Path
+    weights: QuantizedWeights
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._layers = {layer.name: layer for layer in self.info.layers}
+        self._names = frozenset(rounded_names(self.plan, self.info))
+        blocks = 1 + max(layer.block for layer in self.info.quantizable)
+        self._bar = progress(range(blocks), blocks, "blocks")
+
+    def visit(self, block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        """Round a block, or take up what an earlier run has made of it, and return its outputs."""
+        next(self._bar, None)
+        self._prepare_(block)
+        with quantized_inputs(block, self.plan, self.weights.formats):
+            done = finished_block(self.partial, block.index)
+            layers, notes = done or self._rounded(block, hidden, forward)
+            for name, layer in layers.items():
+                set_weight_(block.layers[name], self._layers[name], layer.weight())
+            self.rows += [notes[name] for name in layers]
+            return forward(hidden)
+
+    def _prepare_(self, block: Block) -> None:
+        """Smooth the block, and give the layers that are not rounded here the weights that the plan has for them."""
+        if self.plan.smoothing is not None:
+            smooth_(block, self.plan.smoothing, self._layers)
+        for name, module in block.layers.items():
+            if name in self._layers and name not in self._names and self.plan.of(name).wq != UNQUANTIZED:
+                layer = self._layers[name]
+                made = planned_weight(name, weight_of(module, layer), self.plan, self.weights)
+                set_weight_(module, layer, made)
+
+    def _rounded(
+        self, block: Block, hidden: Tensor, forward: Forward
+    ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
+        with moments_of(block) as moments:
+            forward(hidden)
+        layers, notes = {}, {}
+        for name in [name for name in block.layers if name in self._names]:
+            asked = self._asked(name, block, moments.get(name))
+            made = round_layer(asked, self.settings.rounding)
+            layers[name] = RoundedLayer(made.quantized, asked.form.name, asked.group)
+            notes[name] = _note(asked, made)
+        write_rounded(self.partial, block.index, layers, notes)
+        return layers, notes
+
+    def _asked(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:
+        weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
+        hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
+        made = self.plan.of(name)
+        form = self.weights.formats[made.wq]
+        return LayerToRound(name, weight, hessian, form, form.group(made.group_size), self.settings.damping)
+
+
+def _note(asked: LayerToRound, made: RoundedWeight) -> dict[str, Any]:
+    """Return the figures of a layer: errors are mean squares of the change of its outputs."""
+    rows = 2 * len(asked.weight)
+    facts = {"layer": asked.name, "format": asked.form.name, "rounding": made.rounding}
+    errors = {"error": made.error / rows, "error_nearest": made.error_nearest / rows}
+    return {**facts, **errors, "damping": made.damping, "why": made.why}
+
+
+def round_plan(
+    model: StreamedModel,
+    info: ModelInfo,
+    plan: Plan,
+    tokens: Tensor,
+    settings: RoundingSettings,
+    folder: Path,
+    dtype: str = "fp32",
+) -> tuple[Plan, tuple[Mapping[str, Any], ...]]:
+    """Return the plan with its layers rounded on windows of tokens (sequences, length), and a row of figures for each.
+
+    The codes are written into the folder, which is replaced when all is done; until then the blocks are in `folder`.partial. Raises
+    `UserError` for a plan without a layer to round, and for formats that do not fit their layers.
+    """
+    check_columns(plan, info)
+    if not rounded_names(plan, info):
+        what = "has no layer with a format of codes inside the blocks: there is nothing to round"
+        raise user_error("plan", what, f"Formats with codes are {', '.join(list(GRIDS)[:6])} ...")
+    plan = replace(plan, rounded=None)
+    partial = folder.with_name(f"{folder.name}.partial")
+    take_up(partial, _digest(info, plan, settings, tokens, dtype))
+    run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
+    try:
+        model.run(tokens, run.visit)
+    finally:
+        drop_if_empty(partial)
+    rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)
+    return replace(plan, rounded=rounded), tuple(run.rows)

@@ -28,7 +28,7 @@ def main(args) -> None:
     tokens = calibration_tokens(
         str(args.calibration), model.checkpoint, model.info.fingerprint, args.length, args.sequences, args.seed
     )
-    settings = RoundingSettings(args.rounding, args.damping)
+    settings = RoundingSettings(args.rounding, args.damping, args.descents)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
     write_plan(args.output / "plan.json", made, LayerPlan(), model.info, "search_summary")
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
@@ -50,6 +50,8 @@ if __name__ == "__main__":
     flags.add_argument("--rounding", choices=ROUNDINGS, default="feedback", help="how weights are rounded")
     flags.add_argument("--damping", type=number(0.0), default=0.01,
                        help="added to the diagonal of each layer's second moments, in shares of its mean")  # fmt: skip
+    flags.add_argument("--descents", type=number(0, kind=int), default=2,
+                       help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
     run(flags, main)

@@ -75,9 +75,9 @@ def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, 
     seen = {}
     real = rounding_model.round_layer
 
-    def note(asked, rounding):
+    def note(asked, *how):
         seen[asked.name] = asked.hessian.clone()
-        return real(asked, rounding)
+        return real(asked, *how)
 
     monkeypatch.setattr(rounding_model, "round_layer", note)
     for name in ("int2", "int8"):
@@ -92,17 +92,19 @@ def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_pat
     whole = rounded(llama, plan, tmp_path / "whole")
     real, asked = rounding_model.round_layer, []
 
-    def stops(layer, rounding):
+    def stops(layer, *how):
         asked.append(layer.name)
         if ".layers.1." in layer.name:
             raise KeyboardInterrupt
-        return real(layer, rounding)
+        return real(layer, *how)
 
     monkeypatch.setattr(rounding_model, "round_layer", stops)
     with pytest.raises(KeyboardInterrupt):
         rounded(llama, plan, tmp_path / "again")
     assert (tmp_path / "again.partial").is_dir() and not (tmp_path / "again").exists()
-    monkeypatch.setattr(rounding_model, "round_layer", lambda layer, how: asked.append(layer.name) or real(layer, how))
+    monkeypatch.setattr(
+        rounding_model, "round_layer", lambda layer, *how: asked.append(layer.name) or real(layer, *how)
+    )
     asked.clear()
     again = rounded(llama, plan, tmp_path / "again")
     assert asked and not any(".layers.0." in name for name in asked) and not (tmp_path / "again.partial").exists()
@@ -115,10 +117,10 @@ def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_pat
 def test_what_a_run_with_other_settings_has_left_is_not_gone_on_from(llama, tmp_path, monkeypatch):
     real = rounding_model.round_layer
 
-    def stops(layer, rounding):
+    def stops(layer, *how):
         if ".layers.1." in layer.name:
             raise KeyboardInterrupt
-        return real(layer, rounding)
+        return real(layer, *how)
 
     plan = uniform(llama.info, "int4")
     monkeypatch.setattr(rounding_model, "round_layer", stops)

@@ -8,17 +8,10 @@ import torch
 from bitplan.errors import UserError
 from bitplan.formats.base import Quantized
 from bitplan.formats.table import FORMATS
+from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import (
-    FEEDBACK,
-    NEAREST,
-    FormatColumns,
-    LayerToRound,
-    columns_at_once,
-    feedback,
-    round_layer,
-)
+from bitplan.rounding.layer import FEEDBACK, NEAREST, feedback, round_layer
 from bitplan.sparsegpt.sweep import Pruning, damped_factors, sweep_columns
 from tests.unit.test_sparsegpt import gptq
 
@@ -89,7 +82,7 @@ def test_without_correlations_it_is_rounding_to_nearest(name):
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_integers_with_one_scale_per_row_are_gptq_by_gaussian_elimination(bits):
     asked, inputs = layer_to_round(f"int{bits}", 12, 40, group=40, dtype=torch.float64)
-    made = asked.values(feedback(asked, damped_factors(asked.hessian, 0.01)))
+    made = asked.values(feedback(asked, damped_factors(asked.hessian, 0.01)).quantized())
     assert torch.allclose(made, gptq(asked.weight, inputs, bits), rtol=0, atol=1e-12)
 
 
@@ -104,8 +97,33 @@ def test_scales_are_found_on_weights_that_have_every_earlier_error(name):
         column = rest[j].clone()
         rest[j] = columns.rounded(j, column, torch.zeros(8, dtype=torch.bool), rest[j:])
         rest[j + 1 :] -= torch.outer(upper[j, j + 1 :], (column - rest[j]) / upper[j, j])
-    made = asked.values(feedback(asked, damped_factors(asked.hessian, 0.01)))
+    made = asked.values(feedback(asked, damped_factors(asked.hessian, 0.01)).quantized())
     assert torch.allclose(made, asked.values(columns.quantized()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["q2_k", "q4_k", "q6_k", "iq4_xs", "q5_1", "mxfp4", "mxfp8", "int3", "int4_asym"])
+def test_each_descent_lowers_the_error_of_the_layer(name):
+    asked, _ = layer_to_round(name)
+    factors = damped_factors(asked.hessian, 0.01)
+    errors = [asked.error(feedback(asked, factors, descents).quantized()) for descents in range(4)]
+    assert errors == sorted(errors, reverse=True) and errors[1] < 0.97 * errors[0]
+
+
+def test_a_descent_moves_each_column_to_its_best_place_given_all_others():
+    asked, _ = layer_to_round("int4", 4, 48, dtype=torch.float64)
+    columns = feedback(asked, damped_factors(asked.hessian, 0.01), 50)
+    hessian = asked.hessian.clone()
+    hessian.diagonal().add_(0.001 * hessian.diagonal().mean())
+    change = columns.values().T - asked.weight
+    least = ((change @ hessian) * change).sum()
+    for j in range(48):
+        for step in (-1, 1):
+            other = change.clone()
+            other[:, j] += step * columns.levels[j // 32].scale[0]
+            error = ((other @ hessian) * other).sum(1)
+            reachable = (columns.elements[j] + step).abs() <= 7
+            assert (error[reachable] >= ((change @ hessian) * change).sum(1)[reachable] - 1e-15).all()
+    assert least > 0
 
 
 @pytest.mark.parametrize("span", [1, 32, 48, 100, 128, 192, 256, 509, 4096])
@@ -126,8 +144,8 @@ def test_a_layers_error_is_never_above_that_of_rounding_to_nearest(name):
 
 def test_feedback_that_is_worse_than_nearest_is_not_taken_and_the_log_says_so(caplog, monkeypatch):
     asked, _ = layer_to_round("q4_k")
-    monkeypatch.setattr("bitplan.rounding.layer.feedback", lambda layer, factors: LayerToRound.nearest(
-        LayerToRound(layer.name, layer.weight + 1, layer.hessian, layer.form, layer.group)))  # fmt: skip
+    worse = LayerToRound("q4_k", asked.weight + 1, asked.hessian, asked.form, asked.group)
+    monkeypatch.setattr("bitplan.rounding.layer.feedback", lambda layer, *how: feedback(worse, *how))
     made = round_layer(asked)
     assert made.rounding == NEAREST and made.error == made.error_nearest and "layer error" in made.why
     assert torch.equal(made.quantized.parts["data"], asked.nearest().parts["data"])

@@ -23,8 +23,9 @@ from bitplan.plan import Plan, check_columns
 from bitplan.progress import progress
 from bitplan.quantized_walk import QuantizedWeights, planned_weight, quantized_inputs, set_weight_, smooth_, weight_of
 from bitplan.rounding.codes import RoundedLayer, RoundedModel, finished_block, write_rounded
+from bitplan.rounding.columns import DAMPING, LayerToRound
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import DAMPING, FEEDBACK, LayerToRound, RoundedWeight, round_layer
+from bitplan.rounding.layer import DESCENTS, FEEDBACK, RoundedWeight, round_layer
 from bitplan.statistics.hessian import InputMoments, moments_of
 
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
@@ -32,10 +33,12 @@ COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "
 
 @dataclass(frozen=True)
 class RoundingSettings:
-    """How a plan's layers are rounded; `damping` is added to the diagonal of each Hessian in shares of its mean."""
+    """How a plan's layers are rounded: `damping` is added to the diagonal of each Hessian in shares of its mean, `descents` are the
+    sweeps of coordinate descent after the one with error feedback."""
 
     rounding: str = FEEDBACK
     damping: float = DAMPING
+    descents: int = DESCENTS
 
 
 def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
@@ -98,7 +101,7 @@ class _Rounding:
         layers, notes = {}, {}
         for name in [name for name in block.layers if name in self._names]:
             asked = self._asked(name, block, moments.get(name))
-            made = round_layer(asked, self.settings.rounding)
+            made = round_layer(asked, self.settings.rounding, self.settings.descents)
             layers[name] = RoundedLayer(made.quantized, asked.form.name, asked.group)
             notes[name] = _note(asked, made)
         write_rounded(self.partial, block.index, layers, notes)

@@ -3,11 +3,11 @@
 import time
 from pathlib import Path
 
-from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, number, parser, run
+from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
 from bitplan.flag_files import input_file, output_folder
 
 # Those of bitplan.rounding.layer.ROUNDINGS, which is not loaded for --help.
-ROUNDINGS = ("nearest", "feedback")
+ROUNDINGS = ("nearest", "feedback", "tuned")
 
 
 def main(args) -> None:
@@ -19,6 +19,7 @@ def main(args) -> None:
     from bitplan.rounding.codes import FOLDER
     from bitplan.rounding.model import COLUMNS, RoundingSettings, round_plan
     from bitplan.rounding.report import check_output, print_rounding
+    from bitplan.rounding.tuning import TuningSettings
     from bitplan.torch_config import read_any_plan
 
     started = time.monotonic()
@@ -28,7 +29,8 @@ def main(args) -> None:
     tokens = calibration_tokens(
         str(args.calibration), model.checkpoint, model.info.fingerprint, args.length, args.sequences, args.seed
     )
-    settings = RoundingSettings(args.rounding, args.damping, args.descents)
+    tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
+    settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
     write_plan(args.output / "plan.json", made, LayerPlan(), model.info, "search_summary")
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
@@ -52,6 +54,8 @@ if __name__ == "__main__":
                        help="added to the diagonal of each layer's second moments, in shares of its mean")  # fmt: skip
     flags.add_argument("--descents", type=number(0, kind=int), default=2,
                        help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
+    flags.add_argument("--steps", type=count, default=100, help="steps that tuning takes on each block")
+    flags.add_argument("--tokens-per-step", type=count, default=4096, help="calibration tokens that a step looks at")
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
     run(flags, main)

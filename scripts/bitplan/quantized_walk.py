@@ -85,6 +85,8 @@ class _QuantizedInputs:
             return self._last[2]
         given = values if divisor is None else values / divisor.to(values.device, values.dtype)
         result = given if made.aq == UNQUANTIZED else self.formats[made.aq].roundtrip(given, made.group_size)
+        if given.requires_grad and made.aq != UNQUANTIZED:
+            result = given + (result - given).detach()  # a gradient passes the rounding as if it were not there
         self._last = (values, asked, result.to(values.dtype))
         return self._last[2]
 

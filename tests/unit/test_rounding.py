@@ -4,6 +4,8 @@ import logging
 
 import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from bitplan.errors import UserError
 from bitplan.formats.base import Quantized
@@ -12,6 +14,7 @@ from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_onc
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 from bitplan.rounding.grids import GRIDS
 from bitplan.rounding.layer import FEEDBACK, NEAREST, feedback, round_layer
+from bitplan.rounding.tuning import Choice, TuningSettings, _batches, tune_
 from bitplan.sparsegpt.sweep import Pruning, damped_factors, sweep_columns
 from tests.unit.test_sparsegpt import gptq
 
@@ -224,3 +227,67 @@ def test_sizes_are_those_of_rounding_to_nearest(name):
     made, plain = round_layer(asked).quantized, asked.nearest()
     assert made.nbytes == plain.nbytes and made.parts.keys() == plain.parts.keys()
     assert all(made.parts[key].dtype == plain.parts[key].dtype for key in made.parts)
+
+
+# --------------------------------------------------------------------------------------------------------------- tuning
+
+
+def found_by_feedback(name: str, rows: int = 24):
+    asked, inputs = layer_to_round(name, rows, 256)
+    return asked, inputs, feedback(asked, damped_factors(asked.hessian, 0.01))
+
+
+@pytest.mark.parametrize("name", WITH_CODES)
+def test_the_choice_of_each_weight_is_between_two_neighbours_and_begins_where_feedback_ended(name):
+    _, _, columns = found_by_feedback(name, 4)
+    choice = Choice.of(columns)
+    assert torch.equal(choice.values(), columns.values())
+    assert (choice.lower <= choice.upper).all() and (choice.position >= 0).all() and (choice.position <= 1).all()
+    # Both are on the grid, with nothing between them.
+    for number, levels in enumerate(columns.levels):
+        some = slice(number * columns.span, (number + 1) * columns.span)
+        places = torch.arange(len(choice.lower[some]))
+        for end in (choice.lower[some], choice.upper[some]):
+            scaled = torch.where(levels.scale[places // levels.run] == 0, 0, end)
+            assert torch.equal(levels.kind.nearest(scaled.clone(), places // levels.run), scaled)
+        above = levels.kind.beside(choice.lower[some], torch.ones_like(choice.lower[some]), places // levels.run)
+        inside = choice.upper[some] > choice.lower[some]
+        assert torch.equal(above[inside], choice.upper[some][inside])
+
+
+@pytest.mark.parametrize("name", ["q2_k", "q4_k", "iq4_xs", "mxfp4", "int4_asym"])
+@pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
+def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error_that_it_returns(name, kind):
+    asked, inputs, columns = found_by_feedback(name)
+    module = nn.Linear(256, 24, bias=False) if kind == "Linear" else Conv1D(24, 256)
+    stored = (lambda values: values.contiguous()) if kind == "Linear" else (lambda values: values.T.contiguous())
+    hidden = inputs[:512].reshape(8, 64, 256)
+
+    def forward(states):
+        return nn.functional.silu(module(states) * 4)
+
+    # Not the layer's own outputs: those that the full-precision model has, on inputs of its own.
+    module.weight = nn.Parameter(stored(asked.weight))
+    target = forward(hidden + 0.3 * torch.roll(hidden, 1, 2)).detach()
+    held = columns.elements.clone()
+    before, after = tune_({"l": module}, {"l": columns}, hidden, target, forward, TuningSettings(30, 512))
+    assert after < 0.97 * before and not torch.equal(columns.elements, held)
+    module.weight = nn.Parameter(stored(asked.values(columns.quantized())))
+    assert nn.functional.mse_loss(forward(hidden), target).item() == pytest.approx(after, rel=1e-4)
+
+
+def test_tuning_that_does_not_help_leaves_what_feedback_has_found():
+    asked, inputs, columns = found_by_feedback("q4_k")
+    module, held = nn.Linear(256, 24, bias=False), columns.elements.clone()
+    hidden = inputs[:512].reshape(8, 64, 256)
+    target = (hidden @ asked.weight.T).detach()
+    far = TuningSettings(2, 64, reach=5.0)
+    before, after = tune_({"l": module}, {"l": columns}, hidden, target, module.forward, far)
+    assert before < after and torch.equal(columns.elements, held)
+    assert all(far.rate(step) > 0 for step in range(2)) and sum(map(far.rate, range(2))) == pytest.approx(5.0)
+
+
+def test_every_window_is_seen_before_one_is_seen_again():
+    seen = torch.cat(list(_batches(6, 100, TuningSettings(3, 250))))
+    assert sorted(seen.tolist()) == list(range(6))
+    assert [len(chosen) for chosen in _batches(2, 100, TuningSettings(3, 1000))] == [2, 2, 2]

@@ -50,13 +50,17 @@ class LayerToRound:
 
 @dataclass
 class FormatColumns:
-    """Rounds columns to a format's grid for `sweep_columns`; keeps the parts and the elements (in, out) that it has found."""
+    """Rounds columns to a format's grid for `sweep_columns`; keeps the parts, the elements (in, out) that it has found,
+    and the weights that these are nearest to, `centers` (in, out)."""
 
     layer: LayerToRound
     elements: Tensor
     importance: Tensor | None
     parts: list[Quantized] = field(default_factory=list)
     levels: list[Levels] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.centers = torch.empty_like(self.elements)
 
     @property
     def span(self) -> int:
@@ -73,13 +77,14 @@ class FormatColumns:
     def on_grid_(self, j: int, column: Tensor) -> Tensor:
         """Return the nearest values to a column (out,) that is the j-th, on a grid that was found before, and keep their elements."""
         levels, place = self.levels[j // self.span], j % self.span
+        self.centers[j] = column
         self.elements[j] = levels.elements(column, place)
         return levels.values(self.elements[j], place)
 
     def values(self) -> Tensor:
         """Return the values of all columns, (in, out)."""
-        made = (self.levels[j // self.span].values(held, j % self.span) for j, held in enumerate(self.elements))
-        return torch.stack(list(made))
+        spans = zip(self.levels, self.elements.split(self.span), strict=True)
+        return torch.cat([levels.values(held, torch.arange(len(held), device=held.device)) for levels, held in spans])
 
     def _find_(self, start: int, columns: Tensor) -> None:
         form, values = self.layer.form, columns.T.to(torch.float32).contiguous()

@@ -30,16 +30,16 @@ class Grid:
     write: Callable[[Quantized, Tensor], Quantized]
 
 
-def _gguf(kind: str, layout: BlockLayout) -> Grid:
+def _gguf(layout: BlockLayout) -> Grid:
     low = -layout.zero if layout.bits < 8 else -(2**7)
-    nearest = integers(low, low + 2**layout.bits - 1)
+    kind = integers(low, low + 2**layout.bits - 1)
     if layout.table:
-        nearest = listed(torch.unique(torch.tensor(layout.table, dtype=torch.float32)))
+        kind = listed(torch.unique(torch.tensor(layout.table, dtype=torch.float32)))
 
     def read(quantized: Quantized, group: int) -> Levels:
         scale, offset = layout.scales(quantized.parts["data"])
         parts = [None if part is None else part.T.contiguous() for part in (scale, offset)]
-        return Levels(*parts, group // len(parts[0]), nearest)
+        return Levels(*parts, group // len(parts[0]), kind)
 
     def write(quantized: Quantized, elements: Tensor) -> Quantized:
         data = quantized.parts["data"].clone()
@@ -106,7 +106,7 @@ ELEMENTS = {
 }
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
-        **{form.name: _gguf(form.gguf_type, BLOCKS[form.gguf_type]) for form in FORMATS.values() if form.family == "gguf"},
+        **{form.name: _gguf(BLOCKS[form.gguf_type]) for form in FORMATS.values() if form.family == "gguf"},
         **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
         **{f"int{bits}": _integer(bits) for bits in range(2, 9)},
         **{f"int{bits}_asym": _asymmetric(bits) for bits in range(2, 9)},

@@ -5,7 +5,7 @@ The scales of a span of columns are chosen by the format's own quantizer when th
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -16,7 +16,7 @@ from bitplan.rounding.descent import descend_
 from bitplan.sparsegpt.sweep import Factors, Pruning, check_hessian, damped_factors, sweep_columns
 
 log = logging.getLogger(__name__)
-NEAREST, FEEDBACK = "nearest", "feedback"
+NEAREST, FEEDBACK, TUNED = "nearest", "feedback", "tuned"
 MOST_DAMPING = 1.0
 LESS = 0.1  # of the damping; no inverse is taken in a descent
 DESCENTS = 2
@@ -26,7 +26,8 @@ DESCENTS = 2
 class RoundedWeight:
     """A rounded weight: its parts, how it was rounded, and both errors (`LayerToRound.error`).
 
-    `damping` is what the factors needed; None where nothing was factorized. `why` says why it is not as asked; "" where it is.
+    `damping` is what the factors needed; None where nothing was factorized. `why` says why it is not as asked; "" where it is. `columns`
+    are what error feedback has found; None for rounding to nearest.
     """
 
     quantized: Quantized
@@ -35,6 +36,7 @@ class RoundedWeight:
     error_nearest: float
     damping: float | None = None
     why: str = ""
+    columns: FormatColumns | None = None
 
 
 def feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
@@ -78,11 +80,18 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
         return _kept(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: its Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
-    made = feedback(layer, factors, descents).quantized()
+    columns = feedback(layer, factors, descents)
+    made = columns.quantized()
     error = layer.error(made)
     if not error <= plain.error:
         return _kept(layer, plain, f"error feedback gives a layer error of {error:.4g}, nearest {plain.error:.4g}")
-    return RoundedWeight(made, FEEDBACK, error, plain.error, damping)
+    return RoundedWeight(made, FEEDBACK, error, plain.error, damping, columns=columns)
+
+
+def tuned(layer: LayerToRound, made: RoundedWeight) -> RoundedWeight:
+    """Return what error feedback has made of a layer with the elements that its columns have by now."""
+    quantized = made.columns.quantized()
+    return replace(made, quantized=quantized, rounding=TUNED, error=layer.error(quantized))
 
 
 def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
@@ -92,5 +101,9 @@ def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
 
 # The name of a way of rounding, and what it is, for help and messages.
 ROUNDINGS: Mapping[str, str] = MappingProxyType(
-    {NEAREST: "each weight to its nearest code", FEEDBACK: "each column's error is handed to the columns after it"}
+    {
+        NEAREST: "each weight to its nearest code",
+        FEEDBACK: "each column's error is handed to the columns after it",
+        TUNED: "the codes of a block tuned together, from those of feedback on",
+    }
 )

@@ -5,6 +5,7 @@ What is done is kept in a folder beside the result, a file for each block: a run
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,9 +26,11 @@ from bitplan.quantized_walk import QuantizedWeights, planned_weight, quantized_i
 from bitplan.rounding.codes import RoundedLayer, RoundedModel, finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import DESCENTS, FEEDBACK, RoundedWeight, round_layer
+from bitplan.rounding.layer import DESCENTS, FEEDBACK, TUNED, RoundedWeight, round_layer, tuned
+from bitplan.rounding.tuning import TuningSettings, tune_
 from bitplan.statistics.hessian import InputMoments, moments_of
 
+log = logging.getLogger(__name__)
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
 
 
@@ -39,6 +42,7 @@ class RoundingSettings:
     rounding: str = FEEDBACK
     damping: float = DAMPING
     descents: int = DESCENTS
+    tuning: TuningSettings = field(default_factory=TuningSettings)
 
 
 def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
@@ -64,6 +68,7 @@ class _Rounding:
     partial: Path
     weights: QuantizedWeights
     rows: list[dict[str, Any]] = field(default_factory=list)
+    _reference: Tensor | None = None
 
     def __post_init__(self) -> None:
         self._layers = {layer.name: layer for layer in self.info.layers}
@@ -74,14 +79,24 @@ class _Rounding:
     def visit(self, block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         """Round a block, or take up what an earlier run has made of it, and return its outputs."""
         next(self._bar, None)
+        target = self._target(hidden, forward)
         self._prepare_(block)
         with quantized_inputs(block, self.plan, self.weights.formats):
             done = finished_block(self.partial, block.index)
-            layers, notes = done or self._rounded(block, hidden, forward)
+            layers, notes = done or self._rounded(block, hidden, target, forward)
             for name, layer in layers.items():
                 set_weight_(block.layers[name], self._layers[name], layer.weight())
             self.rows += [notes[name] for name in layers]
-            return forward(hidden)
+            with torch.no_grad():
+                return forward(hidden)
+
+    @torch.no_grad()
+    def _target(self, hidden: Tensor, forward: Forward) -> Tensor | None:
+        """Return the full-precision model's output of the block, where it is tuned towards that."""
+        if self.settings.rounding != TUNED:
+            return None
+        self._reference = forward(hidden if self._reference is None else self._reference)
+        return self._reference
 
     def _prepare_(self, block: Block) -> None:
         """Smooth the block, and give the layers that are not rounded here the weights that the plan has for them."""
@@ -94,18 +109,41 @@ class _Rounding:
                 set_weight_(module, layer, made)
 
     def _rounded(
-        self, block: Block, hidden: Tensor, forward: Forward
+        self, block: Block, hidden: Tensor, target: Tensor | None, forward: Forward
     ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
-        with moments_of(block) as moments:
+        with moments_of(block) as moments, torch.no_grad():
             forward(hidden)
-        layers, notes = {}, {}
-        for name in [name for name in block.layers if name in self._names]:
-            asked = self._asked(name, block, moments.get(name))
-            made = round_layer(asked, self.settings.rounding, self.settings.descents)
-            layers[name] = RoundedLayer(made.quantized, asked.form.name, asked.group)
-            notes[name] = _note(asked, made)
+        names = [name for name in block.layers if name in self._names]
+        asked = {name: self._asked(name, block, moments.get(name)) for name in names}
+        with torch.no_grad():
+            how = (self.settings.rounding, self.settings.descents)
+            made = {name: round_layer(layer, *how) for name, layer in asked.items()}
+        if target is not None:
+            made |= self._tuned(block, asked, made, hidden, target, forward)
+        layers = {
+            name: RoundedLayer(each.quantized, asked[name].form.name, asked[name].group) for name, each in made.items()
+        }
+        notes = {name: _note(asked[name], each) for name, each in made.items()}
         write_rounded(self.partial, block.index, layers, notes)
         return layers, notes
+
+    def _tuned(
+        self,
+        block: Block,
+        asked: Mapping[str, LayerToRound],
+        made: Mapping[str, RoundedWeight],
+        hidden: Tensor,
+        target: Tensor,
+        forward: Forward,
+    ) -> dict[str, RoundedWeight]:
+        """Return the layers of a block tuned together; none where that does not lower the error of its outputs."""
+        found = {name: each.columns for name, each in made.items() if each.columns is not None}
+        for name, each in made.items():
+            if each.columns is None:
+                set_weight_(block.layers[name], self._layers[name], asked[name].values(each.quantized))
+        before, after = tune_(block.layers, found, hidden, target, forward, self.settings.tuning)
+        log.info("block %d: mean squared error of its outputs %.4g, tuned %.4g", block.index, before, after)
+        return {name: tuned(asked[name], made[name]) for name in found} if after < before else {}
 
     def _asked(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:
         weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
@@ -146,7 +184,7 @@ def round_plan(
     take_up(partial, _digest(info, plan, settings, tokens, dtype))
     run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
     try:
-        model.run(tokens, run.visit)
+        model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
     finally:
         drop_if_empty(partial)
     rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)

@@ -55,7 +55,7 @@ if __name__ == "__main__":
     flags.add_argument("--descents", type=number(0, kind=int), default=2,
                        help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
     flags.add_argument("--steps", type=count, default=100, help="steps that tuning takes on each block")
-    flags.add_argument("--tokens-per-step", type=count, default=4096, help="calibration tokens that a step looks at")
+    flags.add_argument("--tokens-per-step", type=count, default=2048, help="calibration tokens that a step looks at")
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
     run(flags, main)

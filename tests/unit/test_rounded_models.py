@@ -21,10 +21,12 @@ from bitplan.export.gguf_file import plan_tensors, rewrite
 from bitplan.plan import LayerPlan, Plan, read_plan, uniform, write_plan
 from bitplan.quantized_walk import QuantizedWeights
 from bitplan.rounding.model import RoundingSettings, round_plan
+from bitplan.rounding.tuning import TuningSettings
 from tests.conftest import ROOT
 from tests.families import FAMILIES, TEXT, make_family
 from tests.unit.test_sparsegpt_models import Opened, damage
 
+FEW_STEPS = RoundingSettings("tuned", tuning=TuningSettings(5, 64))
 BLOCK_OF_32 = ("q8_0", "q4_0", "q5_1", "iq4_nl")
 
 
@@ -71,6 +73,44 @@ def test_on_a_trained_model_it_halves_the_damage_of_rounding_to_nearest(bundled,
         assert damage(bundled, rounded(bundled, plan, tmp_path / name)) < 0.65 * damage(bundled, plan)
 
 
+def test_tuned_codes_damage_a_trained_model_less_than_those_of_feedback(bundled, tmp_path):
+    plan = uniform(bundled.info, "q4_k")
+    tuned = RoundingSettings("tuned", tuning=TuningSettings(40, 2048))
+    ours, start = (rounded(bundled, plan, tmp_path / how.rounding, how) for how in (tuned, RoundingSettings()))
+    assert damage(bundled, ours) < 0.95 * damage(bundled, start)
+
+
+def test_tuning_keeps_the_full_precision_models_own_states_as_its_target(llama, tmp_path, monkeypatch):
+    seen = []
+    real = rounding_model.tune_
+
+    def note(modules, found, hidden, target, *rest):
+        seen.append((hidden.clone(), target.clone()))
+        return real(modules, found, hidden, target, *rest)
+
+    monkeypatch.setattr(rounding_model, "tune_", note)
+    rounded(llama, uniform(llama.info, "int2"), tmp_path / "r", FEW_STEPS)
+    whole = []
+    llama.model.run(
+        llama.teacher.tokens, lambda block, hidden, forward: whole.append(forward(hidden)) or whole[-1].clone()
+    )
+    assert [torch.equal(target, states) for (_, target), states in zip(seen, whole, strict=True)] == [True, True]
+    assert not torch.allclose(seen[1][0], whole[0])
+
+
+@pytest.mark.parametrize("aq", ["bf16", "mxfp4", "int8_token"])
+def test_gradients_pass_quantized_inputs(llama, tmp_path, aq, caplog):
+    caplog.set_level("INFO")
+    rounded(
+        llama,
+        uniform(llama.info, "int3", aq, 32),
+        tmp_path / "r",
+        RoundingSettings("tuned", tuning=TuningSettings(20, 96)),
+    )
+    told = [record.args for record in caplog.records if record.msg.startswith("block %d")]
+    assert len(told) == 2 and all(after < before for _, before, after in told)
+
+
 def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, tmp_path, monkeypatch):
     seen = {}
     real = rounding_model.round_layer
@@ -87,9 +127,10 @@ def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, 
     assert torch.equal(first, also_first) and not torch.allclose(second, other)
 
 
-def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_path, monkeypatch):
+@pytest.mark.parametrize("settings", [RoundingSettings(), FEW_STEPS], ids=["feedback", "tuned"])
+def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_path, monkeypatch, settings):
     plan = mixed(llama.info, "q4_0", "int4", "mxfp4")
-    whole = rounded(llama, plan, tmp_path / "whole")
+    whole = rounded(llama, plan, tmp_path / "whole", settings)
     real, asked = rounding_model.round_layer, []
 
     def stops(layer, *how):
@@ -100,13 +141,13 @@ def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_pat
 
     monkeypatch.setattr(rounding_model, "round_layer", stops)
     with pytest.raises(KeyboardInterrupt):
-        rounded(llama, plan, tmp_path / "again")
+        rounded(llama, plan, tmp_path / "again", settings)
     assert (tmp_path / "again.partial").is_dir() and not (tmp_path / "again").exists()
     monkeypatch.setattr(
         rounding_model, "round_layer", lambda layer, *how: asked.append(layer.name) or real(layer, *how)
     )
     asked.clear()
-    again = rounded(llama, plan, tmp_path / "again")
+    again = rounded(llama, plan, tmp_path / "again", settings)
     assert asked and not any(".layers.0." in name for name in asked) and not (tmp_path / "again.partial").exists()
     assert again.rounded.digest == whole.rounded.digest
     assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {

@@ -14,7 +14,7 @@ from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_onc
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 from bitplan.rounding.grids import GRIDS
 from bitplan.rounding.layer import FEEDBACK, NEAREST, feedback, round_layer
-from bitplan.rounding.tuning import Choice, TuningSettings, _batches, tune_
+from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, tune_
 from bitplan.sparsegpt.sweep import Pruning, damped_factors, sweep_columns
 from tests.unit.test_sparsegpt import gptq
 
@@ -273,7 +273,7 @@ def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error
     before, after = tune_({"l": module}, {"l": columns}, hidden, target, forward, TuningSettings(30, 512))
     assert after < 0.97 * before and not torch.equal(columns.elements, held)
     module.weight = nn.Parameter(stored(asked.values(columns.quantized())))
-    assert nn.functional.mse_loss(forward(hidden), target).item() == pytest.approx(after, rel=1e-4)
+    assert error_of(forward(hidden), target).item() == pytest.approx(after, rel=1e-4)
 
 
 def test_tuning_that_does_not_help_leaves_what_feedback_has_found():
@@ -285,6 +285,12 @@ def test_tuning_that_does_not_help_leaves_what_feedback_has_found():
     before, after = tune_({"l": module}, {"l": columns}, hidden, target, module.forward, far)
     assert before < after and torch.equal(columns.elements, held)
     assert all(far.rate(step) > 0 for step in range(2)) and sum(map(far.rate, range(2))) == pytest.approx(5.0)
+
+
+def test_an_error_counts_by_the_size_of_its_token():
+    target = torch.tensor([[1.0, 1.0], [100.0, 100.0]])
+    assert error_of(target * 1.1, target).item() == pytest.approx(0.01, rel=1e-4)
+    assert error_of(target + torch.tensor([[0.0, 0.0], [10.0, 10.0]]), target).item() == pytest.approx(0.005, rel=1e-4)
 
 
 def test_every_window_is_seen_before_one_is_seen_again():

@@ -142,7 +142,7 @@ class _Rounding:
             if each.columns is None:
                 set_weight_(block.layers[name], self._layers[name], asked[name].values(each.quantized))
         before, after = tune_(block.layers, found, hidden, target, forward, self.settings.tuning)
-        log.info("block %d: mean squared error of its outputs %.4g, tuned %.4g", block.index, before, after)
+        log.info("block %d: error of its outputs %.4g, tuned %.4g", block.index, before, after)
         return {name: tuned(asked[name], made[name]) for name in found} if after < before else {}
 
     def _asked(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:

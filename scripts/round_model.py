@@ -1,7 +1,6 @@
 """Round the weights of a plan so that later columns make up for the errors of earlier ones: the same bytes, less damage."""
 
 import time
-from pathlib import Path
 
 from bitplan.command import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
 from bitplan.flag_files import input_file, output_folder
@@ -27,7 +26,7 @@ def main(args) -> None:
     model = opened(args.model, args.dtype, args.device, args.threads)
     plan = read_any_plan(args.plan, model.info)
     tokens = calibration_tokens(
-        str(args.calibration), model.checkpoint, model.info.fingerprint, args.length, args.sequences, args.seed
+        args.calibration, model.checkpoint, model.info.fingerprint, args.length, args.sequences, args.seed
     )
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
     settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
@@ -46,7 +45,7 @@ if __name__ == "__main__":
     flags.add_argument(
         "--plan", type=input_file, required=True, help="config.json or plan.json whose layers are rounded"
     )
-    flags.add_argument("--calibration", type=Path, required=True,
+    flags.add_argument("--calibration", required=True,
                        help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")  # fmt: skip
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn of a longer text")
     flags.add_argument("--rounding", choices=ROUNDINGS, default="feedback", help="how weights are rounded")
@@ -54,7 +53,7 @@ if __name__ == "__main__":
                        help="added to the diagonal of each layer's second moments, in shares of its mean")  # fmt: skip
     flags.add_argument("--descents", type=number(0, kind=int), default=2,
                        help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
-    flags.add_argument("--steps", type=count, default=100, help="steps that tuning takes on each block")
+    flags.add_argument("--steps", type=count, default=50, help="steps that tuning takes on each block")
     flags.add_argument("--tokens-per-step", type=count, default=2048, help="calibration tokens that a step looks at")
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip

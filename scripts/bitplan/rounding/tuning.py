@@ -25,7 +25,7 @@ class TuningSettings:
     `reach` is the most that r can move in all: rates fall evenly to 0. `momentum` is the weight of earlier gradients in each step.
     """
 
-    steps: int = 100
+    steps: int = 50
     tokens: int = TOKENS_PER_STEP
     seed: int = 0
     reach: float = 0.1

@@ -19,8 +19,9 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = read_any_plan(args.plan, info)
     importance = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
-    with base_file(args.base, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
-        how = (args.unquantized, importance, args.threads, args.match, args.max_error)
+    checkpoint = described_checkpoint(args.model, info)
+    with base_file(args.base, checkpoint, args.output.parent, info, plan) as base:
+        how = (args.unquantized, importance, args.threads, args.match, args.max_error, checkpoint)
         report = export_plan(base, args.output, info, plan, *how)
     write_json(args.report, report)
     write_provenance(args.output, started)

@@ -21,8 +21,9 @@ def main(args) -> None:
     refuse(clashes([args.output, beside], [args.config], args.model))
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
-    with base_file(None, described_checkpoint(args.model, info), args.output.parent, info, plan) as base:
-        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match)
+    checkpoint = described_checkpoint(args.model, info)
+    with base_file(None, checkpoint, args.output.parent, info, plan) as base:
+        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match, checkpoint=checkpoint)
     write_json(beside, report)
     write_provenance(args.output, started)
     print_report(args.output, report)

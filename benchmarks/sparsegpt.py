@@ -17,7 +17,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 
-from bitplan.search.sparsegpt.grid import Quantizer
+from bitplan.rounding.channel_grid import Quantizer
 from bitplan.search.sparsegpt.layer import SparseGPT
 from bitplan.statistics.hessian import InputMoments
 

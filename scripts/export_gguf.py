@@ -28,7 +28,7 @@ def main(args) -> None:
     checkpoint = described_checkpoint(args.model, info)
     checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
     with base_file(args.base, checkpoint, args.output.parent, info, plan, checker) as base:
-        how = (args.unquantized, importance, args.threads, args.match, args.max_error, keys)
+        how = (args.unquantized, importance, args.threads, args.match, args.max_error, keys, checkpoint)
         report = export_plan(base, args.output, info, plan, *how)
     write_json(args.report, report)
     write_provenance(args.output, started)

@@ -28,7 +28,9 @@ def main(args) -> None:
     checkpoint = described_checkpoint(args.model, info)
     checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
     with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
-        report = export_plan(base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys)
+        report = export_plan(
+            base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys, checkpoint=checkpoint
+        )
     write_json(beside, report)
     facts = {"model": str(args.model.resolve()), "model_fingerprint": info.fingerprint}
     write_provenance(args.output, started, **facts)

@@ -1,5 +1,5 @@
 """`from quant import Quantizer`: how SparseGPT's grids are made, under the name of the original's module."""
 
-from bitplan.search.sparsegpt.grid import Quantizer
+from bitplan.rounding.channel_grid import Quantizer
 
 __all__ = ["Quantizer"]

@@ -18,7 +18,7 @@ def __getattr__(name: str):
     """Return what the library's document imports from this file; loaded when asked for, so that --help stays fast."""
     if name not in EXPORTED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from bitplan.search.sparsegpt.grid import Quantizer
+    from bitplan.rounding.channel_grid import Quantizer
     from bitplan.search.sparsegpt.layer import SparseGPT
     from bitplan.search.sparsegpt.report import QuantizationStats
 
@@ -41,10 +41,10 @@ def named_number(text: str) -> tuple[str, float]:
 
 def settings_of(args):
     """Return the settings that the flags say."""
+    from bitplan.rounding.sweep import Pruning
     from bitplan.search.sparsegpt.layer import ChannelSettings
     from bitplan.search.sparsegpt.scores import WEIGHTS
     from bitplan.search.sparsegpt.settings import ModelSettings
-    from bitplan.search.sparsegpt.sweep import Pruning
 
     targets = tuple(args.target_avg_bits or ())
     quantiles = None if args.quantiles is None else tuple(args.quantiles)

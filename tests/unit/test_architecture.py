@@ -12,7 +12,7 @@ from tests.conftest import SCRIPTS
 LIBRARY = SCRIPTS / "bitplan"
 # From the bottom to the top: a folder may import those before it in this list, never those behind it.
 LAYERS = (
-    "core", "demo", "formats", "models", "plans", "reference", "statistics", "evaluate", "sensitivity", "runtimes", "search",
+    "core", "demo", "formats", "models", "plans", "reference", "statistics", "evaluate", "rounding", "sensitivity", "runtimes", "search",
     "report", "config", "cli", "workflow",
 )  # fmt: skip
 # The method folders of search/: none imports another. What they share stands beside them or in knapsack/.

@@ -11,8 +11,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from bitplan.core.errors import UserError
+from bitplan.rounding.channel_grid import Quantizer
 from bitplan.search.sparsegpt.channel_bits import BIT_OPTIONS, by_budget, by_optimum, by_quantile
-from bitplan.search.sparsegpt.grid import Quantizer
 from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT, rounding_errors
 from bitplan.search.sparsegpt.report import QuantizationStats
 from bitplan.search.sparsegpt.scores import WEIGHTS, column_scores

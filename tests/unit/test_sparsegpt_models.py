@@ -20,17 +20,17 @@ from bitplan.plans.compressed import CompressedLayer, packed_mask, read_compress
 from bitplan.plans.plan import LayerPlan, average_bits, read_plan, uniform, write_config, write_plan
 from bitplan.reference.opening import opened
 from bitplan.reference.reference import make_teacher
+from bitplan.rounding.channel_grid import Quantizer
+from bitplan.rounding.sweep import Pruning
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
-from bitplan.search.sparsegpt.grid import Quantizer
 from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT
 from bitplan.search.sparsegpt.model import compress_model
 from bitplan.search.sparsegpt.run import compressed_plan
 from bitplan.search.sparsegpt.settings import ModelSettings, part_of
-from bitplan.search.sparsegpt.sweep import Pruning
 from tests.families import FAMILIES, TEXT, make_family
 
 HALF = ModelSettings(Pruning(0.5), (4.0,), method="budget", cut_ranges=True)

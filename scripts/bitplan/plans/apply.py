@@ -85,6 +85,8 @@ class _QuantizedInputs:
             return self._last[2]
         given = values if divisor is None else values / divisor.to(values.device, values.dtype)
         result = given if made.aq == UNQUANTIZED else self.formats[made.aq].roundtrip(given, made.group_size)
+        if given.requires_grad and made.aq != UNQUANTIZED:
+            result = given + (result - given).detach()  # a gradient passes the rounding as if it were not there
         self._last = (values, asked, result.to(values.dtype))
         return self._last[2]
 
@@ -120,6 +122,8 @@ def planned_weight(name: str, weight: Tensor, plan: Plan, weights: QuantizedWeig
     """Return a layer's weight (out, in) as its plan has it, float32: already smoothed `weight` rounded, or what is stored beside the plan."""
     if plan.of(name).wq == CHANNELS:
         return plan.compressed.weight(name)
+    if plan.rounded is not None and name in plan.rounded:
+        return plan.rounded.weight(name)
     return weights.get(name, weight, plan.of(name), plan.smoothing)
 
 

@@ -7,6 +7,7 @@ a bitmap of what is pruned; or, for a layer that is pruned only, its values (out
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -22,7 +23,9 @@ from torch import Tensor
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_json, write_json, written_aside
 
+log = logging.getLogger(__name__)
 FOLDER = "compressed"
+KEY = "made-with.json"
 LISTED = "index.json"
 HINT = "Search again, or copy the folder that was written with the plan"
 SCALE_BITS, UNQUANTIZED_BITS = 16, 16
@@ -169,6 +172,28 @@ class Compressed:
     def weight(self, name: str) -> Tensor:
         """Return a layer's weight (out, in) float32."""
         return self.layer(name).weight()
+
+
+def take_up(partial: Path, digest: str) -> None:
+    """Make the folder for blocks, and drop what a run with other settings has left there."""
+    made_with = read_json(partial / KEY).get("digest") if (partial / KEY).exists() else None
+    if partial.exists() and made_with != digest:
+        log.warning("%s: was made with other settings; starting again", partial)
+        shutil.rmtree(partial)
+    kept = len(list(partial.glob("block-*.safetensors")))
+    if kept:
+        log.info("%d blocks are done already: %s", kept, partial)
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        write_json(partial / KEY, {"digest": digest})
+    finally:
+        drop_if_empty(partial, KEY)
+
+
+def drop_if_empty(partial: Path, but: str = "block-*.safetensors") -> None:
+    """Remove a folder that a run has made and that nothing is in to go on from."""
+    if not any(partial.glob(but)):
+        shutil.rmtree(partial)
 
 
 def finish_folder(partial: Path, folder: Path) -> Compressed:

@@ -18,6 +18,8 @@ from bitplan.plans.compressed import FOLDER as COMPRESSED
 from bitplan.plans.compressed import Compressed, read_compressed
 from bitplan.plans.embeddings import outside_problems
 from bitplan.plans.fitting import SUBSTITUTE, fitted_layers, warn_of_plan
+from bitplan.plans.rounded import FOLDER as ROUNDED
+from bitplan.plans.rounded import RoundedModel, read_rounded
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 
 UNQUANTIZED_BITS = 16
@@ -25,7 +27,7 @@ UNQUANTIZED_BITS = 16
 FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "outside")
 NOTES = ("alpha_hill", "category", "precision", SUBSTITUTE)
 SUMMARIES = ("search_summary", "summary")
-KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed")
+KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed", "rounded")
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,13 @@ def _formats_of(made: LayerPlan) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Plan:
     """A format for each layer of a model, in model order, how it was found, what is smoothed before it is applied, and the
-    weights of layers whose format is `channels`."""
+    weights of layers whose format is `channels`, and those of layers that were rounded before (scripts/round_model.py)."""
 
     layers: Mapping[str, LayerPlan]
     summary: Mapping[str, Any] = field(default_factory=dict)
     smoothing: Smoothing | None = None
     compressed: Compressed | None = None
+    rounded: RoundedModel | None = None
 
     def of(self, layer: str) -> LayerPlan:
         """Return the layer's formats; 16 bits for a layer that the plan does not name."""
@@ -143,7 +146,7 @@ def _check_shape(source: str, config: Mapping[str, Any]) -> None:
         if not isinstance(config.get(key, {}), dict):
             problems.append(Problem(f"{source}: {key}", f"{config[key]!r} is no object", "Put it as {...}"))
     problems += _target_problems(source, config)
-    for key in ("smoothing", "compressed"):
+    for key in ("smoothing", "compressed", "rounded"):
         beside = config.get(key, {"sha256": ""})
         if not isinstance(beside, dict) or not isinstance(beside.get("sha256"), str):
             hint = "Search again: it is written with what stands beside the plan"
@@ -234,7 +237,21 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PL
     plan = expand(config, info.layers, str(path), formats)
     if "smoothing" in config:
         plan = replace(plan, smoothing=read_smoothing(smoothing_path(path), config["smoothing"]["sha256"]))
-    return replace(plan, compressed=_compressed_beside(path, config, plan))
+    plan = replace(plan, compressed=_compressed_beside(path, config, plan))
+    return replace(plan, rounded=_rounded_beside(path, config, plan, info, formats))
+
+
+def _rounded_beside(
+    path: Path, config: Mapping[str, Any], plan: Plan, info: ModelInfo, formats: Mapping[str, Format]
+) -> RoundedModel | None:
+    """Return the rounded layers beside a plan. Raises `UserError` where one has another format than the plan asks for."""
+    if "rounded" not in config:
+        return None
+    told = config["rounded"]
+    held = read_rounded(Path(path).parent / ROUNDED, told["sha256"], str(told.get("rounding", "")))
+    asked = {layer.name: plan.of(layer.name) for layer in info.quantizable}
+    held.check(path, {name: (made.wq, formats[made.wq].group(made.group_size)) for name, made in asked.items()})
+    return held
 
 
 def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Compressed | None:
@@ -285,24 +302,26 @@ def _write(
         "model_fingerprint": info.fingerprint,
     }
     if plan.compressed is not None:
-        _put_beside(path, plan.compressed)
+        _put_beside(Path(path).parent / COMPRESSED, plan.compressed)
         content["compressed"] = {"sha256": plan.compressed.digest}
+    if plan.rounded is not None:
+        _put_beside(Path(path).parent / ROUNDED, plan.rounded)
+        content["rounded"] = {"sha256": plan.rounded.digest, "rounding": plan.rounded.rounding}
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
         content["smoothing"] = {"alphas": plan.smoothing.alphas, "sha256": plan.smoothing.digest}
     write_json(path, content)
 
 
-def _put_beside(path: Path, compressed: Compressed) -> None:
-    """Copy the folder of compressed layers beside a plan, unless it is there."""
-    place = Path(path).parent / COMPRESSED
-    if place.resolve() == compressed.folder.resolve():
+def _put_beside(place: Path, weights: Compressed | RoundedModel) -> None:
+    """Copy the folder of compressed or rounded layers to its place beside a plan, unless it is there."""
+    if place.resolve() == weights.folder.resolve():
         return
     if place.is_dir():
-        read_compressed(place, compressed.digest)  # another plan's are not replaced
+        read_compressed(place, weights.digest)  # another plan's are not replaced
         return
     with folder_written_aside(place) as aside:
-        shutil.copytree(compressed.folder, aside, dirs_exist_ok=True)
+        shutil.copytree(weights.folder, aside, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from bitplan.plans.plan import Plan
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.file import TensorRecord, is_part, layer_names, plan_tensors, read_gguf, report, rewrite
 from bitplan.runtimes.gguf.folding import column_factors
+from bitplan.runtimes.gguf.rounded_tensors import exact_layers, rounded_report, tensor_codes, with_unused
 from bitplan.runtimes.gguf.tensor_types import nearest_types, smallest_types
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 
@@ -82,19 +83,24 @@ def export_plan(
     match: str = "bits",
     max_error: float = MOST_ERROR,
     keys: Mapping[str, str | float] = MappingProxyType({}),
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Write the plan's GGUF and return its report.
 
     Formats that no GGUF type holds get the type of the table with `match` "bits", and with "distortion" the one whose error on
     the layer is nearest. Layers with a width per channel get the smallest type whose squared error is at most `max_error` of the
-    values' squares; `base` holds them compressed (`base_file`). The file has `keys` besides those of `base`. Raises `UserError` when it lacks a layer that the plan changes.
+    values' squares; `base` holds them compressed (`base_file`). The file has `keys` besides those of `base`. Layers of a rounded plan have its very
+    codes where a type holds them; their rows are found by the values of the `checkpoint`, by default the one of `info`. Raises `UserError`
+    when it lacks a layer that the plan changes.
     """
     reader = read_gguf(base)
     check_shapes(reader, base, info)
     factors = column_factors(reader, info, plan.smoothing)
     types = nearest_types(reader, info, plan, factors) if match == "distortion" else {}
     types |= smallest_types(reader, info, plan, max_error) if plan.compressed else {}
-    records = plan_tensors(reader, info, plan, unquantized, types=types)
+    exact = exact_layers(info, plan)
+    types = {name: kind for name, kind in types.items() if name not in exact}
+    records = plan_tensors(reader, info, plan, unquantized, types=types, exact=exact)
     held = {layer for record in records for layer in record.layers}
     changed = [layer for layer in info.quantizable if plan.of(layer.name).quantized]
     changed += [layer for layer in plan.outside(info) if not layer.tied]
@@ -105,8 +111,14 @@ def export_plan(
             f"has no tensor for {missing[0]}",
             "It belongs to another model, or its family has no GGUF name for it",
         )
-    rewrite(base, output, records, importance, threads, factors=factors, keys=keys)
-    beside = {"smoothing": _smoothing_report(plan), "channels": _channels_report(records, plan, info, max_error)}
+    codes = tensor_codes(records, plan, exact, checkpoint or Checkpoint.open(Path(info.path)), info) if exact else {}
+    records = with_unused(records, plan, codes)
+    rewrite(base, output, records, importance, threads, factors=factors, keys=keys, codes=codes)
+    beside = {
+        "smoothing": _smoothing_report(plan),
+        "rounded": rounded_report(records, plan, codes),
+        "channels": _channels_report(records, plan, info, max_error),
+    }
     return {**report(records, output, info), **beside}
 
 
@@ -157,5 +169,8 @@ def print_report(output: Path, report: Mapping[str, Any]) -> None:
             f"no GGUF type has a width per channel: {told['tensors']} tensors have the smallest type with an error of at most"
             f" {told['max_error']:g} of their squares, {sizes} ({told['extra_avg_bits']:+.3f} bits per parameter)"
         )
+    if report["rounded"]:
+        told = report["rounded"]
+        print(f"{told['exact']} of {told['layers']} rounded layers have the plan's own codes ({told['rounding']})")
     if any(record["asked_activations"] not in ("", "bf16") for record in report["tensors"]):
         print("activation formats are not stored: llama.cpp computes with activations of its own precision")

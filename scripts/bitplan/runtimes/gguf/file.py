@@ -31,6 +31,7 @@ from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.fitting import SUBSTITUTE
 from bitplan.plans.plan import LayerPlan, Plan
+from bitplan.rounding.gguf_codes import TensorCodes
 from bitplan.runtimes.gguf.tensor_data import TensorData, release_pages, row_pieces
 
 HALF_LIMIT = 65504.0
@@ -202,10 +203,12 @@ def plan_tensors(
     unquantized: str,
     formats: Mapping[str, Format] = IN_PLANS,
     types: Mapping[str, str] = MappingProxyType({}),
+    exact: Container[str] = frozenset(),
 ) -> list[TensorRecord]:
     """Return a record for every tensor of the file, in the file's order: the report, before a byte is written.
 
-    `types` names for some layers the GGUF type that stands for their format, in the place of the format's own.
+    `types` names for some layers the GGUF type that stands for their format, in the place of the format's own; of those in `exact` the
+    type holds the codes that the plan has.
     """
     names, protected = layer_names(reader, info), {layer.name for layer in info.layers if layer.protected}
     sixteen = GGMLQuantizationType[unquantized.upper()]
@@ -223,7 +226,8 @@ def plan_tensors(
         def choose(made: LayerPlan, tensor=tensor, layers=layers) -> tuple[GGMLQuantizationType, str]:
             form = formats[made.wq]
             form = replace(form, gguf_type=types.get(layers[0], form.gguf_type))
-            return choose_type(tensor, made, form, layers[0] in protected, sixteen)
+            kind, why = choose_type(tensor, made, form, layers[0] in protected, sixteen)
+            return kind, "" if all(layer in exact for layer in layers) else why
 
         records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
         release_pages(reader)
@@ -265,10 +269,12 @@ def rewrite(
     threads: int,
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
     keys: Mapping[str, int | float | str] = MappingProxyType({}),
+    codes: Mapping[str, TensorCodes] = MappingProxyType({}),
 ) -> None:
     """Write `base` with each tensor in its record's type, and `keys` besides its own. Some rows of one tensor are in memory at a time.
 
-    `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by. The file is read back: types and sizes must be the records'.
+    `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by, `codes` tensors to codes
+    that are written as they are. The file is read back: types, sizes and the values of `codes` must be the records' and the plan's.
     """
     reader = GGUFReader(base)
     fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
@@ -288,10 +294,19 @@ def rewrite(
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
             columns = columns_of(tensor, record.layers, importance)
             kind, factor = GGMLQuantizationType[record.written], factors.get(tensor.name)
-            writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor))
+            held = codes.get(tensor.name)
+            writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor, held))
             release_pages(reader)
         writer.close()
         check_written(aside, records, output)
+        _check_codes(aside, codes)
+
+
+def _check_codes(path: Path, codes: Mapping[str, TensorCodes]) -> None:
+    """Raise AssertionError unless a file holds, bit for bit, the values that the rounded codes stand for."""
+    for tensor in GGUFReader(path).tensors if codes else ():
+        if tensor.name in codes:
+            codes[tensor.name].check(tensor.data)
 
 
 def columns_of(

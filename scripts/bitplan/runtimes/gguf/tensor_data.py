@@ -11,6 +11,7 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize, qua
 
 from bitplan.core.errors import user_error
 from bitplan.formats.ggml import encode
+from bitplan.rounding.gguf_codes import TensorCodes
 
 VALUES_AT_ONCE = 1 << 24
 # cast(values (rows, columns) float32) -> the same rows as they are stored
@@ -44,7 +45,7 @@ class TensorData:
     """A tensor in type `kind`, its columns multiplied by `factor` (in,), as `GGUFWriter.write_tensor_data` takes it.
 
     `importance` has mean x^2 (in,) for each of the tensor's matrices, or None; an expert that no calibration token reached has none
-    either, and is quantized as without.
+    either, and is quantized as without. With `codes` these are written, and nothing is rounded.
     """
 
     tensor: ReaderTensor
@@ -53,9 +54,15 @@ class TensorData:
     importance: Sequence[np.ndarray | None] = ()
     threads: int = 1
     factor: np.ndarray | None = None
+    codes: TensorCodes | None = None
 
     def tofile(self, handle: BinaryIO) -> None:
-        """Write the data. Raises `UserError` when the tensor holds NaN or infinity."""
+        """Write the data. Raises `UserError` when the tensor holds NaN or infinity, or not the values that codes were rounded for."""
+        if self.codes is not None:
+            for number, rows in enumerate(self.tensor.data.reshape(-1, *self.tensor.data.shape[-2:])):
+                made = self.codes.matrix(number, dequantize(rows, self.tensor.tensor_type))
+                np.ascontiguousarray(made).tofile(handle)
+            return
         weights = self._weights()
         for matrix, rows in row_pieces(self.tensor):
             np.ascontiguousarray(self._made(rows, weights.get(matrix))).tofile(handle)

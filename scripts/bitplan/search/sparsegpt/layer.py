@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.core.errors import Problem, UserError, nearest, user_error
+from bitplan.rounding.channel_grid import UNQUANTIZED_WIDTH, WIDEST, Grid, Quantizer, check_widths
+from bitplan.rounding.sweep import Factors, Pruning, Swept, factorize, sweep
 from bitplan.search.sparsegpt.channel_bits import BIT_OPTIONS, METHODS, by_quantile
-from bitplan.search.sparsegpt.grid import UNQUANTIZED_WIDTH, WIDEST, Grid, Quantizer, check_widths
 from bitplan.search.sparsegpt.report import QuantizationStats
 from bitplan.search.sparsegpt.scores import WEIGHTS, check_weights, column_scores, importance
-from bitplan.search.sparsegpt.sweep import Factors, Pruning, Swept, factorize, sweep
 from bitplan.statistics.hessian import InputMoments
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,6 @@
 What is done is kept in a folder beside the result, a file for each block: a run that was stopped goes on after the last whole block.
 """
 
-import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitplan.core.files import read_json, write_json
 from bitplan.core.progress import progress
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
@@ -22,9 +19,11 @@ from bitplan.plans.compressed import (
     Compressed,
     CompressedLayer,
     block_file,
+    drop_if_empty,
     finish_folder,
     packed_mask,
     read_block,
+    take_up,
     write_block,
 )
 from bitplan.search.sparsegpt.layer import Compressed as MadeLayer
@@ -32,9 +31,6 @@ from bitplan.search.sparsegpt.layer import SparseGPT
 from bitplan.search.sparsegpt.report import QuantizationStats
 from bitplan.search.sparsegpt.settings import ModelSettings, blocks_of
 from bitplan.statistics.hessian import InputMoments, moments_of
-
-log = logging.getLogger(__name__)
-KEY = "made-with.json"
 
 
 def stored_layer(made: MadeLayer) -> CompressedLayer:
@@ -141,28 +137,6 @@ class _Compressing:
         )
 
 
-def _take_up(partial: Path, digest: str) -> None:
-    """Make the folder for blocks, and drop what a run with other settings has left there."""
-    made_with = read_json(partial / KEY).get("digest") if (partial / KEY).exists() else None
-    if partial.exists() and made_with != digest:
-        log.warning("%s: was made with other settings; starting anew", partial)
-        shutil.rmtree(partial)
-    kept = len(list(partial.glob("block-*.safetensors")))
-    if kept:
-        log.info("%d blocks are done already: %s", kept, partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        write_json(partial / KEY, {"digest": digest})
-    finally:
-        _drop_if_empty(partial, KEY)
-
-
-def _drop_if_empty(partial: Path, but: str = "block-*.safetensors") -> None:
-    """Remove a folder that a run has made and that nothing is in to go on from."""
-    if not any(partial.glob(but)):
-        shutil.rmtree(partial)
-
-
 @dataclass(frozen=True)
 class CompressedModel:
     """The compressed layers, the statistics of the run, and a row of figures for each layer."""
@@ -181,10 +155,10 @@ def compress_model(
     """
     settings.check(info)
     partial = folder.with_name(f"{folder.name}.partial")
-    _take_up(partial, settings.digest(info, tokens, dtype))
+    take_up(partial, settings.digest(info, tokens, dtype))
     run = _Compressing(info, settings, partial)
     try:
         model.run(tokens, run.visit)
     finally:
-        _drop_if_empty(partial)
+        drop_if_empty(partial)
     return CompressedModel(finish_folder(partial, folder), run.stats, tuple(run.rows))

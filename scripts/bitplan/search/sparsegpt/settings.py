@@ -11,9 +11,9 @@ from bitplan import __version__
 from bitplan.core.errors import Problem, UserError
 from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.search.sparsegpt.grid import Quantizer
+from bitplan.rounding.channel_grid import Quantizer
+from bitplan.rounding.sweep import Pruning
 from bitplan.search.sparsegpt.layer import UNIFORM, ChannelSettings
-from bitplan.search.sparsegpt.sweep import Pruning
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,14 @@ w_k -= e U_jk. Weights are held as (in, out), so that a column is contiguous.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.search.sparsegpt.grid import Grid
+from bitplan.rounding.channel_grid import Grid
 
 log = logging.getLogger(__name__)
 MOST_DAMPING = 1e4
@@ -48,30 +49,40 @@ class Factors:
     inverse_diagonal: Tensor
 
 
+def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
+    """Return the factors of H + damping x mean(diag H) x I; None where rounding leaves that without a Cholesky factor.
+
+    Dead columns (H_jj = 0) have 1 on the diagonal.
+    """
+    repaired = hessian + torch.diag((hessian.diagonal() == 0).to(hessian.dtype))
+    repaired.diagonal().add_(damping * repaired.diagonal().mean())
+    lower, failed = torch.linalg.cholesky_ex(repaired)
+    inverse = None if failed else torch.cholesky_inverse(lower)
+    upper, failed = (None, failed) if inverse is None else torch.linalg.cholesky_ex(inverse, upper=True)
+    return None if failed else Factors(upper, inverse.diagonal().clone())
+
+
+def check_hessian(hessian: Tensor, layer: str = "layer") -> None:
+    """Raise `UserError` for a Hessian that is not finite."""
+    if not torch.isfinite(hessian.diagonal()).all():
+        raise user_error(layer, "its inputs are NaN or infinite", "Check model, dtype and text")
+
+
 def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors:
     """Return the factors of H + percdamp x mean(diag H) x I, with 1 on the diagonal of dead columns (H_jj = 0).
 
     Where rounding leaves that without a Cholesky factor, damping grows tenfold until there is one, and one line of the log says so.
     Raises `UserError` for a Hessian that is not finite.
     """
-    diagonal = hessian.diagonal()
-    if not torch.isfinite(diagonal).all():
-        raise user_error(layer, "its inputs are NaN or infinite", "Check model, dtype and text")
-    repaired = hessian + torch.diag((diagonal == 0).to(hessian.dtype))
-    mean, damping = repaired.diagonal().mean(), percdamp
-    while True:
-        damped = repaired + torch.eye(len(repaired), dtype=hessian.dtype, device=hessian.device) * (damping * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        inverse = None if failed else torch.cholesky_inverse(lower)
-        upper, failed = (None, failed) if inverse is None else torch.linalg.cholesky_ex(inverse, upper=True)
-        if not failed:
-            break
+    check_hessian(hessian, layer)
+    damping = percdamp
+    while (factors := damped_factors(hessian, damping)) is None:
         damping = max(10 * damping, 1e-6)
         if damping > MOST_DAMPING:
             raise user_error(layer, "its Hessian cannot be factorized", "Use more calibration text")
     if damping != percdamp:
         log.warning("%s: its Hessian has no Cholesky factor; damped by %g of its mean diagonal", layer, damping)
-    return Factors(upper, inverse.diagonal().clone())
+    return factors
 
 
 @dataclass(frozen=True)
@@ -101,6 +112,33 @@ def _pattern(saliency: Tensor, prunen: int) -> Tensor:
     )
 
 
+class Columns(Protocol):
+    """Rounds the columns of a weight as the sweep comes to them."""
+
+    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+        """Return the values (out,) of column j, whose pruned weights are 0 already.
+
+        pruned (out,): the mask of these; ahead (in - j, out): column j and those after it as they now are. They are up to date up to
+        the next multiple of the sweep's blocksize, and from a multiple of it on up to the last column.
+        """
+
+
+@dataclass
+class ChannelColumns:
+    """Columns of a width each: options (in,) are places in `grid.widths`; codes (in, out) int16 are filled in."""
+
+    grid: Grid
+    options: list[int]
+    codes: Tensor
+
+    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+        """Return a column's quantized values, exactly 0 where it is pruned, and note its codes."""
+        group, option = j // self.grid.group, self.options[j]
+        held = self.grid.codes(column, option, group)
+        self.codes[j] = held.to(self.codes.dtype)
+        return self.grid.values(held, option, group).masked_fill_(pruned, 0.0)
+
+
 def sweep(
     weight: Tensor, upper: Tensor, pruning: Pruning, grid: Grid | None, options: Tensor | None, blocksize: int = 128
 ) -> Swept:
@@ -109,11 +147,20 @@ def sweep(
     upper (in, in): `Factors.upper`. options (in,): for each column the place of its width in `grid.widths`; no grid: no quantization.
     Exactly floor(sparsity x size) weights are pruned, each block's share by the least w^2 / U_jj^2 when the sweep reaches it.
     """
+    if grid is None:
+        return sweep_columns(weight, upper, pruning, None, blocksize)
+    codes = torch.zeros(weight.shape[::-1], dtype=torch.int16, device=weight.device)
+    columns = ChannelColumns(grid, options.tolist(), codes)
+    return replace(sweep_columns(weight, upper, pruning, columns, blocksize), codes=codes)
+
+
+def sweep_columns(
+    weight: Tensor, upper: Tensor, pruning: Pruning, rounding: Columns | None, blocksize: int = 128
+) -> Swept:
+    """Return the weight (out, in) pruned, and rounded column after column by `rounding`; its codes are left to that."""
     rest = weight.T.contiguous().clone()  # (in, out)
     columns, rows = rest.shape
     pruned = torch.zeros_like(rest, dtype=torch.bool)
-    codes = None if grid is None else torch.zeros_like(rest, dtype=torch.int16)
-    chosen = None if options is None else options.tolist()
     done, loss = 0, 0.0
     for start in range(0, columns, blocksize):
         stop = min(start + blocksize, columns)
@@ -122,15 +169,17 @@ def sweep(
             saliency = block.square() / factor.diagonal().square().unsqueeze(1)
             count = int(pruning.sparsity * (stop * rows)) - done
             pruned[start:stop], done = _smallest(saliency, count), done + count
-        places = None if grid is None else (grid, codes[start:stop], chosen[start:stop], start)
-        errors = _sweep_block_(block, factor, pruned[start:stop], pruning, places)
+        errors = _sweep_block_(rest, start, factor, pruned[start:stop], pruning, rounding)
         loss += errors.square().sum(dtype=torch.float64).item()
         rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return Swept(rest, codes, pruned, loss)
+    return Swept(rest, None, pruned, loss)
 
 
-def _sweep_block_(block: Tensor, factor: Tensor, pruned: Tensor, pruning: Pruning, places: tuple | None) -> Tensor:
-    """Replace the columns of a block (columns, out) by their pruned and quantized values; returns their errors / U_jj."""
+def _sweep_block_(
+    rest: Tensor, start: int, factor: Tensor, pruned: Tensor, pruning: Pruning, rounding: Columns | None
+) -> Tensor:
+    """Replace the block of columns from `start` on in rest (in, out) by pruned and rounded values; returns their errors / U_jj."""
+    block = rest[start : start + len(factor)]
     errors = torch.empty_like(block)
     for j in range(len(block)):
         if pruning.prunen and j % pruning.prunem == 0:
@@ -139,19 +188,10 @@ def _sweep_block_(block: Tensor, factor: Tensor, pruned: Tensor, pruning: Prunin
             share = pruning.prunen * len(window) // pruning.prunem
             pruned[j : j + pruning.prunem] = _pattern(saliency, share)
         column = block[j].clone()
-        made = _quantized_(column.masked_fill(pruned[j], 0.0), pruned[j], j, places)
+        made = column.masked_fill(pruned[j], 0.0)
+        if rounding is not None:
+            made = rounding.rounded(start + j, made, pruned[j], rest[start + j :])
         errors[j] = (column - made) / factor[j, j]
         block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
         block[j] = made
     return errors
-
-
-def _quantized_(column: Tensor, pruned: Tensor, j: int, places: tuple | None) -> Tensor:
-    """Return a column's quantized values, and note its codes; the column itself without a grid."""
-    if places is None:
-        return column
-    grid, codes, options, start = places
-    group = (start + j) // grid.group
-    held = grid.codes(column, options[j], group)
-    codes[j] = held.to(codes.dtype)
-    return grid.values(held, options[j], group).masked_fill_(pruned, 0.0)

@@ -1,0 +1,136 @@
+"""Rounded weights beside a plan: the parts of every rounded layer as its format stores them, a file for each block.
+
+They stand in the folder `rounded`. A layer's value is what its format decodes the parts to: nothing is rounded again.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.formats.base import Quantized
+from bitplan.formats.table import FORMATS
+from bitplan.plans.compressed import Compressed, CompressedLayer, block_file, read_block, read_compressed, write_block
+
+FOLDER = "rounded"
+HINT = "Round again with scripts/round_model.py, or copy the folder that was written with the plan"
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A layer's parts, the name of their format, and the values along `in` of a block."""
+
+    quantized: Quantized
+    form: str
+    group: int
+
+    def weight(self) -> Tensor:
+        """Return the values of the layer, (out, in) float32."""
+        return FORMATS[self.form].dequantize(self.quantized, self.group)
+
+
+def write_rounded(folder: Path, block: int, layers: Mapping[str, RoundedLayer], notes: Mapping[str, Any]) -> None:
+    """Write the rounded layers of a block, and a note for each (anything that JSON holds)."""
+    stored = {name: CompressedLayer(FORMATS[layer.form].pack(layer.quantized).parts) for name, layer in layers.items()}
+    told = {
+        name: {"format": layer.form, "group": layer.group, "shape": layer.quantized.shape, "note": notes[name]}
+        for name, layer in layers.items()
+    }
+    write_block(folder, block, stored, told)
+
+
+def read_rounded_block(path: Path) -> tuple[dict[str, RoundedLayer], dict[str, Any]]:
+    """Return the rounded layers of a block's file, and their notes. Raises `UserError` when it is no such file."""
+    stored, told = read_block(path)
+    try:
+        layers = {
+            name: RoundedLayer(Quantized(layer.parts, tuple(told[name]["shape"])), told[name]["format"], told[name]["group"])
+            for name, layer in stored.items()
+        }  # fmt: skip
+        return layers, {name: facts["note"] for name, facts in told.items()}
+    except (KeyError, TypeError) as error:
+        raise user_error(path, f"is no file of rounded layers: {error}", HINT) from None
+
+
+def _formats_in(path: Path) -> dict[str, tuple[str, int]]:
+    """Return {layer: (format, block)} from the header of a block's file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as handle:
+            facts = json.loads(handle.metadata()["facts"])
+        return {name: (told["note"]["format"], told["note"]["group"]) for name, told in facts.items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise user_error(path, f"is no file of rounded layers: {error}", HINT) from None
+
+
+@dataclass(frozen=True)
+class RoundedModel:
+    """The rounded layers of a model, one block of them in memory at a time. `rounding` is what they were asked to be rounded by."""
+
+    stored: Compressed
+    rounding: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the files."""
+        return self.stored.folder
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the files."""
+        return self.stored.digest
+
+    @cached_property
+    def _held(self) -> dict[str, dict[str, RoundedLayer]]:
+        return {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.stored.files
+
+    def layer(self, name: str) -> RoundedLayer:
+        """Return a layer. Raises KeyError for one that is not rounded, `UserError` for a file that lacks it."""
+        file = self.stored.files[name]
+        if file not in self._held:
+            self._held.clear()
+            self._held[file] = read_rounded_block(self.folder / file)[0]
+        if name not in self._held[file]:
+            raise user_error(self.folder / file, f"lacks {name}", HINT)
+        return self._held[file][name]
+
+    def weight(self, name: str) -> Tensor:
+        """Return a layer's weight (out, in) float32."""
+        return self.layer(name).weight()
+
+    def check(self, source: object, formats: Mapping[str, tuple[str, int]]) -> None:
+        """Raise `UserError` naming every layer of a plan {layer: (format, block)} that was rounded to another format or block."""
+        held: dict[str, tuple[str, int]] = {}
+        for file in sorted(set(self.stored.files.values())):
+            held |= _formats_in(self.folder / file)
+        problems = [
+            Problem(f"{source}: {name}", f"asks for {_shown(formats[name])}, and was rounded to {_shown(made)}", HINT)
+            for name, made in held.items()
+            if name in formats and formats[name] != made
+        ]
+        if problems:
+            raise UserError(problems)
+
+
+def _shown(made: tuple[str, int]) -> str:
+    return f"{made[0]} in blocks of {made[1]}"
+
+
+def read_rounded(folder: Path, digest: str | None, rounding: str) -> RoundedModel:
+    """Return the rounded layers of a folder. Raises `UserError` when it is none, or has another digest than the plan says."""
+    return RoundedModel(read_compressed(folder, digest), rounding)
+
+
+def finished_block(folder: Path, block: int) -> tuple[dict[str, RoundedLayer], dict[str, Any]] | None:
+    """Return what an earlier run has made of a block; None where it has not come to it."""
+    path = block_file(folder, block)
+    return read_rounded_block(path) if path.exists() else None

@@ -1,0 +1,1 @@
+"""Rounding weights with error feedback on the grids of the number formats."""

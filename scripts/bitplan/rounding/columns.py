@@ -1,0 +1,106 @@
+"""The columns of one layer on its format's grid: what is asked for, and what a sweep or a descent has found so far."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bitplan.formats.base import Format, Quantized
+from bitplan.rounding.grids import GRIDS, joined
+from bitplan.rounding.levels import Levels
+
+DAMPING = 0.01
+COLUMNS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class LayerToRound:
+    """What is rounded: a weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, and the format's name and block.
+
+    `damping` is added to the diagonal of H in shares of its mean.
+    """
+
+    name: str
+    weight: Tensor
+    hessian: Tensor
+    form: Format
+    group: int
+    damping: float = DAMPING
+
+    @property
+    def importance(self) -> Tensor | None:
+        """The damped diagonal of H (in,) float32, by which quantizers weigh squared errors; None where no token was seen."""
+        diagonal = self.hessian.diagonal()
+        mean = diagonal.mean()
+        return (diagonal + self.damping * mean).to("cpu", torch.float32) if mean > 0 else None
+
+    def nearest(self) -> Quantized:
+        """Return the weight as the format's own quantizer rounds it."""
+        return self.form.quantize(self.weight.to(torch.float32), self.group, self.importance)
+
+    def values(self, quantized: Quantized) -> Tensor:
+        """Return the weight (out, in) that parts stand for, in the dtype of the layer."""
+        return self.form.dequantize(quantized, self.group).to(self.weight)
+
+    def error(self, quantized: Quantized) -> float:
+        """Return tr(dW H dW^T) of the change dW of the weight: twice the squared error of the outputs per token."""
+        change = self.values(quantized) - self.weight
+        return (change @ self.hessian).mul_(change).sum(dtype=torch.float64).item()
+
+
+@dataclass
+class FormatColumns:
+    """Rounds columns to a format's grid for `sweep_columns`; keeps the parts, the elements (in, out) that it has found,
+    and the weights that these are nearest to, `centers` (in, out)."""
+
+    layer: LayerToRound
+    elements: Tensor
+    importance: Tensor | None
+    parts: list[Quantized] = field(default_factory=list)
+    levels: list[Levels] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.centers = torch.empty_like(self.elements)
+
+    @property
+    def span(self) -> int:
+        """Columns that share scales."""
+        return self.layer.group
+
+    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+        """Return a column's values on the grid, which is found when its first column comes up."""
+        place = j % self.span
+        if place == 0:
+            self._find_(j, ahead[: self.span])
+        return self.on_grid_(j, column)
+
+    def on_grid_(self, j: int, column: Tensor) -> Tensor:
+        """Return the nearest values to a column (out,) that is the j-th, on a grid that was found before, and keep their elements."""
+        levels, place = self.levels[j // self.span], j % self.span
+        self.centers[j] = column
+        self.elements[j] = levels.elements(column, place)
+        return levels.values(self.elements[j], place)
+
+    def values(self) -> Tensor:
+        """Return the values of all columns, (in, out)."""
+        spans = zip(self.levels, self.elements.split(self.span), strict=True)
+        return torch.cat([levels.values(held, torch.arange(len(held), device=held.device)) for levels, held in spans])
+
+    def _find_(self, start: int, columns: Tensor) -> None:
+        form, values = self.layer.form, columns.T.to(torch.float32).contiguous()
+        weights = None if self.importance is None else self.importance[start : start + len(columns)]
+        self.parts.append(form.quantize(values, self.span, weights))
+        self.levels.append(GRIDS[form.name].read(self.parts[-1], self.span).to(columns))
+
+    def quantized(self) -> Quantized:
+        """Return the parts of the whole weight with the elements that were found."""
+        grid, spans = GRIDS[self.layer.form.name], self.elements.to("cpu", torch.float32).split(self.span)
+        written = [grid.write(part, span.T) for part, span in zip(self.parts, spans, strict=True)]
+        return joined(written, tuple(self.layer.weight.shape))
+
+
+def columns_at_once(span: int) -> int:
+    """Return the sweep's block: near 128 columns, and a divisor or a multiple of `span`, so that scales see weights up to date."""
+    if span <= COLUMNS_AT_ONCE:
+        return span * (COLUMNS_AT_ONCE // span)
+    return next((n for n in range(COLUMNS_AT_ONCE, COLUMNS_AT_ONCE // 2, -1) if span % n == 0), span)

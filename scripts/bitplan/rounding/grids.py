@@ -1,0 +1,125 @@
+"""The grids of the formats: which values the parts of a quantized matrix can hold under their scales, and new elements in them.
+
+A format's own quantizer chooses scales; a grid reads them off the parts that it made. A new format needs an entry in `GRIDS` only
+when its parts are not those of one that is there.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from bitplan.formats import mx
+from bitplan.formats.base import Format, Quantized
+from bitplan.formats.table import FORMATS
+from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
+from bitplan.rounding.levels import Levels, floats, integers, listed, shifted_integers
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a format's parts are read and written.
+
+    read(parts of some columns that share scales, values per part) gives their `Levels`; write(the same parts, elements (out, columns)
+    float32) gives parts with these elements and the same scales.
+    """
+
+    read: Callable[[Quantized, int], Levels]
+    write: Callable[[Quantized, Tensor], Quantized]
+
+
+def _gguf(layout: BlockLayout) -> Grid:
+    low = -layout.zero if layout.bits < 8 else -(2**7)
+    kind = integers(low, low + 2**layout.bits - 1)
+    if layout.table:
+        kind = listed(torch.unique(torch.tensor(layout.table, dtype=torch.float32)))
+
+    def read(quantized: Quantized, group: int) -> Levels:
+        scale, offset = layout.scales(quantized.parts["data"])
+        parts = [None if part is None else part.T.contiguous() for part in (scale, offset)]
+        return Levels(*parts, group // len(parts[0]), kind)
+
+    def write(quantized: Quantized, elements: Tensor) -> Quantized:
+        data = quantized.parts["data"].clone()
+        write_codes_(data, codes_of(elements, layout), layout)
+        return Quantized({"data": data}, quantized.shape)
+
+    return Grid(read, write)
+
+
+def _padded(elements: Tensor, like: Tensor) -> Tensor:
+    """Return elements (out, columns) in the shape of a block (out, 1, group); a short one is filled with zeros."""
+    short = like.shape[-1] - elements.shape[1]
+    return torch.nn.functional.pad(elements, (0, short)).unsqueeze(1)
+
+
+def _mx(element: mx.Element) -> Grid:
+    def read(quantized: Quantized, group: int) -> Levels:
+        scale = mx.power_of_two(quantized.parts["exponent"].to(torch.int32))
+        return Levels(scale.T.contiguous(), None, group, floats(element))
+
+    def write(quantized: Quantized, elements: Tensor) -> Quantized:
+        made = _padded(elements, quantized.parts["elements"])
+        return Quantized({**quantized.parts, "elements": made}, quantized.shape)
+
+    return Grid(read, write)
+
+
+def _integer(bits: int) -> Grid:
+    most = 2 ** (bits - 1) - 1
+
+    def read(quantized: Quantized, group: int) -> Levels:
+        return Levels(_scales(quantized), None, group, integers(-most, most))
+
+    def write(quantized: Quantized, elements: Tensor) -> Quantized:
+        codes = _padded(elements, quantized.parts["codes"]).to(torch.int8)
+        return Quantized({**quantized.parts, "codes": codes}, quantized.shape)
+
+    return Grid(read, write)
+
+
+def _asymmetric(bits: int) -> Grid:
+    def read(quantized: Quantized, group: int) -> Levels:
+        zero = quantized.parts["zero"].T.to(torch.float32).contiguous()
+        return Levels(_scales(quantized), None, group, shifted_integers(zero, 2**bits - 1))
+
+    def write(quantized: Quantized, elements: Tensor) -> Quantized:
+        zero = quantized.parts["zero"].to(torch.float32).unsqueeze(-1)
+        codes = (_padded(elements, quantized.parts["codes"]) + zero).to(torch.uint8)
+        return Quantized({**quantized.parts, "codes": codes}, quantized.shape)
+
+    return Grid(read, write)
+
+
+def _scales(quantized: Quantized) -> Tensor:
+    return quantized.parts["scale"].T.to(torch.float32).contiguous()
+
+
+ELEMENTS = {
+    "mxfp4": mx.E2M1,
+    "mxfp6_e2m3": mx.E2M3,
+    "mxfp6_e3m2": mx.E3M2,
+    "mxfp8": mx.E4M3,
+    "mxfp8_e5m2": mx.E5M2,
+}
+GRIDS: Mapping[str, Grid] = MappingProxyType(
+    {
+        **{form.name: _gguf(BLOCKS[form.gguf_type]) for form in FORMATS.values() if form.family == "gguf"},
+        **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
+        **{f"int{bits}": _integer(bits) for bits in range(2, 9)},
+        **{f"int{bits}_asym": _asymmetric(bits) for bits in range(2, 9)},
+    }
+)  # fmt: skip
+
+
+def joined(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:
+    """Return the parts of neighbouring columns as those of the whole matrix (out, in)."""
+    names = parts[0].parts
+    return Quantized({name: torch.cat([part.parts[name] for part in parts], dim=1) for name in names}, shape)
+
+
+def span_of(form: Format, group: int, columns: int) -> int:
+    """Return how many columns share what a format's quantizer chooses at once: its block, at most the row."""
+    return min(group, columns)

@@ -19,7 +19,7 @@ FEWEST_PASSES = 8
 class MeasureSettings:
     """What is measured: `anchors` "1", "2" or "all" (None: nothing), within `memory_limit` bytes of hidden states, for share
     `shard` (number from 1, of how many), whether the Fisher score is computed, and in which formats the embedding and the output
-    matrix are measured besides: with the first shard.
+    matrix are measured besides: with the first shard. With `draws` every candidate is priced from so many draws of labels for each window.
     """
 
     anchors: str | None = None
@@ -27,11 +27,12 @@ class MeasureSettings:
     shard: tuple[int, int] = (1, 1)
     fisher: bool = False
     outside: tuple[str, ...] = ()
+    draws: int | None = None
 
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for beyond what one walk over all layers gives."""
-        return self.anchors is None and not self.fisher and self.shard == (1, 1)
+        return self.anchors is None and self.draws is None and not self.fisher and self.shard == (1, 1)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from bitplan.measure.fitted import with_fitted
 from bitplan.measure.kld import mean_and_error
 from bitplan.measure.outside import outside_candidates
 from bitplan.measure.passes import FIT, Measured, Measurement, planned
+from bitplan.measure.priced import with_price, with_prices
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.opening import Opened
@@ -49,9 +50,9 @@ def measure_table(
         **{"settings": settings, "measure": of_figures, "alphas": alphas, "importance": dict(importance)},
     }
     with Kept.beside(output, digest_of(facts)).unless_worthless() as kept:
-        made = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas, importance)
+        made = Measurement(model.model, model.info, tokens, settings, measure, kept, alphas, importance)
         found = made.run(plan, outside if measure.shard[0] == 1 else ())
-    return replace(found, rows=with_fitted([_with_kld(row) for row in found.rows]))
+    return replace(found, rows=with_fitted(with_prices([with_price(_with_kld(row)) for row in found.rows])))
 
 
 def _with_kld(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from bitplan.statistics.smooth_factors import checked_groups, groups_of
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
-    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha"),
+    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "price", "price_se", "fisher", "alpha"),
 )
 W4 = "int4"
 ACTIVATION_BITS = (4, 8)

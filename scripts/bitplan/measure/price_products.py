@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.measure.candidates import changes
+from bitplan.measure.price_estimate import near
 from bitplan.models.layers import Layer
 from bitplan.models.walk import Block, Forward
 from bitplan.statistics.sensitivity import Choice
@@ -72,7 +73,9 @@ def _calls(block: Block, wanted: Sequence[str]) -> Iterator[list[tuple[str, Tens
 def window_products(
     block: Block, forward: Forward, hidden: Tensor, above: Tensor, candidates: Sequence[LayerCandidates]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the gradient at a block's input, (draws, 1, length, hidden), and by layer <G, D> (choices, draws) float64.
+    """Return the gradient at a block's input, (draws, 1, length, hidden), and by layer sums (2, choices, draws) float64.
+
+    The first of the two is <G, D>, a sum over tokens, the second that over products of near tokens (price_estimate.py).
 
     hidden (1, length, hidden): the block's input in one window; above, shaped as what is returned: the gradient at its output. A layer
     that was not called, as an expert that no token reached, is absent.
@@ -81,7 +84,7 @@ def window_products(
     with torch.enable_grad(), _calls(block, list(by_name)) as seen:
         given = hidden.detach().clone().requires_grad_()
         output = forward(given)
-    found = {name: torch.zeros(len(by_name[name].choices), len(above), dtype=torch.float64) for name, *_ in seen}
+    found = {name: torch.zeros(2, len(by_name[name].choices), len(above), dtype=torch.float64) for name, *_ in seen}
     with torch.no_grad():
         dys = [by_name[name].changed_outputs(read.flatten(0, -2)) for name, read, _ in seen]
     wanted, below = [given, *(made for *_, made in seen)], torch.empty_like(above)
@@ -91,12 +94,14 @@ def window_products(
         below[draw] = 0 if parts[0] is None else parts[0]
         for (name, *_), part, changed in zip(seen, parts[1:], dys, strict=True):
             if part is not None:
-                _add_products_(found[name][:, draw], part.flatten(0, -2).to(torch.float32), changed)
+                _add_products_(found[name][..., draw], part.flatten(0, -2).to(torch.float32), changed)
     return below, found
 
 
 def _add_products_(totals: Tensor, gradient: Tensor, changed: Sequence[Tensor | None]) -> None:
-    """Add sum_t g_t . dY_t of each choice to `totals` (choices,)."""
+    """Add the sum over tokens of g_t . dY_t, and that over near tokens, of each choice to `totals` (2, choices)."""
     for number, dy in enumerate(changed):
         if dy is not None:
-            totals[number] += torch.linalg.vecdot(gradient, dy).sum(dtype=torch.float64).cpu()
+            products = torch.linalg.vecdot(gradient, dy).cpu()
+            totals[0, number] += products.sum(dtype=torch.float64)
+            totals[1, number] += near(products)

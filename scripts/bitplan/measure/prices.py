@@ -4,13 +4,14 @@ For a change D of a layer's weights and G the gradient of sum_t log p_t(y_t) ove
 
     KL per token  ~  1/2 mean over windows and draws of <G, D>^2 / T.
 
-Tokens are summed before the square, so that all interactions between tokens are in it. The walk goes backwards through the kept states, one block
+Tokens are summed before the square, so that all interactions between tokens are in it; price_estimate.py says how the noise of that is made less. The walk goes backwards through the kept states, one block
 loaded at a time; what it holds besides is the gradient at the block's output, (draws, sequences, length, hidden), replaced by that at its input
 window by window. It is kept block by block, and an earlier walk that was stopped is gone on with.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from bitplan.kept import Kept, KeptWalk, load_states
 from bitplan.measure.candidates import changes
 from bitplan.measure.label_draws import drawn_gradients
 from bitplan.measure.outside import OutsideCandidate
+from bitplan.measure.price_estimate import window_prices
 from bitplan.measure.price_products import LayerCandidates, window_products
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
@@ -73,14 +75,18 @@ class Pricing:
             above, found[HEAD] = self._at_the_end()
         for done in progress(range(reached.block, count), count - reached.block, "blocks backward"):
             found |= self._block(count - 1 - done, above)
-            walk.keep(done + 1, lambda: ({ABOVE: above, **found}, {"cost": self.cost}))
-        outside = self._outside(above, found.pop(HEAD))
-        prices = {name.removeprefix(OF_LAYER): self._price(values).tolist() for name, values in found.items()}
-        return {"prices": prices, "outside": self._price(outside).tolist(), "block_forwards": self.cost}
+            walk.keep(done + 1, partial(self._reached, above, found))
+        squares, scored = self._outside(above, found.pop(HEAD)).square(), self.tokens.shape[1] - 1
+        kinds = [choice.aq for choice in self.choices]
+        prices = {
+            name.removeprefix(OF_LAYER): window_prices(whole.square(), near, kinds, scored).tolist()
+            for name, (whole, near) in found.items()
+        }
+        outside = squares.mean(1) / (2 * scored)
+        return {"prices": prices, "outside": outside.tolist(), "block_forwards": self.cost}
 
-    def _price(self, products: Tensor) -> Tensor:
-        """Return the price of each window, (candidates, sequences), of <G, D> (candidates, draws, sequences)."""
-        return products.square().mean(1) / (2 * (self.tokens.shape[1] - 1))
+    def _reached(self, above: Tensor, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        return {ABOVE: above, **found}, {"cost": self.cost}
 
     # ----------------------------------------------------------------------------------------------------- the end
 
@@ -149,7 +155,7 @@ class Pricing:
             below, products = window_products(block, forward, hidden[some], above[:, some], candidates)
             for name, values in products.items():
                 empty = torch.zeros(*values.shape, len(hidden), dtype=torch.float64)
-                found.setdefault(f"{OF_LAYER}{name}", empty)[:, :, window] = values
+                found.setdefault(f"{OF_LAYER}{name}", empty)[..., window] = values
             if replace:
                 above[:, some] = below
         weights = sum(module.weight.numel() for module in block.layers.values())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from bitplan.errors import UserError
 from bitplan.evaluate.head import Head
 from bitplan.evaluate.text import windows
 from bitplan.files import read_table
@@ -253,8 +254,11 @@ def test_a_backward_walk_that_was_stopped_goes_on_at_its_block(family, tmp_path,
 
 
 def test_how_much_memory_there_is_changes_no_price(llama, tmp_path):
-    little = written(llama, tmp_path / "little.tsv", replace(PRICED, memory_limit=1))
+    gradients = 4 * 64 * llama.tokens.numel() * PRICED.draws
+    little = written(llama, tmp_path / "little.tsv", replace(PRICED, memory_limit=gradients + 10**6))
     assert little == written(llama, tmp_path / "much.tsv", PRICED)
+    with pytest.raises(UserError, match="the gradients of 3 draws take 1 MB"):
+        written(llama, tmp_path / "none.tsv", replace(PRICED, memory_limit=1))
 
 
 # -------------------------------------------------------------------------------------------------- the bundled model

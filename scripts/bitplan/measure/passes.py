@@ -19,7 +19,16 @@ from torch import Tensor
 from bitplan.evaluate.head import Head
 from bitplan.evaluate.teacher import Teacher
 from bitplan.kept import SHARE, Kept, KeptWalk, digest_of, gradient_name, load_states, states_name
-from bitplan.measure.candidates import MeasureSettings, Pass, Piece, anchor_choices, most_carried, passes, share_of
+from bitplan.measure.candidates import (
+    MeasureSettings,
+    Pass,
+    Piece,
+    anchor_choices,
+    check_draws,
+    most_carried,
+    passes,
+    share_of,
+)
 from bitplan.measure.gradients import as_block_runs, batch_of, keep_gradients
 from bitplan.measure.kld import kld_by_window
 from bitplan.measure.newborn import newborn
@@ -71,7 +80,10 @@ def planned(
     for choice in choices:
         check_columns(uniform(info, choice.wq), info)
     anchors, layers = anchor_choices(choices, measure.anchors), share_of(info.quantizable, measure.shard)
-    state = tokens.numel() * model.module.config.hidden_size * model.dtype.itemsize
+    values = tokens.numel() * model.module.config.hidden_size
+    if measure.draws is not None:
+        check_draws(measure.memory_limit, values, measure.draws)
+    state = values * model.dtype.itemsize
     most = most_carried(measure.memory_limit, state, len(layers) * len(anchors)) if anchors else 1
     made = passes(layers, len(choices), anchors, most, len(model.blocks))
     log.info("%d layers, %d candidates in %d passes", len(layers), sum(each.carried for each in made), len(made))

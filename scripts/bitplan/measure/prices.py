@@ -43,8 +43,8 @@ ScalesOf = Callable[[Block], Mapping[str, Tensor]]
 class Pricing:
     """A backward walk that prices the `choices` of `layers`, and the candidates outside the blocks, with so many draws for each window.
 
-    The kept states of all blocks are there. Weights are quantized with `importance` {layer: (in,)}; the changes of the layers that are
-    looked at together take at most `memory_limit` bytes, or are those of one layer: a block goes backwards once for each such group.
+    The kept states of all blocks are there. Weights are quantized with `importance` {layer: (in,)}. What `memory_limit` bytes leave beside the
+    gradients holds the changes of the layers that are looked at together, of one at least: a block goes backwards once for each such group.
     """
 
     model: StreamedModel
@@ -127,7 +127,8 @@ class Pricing:
         hidden = load_states(self.kept, index, self.model.device)
 
         def visit(block: Block, given: Tensor, forward: Forward) -> Tensor:
-            groups = list(self._groups([layer for layer in self.layers if layer.block == index])) or [[]]
+            own = [layer for layer in self.layers if layer.block == index]
+            groups = list(self._groups(own, self.memory_limit - above.nbytes)) or [[]]
             scales = self.scales_of(block)
             for number, layers in enumerate(groups):
                 candidates = [self._candidates(block, layer, scales.get(layer.name)) for layer in layers]
@@ -172,12 +173,12 @@ class Pricing:
         made = quantized_weights(weight, self.choices, scale, importance=self.importance.get(layer.name))
         return LayerCandidates(layer, weight, self.choices, made, scale)
 
-    def _groups(self, layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-        """Yield groups of layers whose quantized weights and changes are within the memory limit, of one layer at least."""
+    def _groups(self, layers: Sequence[Layer], limit: int) -> Iterator[list[Layer]]:
+        """Yield groups of layers whose quantized weights and changes are within a limit in bytes, of one layer at least."""
         held, size = [], 0
         for layer in layers:
             own = layer.params * BYTES * 2 * len(self.choices)
-            if held and size + own > self.memory_limit:
+            if held and size + own > limit:
                 yield held
                 held, size = [], 0
             held, size = [*held, layer], size + own

@@ -76,7 +76,8 @@ def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
     place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
     settings = SensitivitySettings(tuple(map(Choice, palette)))
-    measure = MeasureSettings("all", args.memory_limit)
+    priced = args.metric == "gradient"
+    measure = MeasureSettings(None if priced else "all", args.memory_limit, draws=args.draws if priced else None)
     calibration = None if args.calibration is None else str(args.calibration)
     make_table(model, calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
     return place

@@ -108,7 +108,8 @@ def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInf
     inside = [k for k in range(len(table.layers)) if k not in outside]
     kld[np.ix_(inside, range(len(palette), len(places)))] = np.inf
     formats = tuple(table.formats[place] for place in places)
-    return replace(table, formats=formats, size=table.size[:, places], kld=kld)
+    sources = None if table.sources is None else table.sources[:, places]
+    return replace(table, formats=formats, size=table.size[:, places], kld=kld, sources=sources)
 
 
 def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:
@@ -183,6 +184,7 @@ class OptimalSearch:
             choice, stages = self._improved(choice, budget)
         figures = {
             "kld_predicted": made.kld,
+            "kld_from": self.table.counts_by_source(made.plan),
             "lower_bound": made.lower_bound,
             "gap": made.gap,
             "exact": made.exact,

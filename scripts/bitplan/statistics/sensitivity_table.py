@@ -4,7 +4,7 @@ The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, ot
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ Table = NDArray[np.float64]
 class SensitivityTable:
     """For L layers and K formats: `params` (L,), `size` in bytes and `kld` in nats (L, K), categories (L,), "" where unknown.
 
-    A format that a layer has no row for has the size 0 and the damage inf.
+    A format that a layer has no row for has the size 0 and the damage inf. `sources` (L, K) says where each damage comes from (measured, priced,
+    fitted ...), where the table says so.
     """
 
     layers: tuple[str, ...]
@@ -36,6 +37,15 @@ class SensitivityTable:
     size: Table
     kld: Table
     categories: tuple[str, ...]
+    sources: NDArray[np.str_] | None = None
+
+    def counts_by_source(self, plan: Mapping[str, str]) -> dict[str, int]:
+        """Return how many candidates of a plan {layer: format} have their damage from where; nothing where the table does not say."""
+        if self.sources is None:
+            return {}
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.layers, self.formats))
+        found = [str(self.sources[rows[layer], columns[form]]) for layer, form in plan.items() if layer in rows]
+        return {source: found.count(source) for source in sorted(set(found))}
 
     @property
     def has(self) -> NDArray[np.bool_]:
@@ -213,4 +223,13 @@ def _table(rows: _Rows, figures: _Figures, layers: tuple[str, ...], formats: tup
     first = np.unique(figures.layer, return_index=True)[1]
     told = rows.columns.get("category")
     categories = tuple(told[row] for row in first) if told else ("",) * len(layers)
-    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories)
+    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories, _sources(rows, figures, kld))
+
+
+def _sources(rows: _Rows, figures: _Figures, kld: Table) -> NDArray[np.str_] | None:
+    if "kld_from" not in rows.columns:
+        return None
+    told = np.array(rows.columns["kld_from"], dtype=np.str_)
+    sources = np.full(kld.shape, "", dtype=told.dtype)
+    sources[figures.layer, figures.format] = told
+    return sources

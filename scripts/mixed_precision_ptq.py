@@ -26,7 +26,7 @@ def main(args) -> None:
         smoothing_of,
     )
     from bitplan.search.sensitivity_run import measured
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
+    from bitplan.statistics.sensitivity import SensitivitySettings, activation_choices, choice_named
     from bitplan.torch_config import write_pt
 
     started = time.monotonic()
@@ -42,7 +42,7 @@ def main(args) -> None:
     else:
         model = opened(args.model, args.dtype, args.device, args.threads)
         target.check_for(model.info)
-        choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
+        choices = (*activation_choices(args.activation_scope), *map(choice_named, target.palette))
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
         info, table = model.info, sensitivity_of(rows)

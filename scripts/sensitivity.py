@@ -25,11 +25,11 @@ def main(args) -> None:
     from bitplan.opening import opened
     from bitplan.provenance import write_provenance
     from bitplan.search.sensitivity_run import GAUSSIAN
-    from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices
+    from bitplan.statistics.sensitivity import SensitivitySettings, activation_choices, choice_named
 
     started = time.monotonic()
-    palette = tuple(Choice(format_named(name).name) for name in args.palette or ())
-    choices = (*activation_choices(args.activation_scope, args.group_size), *palette)
+    palette = (choice_named(name) for name in args.palette or ())
+    choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
     outside = tuple(format_named(name).name for name in args.outside or ())
@@ -63,7 +63,12 @@ if __name__ == "__main__":
         help="text, or one saved by layer_stats.py, or `random` for Gaussian inputs; the bundled text by default",
     )
     flags.add_argument("--random", action="store_true", help="the same as --calibration random")
-    flags.add_argument("--palette", nargs="+", action="extend", help="weight formats to measure besides")
+    flags.add_argument(
+        "--palette",
+        nargs="+",
+        action="extend",
+        help="candidates to measure besides: formats of weights, or weights/inputs as mxfp4/mxfp8 and int4_g128/int8_token",
+    )
     flags.add_argument("--group-size", type=count, default=128, help="weights per group of int4")
     flags.add_argument(
         "--activation-scope", choices=("tensor", "token"), default="tensor", help="what an activation scale spans"

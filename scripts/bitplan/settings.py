@@ -11,7 +11,7 @@ import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.errors import Problem, UserError
-from bitplan.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, Section
+from bitplan.plan_settings import METHODS, AnyPlan, CandidateName, CheckSettings, FormatName, Name, Section
 from bitplan.sizes import bytes_of
 from bitplan.studies import StudySettings
 
@@ -89,8 +89,9 @@ class SensitivitySettings(Section):
     smooth_alpha: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.5], description="SmoothQuant's alpha; of several the best for each group; none: no smoothing"
     )
-    palette: list[FormatName] = Field(
-        [], description="weight formats to measure: those that genetic plans with average bits may choose from"
+    palette: list[CandidateName] = Field(
+        [],
+        description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that genetic plans with average bits and optimal plans may choose from",
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")

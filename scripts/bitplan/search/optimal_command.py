@@ -9,7 +9,6 @@ from bitplan.demo import DEMO
 from bitplan.errors import Problem, UserError, user_error
 from bitplan.evaluate.teacher import Teacher, load_teacher, make_teacher
 from bitplan.export.gguf_file import layer_names, read_gguf
-from bitplan.formats.table import format_named
 from bitplan.measure.candidates import MeasureSettings
 from bitplan.measure.command import make_table
 from bitplan.opening import Opened, opened
@@ -19,7 +18,7 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal_run import OptimalSearch, OptimalSettings, chosen_table, file_budget
 from bitplan.search.race import RaceSettings
 from bitplan.statistics.importance import read_importance
-from bitplan.statistics.sensitivity import Choice, SensitivitySettings
+from bitplan.statistics.sensitivity import SensitivitySettings, choice_named
 from bitplan.statistics.sensitivity_table import SensitivityTable, read_sensitivity_table
 
 log = logging.getLogger(__name__)
@@ -75,7 +74,7 @@ def _text(source: Path, model: Opened, args: Namespace, skip: int) -> Teacher:
 def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
     place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
-    settings = SensitivitySettings(tuple(map(Choice, palette)))
+    settings = SensitivitySettings(tuple(map(choice_named, palette)))
     priced = args.metric == "gradient"
     measure = MeasureSettings(None if priced else "all", args.memory_limit, draws=args.draws if priced else None)
     calibration = None if args.calibration is None else str(args.calibration)
@@ -85,15 +84,16 @@ def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
 
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
-    palette = tuple(format_named(name).name for name in args.palette or PALETTE)
+    choices = [choice_named(name) for name in args.palette or PALETTE]
+    palette = tuple(choice.name for choice in choices)
     race = RaceSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
     model = opened(args.model, args.dtype, args.device, args.threads)
-    for form in palette:
-        check_columns(uniform(model.info, form), model.info)
+    for choice in choices:
+        check_columns(uniform(model.info, choice.wq), model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
-    table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
+    table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
     texts = _texts(args, model, True) if args.correct or args.race else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bitplan.errors import Problem, UserError, user_error
 from bitplan.evaluate.teacher import Teacher
 from bitplan.formats.names import GGUF_TYPES
+from bitplan.formats.pairs import pair_named
 from bitplan.models.layers import ModelInfo
 from bitplan.opening import Opened
 from bitplan.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
@@ -131,7 +132,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice]
         for layer in info.layers:
             notes = {"category": layer.category}
             lifted = {"outside": True} if layer.name in outside and layer.name in formats else {}
-            layers[layer.name] = LayerPlan(formats.get(layer.name, "bf16"), notes=notes, **lifted)
+            layers[layer.name] = LayerPlan(*astuple(pair_named(formats.get(layer.name, "bf16"))), notes=notes, **lifted)
         return Plan(layers)
 
     return plan_of

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitplan.errors import user_error
 from bitplan.formats.base import Format
+from bitplan.formats.pairs import Pair, pair_named
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.kept import HIDDEN, NOWHERE, KeptWalk, Reached
 from bitplan.models.experts import has_experts
@@ -49,6 +51,11 @@ class Choice:
     group_size: int | None = None
 
     @property
+    def name(self) -> str:
+        """The candidate's name in palettes."""
+        return Pair(self.wq, self.aq, self.group_size).name
+
+    @property
     def inputs_change(self) -> bool:
         """Whether the layer's inputs are quantized."""
         return self.aq != UNQUANTIZED
@@ -71,6 +78,15 @@ class Choice:
         """Return Q(X / s) of a window (tokens, in)."""
         given = window if scale is None else window / scale.to(window.device)
         return formats[self.aq].roundtrip(given, self.group_size) if self.inputs_change else given
+
+
+def choice_named(name: str) -> Choice:
+    """Return the candidate of a palette's name, as mxfp4/mxfp8. Raises `UserError` for a name that is none."""
+    try:
+        made = pair_named(name)
+    except ValueError as error:
+        raise user_error(f"--palette {name}", str(error), "Give formats of weights, or weights/inputs") from None
+    return Choice(made.wq, made.aq, made.group_size)
 
 
 @dataclass(frozen=True)

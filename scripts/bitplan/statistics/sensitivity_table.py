@@ -5,7 +5,7 @@ The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, ot
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bitplan.errors import Problem, UserError, user_error
 from bitplan.formats.names import NAMES
+from bitplan.formats.pairs import WHOLE, Pair
 
 REQUIRED = ("layer", "params", "format", "bytes", "kld")
 DELIMITERS = "\t;,"
@@ -193,18 +194,44 @@ def _places(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
     return tuple(places), numbers
 
 
-def _for_weights(rows: _Rows) -> _Rows:
-    """Return the rows of formats for weights alone: those that quantize a layer's inputs too are other candidates."""
-    return rows.kept([cell in UNQUANTIZED for cell in rows.columns["inputs"]]) if "inputs" in rows.columns else rows
+def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
+    """Return the rows of formats for weights alone, and those of a palette's candidates (`mxfp4/mxfp8`), under the names of these.
+
+    Raises `UserError` for a candidate of the palette whose inputs were smoothed: a plan that chooses by layer has no factors.
+    """
+    if "inputs" not in rows.columns:
+        return rows
+    formats, inputs = rows.columns["format"], rows.columns["inputs"]
+    groups = rows.columns.get("group_size", [""] * len(formats))
+    names = [
+        Pair(form, aq or WHOLE, int(group) if group.isdecimal() else None).name
+        for form, aq, group in zip(formats, inputs, groups, strict=True)
+    ]
+    wanted = [name in palette for name in names]
+    smoothed = rows.columns.get("smoothed", [""] * len(formats))
+    if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in UNQUANTIZED and smoothed[row]]:
+        hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+        raise user_error(rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint)
+    rows.columns["format"] = [name if yes else form for name, form, yes in zip(names, formats, wanted, strict=True)]
+    return rows.kept([yes or aq in UNQUANTIZED for yes, aq in zip(wanted, inputs, strict=True)])
 
 
-def read_sensitivity_table(path: Path) -> SensitivityTable:
+def of_palette(table: SensitivityTable, palette: Sequence[str]) -> SensitivityTable:
+    """Return the formats of a palette, in its order. Raises `UserError` for one that the table does not have."""
+    if absent := [name for name in palette if name not in table.formats]:
+        raise user_error(f"--palette {absent[0]}", "is not in the table", f"It has {', '.join(table.formats)}")
+    places = [table.formats.index(name) for name in palette]
+    sources = None if table.sources is None else table.sources[:, places]
+    return replace(table, formats=tuple(palette), size=table.size[:, places], kld=table.kld[:, places], sources=sources)
+
+
+def read_sensitivity_table(path: Path, palette: Sequence[str] = ()) -> SensitivityTable:
     """Return the table in a file, layers and formats in the order in which they come first.
 
-    Rows whose `inputs` is a format are left out. Raises `UserError` with all kinds of wrong rows at once: figures that
-    are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
+    Rows whose `inputs` is a format are left out, but for those that a palette names (`mxfp4/mxfp8`). Raises `UserError` with all
+    kinds of wrong rows at once: figures that are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
     """
-    rows = _for_weights(_rows(path))
+    rows = _named(_rows(path), palette)
     if not rows.lines:
         raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
     layers, layer = _places(rows.columns["layer"])

@@ -87,7 +87,7 @@ if __name__ == "__main__":
         "--metric",
         choices=("measured", "gradient"),
         default="measured",
-        help="where KL comes from: measured as --anchors says, or for every format from a few backward passes, corrected by --anchors if any",
+        help="where KL comes from: measured as --anchors says, or from a few backward passes for all that --anchors do not measure",
     )
     flags.add_argument(
         "--draws", type=count, default=DRAWS, help="draws of labels for each window, with --metric gradient"

@@ -101,7 +101,7 @@ class SensitivitySettings(Section):
     )
     metric: Literal["measured", "gradient"] = Field(
         "measured",
-        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes, corrected by anchors if any",
+        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
     )
     draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
     outside: list[FormatName] = Field(

@@ -19,7 +19,7 @@ from bitplan.measure.command import write_sensitivity
 from bitplan.measure.label_draws import drawn_gradients
 from bitplan.measure.price_estimate import near, window_prices
 from bitplan.measure.price_products import LayerCandidates, window_products
-from bitplan.measure.priced import with_price, with_prices
+from bitplan.measure.priced import with_price
 from bitplan.measure.prices import Pricing
 from bitplan.measure.table import measure_table, merged
 from bitplan.models.layers import Layer
@@ -293,14 +293,12 @@ def row_of(layer: str, kld: float | None, prices: list[float] | None) -> dict:
     return with_price({**made, "price_by_window": prices})
 
 
-def test_a_price_stands_for_kl_where_none_is_measured_corrected_by_what_is():
-    rows = [row_of("a", 2.0, [1.0, 3.0]), row_of("a", None, [0.4, 0.6]), row_of("a", 0.9, [0.3, 0.3])]
-    rows += [row_of("b", None, [0.4, 0.6]), row_of("c", None, [])]
-    made = with_prices(rows)
-    assert [row["kld_from"] for row in made] == ["measured", "corrected", "measured", "priced", "unreached"]
-    assert [row["kld"] for row in made] == pytest.approx([2.0, 0.5 * math.sqrt(1.0 * 3.0), 0.9, 0.5, 0.0])
-    assert made[3]["kld_se"] == pytest.approx(0.1) and made[1]["kld_se"] == pytest.approx(0.1 * math.sqrt(3.0))
-    assert with_prices([row_of("a", None, None)])[0]["kld"] is None
+def test_a_price_stands_for_kl_where_none_is_measured_and_only_there():
+    rows = [row_of("a", 2.0, [1.0, 3.0]), row_of("a", None, [0.4, 0.6]), row_of("b", None, [])]
+    assert [row["kld_from"] for row in rows] == ["measured", "priced", "unreached"]
+    assert [row["kld"] for row in rows] == pytest.approx([2.0, 0.5, 0.0])
+    assert rows[0]["price"] == 2.0 and rows[1]["kld_se"] == rows[1]["price_se"] == pytest.approx(0.1)
+    assert row_of("a", None, None)["kld"] is None
 
 
 # -------------------------------------------------------------------------------------------------------- the command

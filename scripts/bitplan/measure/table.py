@@ -16,7 +16,7 @@ from bitplan.measure.fitted import with_fitted
 from bitplan.measure.kld import mean_and_error
 from bitplan.measure.outside import outside_candidates
 from bitplan.measure.passes import FIT, Measured, Measurement, planned
-from bitplan.measure.priced import with_price, with_prices
+from bitplan.measure.priced import with_price
 from bitplan.models.layers import ModelInfo
 from bitplan.models.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.opening import Opened
@@ -52,7 +52,7 @@ def measure_table(
     with Kept.beside(output, digest_of(facts)).unless_worthless() as kept:
         made = Measurement(model.model, model.info, tokens, settings, measure, kept, alphas, importance)
         found = made.run(plan, outside if measure.shard[0] == 1 else ())
-    return replace(found, rows=with_fitted(with_prices([with_price(_with_kld(row)) for row in found.rows])))
+    return replace(found, rows=with_fitted([with_price(_with_kld(row)) for row in found.rows]))
 
 
 def _with_kld(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -198,8 +198,12 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":
-        """Plans share one table: what a plan may choose has to be in it."""
+        """Plans share one table: what a plan may choose has to be in it, with inputs as the plan has them."""
         for name, plan in self.every_plan.items():
+            inputs = [form for form in getattr(plan, "palette", []) if "/" in form]
+            if inputs and self.sensitivity.smooth_alpha:
+                what = f"plan {name} may choose {inputs[0]}, whose inputs are not smoothed"
+                raise ValueError(f"{what}: set sensitivity.smooth_alpha to []")
             absent = [form for form in getattr(plan, "palette", []) if form not in self.sensitivity.palette]
             if absent:
                 raise ValueError(f"plan {name} may choose {absent[0]}, which sensitivity.palette does not measure")

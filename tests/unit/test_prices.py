@@ -27,6 +27,7 @@ from bitplan.models.walk import Block
 from bitplan.opening import opened
 from bitplan.plan import read_plan
 from bitplan.search.genetic_run import read_sensitivity
+from bitplan.settings import parse_settings
 from bitplan.statistics.sensitivity import Choice, SensitivitySettings, activation_choices, choice_named
 from bitplan.statistics.sensitivity_table import read_sensitivity_table
 from tests.families import FAMILIES, TEXT, make_family
@@ -417,3 +418,20 @@ def test_the_genetic_search_chooses_among_weights_with_inputs_by_their_price(lla
     plan = read_plan(tmp_path / "plan.json", llama.opened.info)
     pairs = {(plan.of(layer.name).wq, plan.of(layer.name).aq) for layer in llama.opened.info.quantizable}
     assert pairs <= {("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("bf16", "bf16")} and len(pairs) > 1
+    assert sum(read_json(tmp_path / "plan.json")["search_summary"]["kld_from"].values()) == 14
+
+
+def test_settings_refuse_inputs_that_would_be_measured_smoothed():
+    config = {
+        "models": {"m": {"path": "p", "calibration": "c", "evaluation": "e"}},
+        "plans": {"mx": {"method": "optimal", "target_avg_bits": 5, "palette": ["mxfp4/mxfp4", "mxfp8/bf16"]}},
+        "sensitivity": {"metric": "gradient", "palette": ["mxfp4/mxfp4", "mxfp8"]},
+        "calibration": {"sequences": 4},
+    }
+    with pytest.raises(UserError, match="set sensitivity.smooth_alpha to"):
+        parse_settings(config)
+    config["sensitivity"]["smooth_alpha"] = []
+    assert parse_settings(config).plans["mx"].palette == ["mxfp4/mxfp4", "mxfp8"]
+    config["sensitivity"] |= {"metric": "measured"}
+    with pytest.raises(UserError, match="set sensitivity.metric to gradient"):
+        parse_settings(config)

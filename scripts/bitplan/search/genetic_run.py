@@ -131,6 +131,12 @@ class Sensitivity:
                         f"{self.source}: {layer}", f"{'/'.join(choice)} was measured on smoothed inputs", hint
                     )
 
+    def sources(self, plan: Plan, info: ModelInfo) -> dict[str, int]:
+        """Return how many of a plan's candidates have their KL from where: measured, priced, fitted ..."""
+        chosen = ((layer.name, plan.of(layer.name)) for layer in info.quantizable)
+        told = [str(self._row(name, (made.wq, made.aq)).get("kld_from") or "") for name, made in chosen]
+        return {source: told.count(source) for source in sorted(set(told))}
+
     def check(self, column: str) -> None:
         """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
         if all(row.get(column) in (None, "") for choices in self.rows.values() for row in choices.values()):
@@ -312,7 +318,8 @@ def genetic_plan(
     choice = found.exact.choice if use_exact else found.result.choice
     plan = plan_of(found, choice, info, target, scope, smoothing)
     summary = summary_of(found, plan, info, target, settings)
-    return replace(plan, summary={**summary, "solution": "exact" if use_exact else "genetic"}), found
+    sources = {"kld_from": table.sources(plan, info)} if target.metric == "kld" else {}
+    return replace(plan, summary={**summary, **sources, "solution": "exact" if use_exact else "genetic"}), found
 
 
 def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:

@@ -200,6 +200,8 @@ def sensitivity_flags(wildcards):
     held = {"shards", "smooth_alpha", "memory_limit"}
     values = SETTINGS.sensitivity.model_dump(exclude=held)
     switches = {key: values[key] or None for key in ("random", "fisher")}
+    priced = SETTINGS.sensitivity.metric == "gradient"
+    switches["draws"] = values["draws"] if priced else None
     alphas = SETTINGS.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
     return cli_flags(
@@ -209,7 +211,7 @@ def sensitivity_flags(wildcards):
 
 def memory_flag(wildcards, input):
     """Return how much memory measuring may take: it decides the order of the work and no figure, so it is no reason to rerun."""
-    measured = SETTINGS.sensitivity.anchors is not None
+    measured = SETTINGS.sensitivity.has_kld
     return cli_flags(
         {"memory-limit": SETTINGS.sensitivity.memory_limit if measured else None}
     )
@@ -454,7 +456,7 @@ def compared_baselines(wildcards):
 def compared_agreement(wildcards):
     """Return what agrees with measured KL, where plans are searched from it."""
     searched = plans_of("genetic") + plans_of("optimal")
-    if SETTINGS.sensitivity.anchors is None or not searched:
+    if not SETTINGS.sensitivity.has_kld or not searched:
         return []
     return [f"results/{wildcards.model}/agreement.json"]
 
@@ -497,7 +499,7 @@ def runtime_mem_mb(wildcards, attempt):
 def sensitivity_mem_mb(wildcards, attempt):
     """Return memory for the sensitivity table, which also holds what the settings allow for candidates."""
     carried = bytes_of(SETTINGS.sensitivity.memory_limit) // 2**20
-    measured = SETTINGS.sensitivity.anchors is not None
+    measured = SETTINGS.sensitivity.has_kld
     return model_mem_mb(wildcards, attempt) + measured * carried
 
 

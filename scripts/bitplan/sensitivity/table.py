@@ -4,8 +4,8 @@ The table is CSV or TSV with the columns `layer, params, format, bytes, kld`, ot
 """
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import NAMES
+from bitplan.formats.pairs import WHOLE, Pair
 
 REQUIRED = ("layer", "params", "format", "bytes", "kld")
 DELIMITERS = "\t;,"
@@ -27,7 +28,8 @@ Table = NDArray[np.float64]
 class SensitivityTable:
     """For L layers and K formats: `params` (L,), `size` in bytes and `kld` in nats (L, K), categories (L,), "" where unknown.
 
-    A format that a layer has no row for has the size 0 and the damage inf.
+    A format that a layer has no row for has the size 0 and the damage inf. `sources` (L, K) says where each damage comes from (measured, priced,
+    fitted ...), where the table says so.
     """
 
     layers: tuple[str, ...]
@@ -36,6 +38,15 @@ class SensitivityTable:
     size: Table
     kld: Table
     categories: tuple[str, ...]
+    sources: NDArray[np.str_] | None = None
+
+    def counts_by_source(self, plan: Mapping[str, str]) -> dict[str, int]:
+        """Return how many candidates of a plan {layer: format} have their damage from where; nothing where the table does not say."""
+        if self.sources is None:
+            return {}
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.layers, self.formats))
+        found = [str(self.sources[rows[layer], columns[form]]) for layer, form in plan.items() if layer in rows]
+        return {source: found.count(source) for source in sorted(set(found))}
 
     @property
     def has(self) -> NDArray[np.bool_]:
@@ -183,18 +194,44 @@ def _places(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
     return tuple(places), numbers
 
 
-def _for_weights(rows: _Rows) -> _Rows:
-    """Return the rows of formats for weights alone: those that quantize a layer's inputs too are other candidates."""
-    return rows.kept([cell in UNQUANTIZED for cell in rows.columns["inputs"]]) if "inputs" in rows.columns else rows
+def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
+    """Return the rows of formats for weights alone, and those of a palette's candidates (`mxfp4/mxfp8`), under the names of these.
+
+    Raises `UserError` for a candidate of the palette whose inputs were smoothed: a plan that chooses by layer has no factors.
+    """
+    if "inputs" not in rows.columns:
+        return rows
+    formats, inputs = rows.columns["format"], rows.columns["inputs"]
+    groups = rows.columns.get("group_size", [""] * len(formats))
+    names = [
+        Pair(form, aq or WHOLE, int(group) if group.isdecimal() else None).name
+        for form, aq, group in zip(formats, inputs, groups, strict=True)
+    ]
+    wanted = [name in palette for name in names]
+    smoothed = rows.columns.get("smoothed", [""] * len(formats))
+    if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in UNQUANTIZED and smoothed[row]]:
+        hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+        raise user_error(rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint)
+    rows.columns["format"] = [name if yes else form for name, form, yes in zip(names, formats, wanted, strict=True)]
+    return rows.kept([yes or aq in UNQUANTIZED for yes, aq in zip(wanted, inputs, strict=True)])
 
 
-def read_sensitivity_table(path: Path) -> SensitivityTable:
+def of_palette(table: SensitivityTable, palette: Sequence[str]) -> SensitivityTable:
+    """Return the formats of a palette, in its order. Raises `UserError` for one that the table does not have."""
+    if absent := [name for name in palette if name not in table.formats]:
+        raise user_error(f"--palette {absent[0]}", "is not in the table", f"It has {', '.join(table.formats)}")
+    places = [table.formats.index(name) for name in palette]
+    sources = None if table.sources is None else table.sources[:, places]
+    return replace(table, formats=tuple(palette), size=table.size[:, places], kld=table.kld[:, places], sources=sources)
+
+
+def read_sensitivity_table(path: Path, palette: Sequence[str] = ()) -> SensitivityTable:
     """Return the table in a file, layers and formats in the order in which they come first.
 
-    Rows whose `inputs` is a format are left out. Raises `UserError` with all kinds of wrong rows at once: figures that
-    are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
+    Rows whose `inputs` is a format are left out, but for those that a palette names (`mxfp4/mxfp8`). Raises `UserError` with all
+    kinds of wrong rows at once: figures that are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
     """
-    rows = _for_weights(_rows(path))
+    rows = _named(_rows(path), palette)
     if not rows.lines:
         raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
     layers, layer = _places(rows.columns["layer"])
@@ -213,4 +250,13 @@ def _table(rows: _Rows, figures: _Figures, layers: tuple[str, ...], formats: tup
     first = np.unique(figures.layer, return_index=True)[1]
     told = rows.columns.get("category")
     categories = tuple(told[row] for row in first) if told else ("",) * len(layers)
-    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories)
+    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories, _sources(rows, figures, kld))
+
+
+def _sources(rows: _Rows, figures: _Figures, kld: Table) -> NDArray[np.str_] | None:
+    if "kld_from" not in rows.columns:
+        return None
+    told = np.array(rows.columns["kld_from"], dtype=np.str_)
+    sources = np.full(kld.shape, "", dtype=told.dtype)
+    sources[figures.layer, figures.format] = told
+    return sources

@@ -10,7 +10,7 @@ import numpy as np
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.core.files import read_table
-from bitplan.formats.table import FORMATS, format_named
+from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
@@ -20,8 +20,8 @@ from bitplan.search.knapsack.exact import Solution, optimal
 from bitplan.sensitivity.local_errors import (
     ACTIVATION_BITS,
     EDGE_LAYERS,
-    Choice,
     activation_choices,
+    choice_named,
     classes,
     sensitivity_ratio,
 )
@@ -46,7 +46,7 @@ class Target:
     def check(self) -> None:
         """Raise `UserError` unless average bits and a palette of known formats come together, or the compression is in reach."""
         for name in self.palette:
-            format_named(name)
+            choice_named(name)
         if bool(self.palette) != (self.avg_bits is not None):
             hint = "Give both for weight formats, or neither for W4 with A4 or A8"
             raise user_error("--palette and --target-avg-bits", "go together", hint)
@@ -62,7 +62,8 @@ class Target:
         self.check()
         if self.avg_bits is None:
             return
-        bits = [[layer_bits(layer, LayerPlan(form)) for form in self.palette] for layer in info.quantizable]
+        plans = [LayerPlan(choice.wq, choice.aq, choice.group_size) for choice in map(choice_named, self.palette)]
+        bits = [[layer_bits(layer, made) for made in plans] for layer in info.quantizable]
         rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
         low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
         _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
@@ -119,6 +120,22 @@ class Sensitivity:
         if not str(told).isdecimal() or int(told) < 1:
             raise user_error(f"{self.source}: {layer}", f"group_size {told!r} is no group", MADE_AGAIN)
         return int(told)
+
+    def check_unsmoothed(self, choices: Sequence[tuple[str, str]]) -> None:
+        """Raise `UserError` where one of some choices was measured on smoothed inputs: a plan that chooses by layer has no factors."""
+        for layer, rows in self.rows.items():
+            for choice in choices:
+                if choice[1] != UNQUANTIZED and rows.get(choice, {}).get("smoothed"):
+                    hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+                    raise user_error(
+                        f"{self.source}: {layer}", f"{'/'.join(choice)} was measured on smoothed inputs", hint
+                    )
+
+    def sources(self, plan: Plan, info: ModelInfo) -> dict[str, int]:
+        """Return how many of a plan's candidates have their KL from where: measured, priced, fitted ..."""
+        chosen = ((layer.name, plan.of(layer.name)) for layer in info.quantizable)
+        told = [str(self._row(name, (made.wq, made.aq)).get("kld_from") or "") for name, made in chosen]
+        return {source: told.count(source) for source in sorted(set(told))}
 
     def check(self, column: str) -> None:
         """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
@@ -191,8 +208,10 @@ def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metr
 
 def palette_table(table: Sensitivity, layers: Sequence[str], palette: Sequence[str], metric: str) -> Choices:
     """Return the choices of weight formats of each layer: their error, and their stored bits as size."""
-    damage = [[table.value(name, (form, "bf16"), metric) for form in palette] for name in layers]
-    size = [[table.size(name, (form, "bf16")) for form in palette] for name in layers]
+    pairs = [(choice.wq, choice.aq) for choice in map(choice_named, palette)]
+    table.check_unsmoothed(pairs)
+    damage = [[table.value(name, pair, metric) for pair in pairs] for name in layers]
+    size = [[table.size(name, pair) for pair in pairs] for name in layers]
     return Choices(tuple(layers), tuple(palette), np.asarray(damage), np.asarray(size))
 
 
@@ -245,7 +264,7 @@ def plan_of(
     for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
         notes = {"category": layer.category}
         both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
-        made = both.get(option, Choice(option))
+        made = both.get(option) or choice_named(option)
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
     return Plan(layers, smoothing=smoothing if smoothing and smoothing.groups and target.avg_bits is None else None)
 
@@ -299,7 +318,8 @@ def genetic_plan(
     choice = found.exact.choice if use_exact else found.result.choice
     plan = plan_of(found, choice, info, target, scope, smoothing)
     summary = summary_of(found, plan, info, target, settings)
-    return replace(plan, summary={**summary, "solution": "exact" if use_exact else "genetic"}), found
+    sources = {"kld_from": table.sources(plan, info)} if target.metric == "kld" else {}
+    return replace(plan, summary={**summary, **sources, "solution": "exact" if use_exact else "genetic"}), found
 
 
 def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:

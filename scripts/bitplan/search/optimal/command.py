@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.demo import DEMO
-from bitplan.formats.table import format_named
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import check_columns, uniform
 from bitplan.reference.opening import Opened, opened
@@ -17,7 +16,7 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.refinement import RaceSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, file_budget
 from bitplan.sensitivity.candidates import MeasureSettings
-from bitplan.sensitivity.local_errors import Choice, SensitivitySettings
+from bitplan.sensitivity.local_errors import SensitivitySettings, choice_named
 from bitplan.sensitivity.run import make_table
 from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table
 from bitplan.statistics.importance import read_importance
@@ -75,8 +74,9 @@ def _text(source: Path, model: Opened, args: Namespace, skip: int) -> Teacher:
 def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
     place = (args.output_plan or args.output_config).parent / "sensitivity.tsv"
-    settings = SensitivitySettings(tuple(map(Choice, palette)))
-    measure = MeasureSettings("all", args.memory_limit)
+    settings = SensitivitySettings(tuple(map(choice_named, palette)))
+    priced = args.metric == "gradient"
+    measure = MeasureSettings(None if priced else "all", args.memory_limit, draws=args.draws if priced else None)
     calibration = None if args.calibration is None else str(args.calibration)
     make_table(model, calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
     return place
@@ -84,15 +84,16 @@ def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
 
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
-    palette = tuple(format_named(name).name for name in args.palette or PALETTE)
+    choices = [choice_named(name) for name in args.palette or PALETTE]
+    palette = tuple(choice.name for choice in choices)
     race = RaceSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
     model = opened(args.model, args.dtype, args.device, args.threads)
-    for form in palette:
-        check_columns(uniform(model.info, form), model.info)
+    for choice in choices:
+        check_columns(uniform(model.info, choice.wq), model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
-    table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
+    table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
     texts = _texts(args, model, True) if args.correct or args.race else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.pairs import pair_named
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
@@ -108,7 +109,8 @@ def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInf
     inside = [k for k in range(len(table.layers)) if k not in outside]
     kld[np.ix_(inside, range(len(palette), len(places)))] = np.inf
     formats = tuple(table.formats[place] for place in places)
-    return replace(table, formats=formats, size=table.size[:, places], kld=kld)
+    sources = None if table.sources is None else table.sources[:, places]
+    return replace(table, formats=formats, size=table.size[:, places], kld=kld, sources=sources)
 
 
 def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:
@@ -130,7 +132,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo) -> Callable[[Choice]
         for layer in info.layers:
             notes = {"category": layer.category}
             lifted = {"outside": True} if layer.name in outside and layer.name in formats else {}
-            layers[layer.name] = LayerPlan(formats.get(layer.name, "bf16"), notes=notes, **lifted)
+            layers[layer.name] = LayerPlan(*astuple(pair_named(formats.get(layer.name, "bf16"))), notes=notes, **lifted)
         return Plan(layers)
 
     return plan_of
@@ -183,6 +185,7 @@ class OptimalSearch:
             choice, stages = self._improved(choice, budget)
         figures = {
             "kld_predicted": made.kld,
+            "kld_from": self.table.counts_by_source(made.plan),
             "lower_bound": made.lower_bound,
             "gap": made.gap,
             "exact": made.exact,

@@ -48,7 +48,7 @@ def main(args) -> None:
         sensitivity_of,
         smoothing_of,
     )
-    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+    from bitplan.sensitivity.local_errors import SensitivitySettings, activation_choices, choice_named
     from bitplan.sensitivity.local_run import measured
 
     started = time.monotonic()
@@ -65,7 +65,7 @@ def main(args) -> None:
     else:
         model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
-        choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
+        choices = (*activation_choices(args.activation_scope), *map(choice_named, target.palette))
         settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
         info, table = model.info, sensitivity_of(rows)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from bitplan.core.errors import nearest, user_error
 from bitplan.core.files import read_table
 from bitplan.formats.fitting import fitting_formats
-from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
+from bitplan.formats.pairs import Pair, pair_named
+from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
@@ -22,8 +23,8 @@ from bitplan.search.knapsack.exact import Solution, optimal
 from bitplan.sensitivity.local_errors import (
     ACTIVATION_BITS,
     EDGE_LAYERS,
-    Choice,
     activation_choices,
+    choice_named,
     classes,
     sensitivity_ratio,
 )
@@ -53,7 +54,7 @@ class Target:
     def check(self) -> None:
         """Raise `UserError` unless average bits and a palette of known formats come together, or the compression is in reach."""
         for name in self.palette:
-            format_named(name)
+            choice_named(name)
         if bool(self.palette) != (self.avg_bits is not None):
             hint = "Give both for weight formats, or neither for W4 with A4 or A8"
             raise user_error("--palette and --target-avg-bits", "go together", hint)
@@ -75,7 +76,7 @@ class Target:
         if self.avg_bits is None:
             return
         fit = {layer: fitting_formats(self.palette, layer.shape[1]) for layer in info.quantizable}
-        bits = [[layer_bits(layer, LayerPlan(form)) for form in forms] for layer, forms in fit.items()]
+        bits = [[layer_bits(layer, layer_plan(form)) for form in forms] for layer, forms in fit.items()]
         rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
         low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
         _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
@@ -107,6 +108,10 @@ class Sensitivity:
             close = "" if layer in self.rows else nearest(layer, self.rows)
             raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", close or MADE_AGAIN)
         return row
+
+    def _row_of(self, layer: str, made: LayerPlan) -> Mapping[str, Any]:
+        exact = row_key(Pair(made.wq, made.aq, made.group_size).name)
+        return self.rows[layer].get(exact) or self._row(layer, (made.wq, made.aq))
 
     def value(self, layer: str, choice: tuple[str, str], column: str) -> float:
         """Return a figure; 0 for an empty one of an expert that no token reached, as the row's `tokens` says.
@@ -141,6 +146,22 @@ class Sensitivity:
         if not str(told).isdecimal() or int(told) < 1:
             raise user_error(f"{self.source}: {layer}", f"group_size {told!r} is no group", MADE_AGAIN)
         return int(told)
+
+    def check_unsmoothed(self, choices: Sequence[tuple[str, str]]) -> None:
+        """Raise `UserError` where one of some choices was measured on smoothed inputs: a plan that chooses by layer has no factors."""
+        for layer, rows in self.rows.items():
+            for choice in choices:
+                if choice[1] != UNQUANTIZED and rows.get(choice, {}).get("smoothed"):
+                    hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+                    raise user_error(
+                        f"{self.source}: {layer}", f"{'/'.join(choice)} was measured on smoothed inputs", hint
+                    )
+
+    def sources(self, plan: Plan, info: ModelInfo) -> dict[str, int]:
+        """Return how many of a plan's candidates have their KL from where: measured, priced, fitted ..."""
+        chosen = ((layer.name, plan.of(layer.name)) for layer in info.quantizable)
+        told = [str(self._row_of(name, made).get("kld_from") or "") for name, made in chosen]
+        return {source: told.count(source) for source in sorted(set(told))}
 
     def check(self, column: str) -> None:
         """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
@@ -183,12 +204,33 @@ def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity
     found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
     for row in rows:
         held = {key: None if value != value else value for key, value in row.items()}
-        of_layer, choice = found.setdefault(row["layer"], {}), (row["format"], row["inputs"] or UNQUANTIZED)
+        group, inputs = held.get("group_size"), row["inputs"] or UNQUANTIZED
+        of_layer, choice = (
+            found.setdefault(row["layer"], {}),
+            (Pair(row["format"], group_size=group or None).name, inputs),
+        )
         if choice in of_layer:
             what = f"has two rows for {row['layer']} in {' with '.join(choice)}"
             raise user_error(source, what, "Give one row for each layer and format")
         of_layer[choice] = held
-    return Sensitivity(found, source)
+    return Sensitivity({layer: _also_without_group(of_layer) for layer, of_layer in found.items()}, source)
+
+
+def _also_without_group(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Return a layer's rows also by the format without its group: the first one, where it was measured in several."""
+    plain = {(row["format"], inputs): row for (_, inputs), row in reversed(rows.items())}
+    return {**rows, **{key: row for key, row in plain.items() if key not in rows}}
+
+
+def row_key(name: str) -> tuple[str, str]:
+    """Return the key in a layer's rows of a palette's candidate, as ("int4_g64", "int8_token") of int4_g64/int8_token."""
+    made = pair_named(name)
+    return Pair(made.wq, group_size=made.group_size).name, made.aq
+
+
+def layer_plan(name: str) -> LayerPlan:
+    """Return the plan of a layer that has a palette's candidate."""
+    return LayerPlan(*astuple(pair_named(name)))
 
 
 def ratios_of(table: Sensitivity, layers: Sequence[str], scope: str) -> list[float]:
@@ -219,14 +261,15 @@ def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metr
 
 
 def palette_table(table: Sensitivity, layers: Sequence[Layer], palette: Sequence[str], metric: str) -> Choices:
-    """Return the choices of weight formats of each layer, those of the palette that fit its rows: their error, stored bits as size."""
+    """Return the choices of candidates of each layer, those of the palette that fit its rows: their error, stored bits as size."""
     own = [fitting_formats(palette, layer.shape[1]) for layer in layers]
     options = tuple(dict.fromkeys(form for forms in (palette, *own) for form in forms))
     options = tuple(form for form in options if any(form in forms for forms in own))
+    table.check_unsmoothed([row_key(form) for form in options])
     damage, size = (np.full((len(layers), len(options)), fill) for fill in (np.inf, 0.0))
     for i, (layer, forms) in enumerate(zip(layers, own, strict=True)):
         for form in forms:
-            k, choice = options.index(form), (form, UNQUANTIZED)
+            k, choice = options.index(form), row_key(form)
             damage[i, k], size[i, k] = table.value(layer.name, choice, metric), table.size(layer.name, choice)
     return Choices(tuple(layer.name for layer in layers), options, damage, size)
 
@@ -287,7 +330,7 @@ def plan_of(
     for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
         notes = {"category": layer.category, **substitute_note(target.palette, option, layer)}
         both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
-        made = both.get(option, Choice(option))
+        made = both.get(option) or choice_named(option)
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
     return Plan(layers, smoothing=smoothing if smoothing and smoothing.groups and target.avg_bits is None else None)
 
@@ -353,7 +396,8 @@ def genetic_plan(
     choice = solutions[named]
     plan = plan_of(found, choice, info, target, scope, smoothing)
     summary = summary_of(found, plan, info, target, settings)
-    return replace(plan, summary={**summary, "solution": named}), found
+    sources = {"kld_from": table.sources(plan, info)} if target.metric == "kld" else {}
+    return replace(plan, summary={**summary, **sources, "solution": named}), found
 
 
 def _compression_line(summary: Mapping[str, Any], plan: Plan, found: Found, info: ModelInfo) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ from bitplan.sensitivity.priced import with_price
 from bitplan.sensitivity.prices import Pricing
 from bitplan.sensitivity.run import write_sensitivity
 from bitplan.sensitivity.table import read_sensitivity_table
+from bitplan.sensitivity.through_attention import attention_of, changed_attention
 from tests.families import FAMILIES, TEXT, make_family
 from tests.unit.test_measured_sensitivity import ALL, LENGTH, SEQUENCES, Model, replace_tokens
 
@@ -436,3 +438,38 @@ def test_settings_refuse_inputs_that_would_be_measured_smoothed():
     config["sensitivity"] |= {"metric": "measured"}
     with pytest.raises(UserError, match="set sensitivity.metric to gradient"):
         parse_settings(config)
+
+
+# --------------------------------------------------------------------------------------------- through the softmax
+
+
+def noted(outputs: dict[str, torch.Tensor], name: str, module: nn.Module, args: tuple, made: torch.Tensor) -> None:
+    outputs.setdefault(name, made.clone())
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"), [("llama", "q_proj"), ("qwen3", "k_proj"), ("gpt2", "c_attn"), ("bloom", "query_key_value")]
+)
+def test_what_queries_and_keys_change_is_the_attention_as_it_runs_with_them(name, layer, family):
+    model, found = family(name), []
+
+    def visit(block: Block, hidden: torch.Tensor, forward) -> torch.Tensor:
+        part = hidden[:1]
+        through, before = attention_of(block)
+        own = next(each for each in through if each.endswith(layer))
+        out, reads, outputs = block.layers[through[own]], [], {}
+        hooks = [out.register_forward_pre_hook(lambda module, args: reads.append(args[0].clone()))]
+        hooks += [block.layers[each].register_forward_hook(partial(noted, outputs, each)) for each in before]
+        forward(part)
+        change = numbers(0, *outputs[own].shape)
+        hooks.append(block.layers[own].register_forward_hook(lambda module, args, made: made + change))
+        forward(part)
+        for hook in hooks:
+            hook.remove()
+        made = changed_attention(block, forward, part, outputs, own, [change.flatten(0, -2), None])
+        found.append((made, (reads[1] - reads[0]).flatten(0, -2)))
+        return forward(hidden)
+
+    model.opened.model.run(model.tokens, visit, range(1), differentiable=True)
+    (made, nothing), wanted = found[0]
+    assert torch.allclose(made, wanted, atol=1e-5) and wanted.abs().max() > 1e-3 and nothing is None

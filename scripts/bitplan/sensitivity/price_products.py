@@ -18,6 +18,7 @@ from bitplan.models.walk import Block, Forward
 from bitplan.sensitivity.candidates import changes
 from bitplan.sensitivity.local_errors import Choice
 from bitplan.sensitivity.price_estimate import near
+from bitplan.sensitivity.through_attention import attention_of, changed_attention
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,23 @@ class LayerCandidates:
         return found
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call of a layer: its name, what it read, and what it gave before anything could change that in place."""
+
+    name: str
+    read: Tensor
+    made: Tensor
+
+
 @contextmanager
-def _calls(block: Block, wanted: Sequence[str]) -> Iterator[list[tuple[str, Tensor, Tensor]]]:
-    """Yield the (layer, input, output) of each call of the wanted layers inside the context, in order."""
-    seen: list[tuple[str, Tensor, Tensor]] = []
+def _calls(block: Block, wanted: Sequence[str]) -> Iterator[list[_Call]]:
+    """Yield the calls of the wanted layers inside the context, in order."""
+    seen: list[_Call] = []
 
     def after(name: str):
         def note(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            seen.append((name, args[0].detach().clone(), output))
+            seen.append(_Call(name, args[0], output))
             # Some blocks go on to change a layer's output in place.
             return output.clone()
 
@@ -81,21 +91,43 @@ def window_products(
     that was not called, as an expert that no token reached, is absent.
     """
     by_name = {each.layer.name: each for each in candidates}
-    with torch.enable_grad(), _calls(block, list(by_name)) as seen:
+    through, before = attention_of(block)
+    beside = (*before, *through.values()) if by_name.keys() & through.keys() else ()
+    with torch.enable_grad(), _calls(block, list(dict.fromkeys((*by_name, *beside)))) as seen:
         given = hidden.detach().clone().requires_grad_()
         output = forward(given)
-    found = {name: torch.zeros(2, len(by_name[name].choices), len(above), dtype=torch.float64) for name, *_ in seen}
     with torch.no_grad():
-        dys = [by_name[name].changed_outputs(read.flatten(0, -2)) for name, read, _ in seen]
-    wanted, below = [given, *(made for *_, made in seen)], torch.empty_like(above)
+        places = [
+            _place(block, forward, hidden, by_name[call.name], call, seen) for call in seen if call.name in by_name
+        ]
+    found = {name: torch.zeros(2, len(by_name[name].choices), len(above), dtype=torch.float64) for name, *_ in places}
+    wanted, below = [given, *(tensor for _, tensor, _ in places)], torch.empty_like(above)
     for draw, gradient in enumerate(above):
         again = draw < len(above) - 1
         parts = torch.autograd.grad(output, wanted, gradient.to(output.dtype), retain_graph=again, allow_unused=True)
         below[draw] = 0 if parts[0] is None else parts[0]
-        for (name, *_), part, changed in zip(seen, parts[1:], dys, strict=True):
+        for (name, _, changed), part in zip(places, parts[1:], strict=True):
             if part is not None:
                 _add_products_(found[name][..., draw], part.flatten(0, -2).to(torch.float32), changed)
     return below, found
+
+
+def _place(
+    block: Block, forward: Forward, hidden: Tensor, own: LayerCandidates, call: _Call, seen: Sequence[_Call]
+) -> tuple[str, Tensor, list[Tensor | None]]:
+    """Return the layer, the tensor whose gradient prices its candidates, and how each of them changes that tensor.
+
+    It is the layer's output; for queries and keys what the attention's output projection reads, if each of its layers was called once.
+    """
+    changed = own.changed_outputs(call.read.detach().flatten(0, -2))
+    through, before = attention_of(block)
+    out = through.get(call.name)
+    calls = [each for each in seen if each.name in (*before, out)]
+    if out is None or len(calls) != len(before) + 1:
+        return call.name, call.made, changed
+    outputs = {each.name: each.made.detach() for each in calls if each.name != out}
+    read = next(each.read for each in calls if each.name == out)
+    return call.name, read, changed_attention(block, forward, hidden, outputs, call.name, changed)
 
 
 def _add_products_(totals: Tensor, gradient: Tensor, changed: Sequence[Tensor | None]) -> None:

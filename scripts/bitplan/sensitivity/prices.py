@@ -135,9 +135,7 @@ class Pricing:
                 self._go_back_(block, forward, hidden, above, candidates, found, replace=number == len(groups) - 1)
             return given
 
-        before = self.model.tokens_forwarded
         self.model.run(self.tokens, visit, range(index, index + 1), hidden, differentiable=True)
-        self.cost += (1 + self.draws) * (self.model.tokens_forwarded - before) / self.tokens.numel()
         return found
 
     def _go_back_(
@@ -160,6 +158,7 @@ class Pricing:
             if replace:
                 above[:, some] = below
         weights = sum(module.weight.numel() for module in block.layers.values())
+        self.cost += 1 + self.draws
         self.cost += sum(each.weight.numel() * self._changes(each.choices) for each in candidates) / weights
 
     def _own(self, layer: Layer) -> list[Choice]:

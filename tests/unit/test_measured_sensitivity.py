@@ -29,7 +29,8 @@ from bitplan.reference.head import Head
 from bitplan.reference.opening import opened
 from bitplan.reference.reference import teacher_from
 from bitplan.reference.text import windows
-from bitplan.search.genetic.run import palette_table, read_sensitivity
+from bitplan.search.genetic.rows import read_sensitivity
+from bitplan.search.genetic.run import palette_table
 from bitplan.sensitivity.candidates import MeasureSettings, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.sensitivity.gradients import final_gradient, keep_gradients
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices, measure_sensitivity

@@ -19,7 +19,7 @@ from bitplan.plans.plan import read_plan
 from bitplan.reference.head import Head
 from bitplan.reference.opening import opened
 from bitplan.reference.text import windows
-from bitplan.search.genetic.run import read_sensitivity
+from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.sensitivity.agreement import kendall
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.label_draws import drawn_gradients

@@ -8,6 +8,7 @@ was never chosen), and an empty figure is 0. Every reader of such tables takes i
 import csv
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -292,7 +293,13 @@ def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
     if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in UNQUANTIZED and smoothed[row]]:
         hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
         raise user_error(rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint)
-    rows.columns["format"] = [name if yes else form for name, form, yes in zip(names, formats, wanted, strict=True)]
+    # Of a format that a layer has in several groups, each has its own name.
+    alone = [
+        (layer, form, aq in UNQUANTIZED) for layer, form, aq in zip(rows.columns["layer"], formats, inputs, strict=True)
+    ]
+    several = Counter(cell for cell, yes in zip(alone, wanted, strict=True) if not yes)
+    full = [yes or several[cell] > 1 for cell, yes in zip(alone, wanted, strict=True)]
+    rows.columns["format"] = [name if yes else form for name, form, yes in zip(names, formats, full, strict=True)]
     rows.columns["asked"] = [
         " ".join(others) if yes else told for others, told, yes in zip(also, asked, wanted, strict=True)
     ]

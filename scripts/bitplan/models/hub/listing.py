@@ -220,6 +220,7 @@ def quiet() -> None:
 
 
 def check_request(model_id: str, revision: str | None) -> None:
+    """Raise `UserError` for a name that is no model id of a hub, or a revision that cannot be one."""
     if not looks_like_id(model_id):
         raise user_error(model_id, "is not the id of a model on a hub", "It has the form organization/name")
     if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):

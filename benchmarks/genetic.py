@@ -25,7 +25,8 @@ from bitplan.plans.plan import UNQUANTIZED_BITS  # noqa: E402
 from bitplan.reference.opening import opened  # noqa: E402
 from bitplan.reference.reference import make_teacher  # noqa: E402
 from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
-from bitplan.search.genetic.run import Target, budget_of, genetic_plan, plan_of, sensitivity_of  # noqa: E402
+from bitplan.search.genetic.rows import sensitivity_of  # noqa: E402
+from bitplan.search.genetic.run import Target, budget_of, genetic_plan, plan_of  # noqa: E402
 from bitplan.search.knapsack.choices import total_size  # noqa: E402
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices, measure_sensitivity  # noqa: E402
 

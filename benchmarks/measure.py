@@ -52,7 +52,7 @@ def compared(model, tokens, settings, measure, folder: Path) -> dict[str, float]
     from bitplan.sensitivity.passes import Measurement, planned
 
     plan = planned(model.model, model.info, tokens, settings, measure)
-    streamed = Measurement(model.model, model.info, tokens, settings, False, Kept(folder))
+    streamed = Measurement(model.model, model.info, tokens, settings, measure, Kept(folder))
     forwards, seconds = timed(streamed.base)
     before = model.model.tokens_forwarded
     plain, plain_seconds = timed(OneByOne, model, tokens)

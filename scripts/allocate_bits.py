@@ -15,7 +15,7 @@ def main(args) -> None:
     from bitplan.search.allocation.groups import group_file, layer_groups
     from bitplan.search.allocation.problem import allocate, allocation_problem
     from bitplan.search.allocation.report import digest, front, printed, targets_of
-    from bitplan.sensitivity.table import read_sensitivity_table
+    from bitplan.sensitivity.table import of_palette, read_sensitivity_table
 
     started = time.monotonic()
     targets = targets_of(args.target_avg_bits or (), args.target_bytes or (), args.max_kld or ())
@@ -23,7 +23,9 @@ def main(args) -> None:
         raise user_error("targets", "there is none", "Give --target-avg-bits, --target-bytes or --max-kld")
     grouped = [path for path in map(group_file, args.groups or ()) if path]
     refuse(clashes([path for path in (args.output, args.figure) if path], [args.sensitivity, *grouped]))
-    table = read_sensitivity_table(args.sensitivity)
+    palette = tuple(args.palette or ())
+    read = read_sensitivity_table(args.sensitivity, palette)
+    table = of_palette(read, palette) if palette else read
     constraints = Constraints(
         layer_groups(args.groups or (), table.layers),
         [rule_of(text, "--protect") for text in args.protect or ()],
@@ -45,6 +47,11 @@ if __name__ == "__main__":
     lists = {"nargs": "+", "action": "extend"}
     flags.add_argument(
         "--sensitivity", type=input_file, required=True, help="table (CSV or TSV): layer, params, format, bytes, kld"
+    )
+    flags.add_argument(
+        "--palette",
+        **lists,
+        help="formats to choose from, or weights/inputs as mxfp4/mxfp8; all of weights alone by default",
     )
     flags.add_argument(
         "--target-avg-bits",

@@ -39,16 +39,9 @@ def main(args) -> None:
     from bitplan.reference.opening import opened
     from bitplan.search.genetic.algorithm import GeneticSettings
     from bitplan.search.genetic.figure import draw_history
-    from bitplan.search.genetic.run import (
-        Target,
-        check_sources,
-        genetic_plan,
-        print_result,
-        read_sensitivity,
-        sensitivity_of,
-        smoothing_of,
-    )
-    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+    from bitplan.search.genetic.rows import check_sources, read_sensitivity, sensitivity_of, smoothing_of
+    from bitplan.search.genetic.run import Target, genetic_plan, print_result
+    from bitplan.sensitivity.local_errors import SensitivitySettings, activation_choices, choice_named
     from bitplan.sensitivity.local_run import measured
 
     started = time.monotonic()
@@ -65,8 +58,10 @@ def main(args) -> None:
     else:
         model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
-        choices = (*activation_choices(args.activation_scope), *map(Choice, target.palette))
-        settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (0.5,)))
+        choices = (*activation_choices(args.activation_scope), *map(choice_named, target.palette))
+        # A plan that chooses inputs by layer has no factors.
+        plain = any(choice_named(name).inputs_change for name in target.palette)
+        settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (() if plain else (0.5,))))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
         info, table = model.info, sensitivity_of(rows)
     warn_of_formats(target.palette, info)

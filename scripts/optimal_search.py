@@ -52,7 +52,12 @@ if __name__ == "__main__":
     )
     flags.add_argument("--palette", nargs="+", action="extend",
                        help="weight formats to choose from; the GGUF types q2_k to q8_0 by default")  # fmt: skip
-    flags.add_argument("--sensitivity", type=input_file, help="table with measured KL; measured when absent")
+    flags.add_argument("--sensitivity", type=input_file, help="table with KL; made when absent")
+    flags.add_argument("--metric", choices=("measured", "gradient"), default="measured",
+                       help="where KL comes from without --sensitivity: measured, or from a few backward passes")  # fmt: skip
+    flags.add_argument(
+        "--draws", type=count, default=16, help="draws of labels for each window, with --metric gradient"
+    )
     add_text_flag(
         flags,
         "--calibration",

@@ -1,4 +1,5 @@
-"""Measure for every layer and format what it does to the layer's output and, with --anchors, to the model's: KL of one layer alone."""
+"""Measure for every layer and format what it does to the layer's output and, with --anchors or --metric gradient, to the model's: KL of
+one layer alone."""
 
 import time
 
@@ -24,19 +25,21 @@ def main(args) -> None:
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.reference.opening import opened
     from bitplan.sensitivity.candidates import MeasureSettings
-    from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
+    from bitplan.sensitivity.local_errors import SensitivitySettings, activation_choices, choice_named
     from bitplan.sensitivity.local_run import GAUSSIAN
     from bitplan.sensitivity.run import check_flags, make_table, tell_agreement
 
     started = time.monotonic()
-    palette = tuple(Choice(format_named(name).name) for name in args.palette or ())
-    choices = (*activation_choices(args.activation_scope, args.group_size), *palette)
+    palette = (choice_named(name) for name in args.palette or ())
+    choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
     outside = tuple(format_named(name).name for name in args.outside or ())
-    if outside and args.anchors is None:
-        raise user_error("--outside", "is measured by KL, which --anchors asks for", "Give --anchors 1, 2 or all")
-    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside)
+    draws = args.draws if args.metric == "gradient" else None
+    if outside and args.anchors is None and draws is None:
+        hint = "Give --anchors 1, 2 or all, or --metric gradient"
+        raise user_error("--outside", "is for KL, which --anchors and --metric gradient ask for", hint)
+    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
@@ -48,6 +51,9 @@ def main(args) -> None:
     layers = len({row["layer"] for row in made.rows})
     print(f"{len(made.rows)} rows for {layers} layers on {inputs}: {args.output}")
     tell_agreement(args.output, args.report)
+
+
+DRAWS = 16
 
 
 if __name__ == "__main__":
@@ -64,7 +70,12 @@ if __name__ == "__main__":
         wanted=lambda args: not args.random,
     )
     flags.add_argument("--random", action="store_true", help="the same as --calibration random")
-    flags.add_argument("--palette", nargs="+", action="extend", help="weight formats to measure besides")
+    flags.add_argument(
+        "--palette",
+        nargs="+",
+        action="extend",
+        help="candidates to measure besides: formats of weights, or weights/inputs as mxfp4/mxfp8 and int4_g128/int8_token",
+    )
     flags.add_argument("--group-size", type=count, default=128, help="weights per group of int4")
     flags.add_argument(
         "--activation-scope", choices=("tensor", "token"), default="tensor", help="what an activation scale spans"
@@ -79,6 +90,15 @@ if __name__ == "__main__":
     flags.add_argument("--no-smoothing", action="store_true", help="measure without SmoothQuant")
     flags.add_argument("--norms-only", action="store_true", help="smooth only what can be folded into a norm")
     flags.add_argument("--tokens", type=count, default=2048, help="tokens looked at for each layer")
+    flags.add_argument(
+        "--metric",
+        choices=("measured", "gradient"),
+        default="measured",
+        help="where KL comes from: measured as --anchors says, or from a few backward passes for all that --anchors do not measure",
+    )
+    flags.add_argument(
+        "--draws", type=count, default=DRAWS, help="draws of labels for each window, with --metric gradient"
+    )
     flags.add_argument(
         "--anchors",
         choices=("1", "2", "all"),

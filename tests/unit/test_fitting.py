@@ -45,8 +45,9 @@ from bitplan.search.adaptive.algorithm import AdaptiveQuantizationSearch, Adapti
 from bitplan.search.allocation.constraints import Constraints, rule_of
 from bitplan.search.allocation.problem import AVG_BITS, Target, allocate, allocation_problem
 from bitplan.search.genetic.algorithm import GeneticSettings
+from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.search.genetic.run import Target as GeneticTarget
-from bitplan.search.genetic.run import genetic_plan, read_sensitivity
+from bitplan.search.genetic.run import genetic_plan
 from bitplan.search.optimal.command import budgets_of
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, summary_of
 from bitplan.sensitivity.candidates import MeasureSettings, wanted_pieces

@@ -15,6 +15,7 @@ from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, smoothing_path
 from bitplan.plans.torch_config import content_of, read_any_plan, read_pt, write_pt
 from bitplan.search.genetic.algorithm import GeneticSettings
+from bitplan.search.genetic.rows import read_sensitivity, sensitivity_of
 from bitplan.search.genetic.run import (
     Target,
     compression_of,
@@ -22,8 +23,6 @@ from bitplan.search.genetic.run import (
     genetic_plan,
     importance_of,
     print_result,
-    read_sensitivity,
-    sensitivity_of,
 )
 from bitplan.search.knapsack.choices import total_damage
 from bitplan.search.knapsack.exact import optimal

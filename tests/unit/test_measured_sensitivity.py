@@ -29,7 +29,8 @@ from bitplan.reference.head import Head
 from bitplan.reference.opening import opened
 from bitplan.reference.reference import teacher_from
 from bitplan.reference.text import windows
-from bitplan.search.genetic.run import palette_table, read_sensitivity
+from bitplan.search.genetic.rows import read_sensitivity
+from bitplan.search.genetic.run import palette_table
 from bitplan.sensitivity.candidates import MeasureSettings, Piece, anchor_choices, most_carried, passes, share_of
 from bitplan.sensitivity.gradients import final_gradient, keep_gradients
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices, measure_sensitivity
@@ -487,7 +488,7 @@ def test_the_command_writes_measured_and_fitted_rows_and_says_what_agrees(llama,
     assert all(float(row["kld"]) > 0 and bool(row["kld_se"]) == (row["kld_from"] == "measured") for row in rows)
     assert all(float(row["alpha"]) > 1 for row in rows) and {row["fisher"] for row in rows} == {""}
     taus = json.loads((tmp_path / "tau.json").read_text())["kendall_tau"]
-    assert set(taus) == {"alpha", "mse", "relative_mse", "weighted_error", "fisher"}
+    assert set(taus) == {"alpha", "mse", "relative_mse", "weighted_error", "fisher", "price"}
     assert set(taus["mse"]) == {"int2", "q8_0", "all"} and taus["fisher"]["all"] is None
     assert "tau against KL" in made.stdout and not (tmp_path / "s.tsv.partial").exists()
     meta = json.loads((tmp_path / "s.tsv.meta.json").read_text())
@@ -504,7 +505,7 @@ def test_a_measurement_can_be_opened_again(llama, tmp_path):
     """All of it kept, a second run does no block again."""
     kept = Kept.beside(tmp_path / "s.tsv", "x")
     plan = planned(llama.opened.model, llama.opened.info, llama.tokens, SETTINGS, ALL)
-    parts = (llama.opened.info, llama.tokens, SETTINGS, False, kept)
+    parts = (llama.opened.info, llama.tokens, SETTINGS, ALL, kept)
     first = Measurement(llama.opened.model, *parts).run(plan)
     fresh = open_model(llama.opened.checkpoint)
     again = Measurement(fresh, *parts).run(plan)

@@ -27,7 +27,8 @@ from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
-from bitplan.search.genetic.run import palette_table, read_sensitivity
+from bitplan.search.genetic.rows import read_sensitivity
+from bitplan.search.genetic.run import palette_table
 from bitplan.sensitivity.agreement import agreement, read_rows
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings

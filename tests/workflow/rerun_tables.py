@@ -120,6 +120,8 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "sensitivity.tokens": ("sensitivity.tokens", 1024, "sensitivity"),
     "sensitivity.random": ("sensitivity.random", True, "sensitivity"),
     "sensitivity.anchors": ("sensitivity.anchors", "all", "sensitivity"),
+    "sensitivity.metric": ("sensitivity.metric", "gradient", "sensitivity"),
+    "sensitivity.draws": ("sensitivity.draws", 8, "sensitivity"),
     "sensitivity.outside": ("sensitivity.outside", ["q8_0"], "sensitivity"),
     "sensitivity.memory_limit": ("sensitivity.memory_limit", "1GB", ""),
     "sensitivity.shards": ("sensitivity.shards", 2, "sensitivity_shard sensitivity"),
@@ -142,6 +144,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
 
 # What a setting needs besides, because some exclude each other.
 BESIDE: dict[str, dict[str, Any]] = {
+    "sensitivity.draws": {"sensitivity.metric": "gradient"},
     "sensitivity.random": {
         "sensitivity.anchors": None,
         "sensitivity.outside": [],
@@ -335,9 +338,10 @@ MODULES = {
     "evaluate/timing.py": SPEEDS,
     "formats/*": QUANTIZE,
     "formats/describe.py": "",
-    "formats/facts.py": "genetic_plan optimal_plan",
+    "formats/facts.py": SMOOTHED,
     "formats/fitting.py": f"model {QUANTIZE}",
     "formats/mixed_linear.py": "",
+    "formats/pairs.py": SMOOTHED,
     "models/*": READ_A_MODEL,
     "models/checkpoint_files.py": "*",
     "models/devices.py": READ_WEIGHTS,

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from bitplan.core.errors import nearest
 from bitplan.formats.facts import NAMES
+from bitplan.formats.pairs import pair_named
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -32,6 +33,8 @@ def _path(path: str) -> str:
 
 PathName = Annotated[str, AfterValidator(_path)]
 FormatName = Annotated[str, AfterValidator(_known_format)]
+# A weight format, or weights/inputs: pairs.py.
+CandidateName = Annotated[str, AfterValidator(lambda name: pair_named(name).name)]
 
 
 class Section(BaseModel):
@@ -108,7 +111,9 @@ class GeneticPlan(Section):
     target_avg_bits: float | None = Field(
         None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"
     )
-    palette: list[FormatName] = Field([], description="weight formats to choose from, with target_avg_bits")
+    palette: list[CandidateName] = Field(
+        [], description="formats, or weights/inputs, to choose from, with target_avg_bits"
+    )
     metric: Literal["mse", "relative_mse", "weighted_error"] = Field(
         "mse", description="column of the sensitivity table that is minimized"
     )
@@ -192,10 +197,10 @@ class OptimalPlan(Section):
         None, gt=0, le=16, description="bound on average bits over all parameters; or same_size_as"
     )
     same_size_as: str | None = Field(None, description="baseline whose file size is the bound, e.g. q4_k_m")
-    palette: list[FormatName] = Field(
+    palette: list[CandidateName] = Field(
         ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
         min_length=1,
-        description="weight formats to choose from; sensitivity.palette has to measure them",
+        description="formats, or weights/inputs as mxfp4/mxfp8, to choose from; sensitivity.palette has to measure them",
     )
     groups: Literal["experts", "fusion", "none"] | None = Field(
         None, description="layers that share a format; when absent experts for GGUF types, fusion groups for others"

@@ -18,7 +18,16 @@ from bitplan.config.defaults import (
     WINDOW_LENGTH,
     Bos,
 )
-from bitplan.config.plan_settings import METHODS, AnyPlan, CheckSettings, FormatName, Name, PathName, Section
+from bitplan.config.plan_settings import (
+    METHODS,
+    AnyPlan,
+    CandidateName,
+    CheckSettings,
+    FormatName,
+    Name,
+    PathName,
+    Section,
+)
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.sizes import bytes_of
@@ -119,8 +128,9 @@ class SensitivitySettings(Section):
     smooth_alpha: list[Annotated[float, Field(ge=0, le=1)]] = Field(
         [0.5], description="SmoothQuant's alpha; of several the best for each group; none: no smoothing"
     )
-    palette: list[FormatName] = Field(
-        [], description="weight formats to measure: those that genetic plans with average bits may choose from"
+    palette: list[CandidateName] = Field(
+        [],
+        description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that genetic plans with average bits and optimal plans may choose from",
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
@@ -128,14 +138,25 @@ class SensitivitySettings(Section):
         None,
         description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
     )
+    metric: Literal["measured", "gradient"] = Field(
+        "measured",
+        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
+    )
+    draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
     outside: list[FormatName] = Field(
-        [], description="formats in which KL of the token embedding and of the output matrix is measured, with anchors"
+        [],
+        description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient",
     )
     memory_limit: Amount = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
     )
     shards: int = Field(1, ge=1, description="jobs that share the layers; the table is the same for any number")
     fisher: bool = Field(False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL")
+
+    @property
+    def has_kld(self) -> bool:
+        """Whether the table has KL, measured or from gradients."""
+        return self.anchors is not None or self.metric == "gradient"
 
     @field_validator("anchors", mode="before")
     @classmethod
@@ -146,10 +167,11 @@ class SensitivitySettings(Section):
 
     @model_validator(mode="after")
     def _is_measured_on_text(self) -> "SensitivitySettings":
-        if self.random and (self.anchors is not None or self.fisher or self.shards > 1):
-            raise ValueError("random goes without anchors, fisher and shards: these measure on the calibration text")
-        if self.outside and self.anchors is None:
-            raise ValueError("outside goes with anchors: its formats are measured by KL")
+        if self.random and (self.has_kld or self.fisher or self.shards > 1):
+            what = "random goes without anchors, metric gradient, fisher and shards"
+            raise ValueError(f"{what}: these measure on the calibration text")
+        if self.outside and not self.has_kld:
+            raise ValueError("outside goes with anchors or metric gradient: its formats have KL alone")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
         return self
@@ -237,8 +259,12 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":
-        """Plans share one table: what a plan may choose has to be in it."""
+        """Plans share one table: what a plan may choose has to be in it, with inputs as the plan has them."""
         for name, plan in self.every_plan.items():
+            inputs = [form for form in getattr(plan, "palette", []) if "/" in form]
+            if inputs and self.sensitivity.smooth_alpha:
+                what = f"plan {name} may choose {inputs[0]}, whose inputs are not smoothed"
+                raise ValueError(f"{what}: set sensitivity.smooth_alpha to []")
             absent = [form for form in getattr(plan, "palette", []) if form not in self.sensitivity.palette]
             if absent:
                 raise ValueError(f"plan {name} may choose {absent[0]}, which sensitivity.palette does not measure")
@@ -248,8 +274,9 @@ class Settings(Section):
     def _optimal_plans_have_what_they_need(self) -> "Settings":
         """Measured KL, and the baseline whose size is theirs."""
         for name, plan in self.every_plan.items():
-            if plan.method == "optimal" and self.sensitivity.anchors is None:
-                raise ValueError(f"plan {name} is optimal by measured KL: set sensitivity.anchors to 1, 2 or all")
+            if plan.method == "optimal" and not self.sensitivity.has_kld:
+                hint = "set sensitivity.metric to gradient, or sensitivity.anchors to 1, 2 or all"
+                raise ValueError(f"plan {name} is optimal by KL: {hint}")
             if plan.method == "optimal" and (plan.correct or plan.race) and self.calibration.sequences is None:
                 what = "decides its steps on calibration text that was not measured on"
                 raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and race to false")

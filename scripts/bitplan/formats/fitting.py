@@ -28,10 +28,13 @@ SUBSTITUTES: Mapping[str, str] = {
 def fitting_format(name: str, columns: int) -> str:
     """Return the format of rows of `columns` values where `name` is asked for: itself, its substitute, or "bf16" (left at 16 bits).
 
-    Formats without a block of their own, and those that are not of this project, fit every row.
+    Formats without a block of their own, and those that are not of this project, fit every row. Of weights/inputs (pairs.py) the
+    format of the weights is the one that has to fit; that of the inputs stays.
     """
-    tried = (name, SUBSTITUTES.get(name, UNQUANTIZED))
-    return next((form for form in tried if columns % BLOCKS.get(form, 1) == 0), UNQUANTIZED)
+    weights, stroke, inputs = name.partition("/")
+    tried = (weights, SUBSTITUTES.get(weights, UNQUANTIZED))
+    used = next((form for form in tried if columns % BLOCKS.get(form, 1) == 0), UNQUANTIZED)
+    return f"{used}{stroke}{inputs}"
 
 
 def fitting_formats(names: Iterable[str], columns: int) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,7 @@ from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.sensitivity.fitted import predicted
 
 ALL = "all"
-METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher")
+METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher", "price")
 # Rows of these have KL and nothing that could agree with it.
 OUTSIDE = ("embedding", "lm_head")
 # Fewer pairs than these order nothing.

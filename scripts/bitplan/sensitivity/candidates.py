@@ -13,13 +13,14 @@ OTHER_STATES = 4
 # Where blocks are done faster than their states are written, a pass is what a kill can lose: there are at least so many, where there is
 # enough to measure.
 FEWEST_PASSES = 8
+GRADIENT_BYTES = 4
 
 
 @dataclass(frozen=True)
 class MeasureSettings:
     """What is measured: `anchors` "1", "2" or "all" (None: nothing), within `memory_limit` bytes of hidden states, for share
     `shard` (number from 1, of how many), whether the Fisher score is computed, and in which formats the embedding and the output
-    matrix are measured besides: with the first shard.
+    matrix are measured besides: with the first shard. With `draws` every candidate is priced from so many draws of labels for each window.
     """
 
     anchors: str | None = None
@@ -27,11 +28,12 @@ class MeasureSettings:
     shard: tuple[int, int] = (1, 1)
     fisher: bool = False
     outside: tuple[str, ...] = ()
+    draws: int | None = None
 
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for beyond what one walk over all layers gives."""
-        return self.anchors is None and not self.fisher and self.shard == (1, 1)
+        return self.anchors is None and self.draws is None and not self.fisher and self.shard == (1, 1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,14 @@ def most_carried(memory_limit: int, state_bytes: int, candidates: int) -> int:
         what = f"the hidden states of one candidate and of the model itself take {least} MB"
         raise user_error("--memory-limit", what, f"Give {least}MB or more, or use fewer --sequences")
     return min(room, max(1, -(-candidates // FEWEST_PASSES)))
+
+
+def check_draws(memory_limit: int, values: int, draws: int) -> None:
+    """Raise `UserError` when the memory limit does not hold the gradients of so many draws, each of `values` in float32."""
+    least = -(-GRADIENT_BYTES * values * draws // 10**6)
+    if least * 10**6 > memory_limit:
+        what = f"the gradients of {draws} draws take {least} MB"
+        raise user_error("--memory-limit", what, f"Give {least}MB or more, or use fewer --draws or --sequences")
 
 
 def _pieces(wanted: Sequence[Piece], most: int) -> Iterator[list[Piece]]:

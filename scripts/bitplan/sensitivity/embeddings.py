@@ -53,13 +53,19 @@ def outside_row(model: StreamedModel, info: ModelInfo, teacher: Teacher, candida
     layer, plan, weights = candidate.layer, candidate.plan, QuantizedWeights(limit=0)
     final = _final(model, info, teacher, plan, weights) if layer.token_table else teacher.hidden
     by_window = kld_by_window(teacher, [final], [head_under(teacher.head, plan, info, weights)])[0]
+    return row_of(candidate, by_window.tolist())
+
+
+def row_of(candidate: OutsideCandidate, by_window: Sequence[float] | None = None) -> dict[str, Any]:
+    """Return the row of a candidate with its KL by window, None where it was not measured."""
+    layer = candidate.layer
     return {
         **{"layer": layer.name, "category": layer.category, "params": layer.params},
         **{"format": candidate.wq, "inputs": UNQUANTIZED, "group_size": None, "smoothed": ""},
         "bytes": math.ceil(FORMATS[candidate.wq].bits_of(layer.shape) / 8),
         **dict.fromkeys(("mse", "relative_mse", "weighted_error", "fisher", "alpha", "tokens")),
         "asked": " ".join(candidate.asked),
-        "by_window": by_window.tolist(),
+        "by_window": by_window,
     }
 
 

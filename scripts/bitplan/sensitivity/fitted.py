@@ -62,7 +62,7 @@ def with_fitted(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     anchors: dict[str, list[Row]] = {}
     for row in rows:
-        if row["kld"] is not None and row["inputs"] == UNQUANTIZED:
+        if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED:
             anchors.setdefault(row["layer"], []).append(row)
     made = []
     for row in rows:

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitplan.core.errors import user_error
 from bitplan.core.resume import HIDDEN, NOWHERE, KeptWalk, Reached
 from bitplan.formats.base import Format
 from bitplan.formats.fitting import fitting_format
+from bitplan.formats.pairs import Pair, pair_named
 from bitplan.formats.table import FORMATS, UNQUANTIZED
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
@@ -33,7 +35,8 @@ from bitplan.statistics.inputs import BlockInputs, observed
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
-    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from", "fisher", "alpha", "tokens", "asked"),
+    *("mse", "relative_mse", "weighted_error", "kld", "kld_se", "kld_from"),
+    *("price", "price_se", "fisher", "alpha", "tokens", "asked"),
 )
 W4 = "int4"
 ACTIVATION_BITS = (4, 8)
@@ -48,6 +51,11 @@ class Choice:
     wq: str
     aq: str = UNQUANTIZED
     group_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The candidate's name in palettes."""
+        return Pair(self.wq, self.aq, self.group_size).name
 
     @property
     def inputs_change(self) -> bool:
@@ -72,6 +80,15 @@ class Choice:
         """Return Q(X / s) of a window (tokens, in)."""
         given = window if scale is None else window / scale.to(window.device)
         return formats[self.aq].roundtrip(given, self.group_size) if self.inputs_change else given
+
+
+def choice_named(name: str) -> Choice:
+    """Return the candidate of a palette's name, as mxfp4/mxfp8. Raises `UserError` for a name that is none."""
+    try:
+        made = pair_named(name)
+    except ValueError as error:
+        raise user_error(f"--palette {name}", str(error), "Give formats of weights, or weights/inputs") from None
+    return Choice(made.wq, made.aq, made.group_size)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from bitplan.sensitivity.fitted import with_fitted
 from bitplan.sensitivity.kld import mean_and_error
 from bitplan.sensitivity.local_errors import COLUMNS, SensitivitySettings
 from bitplan.sensitivity.passes import FIT, Measured, Measurement, planned
+from bitplan.sensitivity.priced import with_price
 from bitplan.statistics.layer_stats import read_alphas
 
 MADE_AGAIN = "Make it again with scripts/sensitivity.py"
@@ -49,9 +50,9 @@ def measure_table(
         **{"settings": settings, "measure": of_figures, "alphas": alphas, "importance": dict(importance)},
     }
     with Kept.beside(output, digest_of(facts)).unless_worthless() as kept:
-        made = Measurement(model.model, model.info, tokens, settings, measure.fisher, kept, alphas, importance)
+        made = Measurement(model.model, model.info, tokens, settings, measure, kept, alphas, importance)
         found = made.run(plan, outside if measure.shard[0] == 1 else ())
-    return replace(found, rows=with_fitted([_with_kld(row) for row in found.rows]))
+    return replace(found, rows=with_fitted([with_price(_with_kld(row)) for row in found.rows]))
 
 
 def _with_kld(row: Mapping[str, Any]) -> dict[str, Any]:

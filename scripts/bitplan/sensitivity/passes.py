@@ -24,8 +24,17 @@ from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, writ
 from bitplan.reference.head import Head
 from bitplan.reference.reference import Teacher
 from bitplan.sensitivity.candidate_outputs import newborn
-from bitplan.sensitivity.candidates import MeasureSettings, Pass, Piece, most_carried, passes, share_of, wanted_pieces
-from bitplan.sensitivity.embeddings import OutsideCandidate, outside_row
+from bitplan.sensitivity.candidates import (
+    MeasureSettings,
+    Pass,
+    Piece,
+    check_draws,
+    most_carried,
+    passes,
+    share_of,
+    wanted_pieces,
+)
+from bitplan.sensitivity.embeddings import OutsideCandidate, outside_row, row_of
 from bitplan.sensitivity.gradients import as_block_runs, batch_of, keep_gradients
 from bitplan.sensitivity.kld import kld_by_window
 from bitplan.sensitivity.local_errors import (
@@ -39,19 +48,21 @@ from bitplan.sensitivity.local_errors import (
     with_digest,
 )
 from bitplan.sensitivity.output_gradients import OutputGradients, gradient_of_outputs
+from bitplan.sensitivity.prices import Pricing
 from bitplan.sensitivity.smooth_factors import checked_groups
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.inputs import BlockInputs, observed
 
 log = logging.getLogger(__name__)
-BASE = "base.json"
+BASE, PRICES = "base.json", "prices"
 FIT = "hill"
 BACKWARD = 2  # block-forwards that a backward through a block counts as
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a measurement gave: rows of the table, with `by_window`, KL of each window, where it was measured; the smoothing; its cost."""
+    """What a measurement gave: rows of the table, with `by_window` and `price_by_window`, KL and price of each window, where there are such;
+    the smoothing; its cost."""
 
     rows: list[dict[str, Any]]
     smoothing: Smoothing | None
@@ -68,7 +79,10 @@ def planned(
     layers = share_of(info.quantizable, measure.shard)
     wanted = wanted_pieces(layers, settings.choices, measure.anchors)
     candidates = sum(len(piece.carried) for piece in wanted)
-    state = tokens.numel() * model.module.config.hidden_size * model.dtype.itemsize
+    values = tokens.numel() * model.module.config.hidden_size
+    if measure.draws is not None:
+        check_draws(measure.memory_limit, values, measure.draws)
+    state = values * model.dtype.itemsize
     most = most_carried(measure.memory_limit, state, candidates) if candidates else 1
     made = passes(wanted, most, len(model.blocks))
     log.info("%d layers, %d candidates in %d passes", len(layers), sum(each.carried for each in made), len(made))
@@ -77,8 +91,7 @@ def planned(
 
 @dataclass
 class Measurement:
-    """A measurement under way. `settings` say what a row is; with `fisher` rows have the Fisher score; `alphas` are known alphas
-    by layer, `importance` the mean squares of each layer's input columns (in,) that its weights are quantized with.
+    """A measurement under way. `settings` say what a row is, `measure` what is measured besides; `alphas` are known alphas by layer, `importance` the mean squares of each layer's input columns (in,) that its weights are quantized with.
 
     `keep_share` is how much of a pass's time may go into keeping its progress. `saved` counts block-forwards that the walk counts, and
     that were not run in full.
@@ -88,7 +101,7 @@ class Measurement:
     info: ModelInfo
     tokens: Tensor
     settings: SensitivitySettings
-    fisher: bool
+    measure: MeasureSettings
     kept: Kept
     alphas: Mapping[str, float] | None = None
     importance: Mapping[str, Tensor] = field(default_factory=dict)
@@ -106,12 +119,18 @@ class Measurement:
             self.kept.once(f"outside-{number:05d}.json", lambda each=each: self._outside(each))
             for number, each in enumerate(progress(outside, len(outside), "candidates outside the blocks"))
         ]
+        priced = self._priced(plan, outside)
         order = {layer.name: i for i, layer in enumerate(self.info.quantizable)}
         cells = [cell for result in results for cell in result["rows"]]
         cells.sort(key=lambda cell: (order[cell["row"]["layer"]], cell["choice"]))
         smoothing = self._smoothing()
-        rows = with_digest([*(cell["row"] for cell in cells), *(each["row"] for each in beside)], smoothing)
-        cost = base + sum(result["block_forwards"] for result in (*results, *beside))
+        of_layers = [{**cell["row"], "price_by_window": _price_of(cell, priced)} for cell in cells]
+        of_others = [
+            {**each["row"], "price_by_window": priced["outside"][number] if priced else None}
+            for number, each in enumerate(beside)
+        ]
+        rows = with_digest([*of_layers, *of_others], smoothing)
+        cost = base + sum(result["block_forwards"] for result in (*results, *beside, *([priced] if priced else [])))
         return Measured(rows, smoothing, cost)
 
     def base(self) -> float:
@@ -136,7 +155,7 @@ class Measurement:
             start = load_states(self.kept, first, self.model.device) if self.kept.has(states_name(first)) else None
             self.model.run(self.tokens, self._keep_states, range(first, count), start)
         cost = self._cost(before)
-        if self.fisher:
+        if self.measure.fisher:
             before = self.model.tokens_forwarded
             keep_gradients(self.model, self.tokens, self._head, self.kept)
             cost += (1 + BACKWARD) * self._cost(before)
@@ -168,10 +187,36 @@ class Measurement:
         return self.model.run(self.tokens, blocks=range(0), hidden=states)
 
     def _outside(self, candidate: OutsideCandidate) -> dict[str, Any]:
-        """Return the row of the embedding or the output matrix in a format, and its cost."""
+        """Return the row of the embedding or the output matrix in a format, and its cost; KL is measured where anchors are."""
+        if self.measure.anchors is None:
+            return {"row": row_of(candidate), "block_forwards": 0.0}
         before = self.model.tokens_forwarded
         row = outside_row(self.model, self.info, self._teacher, candidate)
         return {"row": row, "block_forwards": self._cost(before)}
+
+    # ------------------------------------------------------------------------------------------------------ prices
+
+    def _priced(self, plan: Sequence[Pass], outside: Sequence[OutsideCandidate]) -> dict[str, Any] | None:
+        """Return the prices of the passes' layers and of what stands outside the blocks; None where there are no draws."""
+        if self.measure.draws is None:
+            return None
+        layers = list(dict.fromkeys(piece.layer for made in plan for piece in made.pieces))
+        work = (self.settings.choices, self.measure.draws, self._scales)
+        pricing = Pricing(
+            *(self.model, self.info, self.tokens, self._head, self.kept, layers, *work),
+            *(self.importance, self.measure.memory_limit, outside),
+        )
+        walk = KeptWalk(self.kept, PRICES, self.keep_share)
+        found = self.kept.once(f"{PRICES}.json", lambda: pricing.run(walk))
+        walk.forget()
+        return found
+
+    def _scales(self, block: Block) -> dict[str, Tensor]:
+        """Return the smoothing factors of a block's layers, as the passes have kept them."""
+        if not self.settings.alphas:
+            return {}
+        groups = read_smoothing(self.kept.folder / _groups_name(block.index)).groups
+        return {name: group.scale for group in groups for name in group.layers}
 
     # ------------------------------------------------------------------------------------------------------ a pass
 
@@ -197,7 +242,7 @@ class Measurement:
         last = len(self.model.blocks) if made.carried else made.blocks.stop
         first = max(made.blocks.start, reached.block)
         start = load_states(self.kept, first, self.model.device)
-        self.model.run(self.tokens, visit, range(first, last), start, differentiable=self.fisher)
+        self.model.run(self.tokens, visit, range(first, last), start, differentiable=self.measure.fisher)
         for key in live:
             live[key] = self._final(live[key])
         found = kld_by_window(self._teacher, list(live.values())) if live else ()
@@ -241,7 +286,7 @@ class Measurement:
         self._keep_groups(block, groups, forward, hidden, output)
 
     def _gradients(self, block: Block, forward: Forward, hidden: Tensor, step: int) -> OutputGradients | None:
-        if not self.fisher:
+        if not self.measure.fisher:
             return None
         above = self.kept.tensor(gradient_name(block.index + 1)).to(hidden.device)
         before = self.model.tokens_forwarded
@@ -276,6 +321,14 @@ class Measurement:
             return None
         kept = (read_smoothing(self.kept.folder / _groups_name(i)) for i in range(len(self.model.blocks)))
         return Smoothing(tuple(group for smoothing in kept for group in smoothing.groups))
+
+
+def _price_of(cell: Mapping[str, Any], priced: Mapping[str, Any] | None) -> list[float] | None:
+    """Return the price of a cell's candidate in each window: of none, where no token reached the layer; None where nothing is priced."""
+    if priced is None:
+        return None
+    of_layer = priced["prices"].get(cell["row"]["layer"])
+    return [] if of_layer is None else of_layer[cell["choice"]]
 
 
 def _groups_name(block: int) -> str:

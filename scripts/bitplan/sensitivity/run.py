@@ -31,7 +31,7 @@ def check_flags(measure: MeasureSettings, calibration: str | Path) -> None:
     """Raise `UserError` for flags that do not go together."""
     if calibration == GAUSSIAN and not measure.plain:
         what = "measure on a text, and Gaussian inputs are none"
-        raise user_error("--anchors, --fisher and --shard", what, "Leave out --random, or these")
+        raise user_error("--anchors, --metric gradient, --fisher and --shard", what, "Leave out --random, or these")
 
 
 def make_table(

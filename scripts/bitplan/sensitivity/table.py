@@ -8,8 +8,9 @@ was never chosen), and an empty figure is 0. Every reader of such tables takes i
 import csv
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import NAMES
+from bitplan.formats.pairs import WHOLE, Pair
 
 if TYPE_CHECKING:
     from bitplan.models.layers import ModelInfo
@@ -37,7 +39,8 @@ class SensitivityTable:
     """For L layers and K formats: `params` (L,), `size` in bytes and `kld` in nats (L, K), categories (L,), "" where unknown.
 
     A format that a layer has no row for has the size 0 and the damage inf. `asked` {(layer, format): names} says which other formats a
-    row stands for, where the layer's rows do not fit these.
+    row stands for, where the layer's rows do not fit these. `sources` (L, K) says where each damage comes from (measured, priced,
+    fitted ...), where the table says so.
     """
 
     layers: tuple[str, ...]
@@ -47,6 +50,26 @@ class SensitivityTable:
     kld: Table
     categories: tuple[str, ...]
     asked: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
+    sources: NDArray[np.str_] | None = None
+
+    def counts_by_source(self, plan: Mapping[str, str]) -> dict[str, int]:
+        """Return how many candidates of a plan {layer: format} have their damage from where; nothing where the table does not say."""
+        if self.sources is None:
+            return {}
+        rows, columns = ({name: i for i, name in enumerate(names)} for names in (self.layers, self.formats))
+        found = [str(self.sources[rows[layer], columns[form]]) for layer, form in plan.items() if layer in rows]
+        return {source: found.count(source) for source in sorted(set(found))}
+
+    def limited(self, may: NDArray[np.bool_], first: Sequence[str]) -> "SensitivityTable":
+        """Return the table of the rows for which `may` (L, K) is true, the formats that still have any in the order of `first`."""
+        kld = np.where(may, self.kld, np.inf)
+        ordered = dict.fromkeys((*first, *self.formats))
+        used = [
+            form for form in ordered if form in self.formats and np.isfinite(kld[:, self.formats.index(form)]).any()
+        ]
+        places = [self.formats.index(form) for form in used]
+        sources = None if self.sources is None else self.sources[:, places]
+        return replace(self, formats=tuple(used), size=self.size[:, places], kld=kld[:, places], sources=sources)
 
     @property
     def has(self) -> NDArray[np.bool_]:
@@ -252,18 +275,59 @@ def _places(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
     return tuple(places), numbers
 
 
-def _for_weights(rows: _Rows) -> _Rows:
-    """Return the rows of formats for weights alone: those that quantize a layer's inputs too are other candidates."""
-    return rows.kept([cell in UNQUANTIZED for cell in rows.columns["inputs"]]) if "inputs" in rows.columns else rows
+def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
+    """Return the rows of formats for weights alone, and those of a palette's candidates (`mxfp4/mxfp8`), under the names of these.
+
+    Raises `UserError` for a candidate of the palette whose inputs were smoothed: a plan that chooses by layer has no factors.
+    """
+    if "inputs" not in rows.columns:
+        return rows
+    formats, inputs = rows.columns["format"], rows.columns["inputs"]
+    groups = rows.columns.get("group_size", [""] * len(formats))
+    asked = rows.columns.get("asked", [""] * len(formats))
+    cells = list(zip(inputs, groups, strict=True))
+    names = [_name_of(form, *cell) for form, cell in zip(formats, cells, strict=True)]
+    also = [[_name_of(form, *cell) for form in told.split()] for told, cell in zip(asked, cells, strict=True)]
+    wanted = [not {name, *others}.isdisjoint(palette) for name, others in zip(names, also, strict=True)]
+    smoothed = rows.columns.get("smoothed", [""] * len(formats))
+    if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in UNQUANTIZED and smoothed[row]]:
+        hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+        raise user_error(rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint)
+    # Of a format that a layer has in several groups, each has its own name.
+    alone = [
+        (layer, form, aq in UNQUANTIZED) for layer, form, aq in zip(rows.columns["layer"], formats, inputs, strict=True)
+    ]
+    several = Counter(cell for cell, yes in zip(alone, wanted, strict=True) if not yes)
+    full = [yes or several[cell] > 1 for cell, yes in zip(alone, wanted, strict=True)]
+    rows.columns["format"] = [name if yes else form for name, form, yes in zip(names, formats, full, strict=True)]
+    rows.columns["asked"] = [
+        " ".join(others) if yes else told for others, told, yes in zip(also, asked, wanted, strict=True)
+    ]
+    return rows.kept([yes or aq in UNQUANTIZED for yes, aq in zip(wanted, inputs, strict=True)])
 
 
-def read_sensitivity_table(path: Path) -> SensitivityTable:
+def _name_of(form: str, inputs: str, group: str) -> str:
+    """Return the name in palettes of a row with these cells."""
+    return Pair(form, inputs or WHOLE, int(group) if group.isdecimal() else None).name
+
+
+def of_palette(table: SensitivityTable, palette: Sequence[str]) -> SensitivityTable:
+    """Return the formats of a palette, in its order, and behind them what stands for these in layers whose rows they do not fit.
+
+    Raises `UserError` for a format that the table does not have.
+    """
+    if absent := [name for name in palette if name not in table.named]:
+        raise user_error(f"--palette {absent[0]}", "is not in the table", f"It has {', '.join(table.named)}")
+    return table.limited(np.any([table.answers(name) for name in palette], axis=0), palette)
+
+
+def read_sensitivity_table(path: Path, palette: Sequence[str] = ()) -> SensitivityTable:
     """Return the table in a file, layers and formats in the order in which they come first.
 
-    Rows whose `inputs` is a format are left out. Raises `UserError` with all kinds of wrong rows at once: figures that
-    are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
+    Rows whose `inputs` is a format are left out, but for those that a palette names (`mxfp4/mxfp8`). Raises `UserError` with all
+    kinds of wrong rows at once: figures that are missing, negative or infinite, rows there twice, layers whose rows disagree on `params`.
     """
-    rows = _for_weights(_rows(path))
+    rows = _named(_rows(path), palette)
     if not rows.lines:
         raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
     layers, layer = _places(rows.columns["layer"])
@@ -283,7 +347,9 @@ def _table(rows: _Rows, figures: _Figures, layers: tuple[str, ...], formats: tup
     first = np.unique(figures.layer, return_index=True)[1]
     told = rows.columns.get("category")
     categories = tuple(told[row] for row in first) if told else ("",) * len(layers)
-    return SensitivityTable(layers, formats, figures.params[first], size, kld, categories, _asked(rows))
+    return SensitivityTable(
+        layers, formats, figures.params[first], size, kld, categories, _asked(rows), _sources(rows, figures, kld)
+    )
 
 
 def _asked(rows: _Rows) -> dict[tuple[str, str], tuple[str, ...]]:
@@ -291,3 +357,12 @@ def _asked(rows: _Rows) -> dict[tuple[str, str], tuple[str, ...]]:
     cells = zip(*(rows.columns.get(name, ()) for name in ("layer", "format", "asked")), strict=False)
     found = {(layer, form): tuple(name for name in told.split() if name != form) for layer, form, told in cells}
     return {cell: names for cell, names in found.items() if names}
+
+
+def _sources(rows: _Rows, figures: _Figures, kld: Table) -> NDArray[np.str_] | None:
+    if "kld_from" not in rows.columns:
+        return None
+    told = np.array(rows.columns["kld_from"], dtype=np.str_)
+    sources = np.full(kld.shape, "", dtype=told.dtype)
+    sources[figures.layer, figures.format] = told
+    return sources

@@ -30,11 +30,12 @@ def digest(path: Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _record(made: Allocation) -> dict[str, Any]:
+def _record(made: Allocation, sources: dict[str, int]) -> dict[str, Any]:
     target = {made.target.kind: made.target.limit, "minimized": made.target.minimized}
     figures = {"kld": made.kld, "bytes": made.bytes, "avg_bits_layers": made.avg_bits_layers}
     proof = {"lower_bound": made.lower_bound, "gap": made.gap, "exact": made.exact}
-    return {"target": target, **figures, **proof, "counts": made.counts, "plan": dict(made.plan)}
+    origin = {"kld_from": sources} if sources else {}
+    return {"target": target, **figures, **origin, **proof, "counts": made.counts, "plan": dict(made.plan)}
 
 
 def front(
@@ -48,7 +49,7 @@ def front(
         "layers": len(problem.table.layers),
         "params": int(problem.params),
         "reach": {kind: list(ends) for kind, ends in reach(problem).items()},
-        "allocations": [_record(each) for each in made],
+        "allocations": [_record(each, problem.table.counts_by_source(each.plan)) for each in made],
     }
 
 

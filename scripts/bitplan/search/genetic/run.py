@@ -2,28 +2,28 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from bitplan.core.errors import nearest, user_error
-from bitplan.core.files import read_table
+from bitplan.core.errors import user_error
 from bitplan.formats.fitting import fitting_formats
-from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
+from bitplan.formats.pairs import pair_named
+from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
-from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
+from bitplan.plans.smoothing import Smoothing
 from bitplan.search.genetic.algorithm import GeneticResult, GeneticSettings, gap_to_optimal, search
+from bitplan.search.genetic.rows import Sensitivity, row_key
 from bitplan.search.knapsack.choices import ROUNDING, Choices, as_choice, total_damage, total_size, weighted
 from bitplan.search.knapsack.exact import Solution, optimal
 from bitplan.sensitivity.local_errors import (
     ACTIVATION_BITS,
     EDGE_LAYERS,
-    Choice,
     activation_choices,
+    choice_named,
     classes,
     sensitivity_ratio,
 )
@@ -34,8 +34,6 @@ EDGE_BOOST = 1.5
 COMPRESSION_UNIT = 12
 AUTO = "auto"
 METRICS = ("mse", "relative_mse", "weighted_error", "kld")
-GROUP_SIZE = 128
-MADE_AGAIN = "Make it again with scripts/sensitivity.py"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class Target:
     def check(self) -> None:
         """Raise `UserError` unless average bits and a palette of known formats come together, or the compression is in reach."""
         for name in self.palette:
-            format_named(name)
+            choice_named(name)
         if bool(self.palette) != (self.avg_bits is not None):
             hint = "Give both for weight formats, or neither for W4 with A4 or A8"
             raise user_error("--palette and --target-avg-bits", "go together", hint)
@@ -75,7 +73,7 @@ class Target:
         if self.avg_bits is None:
             return
         fit = {layer: fitting_formats(self.palette, layer.shape[1]) for layer in info.quantizable}
-        bits = [[layer_bits(layer, LayerPlan(form)) for form in forms] for layer, forms in fit.items()]
+        bits = [[layer_bits(layer, layer_plan(form)) for form in forms] for layer, forms in fit.items()]
         rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
         low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
         _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
@@ -94,101 +92,9 @@ def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
         raise user_error(flag, f"no choice is within {target:g}", hint)
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """The rows of a sensitivity table by layer and (weight format, activation format), in the table's order."""
-
-    rows: Mapping[str, Mapping[tuple[str, str], Mapping[str, Any]]]
-    source: str
-
-    def _row(self, layer: str, choice: tuple[str, str]) -> Mapping[str, Any]:
-        row = self.rows.get(layer, {}).get(choice)
-        if row is None:
-            close = "" if layer in self.rows else nearest(layer, self.rows)
-            raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", close or MADE_AGAIN)
-        return row
-
-    def value(self, layer: str, choice: tuple[str, str], column: str) -> float:
-        """Return a figure; 0 for an empty one of an expert that no token reached, as the row's `tokens` says.
-
-        Raises `UserError` when the table has no such row or number.
-        """
-        row = self._row(layer, choice)
-        told = row.get(column)
-        made = figure_of(told, row.get("tokens"))
-        if not (math.isfinite(made) and made >= 0):
-            empty = told in (None, "")
-            what = f"{column} is empty" if empty else f"{column} {told!r} is no number of 0 or more"
-            hint = (
-                f"{MADE_AGAIN}: of layers that no token reached, 0 in its column tokens says so"
-                if empty
-                else MADE_AGAIN
-            )
-            raise user_error(f"{self.source}: {layer}", f"{what} in {' with '.join(choice)}", hint)
-        return made
-
-    def size(self, layer: str, choice: tuple[str, str]) -> float:
-        """Return a layer's stored bits. Raises `UserError` when the table has none."""
-        told = self._row(layer, choice).get("bytes")
-        made = 0.0 if told in (None, "") else 8 * self.value(layer, choice, "bytes")
-        if made == 0:
-            raise user_error(f"{self.source}: {layer}", f"has no bytes in {' with '.join(choice)}", MADE_AGAIN)
-        return made
-
-    def group_size(self, layer: str, choice: tuple[str, str]) -> int:
-        """Return the weights per group that a row was measured with; 128 where the table does not say."""
-        told = self._row(layer, choice).get("group_size") or GROUP_SIZE
-        if not str(told).isdecimal() or int(told) < 1:
-            raise user_error(f"{self.source}: {layer}", f"group_size {told!r} is no group", MADE_AGAIN)
-        return int(told)
-
-    def check(self, column: str) -> None:
-        """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
-        if all(row.get(column) in (None, "") for choices in self.rows.values() for row in choices.values()):
-            raise user_error(f"{self.source}: {column}", "has no figures", "Choose another --metric")
-
-
-def read_sensitivity(path: Path) -> Sensitivity:
-    """Return a sensitivity table. Raises `UserError` when it lacks a column."""
-    return sensitivity_of(read_table(path, ("layer", "format", "inputs", "bytes", "mse")), str(path))
-
-
-def check_sources(table: Path | None, measured_with: Mapping[str, object]) -> None:
-    """Raise `UserError` for flags that say how a table is measured beside one that has been measured."""
-    given = [flag for flag, value in measured_with.items() if value is not None]
-    if table is not None and given:
-        raise user_error(
-            given[0], "says how the table is measured, and --sensitivity gives one", "Leave out one of them"
-        )
-
-
-def smoothing_of(table: Sensitivity, path: Path) -> Smoothing | None:
-    """Return the factors beside a table, None where nothing in it was smoothed. Raises `UserError` for those of another table."""
-    named = {row.get("smoothed") or "" for rows in table.rows.values() for row in rows.values()} - {""}
-    if not named:
-        return None
-    smoothing = read_smoothing(smoothing_path(path))
-    if named != {smoothing.short_digest}:
-        raise user_error(
-            smoothing_path(path), "belongs to another table", "Make both again with scripts/sensitivity.py"
-        )
-    return smoothing
-
-
-def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity") -> Sensitivity:
-    """Return the rows of a table by layer and formats; figures that are NaN count as empty, as they are in a file.
-
-    Raises `UserError` for a row that is there twice.
-    """
-    found: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
-    for row in rows:
-        held = {key: None if value != value else value for key, value in row.items()}
-        of_layer, choice = found.setdefault(row["layer"], {}), (row["format"], row["inputs"] or UNQUANTIZED)
-        if choice in of_layer:
-            what = f"has two rows for {row['layer']} in {' with '.join(choice)}"
-            raise user_error(source, what, "Give one row for each layer and format")
-        of_layer[choice] = held
-    return Sensitivity(found, source)
+def layer_plan(name: str) -> LayerPlan:
+    """Return the plan of a layer that has a palette's candidate."""
+    return LayerPlan(*astuple(pair_named(name)))
 
 
 def ratios_of(table: Sensitivity, layers: Sequence[str], scope: str) -> list[float]:
@@ -219,14 +125,15 @@ def activation_table(table: Sensitivity, layers: Sequence[str], scope: str, metr
 
 
 def palette_table(table: Sensitivity, layers: Sequence[Layer], palette: Sequence[str], metric: str) -> Choices:
-    """Return the choices of weight formats of each layer, those of the palette that fit its rows: their error, stored bits as size."""
+    """Return the choices of candidates of each layer, those of the palette that fit its rows: their error, stored bits as size."""
     own = [fitting_formats(palette, layer.shape[1]) for layer in layers]
     options = tuple(dict.fromkeys(form for forms in (palette, *own) for form in forms))
     options = tuple(form for form in options if any(form in forms for forms in own))
+    table.check_unsmoothed([row_key(form) for form in options])
     damage, size = (np.full((len(layers), len(options)), fill) for fill in (np.inf, 0.0))
     for i, (layer, forms) in enumerate(zip(layers, own, strict=True)):
         for form in forms:
-            k, choice = options.index(form), (form, UNQUANTIZED)
+            k, choice = options.index(form), row_key(form)
             damage[i, k], size[i, k] = table.value(layer.name, choice, metric), table.size(layer.name, choice)
     return Choices(tuple(layer.name for layer in layers), options, damage, size)
 
@@ -287,7 +194,7 @@ def plan_of(
     for layer, option, group in zip(info.quantizable, options, found.groups, strict=True):
         notes = {"category": layer.category, **substitute_note(target.palette, option, layer)}
         both = dict(zip(("A4", "A8"), activation_choices(scope, group), strict=True))
-        made = both.get(option, Choice(option))
+        made = both.get(option) or choice_named(option)
         layers[layer.name] = LayerPlan(made.wq, made.aq, made.group_size, notes)
     return Plan(layers, smoothing=smoothing if smoothing and smoothing.groups and target.avg_bits is None else None)
 
@@ -353,7 +260,8 @@ def genetic_plan(
     choice = solutions[named]
     plan = plan_of(found, choice, info, target, scope, smoothing)
     summary = summary_of(found, plan, info, target, settings)
-    return replace(plan, summary={**summary, "solution": named}), found
+    sources = {"kld_from": table.sources(plan, info)} if target.metric == "kld" else {}
+    return replace(plan, summary={**summary, **sources, "solution": named}), found
 
 
 def _compression_line(summary: Mapping[str, Any], plan: Plan, found: Found, info: ModelInfo) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
-from bitplan.formats.table import format_named
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import warn_of_formats
 from bitplan.reference.opening import Opened, held_out_teacher, opened, teacher_on
@@ -16,7 +15,7 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.refinement import RaceSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, file_budget
 from bitplan.sensitivity.candidates import MeasureSettings
-from bitplan.sensitivity.local_errors import Choice, SensitivitySettings
+from bitplan.sensitivity.local_errors import SensitivitySettings, choice_named
 from bitplan.sensitivity.run import make_table
 from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table
 from bitplan.statistics.importance import read_importance
@@ -70,22 +69,24 @@ def _table_beside(output: Path) -> Path:
 def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
     place = _table_beside(args.output_plan or args.output_config)
-    settings = SensitivitySettings(tuple(map(Choice, palette)))
-    measure = MeasureSettings("all", args.memory_limit)
+    settings = SensitivitySettings(tuple(map(choice_named, palette)))
+    priced = args.metric == "gradient"
+    measure = MeasureSettings(None if priced else "all", args.memory_limit, draws=args.draws if priced else None)
     make_table(model, args.calibration, args.length, args.sequences, settings, measure, None, place, args.imatrix)
     return place
 
 
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
-    palette = tuple(format_named(name).name for name in args.palette or PALETTE)
+    choices = [choice_named(name) for name in args.palette or PALETTE]
+    palette = tuple(choice.name for choice in choices)
     race = RaceSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
-    table: SensitivityTable = chosen_table(read_sensitivity_table(path), palette, model.info, path)
+    table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
     texts = _texts(args, model) if args.correct or args.race else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import GGUF_TYPES
 from bitplan.formats.fitting import fitting_format, fitting_formats
+from bitplan.formats.pairs import pair_named
 from bitplan.models.families import merged_name
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
@@ -111,11 +112,7 @@ def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInf
         raise UserError(problems)
     check_known(table.layers, info, source)
     may = np.array([[name not in own or form in own[name] for form in table.formats] for name in table.layers])
-    kld = np.where(may, table.kld, np.inf)
-    first = list(dict.fromkeys((*palette, *(form for forms in own.values() for form in forms), *table.formats)))
-    used = [form for form in first if form in table.formats and np.isfinite(kld[:, table.formats.index(form)]).any()]
-    places = [table.formats.index(form) for form in used]
-    return replace(table, formats=tuple(used), size=table.size[:, places], kld=kld[:, places])
+    return table.limited(may, (*palette, *(form for forms in own.values() for form in forms)))
 
 
 def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:
@@ -139,7 +136,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
             asked = problem.table.asked.get((layer.name, form), ()) if layer.protected else palette
             notes = {"category": layer.category, **substitute_note(asked, form, layer)}
             lifted = {"outside": True} if layer.name in outside and layer.name in formats else {}
-            layers[layer.name] = LayerPlan(form, notes=notes, **lifted)
+            layers[layer.name] = LayerPlan(*astuple(pair_named(form)), notes=notes, **lifted)
         return Plan(layers)
 
     return plan_of
@@ -192,6 +189,7 @@ class OptimalSearch:
             choice, stages = self._improved(choice, budget)
         figures = {
             "kld_predicted": made.kld,
+            "kld_from": self.table.counts_by_source(made.plan),
             "lower_bound": made.lower_bound,
             "gap": made.gap,
             "exact": made.exact,

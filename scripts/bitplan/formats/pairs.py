@@ -1,0 +1,50 @@
+"""Names of candidates: a weight format, its group where it is not the format's own, and the format of the layer's inputs after a stroke.
+
+q4_k   mxfp4   int4_g128   mxfp4/mxfp8   int4_g128/int8_token   bf16
+"""
+
+import re
+from dataclasses import dataclass
+
+from bitplan.core.errors import nearest
+from bitplan.formats.facts import GGUF_TYPES, NAMES
+
+WHOLE = "bf16"
+GROUPED = re.compile(r"^(?P<base>.+)_g(?P<size>[1-9]\d*)$")
+# Formats whose scales are found in their bytes, or which have none: no group can be chosen.
+WITHOUT_GROUPS = (*GGUF_TYPES, "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The formats of a layer's weights and of its inputs (bf16: whole), values per group (None: the format's own)."""
+
+    wq: str
+    aq: str = WHOLE
+    group_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the candidate in palettes."""
+        group = "" if self.group_size is None else f"_g{self.group_size}"
+        inputs = "" if self.aq == WHOLE else f"/{self.aq}"
+        return f"{self.wq}{group}{inputs}"
+
+
+def _known(name: str) -> str:
+    if name not in NAMES:
+        raise ValueError(f"format {name!r} is not known. {nearest(name, NAMES) or 'docs/formats.md lists them'}")
+    return name
+
+
+def pair_named(name: str) -> Pair:
+    """Return the candidate of a name. Raises ValueError that says what is wrong with it."""
+    weights, stroke, inputs = name.partition("/")
+    grouped = None if weights in NAMES else GROUPED.match(weights)
+    wq = _known(grouped["base"] if grouped else weights)
+    if grouped and wq in WITHOUT_GROUPS:
+        raise ValueError(f"format {wq} has no groups of another size: {name!r}")
+    aq = _known(inputs) if stroke else WHOLE
+    if aq in GGUF_TYPES:
+        raise ValueError(f"format {aq} is for weights alone: {name!r} cannot have it for inputs")
+    return Pair(wq, aq, int(grouped["size"]) if grouped else None)

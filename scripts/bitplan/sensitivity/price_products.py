@@ -1,0 +1,139 @@
+"""<G, D> of a block's candidates: what a change of a layer's output does to the labels' log-probability, to first order.
+
+With g_t the gradient at the layer's output and dY_t the change of that output, <G, D> = sum_t g_t . dY_t. Where the inputs are quantized too,
+dY_t = W_q Q(x_t / s) - W x_t, and the sum is the same. Each change is computed once for all draws of labels: a candidate costs a
+layer's forward, a draw a backward through the block, without the gradients of weights.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from bitplan.models.layers import Layer
+from bitplan.models.walk import Block, Forward
+from bitplan.sensitivity.candidates import changes
+from bitplan.sensitivity.local_errors import Choice
+from bitplan.sensitivity.price_estimate import near
+from bitplan.sensitivity.through_attention import attention_of, changed_attention
+
+
+@dataclass(frozen=True)
+class LayerCandidates:
+    """A layer's weight (out, in) float32, its choices with their quantized weights Q(W s), and s (in,), None without smoothing."""
+
+    layer: Layer
+    weight: Tensor
+    choices: Sequence[Choice]
+    made: Sequence[Tensor]
+    scale: Tensor | None = None
+
+    @cached_property
+    def _differences(self) -> list[Tensor | None]:
+        """D of choices that leave the input whole; None for the others, and for a choice that changes nothing."""
+        pairs = zip(self.choices, self.made, strict=True)
+        return [made - self.weight if changes(choice) and not choice.inputs_change else None for choice, made in pairs]
+
+    def changed_outputs(self, given: Tensor) -> list[Tensor | None]:
+        """Return dY (tokens, out) of each choice on inputs (tokens, in) of one window; None for a choice that changes nothing."""
+        wide = given.to(torch.float32)
+        exact = wide @ self.weight.T if any(choice.inputs_change for choice in self.choices) else None
+        found: list[Tensor | None] = []
+        for choice, made, difference in zip(self.choices, self.made, self._differences, strict=True):
+            if choice.inputs_change:
+                found.append(choice.activations(wide, self.scale) @ made.T - exact)
+            else:
+                found.append(None if difference is None else wide @ difference.T)
+        return found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of a layer: its name, what it read, and what it gave before anything could change that in place."""
+
+    name: str
+    read: Tensor
+    made: Tensor
+
+
+@contextmanager
+def _calls(block: Block, wanted: Sequence[str]) -> Iterator[list[_Call]]:
+    """Yield the calls of the wanted layers inside the context, in order."""
+    seen: list[_Call] = []
+
+    def after(name: str):
+        def note(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            seen.append(_Call(name, args[0], output))
+            # Some blocks go on to change a layer's output in place.
+            return output.clone()
+
+        return note
+
+    hooks = [block.layers[name].register_forward_hook(after(name)) for name in wanted]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def window_products(
+    block: Block, forward: Forward, hidden: Tensor, above: Tensor, candidates: Sequence[LayerCandidates]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the gradient at a block's input, (draws, 1, length, hidden), and by layer sums (2, choices, draws) float64.
+
+    The first of the two is <G, D>, a sum over tokens, the second that over products of near tokens (price_estimate.py).
+
+    hidden (1, length, hidden): the block's input in one window; above, shaped as what is returned: the gradient at its output. A layer
+    that was not called, as an expert that no token reached, is absent.
+    """
+    by_name = {each.layer.name: each for each in candidates}
+    through, before = attention_of(block)
+    beside = (*before, *through.values()) if by_name.keys() & through.keys() else ()
+    with torch.enable_grad(), _calls(block, list(dict.fromkeys((*by_name, *beside)))) as seen:
+        given = hidden.detach().clone().requires_grad_()
+        output = forward(given)
+    with torch.no_grad():
+        places = [
+            _place(block, forward, hidden, by_name[call.name], call, seen) for call in seen if call.name in by_name
+        ]
+    found = {name: torch.zeros(2, len(by_name[name].choices), len(above), dtype=torch.float64) for name, *_ in places}
+    wanted, below = [given, *(tensor for _, tensor, _ in places)], torch.empty_like(above)
+    for draw, gradient in enumerate(above):
+        again = draw < len(above) - 1
+        parts = torch.autograd.grad(output, wanted, gradient.to(output.dtype), retain_graph=again, allow_unused=True)
+        below[draw] = 0 if parts[0] is None else parts[0]
+        for (name, _, changed), part in zip(places, parts[1:], strict=True):
+            if part is not None:
+                _add_products_(found[name][..., draw], part.flatten(0, -2).to(torch.float32), changed)
+    return below, found
+
+
+def _place(
+    block: Block, forward: Forward, hidden: Tensor, own: LayerCandidates, call: _Call, seen: Sequence[_Call]
+) -> tuple[str, Tensor, list[Tensor | None]]:
+    """Return the layer, the tensor whose gradient prices its candidates, and how each of them changes that tensor.
+
+    It is the layer's output; for queries and keys what the attention's output projection reads, if each of its layers was called once.
+    """
+    changed = own.changed_outputs(call.read.detach().flatten(0, -2))
+    through, before = attention_of(block)
+    out = through.get(call.name)
+    calls = [each for each in seen if each.name in (*before, out)]
+    if out is None or len(calls) != len(before) + 1:
+        return call.name, call.made, changed
+    outputs = {each.name: each.made.detach() for each in calls if each.name != out}
+    read = next(each.read for each in calls if each.name == out)
+    return call.name, read, changed_attention(block, forward, hidden, outputs, call.name, changed)
+
+
+def _add_products_(totals: Tensor, gradient: Tensor, changed: Sequence[Tensor | None]) -> None:
+    """Add the sum over tokens of g_t . dY_t, and that over near tokens, of each choice to `totals` (2, choices)."""
+    for number, dy in enumerate(changed):
+        if dy is not None:
+            products = torch.linalg.vecdot(gradient, dy).cpu()
+            totals[0, number] += products.sum(dtype=torch.float64)
+            totals[1, number] += near(products)

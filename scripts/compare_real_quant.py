@@ -7,10 +7,12 @@ import os
 import time
 from pathlib import Path
 
+from bitplan.cli.bundled_text import text_beside
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import QWEN, add_text_flag, add_window_flags, count, fetched, number, parser, run
 
 Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
+EVALUATION = "evaluation.txt"
 
 
 def scores_wanted(args) -> bool:
@@ -35,17 +37,18 @@ def main(args) -> None:
         else compared(args.q4km_path or Path(Q4KM), args.mixed_path or Path(MIXED))
     )
     refuse(clashes([args.output] if args.output else [], models.values()))
-    model, scores = args.model, {}
+    model, text, scores = args.model, args.text, {}
     # The files are looked at before anything is fetched, which may take hours.
     if model is None and not (args.models or args.skip_original):
         model = fetched(Path(QWEN))
     if not args.models and model is None:
         model = known_original(args.mixed_path or Path(MIXED))
-    if not args.models and model is not None:
+        text = text or (text_beside(model, EVALUATION) if model else None)
+    if not args.models and model is not None and text is not None:
         full = opened(model, "fp32", "cpu", args.threads, args.bos)
         if not args.skip_original:
             models = {ORIGINAL: full.checkpoint.folder, **models}
-        teacher = teacher_on(args.text, full, args.length, args.sequences)
+        teacher = teacher_on(text, full, args.length, args.sequences)
         scores = scored(models, teacher, args.threads)
     prompts = tuple(args.prompts or PROMPTS)
     limits = (args.max_repeats, args.max_spread)
@@ -76,7 +79,7 @@ if __name__ == "__main__":
     )
     flags.add_argument("--q4km_path", type=input_file, help=f"the Q4_K_M file; {Q4KM} by default")
     flags.add_argument("--mixed_path", type=input_file, help=f"the mixed-precision file; {MIXED} by default")
-    add_text_flag(flags, "--text", "evaluation.txt", "text for perplexity and KL", wanted=scores_wanted)
+    add_text_flag(flags, "--text", EVALUATION, "text for perplexity and KL", wanted=scores_wanted)
     add_window_flags(flags)
     flags.add_argument(
         "--max_tokens", type=number(2, kind=int), default=200, help="tokens to generate after each prompt"

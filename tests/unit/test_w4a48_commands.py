@@ -12,6 +12,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader, dequantize
 
+from bitplan.cli.bundled_text import text_beside
 from bitplan.evaluate.timing import SpeedSettings
 from bitplan.formats.ggml import decode, encode
 from bitplan.formats.table import FORMATS
@@ -299,3 +300,9 @@ def test_the_model_of_a_mixed_file_is_known_from_its_record_and_only_while_it_is
     record = json.loads(file.with_name("mixed.gguf.meta.json").read_text())
     (tmp_path / "m.gguf.meta.json").write_text(json.dumps({**record, "model_fingerprint": "other"}))
     assert known_original(tmp_path / "m.gguf") is None and known_original(tmp_path / "n.gguf") is None
+
+
+def test_files_of_a_known_model_that_has_no_text_are_timed_and_not_scored(demo, tmp_path, caplog):
+    assert text_beside(demo / "model", "evaluation.txt") == demo / "evaluation.txt" and not caplog.records
+    assert text_beside(tmp_path, "evaluation.txt") is None
+    assert "perplexity and KL are left out" in caplog.text and str(tmp_path) in caplog.text

@@ -37,6 +37,17 @@ def is_bundled(model: Path | None) -> bool:
     return os.path.realpath(model) == os.path.realpath(DEMO / "model")
 
 
+def text_beside(model: Path, bundled: str) -> Path | None:
+    """Return a text for a model that was found after the flags were read: the bundled model's own, None for any other.
+
+    None is said: what the text is for is left out then, which nobody has asked for in so many words.
+    """
+    if is_bundled(model):
+        return DEMO / bundled
+    log.warning("%s is the original, but there is no --text: perplexity and KL are left out", model)
+    return None
+
+
 def fill_texts_(flags: Iterable[TextFlag], args: argparse.Namespace) -> None:
     """Put the bundled text in the place of each text that is wanted and was not given. Raises `UserError` for any other model."""
     missing = [each for each in flags if getattr(args, each.dest) is None and each.wanted(args)]

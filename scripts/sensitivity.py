@@ -30,7 +30,7 @@ def main(args) -> None:
     from bitplan.sensitivity.run import check_flags, make_table, tell_agreement
 
     started = time.monotonic()
-    palette = (choice_named(name) for name in args.palette or ())
+    palette = [choice_named(name) for name in args.palette or ()]
     choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)

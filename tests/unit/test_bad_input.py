@@ -294,7 +294,7 @@ CASES = [
     ("an unknown format outside", f"{PPL} --plan {{plan_of_no_format_outside}}", "overrides[0].wq: unknown format 'q6_kk'", "'q6_k'"),
     ("activations of an embedding", f"{EXPORT.replace('{plan}', '{plan_of_activations_outside}')} {{tiny}} --base {{gguf}}",
      "overrides[0].aq: what stands outside", "Leave it out"),
-    ("outside without anchors", f"{SENSITIVITY} --outside q8_0", "--outside: is measured by KL", "Give --anchors"),
+    ("outside without anchors", f"{SENSITIVITY} --outside q8_0", "--outside: is for KL", "Give --anchors"),
     ("an unknown format to measure outside", f"{SENSITIVITY} --anchors all --outside q6_kk", "'q6_kk'", "'q6_k'"),
     ("a skip that is a word", f"{BITS} {{plan_of_a_worded_skip}}", "overrides[0].skip: 'no'", "Give true"),
     *(
@@ -395,7 +395,7 @@ CASES = [
     ("memory for no candidate", f"{SENSITIVITY} --anchors all --memory-limit 1KB", "--memory-limit: the hidden states", "Give 1MB or more"),
     ("anchors that are none", f"{SENSITIVITY} --anchors 3", "--anchors: invalid choice: '3'", "'all'"),
     ("anchors without a palette", f"{SENSITIVITY} --anchors 2", "--anchors: has no weight formats", "Give --palette"),
-    ("anchors on Gaussian inputs", f"{SENSITIVITY} --anchors all --random", "--anchors, --fisher and --shard", "Leave out --random"),
+    ("anchors on Gaussian inputs", f"{SENSITIVITY} --anchors all --random", "--anchors, --metric gradient, --fisher and --shard", "Leave out --random"),
     ("statistics of another model: sensitivity", f"{SENSITIVITY} --layer-stats {{table_of_another}}", "has no row for model.layers.0",
      "layer_stats.py"),
     ("a shard that is not there", f"{MERGE} {{sensitivity}} {{tmp}}/none.tsv", "none.tsv: does not exist", "--shard"),

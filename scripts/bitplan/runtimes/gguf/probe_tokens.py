@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
     from bitplan.runtimes.gguf.llama_runtime import vocabulary
 
     with vocabulary(Path(sys.argv[1])) as tokenize:

@@ -7,11 +7,13 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 
-# The file in the working directory, or the workflow's own: --directory may lead elsewhere.
+# The file in the working directory; without one there and on the command line, the workflow's own: --directory may lead elsewhere.
+# Not beside files of the command line: jobs of a cluster are told those, and not that they replace this one.
 HERE = Path("config.yaml")
+OWN = Path(workflow.current_basedir) / HERE
 
 
-configfile: str(HERE if HERE.exists() else Path(workflow.current_basedir) / HERE)
+configfile: str(HERE if HERE.exists() or workflow.overwrite_configfiles else OWN)
 
 
 include: "rules/common.smk"

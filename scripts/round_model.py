@@ -1,4 +1,4 @@
-"""Round the weights of a plan so that later columns make up for the errors of earlier ones: the same bytes, less damage."""
+"""Round the weights of a plan with error feedback: later columns make up for the errors of earlier ones, in the same number of bytes."""
 
 import time
 
@@ -15,7 +15,7 @@ def main(args) -> None:
     from bitplan.plans.plan import LayerPlan, write_plan
     from bitplan.plans.rounded import FOLDER
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.reference.datasets import calibration_tokens
+    from bitplan.reference.datasets import calibration_windows
     from bitplan.reference.opening import opened
     from bitplan.rounding.model import COLUMNS, RoundingSettings, round_plan
     from bitplan.rounding.report import check_output, print_rounding
@@ -23,11 +23,9 @@ def main(args) -> None:
 
     started = time.monotonic()
     check_output(args.output, args.plan)
-    model = opened(args.model, args.dtype, args.device, args.threads)
+    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info)
-    tokens = calibration_tokens(
-        args.calibration, model.checkpoint, model.info.fingerprint, args.length, args.sequences, args.seed
-    )
+    tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
     settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)

@@ -66,8 +66,9 @@ def settings_of(args):
 
 
 def main(args) -> None:
+    from bitplan.reference.datasets import calibration_windows
     from bitplan.reference.opening import opened
-    from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, tokens_of, write_results
+    from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, write_results
 
     if args.debug or DEBUG:
         logging.getLogger(LOGGER).setLevel(logging.DEBUG)
@@ -76,7 +77,7 @@ def main(args) -> None:
     settings = settings_of(args)
     settings.check(model.info)
     skip = held_out_range(model, args.dataset, args.evaluation)
-    tokens = tokens_of(model, args.dataset, args.seqlen, args.nsamples, args.seed)
+    tokens = calibration_windows(model, args.dataset, args.seqlen, args.nsamples, args.seed)
     with compressed_plan(model, tokens, settings, args.output_config, args.output_plan, args.save) as (made, plan):
         write_results(model, made, plan, args, started)
         made.stats.print_summary() if made.stats.layers else None

@@ -75,3 +75,13 @@ def shards(folder: Path, parts: dict[str, dict[str, Tensor]], listed: dict[str, 
     held = {name: file for file, tensors in parts.items() for name in tensors}
     (folder / INDEX).write_text(json.dumps({"weight_map": held if listed is None else listed}))
     return folder
+
+
+def load_original(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    """Return the checkpoint's causal language model with all weights in `dtype`."""
+    from transformers import AutoModelForCausalLM
+
+    from bitplan.models.original import original_source
+
+    with original_source(folder) as (source, arguments):
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments).eval()

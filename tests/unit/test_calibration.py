@@ -11,8 +11,9 @@ import pytest
 
 from bitplan.core.errors import UserError
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.reference.datasets import TEXT_SETS, calibration_tokens
-from bitplan.reference.text import windows
+from bitplan.reference.datasets import TEXT_SETS, calibration_tokens, calibration_windows
+from bitplan.reference.opening import opened
+from bitplan.reference.text import load_tokenizer, windows
 from tests.conftest import SCRIPTS
 from tests.families import TEXT
 from tests.hub_stand_in import serving
@@ -83,3 +84,22 @@ def test_a_data_set_of_the_hub_is_fetched_by_its_usual_name(name, tiny, tmp_path
     tokens = json.loads(made.stdout)
     assert len(tokens) == 3 and all(len(window) == 16 for window in tokens)
     assert [asked.path for asked in hub.asked if asked.method == "GET"]
+
+
+def test_windows_begin_with_bos_where_the_policy_asks_for_it_and_may_be_all_of_a_text(tiny):
+    plain, begun = (opened(tiny, "fp32", "cpu", 1, bos) for bos in ("never", "always"))
+    every = calibration_windows(plain, str(TEXT), 64, None, 0)
+    some = calibration_windows(plain, str(TEXT), 64, 4, 0)
+    assert (
+        len(every) > 4 and len(some) == 4 and {tuple(row) for row in some.tolist()} < {tuple(r) for r in every.tolist()}
+    )
+    first = calibration_windows(begun, str(TEXT), 64, 4, 0)
+    bos = load_tokenizer(tiny).bos_token_id
+    assert first.shape == (4, 64) and (first[:, 0] == bos).all() and not (some[:, 0] == bos).any()
+
+
+def test_a_data_set_without_an_end_needs_a_number_of_windows(tiny, monkeypatch):
+    monkeypatch.setattr("bitplan.reference.datasets.fetched_texts", lambda name: ["a"])
+    with pytest.raises(UserError, match="c4: has no end") as refused:
+        calibration_tokens("c4", Checkpoint.open(tiny), "", 64, None, 0)
+    assert "Give a number" in str(refused.value)

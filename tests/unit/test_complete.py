@@ -15,7 +15,6 @@ from bitplan.core.errors import UserError
 from bitplan.evaluate.scores import summarize
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.models.original import load_original
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import uniform
@@ -30,6 +29,7 @@ from tests.checkpoints import (
     Q,
     change,
     forward,
+    load_original,
     same,
     shards,
     transformers_logits,

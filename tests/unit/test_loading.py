@@ -17,7 +17,6 @@ from bitplan.evaluate.scores import summarize
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe, model_info
 from bitplan.models.loading import unwrapped
-from bitplan.models.original import load_original
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import uniform
@@ -34,6 +33,7 @@ from tests.checkpoints import (
     add,
     change,
     forward,
+    load_original,
     random_model,
     same,
     transformers_logits,

@@ -19,13 +19,13 @@ PROFILE = ROOT / "profiles" / "slurm"
 def test_only_jobs_of_the_workflow_in_this_folder_are_its_own():
     queue = "\n".join(
         (
-            "7|RUNNING|bitplan_1a2b|rule_layer_stats_wildcards_demo|/work/my models",
-            "8|PENDING|bitplan_1a2b|rule_layer_stats_wildcards_demo|/work/others",
-            "9|RUNNING|other_tool|rule_layer_stats_wildcards_demo|/work/my models",
-            "10|PENDING|bitplan_1a2b|rule_plan_gguf_wildcards_demo_a|/work/my models",
+            "7|RUNNING|bitplan_1a2b|rule_layer_stats_wildcards_demo|/data/my models",
+            "8|PENDING|bitplan_1a2b|rule_layer_stats_wildcards_demo|/data/others",
+            "9|RUNNING|other_tool|rule_layer_stats_wildcards_demo|/data/my models",
+            "10|PENDING|bitplan_1a2b|rule_plan_gguf_wildcards_demo_a|/data/my models",
         )
     )
-    assert parse_queue(queue, Path("/work/my models")) == [
+    assert parse_queue(queue, Path("/data/my models")) == [
         QueuedJob("7", "RUNNING", "layer_stats demo"),
         QueuedJob("10", "PENDING", "plan_gguf demo_a"),
     ]

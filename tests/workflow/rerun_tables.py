@@ -338,7 +338,7 @@ MODULES = {
     "evaluate/timing.py": SPEEDS,
     "formats/*": QUANTIZE,
     "formats/describe.py": "",
-    "formats/facts.py": SMOOTHED,
+    "formats/facts.py": f"model {QUANTIZE}",
     "formats/fitting.py": f"model {QUANTIZE}",
     "formats/mixed_linear.py": "",
     "formats/pairs.py": SMOOTHED,

@@ -40,7 +40,7 @@ def is_bundled(model: Path | None) -> bool:
 def text_beside(model: Path, bundled: str) -> Path | None:
     """Return a text for a model that was found after the flags were read: the bundled model's own, None for any other.
 
-    None is said: what the text is for is left out then, which nobody has asked for in so many words.
+    A warning says what is left out without one.
     """
     if is_bundled(model):
         return DEMO / bundled
@@ -53,10 +53,8 @@ def fill_texts_(flags: Iterable[TextFlag], args: argparse.Namespace) -> None:
     missing = [each for each in flags if getattr(args, each.dest) is None and each.wanted(args)]
     bundled = is_bundled(getattr(args, "model", None))
     if missing and not bundled:
-        what, hint = (
-            "is missing, and there is no text that fits every model",
-            "Give a UTF-8 text like what the model is for",
-        )
+        what = "is missing, and no text fits every model"
+        hint = "Give a UTF-8 text similar to what the model will be used on"
         raise UserError(Problem(each.flag, what, hint) for each in missing)
     for each in missing:
         setattr(args, each.dest, DEMO / each.bundled)

@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-# What GGUF keeps as F16, and a plan leaves at 16 bits.
-UNQUANTIZED = "bf16"
+from bitplan.formats.facts import UNQUANTIZED
+
 # Values of a block.
 BLOCKS: Mapping[str, int] = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"), 256),

@@ -7,12 +7,11 @@ import re
 from dataclasses import dataclass
 
 from bitplan.core.errors import nearest
-from bitplan.formats.facts import GGUF_TYPES, NAMES
+from bitplan.formats.facts import GGUF_TYPES, NAMES, UNQUANTIZED
 
-WHOLE = "bf16"
 GROUPED = re.compile(r"^(?P<base>.+)_g(?P<size>[1-9]\d*)$")
 # Formats whose scales are found in their bytes, or which have none: no group can be chosen.
-WITHOUT_GROUPS = (*GGUF_TYPES, "bf16", "fp16")
+WITHOUT_GROUPS = (*GGUF_TYPES, UNQUANTIZED, "fp16")
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,14 @@ class Pair:
     """The formats of a layer's weights and of its inputs (bf16: whole), values per group (None: the format's own)."""
 
     wq: str
-    aq: str = WHOLE
+    aq: str = UNQUANTIZED
     group_size: int | None = None
 
     @property
     def name(self) -> str:
         """The name of the candidate in palettes."""
         group = "" if self.group_size is None else f"_g{self.group_size}"
-        inputs = "" if self.aq == WHOLE else f"/{self.aq}"
+        inputs = "" if self.aq == UNQUANTIZED else f"/{self.aq}"
         return f"{self.wq}{group}{inputs}"
 
 
@@ -44,7 +43,7 @@ def pair_named(name: str) -> Pair:
     wq = _known(grouped["base"] if grouped else weights)
     if grouped and wq in WITHOUT_GROUPS:
         raise ValueError(f"format {wq} has no groups of another size: {name!r}")
-    aq = _known(inputs) if stroke else WHOLE
+    aq = _known(inputs) if stroke else UNQUANTIZED
     if aq in GGUF_TYPES:
         raise ValueError(f"format {aq} is for weights alone: {name!r} cannot have it for inputs")
     return Pair(wq, aq, int(grouped["size"]) if grouped else None)

@@ -76,7 +76,6 @@ _ENTRIES = (
     _ggml("gguf_mxfp4", "MXFP4"),
 )
 FORMATS: Mapping[str, Format] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
-UNQUANTIZED = "bf16"
 
 
 def _made_elsewhere(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:

@@ -6,9 +6,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
-from torch import nn
-
 from bitplan.models.built import text_config
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.loading import WRAPPERS
@@ -39,11 +36,3 @@ def original_source(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     named = {"config": text_config(folder), "key_mapping": dict(WRAPPERS)} if wrapped else {}
     with _without_adapter(folder) as source:
         yield source, {"trust_remote_code": False, **named}
-
-
-def load_original(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Return the checkpoint's causal language model with all weights in `dtype`."""
-    from transformers import AutoModelForCausalLM
-
-    with original_source(folder) as (source, arguments):
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **arguments).eval()

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.formats.base import Format, Quantized
-from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.table import CHANNELS, IN_PLANS
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, Visit, window_by_window

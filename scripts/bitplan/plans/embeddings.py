@@ -10,7 +10,8 @@ from typing import Any
 
 from bitplan.core.errors import Problem
 from bitplan.formats.base import Format
-from bitplan.formats.table import CHANNELS, UNQUANTIZED
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.table import CHANNELS
 from bitplan.models.layers import Layer
 
 

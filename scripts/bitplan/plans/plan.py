@@ -10,8 +10,9 @@ from typing import Any
 from bitplan.core.errors import Problem, UserError, nearest, user_error
 from bitplan.core.files import folder_written_aside, read_json, write_json
 from bitplan.formats.base import Format
+from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
-from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.formats.table import CHANNELS, IN_PLANS
 from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.compressed import FOLDER as COMPRESSED

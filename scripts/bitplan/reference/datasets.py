@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.reference.opening import Opened
 from bitplan.reference.reference import load_teacher
-from bitplan.reference.text import load_tokenizer, read_text
+from bitplan.reference.text import begun, first_tokens, load_tokenizer, read_text
 
 log = logging.getLogger(__name__)
 OFFLINE = "Give a text file, or connect and leave HF_HUB_OFFLINE unset"
@@ -56,15 +57,15 @@ def _tokens(tokenizer, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
 
 
-def _cut(tokens: Tensor, length: int, count: int, seed: int, source: object) -> Tensor:
-    """Return `count` of the text's non-overlapping windows, drawn by the seed, in their order; all where there are fewer."""
+def _cut(tokens: Tensor, length: int, count: int | None, seed: int, source: object) -> Tensor:
+    """Return `count` of the text's non-overlapping windows, drawn by the seed, in their order; all for None, or where there are fewer."""
     held = len(tokens) // length
     if not held:
         what = f"has {len(tokens)} tokens, one window needs {length}"
         raise user_error(source, what, "Give a longer text, or a smaller --seqlen")
     windows = tokens[: held * length].view(held, length)
-    if held <= count:
-        if held < count:
+    if count is None or held <= count:
+        if count is not None and held < count:
             log.warning("%s has %d windows of %d tokens, fewer than %d: using them all", source, held, length, count)
         return windows
     chosen = torch.randperm(held, generator=torch.Generator().manual_seed(seed))[:count]
@@ -86,11 +87,11 @@ def _drawn(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, 
 
 
 def calibration_tokens(
-    source: str, checkpoint: Checkpoint, fingerprint: str, length: int, count: int, seed: int
+    source: str, checkpoint: Checkpoint, fingerprint: str, length: int, count: int | None, seed: int
 ) -> Tensor:
     """Return windows of calibration tokens, (windows, length) int64.
 
-    `source` is a text file, a text saved by layer_stats.py (used whole), or c4, wikitext2 or ptb. Raises `UserError`.
+    `source` is a text file, a text saved by layer_stats.py (used whole), or c4, wikitext2 or ptb; `count` None takes all of a text. Raises `UserError`.
     """
     path = Path(source)
     if path.suffix == ".safetensors":
@@ -104,5 +105,21 @@ def calibration_tokens(
         return _cut(_tokens(tokenizer, read_text(path)), length, count, seed, path)
     texts = fetched_texts(source)
     if known.joined_by is None:
+        if count is None:
+            raise user_error(source, "has no end to take all windows of", "Give a number of windows")
         return _drawn(texts, tokenizer, length, count, seed, source)
     return _cut(_tokens(tokenizer, known.joined_by.join(texts)), length, count, seed, source)
+
+
+def calibration_windows(model: Opened, source: str, length: int, count: int | None, seed: int) -> Tensor:
+    """Return the calibration windows of a model, (windows, length) int64, each with BOS where the model's policy asks for it.
+
+    Windows of a saved text come as they are. Raises `UserError` also where windows are longer than the model's learned positions.
+    """
+    facts = (model.checkpoint, model.info.fingerprint)
+    if Path(source).suffix == ".safetensors":
+        return calibration_tokens(source, *facts, length, count, seed)
+    model.model.check_length(length)
+    folder = model.checkpoint.folder
+    first = first_tokens(folder, load_tokenizer(folder), model.model.bos)
+    return begun(calibration_tokens(source, *facts, length - len(first), count, seed), first)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bitplan.formats import mx
-from bitplan.formats.base import Format, Quantized
+from bitplan.formats.base import Quantized
 from bitplan.formats.table import FORMATS
 from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
 from bitplan.rounding.levels import Levels, floats, integers, listed, shifted_integers
@@ -118,8 +118,3 @@ def joined(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:
     """Return the parts of neighbouring columns as those of the whole matrix (out, in)."""
     names = parts[0].parts
     return Quantized({name: torch.cat([part.parts[name] for part in parts], dim=1) for name in names}, shape)
-
-
-def span_of(form: Format, group: int, columns: int) -> int:
-    """Return how many columns share what a format's quantizer chooses at once: its block, at most the row."""
-    return min(group, columns)

@@ -17,7 +17,7 @@ from torch import Tensor, get_num_threads
 from bitplan import __version__
 from bitplan.core.errors import user_error
 from bitplan.core.progress import progress
-from bitplan.formats.table import UNQUANTIZED
+from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights, planned_weight, quantized_inputs, set_weight_, smooth_, weight_of

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.files import read_table
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.table import FORMATS
 from bitplan.sensitivity.fitted import predicted
 
 ALL = "all"

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bitplan.core.errors import user_error
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.sensitivity.local_errors import Choice, fitting_choices
 

@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from bitplan.evaluate.perplexity import head_under
+from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_formats
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights

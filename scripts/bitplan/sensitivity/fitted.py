@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitplan.formats.table import UNQUANTIZED
+from bitplan.formats.facts import UNQUANTIZED
 
 SLOPES = (0.5, 2.0)
 Row = Mapping[str, Any]

@@ -11,7 +11,7 @@ reached, whose figures are empty.
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -21,9 +21,10 @@ from torch import Tensor
 from bitplan.core.errors import user_error
 from bitplan.core.resume import HIDDEN, NOWHERE, KeptWalk, Reached
 from bitplan.formats.base import Format
+from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
 from bitplan.formats.pairs import Pair, pair_named
-from bitplan.formats.table import FORMATS, UNQUANTIZED
+from bitplan.formats.table import FORMATS
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
@@ -45,17 +46,8 @@ LIMIT, EDGE_LIMIT = 2.5, 1.5
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A candidate for a layer: the formats of its weights and of its inputs, values per group (None: the format's own)."""
-
-    wq: str
-    aq: str = UNQUANTIZED
-    group_size: int | None = None
-
-    @property
-    def name(self) -> str:
-        """The candidate's name in palettes."""
-        return Pair(self.wq, self.aq, self.group_size).name
+class Choice(Pair):
+    """A candidate for a layer, with what it makes of weights and inputs."""
 
     @property
     def inputs_change(self) -> bool:
@@ -85,10 +77,9 @@ class Choice:
 def choice_named(name: str) -> Choice:
     """Return the candidate of a palette's name, as mxfp4/mxfp8. Raises `UserError` for a name that is none."""
     try:
-        made = pair_named(name)
+        return Choice(*astuple(pair_named(name)))
     except ValueError as error:
         raise user_error(f"--palette {name}", str(error), "Give formats of weights, or weights/inputs") from None
-    return Choice(made.wq, made.aq, made.group_size)
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, user_error
-from bitplan.formats.facts import NAMES
-from bitplan.formats.pairs import WHOLE, Pair
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.pairs import Pair
 
 if TYPE_CHECKING:
     from bitplan.models.layers import ModelInfo
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 REQUIRED = ("layer", "params", "format", "bytes", "kld")
 DELIMITERS = "\t;,"
 # What `inputs` holds in rows of formats for weights alone.
-UNQUANTIZED = ("", NAMES[0])
+WEIGHTS_ALONE = ("", UNQUANTIZED)
 SHOWN = 3
 
 Table = NDArray[np.float64]
@@ -290,12 +290,13 @@ def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
     also = [[_name_of(form, *cell) for form in told.split()] for told, cell in zip(asked, cells, strict=True)]
     wanted = [not {name, *others}.isdisjoint(palette) for name, others in zip(names, also, strict=True)]
     smoothed = rows.columns.get("smoothed", [""] * len(formats))
-    if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in UNQUANTIZED and smoothed[row]]:
+    if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in WEIGHTS_ALONE and smoothed[row]]:
         hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
         raise user_error(rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint)
     # Of a format that a layer has in several groups, each has its own name.
     alone = [
-        (layer, form, aq in UNQUANTIZED) for layer, form, aq in zip(rows.columns["layer"], formats, inputs, strict=True)
+        (layer, form, aq in WEIGHTS_ALONE)
+        for layer, form, aq in zip(rows.columns["layer"], formats, inputs, strict=True)
     ]
     several = Counter(cell for cell, yes in zip(alone, wanted, strict=True) if not yes)
     full = [yes or several[cell] > 1 for cell, yes in zip(alone, wanted, strict=True)]
@@ -303,12 +304,12 @@ def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
     rows.columns["asked"] = [
         " ".join(others) if yes else told for others, told, yes in zip(also, asked, wanted, strict=True)
     ]
-    return rows.kept([yes or aq in UNQUANTIZED for yes, aq in zip(wanted, inputs, strict=True)])
+    return rows.kept([yes or aq in WEIGHTS_ALONE for yes, aq in zip(wanted, inputs, strict=True)])
 
 
 def _name_of(form: str, inputs: str, group: str) -> str:
     """Return the name in palettes of a row with these cells."""
-    return Pair(form, inputs or WHOLE, int(group) if group.isdecimal() else None).name
+    return Pair(form, inputs or UNQUANTIZED, int(group) if group.isdecimal() else None).name
 
 
 def of_palette(table: SensitivityTable, palette: Sequence[str]) -> SensitivityTable:

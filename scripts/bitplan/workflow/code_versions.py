@@ -76,7 +76,7 @@ def content_hashes(path: Path) -> frozenset[str]:
 def imported_files(path: Path) -> frozenset[Path]:
     """Return the local files that a file imports, anywhere in it, and the packages around them; those without effect on results left out."""
     skipped = WITHOUT_EFFECT.get(_below(path), ())
-    return frozenset(file for file in _read(path)[1] if not _below(file).startswith(skipped or ("//",)))
+    return frozenset(file for file in _read(path)[1] if not _below(file).startswith(skipped))
 
 
 def _below(path: Path) -> str:

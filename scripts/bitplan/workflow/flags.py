@@ -42,19 +42,12 @@ def _dashed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adaptive(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    """Return a search's flags; one on a task sees as many tokens at once as the tasks of the report do."""
-    window = {"length": settings.tasks.max_length} if values["task"] else {}
-    return {**_dashed(values), **window}
-
-
-def _random(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    return _dashed(values)
+    """Return a search's settings; one on a task sees as many tokens at once as the tasks of the report do."""
+    return {**values, "length": settings.tasks.max_length} if values["task"] else values
 
 
 def _genetic(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    documented = {"ga_pop", "ga_gen", "target_compression"}
-    named = {key if key in documented else key.replace("_", "-"): value for key, value in values.items()}
-    return {**named, "activation-scope": settings.sensitivity.activation_scope}
+    return {**values, "activation_scope": settings.sensitivity.activation_scope}
 
 
 def _optimal(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
@@ -66,13 +59,8 @@ def _sparsegpt(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
     return {**values, **named}
 
 
-BY_METHOD = {
-    "adaptive": _adaptive,
-    "random": _random,
-    "genetic": _genetic,
-    "optimal": _optimal,
-    "sparsegpt": _sparsegpt,
-}
+# How the settings of a method's plans become flags, where not one by one.
+BY_METHOD = {"adaptive": _adaptive, "genetic": _genetic, "optimal": _optimal, "sparsegpt": _sparsegpt}
 
 
 def plan_flags(settings: Settings, wildcards: Any) -> str:
@@ -80,7 +68,8 @@ def plan_flags(settings: Settings, wildcards: Any) -> str:
     plan = settings.every_plan[wildcards.plan]
     values = {key: value for key, value in plan.model_dump().items() if key not in NOT_A_FLAG}
     compute = settings.compute.model_dump() if plan.method in RUN_THE_MODEL else {}
-    return cli_flags({**BY_METHOD[plan.method](settings, values), **compute})
+    adapted = BY_METHOD[plan.method](settings, values) if plan.method in BY_METHOD else values
+    return cli_flags({**_dashed(adapted), **compute})
 
 
 def size_flag(settings: Settings, wildcards: Any, input: Any) -> str:

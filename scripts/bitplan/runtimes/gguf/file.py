@@ -25,8 +25,9 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import check_gguf, written_aside
 from bitplan.core.progress import progress
 from bitplan.formats.base import Format
+from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.ggml import block_of, fallback
-from bitplan.formats.table import CHANNELS, IN_PLANS, UNQUANTIZED
+from bitplan.formats.table import CHANNELS, IN_PLANS
 from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.fitting import SUBSTITUTE

@@ -18,7 +18,8 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.formats.base import Format
-from bitplan.formats.table import FORMATS, UNQUANTIZED, format_named
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.table import FORMATS, format_named
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.fitting import fitted_layers
 from bitplan.plans.plan import LayerPlan, Plan, average_bits

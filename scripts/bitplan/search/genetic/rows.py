@@ -8,8 +8,8 @@ from typing import Any
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.core.files import read_table
+from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.pairs import Pair, pair_named
-from bitplan.formats.table import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path

@@ -17,25 +17,13 @@ from bitplan.evaluate.scores import summarize
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.compressed import FOLDER, LISTED
 from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
-from bitplan.reference.datasets import calibration_tokens
 from bitplan.reference.opening import Opened
 from bitplan.reference.reference import load_teacher, make_teacher
-from bitplan.reference.text import begun, first_tokens, load_tokenizer, text_digest
+from bitplan.reference.text import text_digest
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.model import STATISTICS, CompressedModel, compress_model
 from bitplan.search.sparsegpt.settings import ModelSettings
-
-
-def tokens_of(model: Opened, dataset: str, length: int, count: int, seed: int) -> Tensor:
-    """Return the calibration windows of a model, (windows, length): those of a saved text as they are."""
-    facts = (model.checkpoint, model.info.fingerprint)
-    if Path(dataset).suffix == ".safetensors":
-        return calibration_tokens(dataset, *facts, length, count, seed)
-    model.model.check_length(length)
-    folder = model.checkpoint.folder
-    first = first_tokens(folder, load_tokenizer(folder), model.model.bos)
-    return begun(calibration_tokens(dataset, *facts, length - len(first), count, seed), first)
 
 
 def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:

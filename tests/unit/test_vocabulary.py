@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.llama_runtime import vocabulary
-from bitplan.runtimes.gguf.vocabulary import ends_of, pre_tokenizer_of
+from bitplan.runtimes.gguf.vocabulary import differing_probes, ends_of, pre_tokenizer_of
 from tests.tokenizer_kinds import CONTRACTIONS, KINDS, PROMPTS, byte_level, model_with, sentencepiece
 
 # A SentencePiece text gets a space in front of it from llama.cpp also where one stands there, and after each special token.
@@ -121,3 +121,8 @@ def test_the_ends_of_a_text_are_asked_of_the_tokenizer(tmp_path):
     KINDS["qwen2"](tmp_path, True, True)
     made = AutoTokenizer.from_pretrained(tmp_path)
     assert ends_of(made) == ([made.bos_token_id], [made.eos_token_id])
+
+
+def test_a_probe_that_cannot_run_is_an_error_and_no_difference(tmp_path, demo):
+    with pytest.raises(RuntimeError, match="probe of tokens failed"):
+        differing_probes(tmp_path / "absent.gguf", AutoTokenizer.from_pretrained(demo / "model"))

@@ -2,12 +2,15 @@
 
     python probe_tokens.py FILE < TEXTS_AS_JSON
 
-Writes one JSON list of tokens a line. A program of its own: where a vocabulary lacks a byte of a text, llama.cpp ends the process.
+Writes a line of MARK and a JSON list of tokens for each text. A program of its own: where a vocabulary lacks a byte of a text, llama.cpp ends the process.
 """
 
 import json
 import sys
 from pathlib import Path
+
+# What else is printed, by libraries, has no mark.
+MARK = "tokens "
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
@@ -15,4 +18,4 @@ if __name__ == "__main__":
 
     with vocabulary(Path(sys.argv[1])) as tokenize:
         for text in json.load(sys.stdin):
-            print(json.dumps(tokenize(text)), flush=True)
+            print(f"{MARK}{json.dumps(tokenize(text))}", flush=True)

@@ -6,6 +6,7 @@ original's own behaviour is therefore asked of its tokenizer and written out.
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -132,10 +133,22 @@ def warn_of_tokens_without_rows(facts: Facts, rows: int, folder: Path) -> None:
 
 
 def differing_probes(path: Path, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, or into none at all."""
+    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, or into none at all.
+
+    A vocabulary on which llama.cpp ends the process has no tokens from there on; any other failure raises RuntimeError.
+    """
     command = [sys.executable, probe_tokens.__file__, str(path)]
-    ran = subprocess.run(command, input=json.dumps(PROBES), capture_output=True, text=True, check=False)
-    lines = [json.loads(line) for line in ran.stdout.splitlines() if line.startswith("[")]
+    # Without a backtrace: where llama.cpp ends the process, it would start a debugger that prints among the tokens.
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    ran = subprocess.run(
+        command, input=json.dumps(PROBES), capture_output=True, text=True, check=False, env=environment
+    )
+    if ran.returncode > 0:
+        raise RuntimeError(f"the probe of tokens failed: {ran.stderr.strip()[-500:]}")
+    marked = (
+        line.removeprefix(probe_tokens.MARK) for line in ran.stdout.splitlines() if line.startswith(probe_tokens.MARK)
+    )
+    lines = [json.loads(tokens) for tokens in marked]
     return [text for text, ids in zip_longest(PROBES, lines) if ids != tokenizer(text).input_ids]
 
 

@@ -22,7 +22,7 @@ from bitplan.models.layers import describe  # noqa: E402
 from bitplan.models.walk import open_model  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.reference.opening import Opened  # noqa: E402
-from bitplan.reference.reference import make_teacher  # noqa: E402
+from bitplan.reference.reference import make_reference  # noqa: E402
 from bitplan.runtimes.gguf.convert import convert  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
 from bitplan.runtimes.gguf.llama_runtime import opened as opened_gguf  # noqa: E402
@@ -35,23 +35,23 @@ from tests.families import FAMILIES, TEXT, make_family  # noqa: E402
 HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "speaks")
 
 
-def _logit_difference(folder: Path, teacher) -> float:
+def _logit_difference(folder: Path, reference) -> float:
     """Return the largest difference between the walk's logits and those of transformers."""
     from transformers import AutoModelForCausalLM
 
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
-        wanted = module(input_ids=teacher.tokens).logits[:, :-1]
-    ours = torch.stack([teacher.head.logits(hidden[:-1]) for hidden in teacher.hidden])
+        wanted = module(input_ids=reference.tokens).logits[:, :-1]
+    ours = torch.stack([reference.head.logits(hidden[:-1]) for hidden in reference.hidden])
     return (ours - wanted).abs().max().item()
 
 
-def _gguf(model: Opened, teacher, plan, folder: Path) -> Iterator[str]:
+def _gguf(model: Opened, reference, plan, folder: Path) -> Iterator[str]:
     """Yield the cells of the file: KL of the base, KL and bits of the plan's, and the first token it says."""
     convert(model.checkpoint, folder / "base.gguf")
-    yield f"{summarize(score_gguf(folder / 'base.gguf', teacher, 1))['kl_mean']:.0e}"
+    yield f"{summarize(score_gguf(folder / 'base.gguf', reference, 1))['kl_mean']:.0e}"
     report = export_plan(folder / "base.gguf", folder / "o.gguf", model.info, plan, "f16", {}, 1)
-    yield f"{summarize(score_gguf(folder / 'o.gguf', teacher, 1))['kl_mean']:.5f}"
+    yield f"{summarize(score_gguf(folder / 'o.gguf', reference, 1))['kl_mean']:.5f}"
     yield f"{report['avg_bits_file']:.2f}"
     with opened_gguf(folder / "o.gguf", 64, 1) as runtime:
         tokens, _, _ = runtime.generate(runtime.tokenize("Near the mill"), 1)
@@ -62,15 +62,15 @@ def row(name: str, folder: Path) -> list[str]:
     """Return the cells of a family."""
     checkpoint = Checkpoint.open(make_family(name, folder / "model"))
     info, streamed = describe(checkpoint), open_model(checkpoint)
-    model, teacher = Opened(checkpoint, info, streamed, "fp32"), make_teacher(streamed, TEXT, 32, 5, "fp32")
-    cells = [name, str(len(info.quantizable) // 2), f"{_logit_difference(checkpoint.folder, teacher):.0e}"]
-    measure = token_perplexity(model, teacher, QuantizedWeights())
+    model, reference = Opened(checkpoint, info, streamed, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
+    cells = [name, str(len(info.quantizable) // 2), f"{_logit_difference(checkpoint.folder, reference):.0e}"]
+    measure = token_perplexity(model, reference, QuantizedWeights())
     found = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02)).summary
     cells.append(f"{found['avg_bits_layers']:.2f} bits, {100 * found['ppl_increase']:+.2f} %")
     plan = random_plan(info, RandomSettings(0.4, 0.2, seed=3))
     cells.append(f"{plan.summary['avg_bits_layers']:.2f} bits")
     try:
-        return cells + list(_gguf(model, teacher, plan, folder))
+        return cells + list(_gguf(model, reference, plan, folder))
     except UserError as error:
         return [*cells, error.problems[0].what.split(": ")[-1], "-", "-", "-"]
 

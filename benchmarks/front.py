@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.plans.plan import Plan, average_bits, read_plan, uniform  # noqa: E402
 from bitplan.reference.opening import Opened, opened  # noqa: E402
-from bitplan.reference.reference import Teacher, make_teacher  # noqa: E402
+from bitplan.reference.reference import Reference, make_reference  # noqa: E402
 from bitplan.report.figure import draw  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
 from bitplan.runtimes.gguf.scores import score_gguf  # noqa: E402
@@ -47,7 +47,7 @@ class Bench:
 
     args: argparse.Namespace
     model: Opened
-    evaluation: Teacher
+    evaluation: Reference
     importance: dict
     rows: list[dict] = field(default_factory=list)
     by_window: dict[str, np.ndarray] = field(default_factory=dict)
@@ -113,7 +113,7 @@ def prepare(args: argparse.Namespace) -> None:
                     "baseline_gguf.py", "--base", base, "--recipe", recipe, "--output", folder / f"{name}.gguf", *more
                 )
     if not table.exists():
-        outside = ("--outside", *args.outside) if args.outside else ()
+        outside = ("--embeddings", *args.embeddings) if args.embeddings else ()
         measured = ("--anchors", "all", "--palette", *args.palette, *outside, "--no-smoothing")
         more = ("--imatrix", stats.with_suffix(".safetensors"), "--layer-stats", stats, "--threads", args.threads)
         command(
@@ -173,7 +173,7 @@ def main() -> None:
     flags.add_argument("--evaluation", type=Path, default=ROOT / "demo/evaluation.txt")
     flags.add_argument("--skip-evaluation", type=int, default=0, help="windows of the evaluation text to leave out")
     flags.add_argument("--palette", nargs="+", default=["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"])
-    flags.add_argument("--outside", nargs="*", default=["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"])
+    flags.add_argument("--embeddings", nargs="*", default=["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"])
     flags.add_argument("--recipes", nargs="*", default=["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"])
     flags.add_argument("--adaptive", nargs="*", type=Path, default=[], help="plan.json of adaptive searches")
     flags.add_argument("--targets", nargs="+", type=float, default=[2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8])
@@ -184,7 +184,7 @@ def main() -> None:
     flags.add_argument("--length", type=int, default=512)
     flags.add_argument("--sequences", type=int, default=16)
     flags.add_argument("--draws", type=int, default=FEWEST_DRAWS)
-    flags.add_argument("--race", action="store_true")
+    flags.add_argument("--refine", action="store_true")
     flags.add_argument("--threads", type=int, default=2)
     flags.add_argument("--folder", type=Path, default=Path("front"))
     flags.add_argument("--keep", action="store_true", help="keep the exported files")
@@ -201,13 +201,15 @@ def compare(args: argparse.Namespace) -> None:
     tensors = read_importance(args.folder / "layer_stats.safetensors", info.quantizable)
     importance = {name: values.numpy() for name, values in tensors.items()}
     text = (args.length, 32, "fp32")
-    bench = Bench(args, model, make_teacher(model.model, args.evaluation, *text, skip=args.skip_evaluation), importance)
+    bench = Bench(
+        args, model, make_reference(model.model, args.evaluation, *text, skip=args.skip_evaluation), importance
+    )
     seen, fresh = (
-        make_teacher(model.model, args.calibration, args.length, args.sequences, "fp32", skip)
+        make_reference(model.model, args.calibration, args.length, args.sequences, "fp32", skip)
         for skip in (0, args.sequences)
     )
     table = chosen_table(read_sensitivity_table(args.folder / "sensitivity.tsv"), args.palette, info, "sensitivity.tsv")
-    settings = OptimalSettings(tuple(args.palette), race=args.race, swaps=args.swaps)
+    settings = OptimalSettings(tuple(args.palette), refine=args.refine, swaps=args.swaps)
     search = OptimalSearch(model, table, settings, QuantizedWeights(importance=tensors), seen, fresh)
     for recipe in args.recipes:
         for name in (recipe, f"{recipe}_imatrix"):

@@ -23,7 +23,7 @@ from bitplan.evaluate.scores import summarize  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.plans.plan import UNQUANTIZED_BITS  # noqa: E402
 from bitplan.reference.opening import opened  # noqa: E402
-from bitplan.reference.reference import make_teacher  # noqa: E402
+from bitplan.reference.reference import make_reference  # noqa: E402
 from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
 from bitplan.search.genetic.rows import sensitivity_of  # noqa: E402
 from bitplan.search.genetic.run import Target, budget_of, genetic_plan, plan_of  # noqa: E402
@@ -53,12 +53,12 @@ def random_choices(found, budget: float, count: int) -> list[np.ndarray]:
     return made
 
 
-def compare(model, table, smoothing, teacher, target: Target, title: str) -> None:
+def compare(model, table, smoothing, reference, target: Target, title: str) -> None:
     """Print gap and KL of the three ways under a target."""
     kl, weights = {}, QuantizedWeights()
 
     def damage(plan) -> float:
-        return summarize(score_plan(model.model, model.info, plan, teacher, weights))["kl_mean"]
+        return summarize(score_plan(model.model, model.info, plan, reference, weights))["kl_mean"]
 
     started = time.perf_counter()
     runs = [
@@ -91,22 +91,22 @@ def main() -> None:
     flags.add_argument("--threads", type=int, default=1)
     args = flags.parse_args()
     model = opened(args.model, "fp32", "cpu", args.threads)
-    calibration = make_teacher(model.model, args.text, 512, args.sequences, "fp32")
-    teacher = make_teacher(model.model, args.evaluation, 512, args.sequences, "fp32")
+    calibration = make_reference(model.model, args.text, 512, args.sequences, "fp32")
+    reference = make_reference(model.model, args.evaluation, 512, args.sequences, "fp32")
     settings = SensitivitySettings((*activation_choices(SCOPE), *map(Choice, args.palette)), (0.5,))
     started = time.perf_counter()
     rows, smoothing = measure_sensitivity(model.model, model.info, calibration.tokens, settings)
     print(f"sensitivity of {len(rows)} rows: {time.perf_counter() - started:.1f} s", flush=True)
     table = sensitivity_of(rows)
     for compression in (0.7, 0.75, 0.85):
-        compare(model, table, smoothing, teacher, Target(compression), f"W4 A4/A8 at {compression}")
+        compare(model, table, smoothing, reference, Target(compression), f"W4 A4/A8 at {compression}")
     inside = sum(layer.params for layer in model.info.quantizable)
     target = Target(palette=tuple(args.palette))
     for bits in args.bits:
         whole = (bits * inside + UNQUANTIZED_BITS * (model.info.parameters - inside)) / model.info.parameters
         for metric in ("mse", "relative_mse", "weighted_error"):
             sized = replace(target, avg_bits=whole, metric=metric)
-            compare(model, table, smoothing, teacher, sized, f"palette at {bits} bits, {metric}")
+            compare(model, table, smoothing, reference, sized, f"palette at {bits} bits, {metric}")
 
 
 if __name__ == "__main__":

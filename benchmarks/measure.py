@@ -25,10 +25,10 @@ class OneByOne:
 
     def __init__(self, model, tokens) -> None:
         from bitplan.plans.apply import QuantizedWeights
-        from bitplan.reference.reference import teacher_from
+        from bitplan.reference.reference import reference_from
 
         self.model, self.weights = model, QuantizedWeights()
-        self.teacher = teacher_from(model.checkpoint, tokens, model.model.run(tokens), model.dtype)
+        self.reference = reference_from(model.checkpoint, tokens, model.model.run(tokens), model.dtype)
 
     def kld(self, row) -> float:
         """Return the mean KL of a row's layer in its format."""
@@ -36,7 +36,9 @@ class OneByOne:
         from bitplan.plans.plan import LayerPlan, Plan
 
         plan = Plan({row["layer"]: LayerPlan(row["format"])})
-        return score_plan(self.model.model, self.model.info, plan, self.teacher, self.weights).kl.double().mean().item()
+        return (
+            score_plan(self.model.model, self.model.info, plan, self.reference, self.weights).kl.double().mean().item()
+        )
 
 
 def timed(function, *arguments) -> tuple:

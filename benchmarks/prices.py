@@ -25,7 +25,7 @@ class Compared:
     def __init__(self, args: argparse.Namespace) -> None:
         from bitplan.plans.apply import QuantizedWeights
         from bitplan.reference.opening import opened
-        from bitplan.reference.reference import make_teacher
+        from bitplan.reference.reference import make_reference
         from bitplan.reference.text import windows
         from bitplan.sensitivity.local_errors import choice_named
         from bitplan.statistics.importance import read_importance
@@ -35,7 +35,7 @@ class Compared:
         self.choices = tuple(map(choice_named, args.palette))
         self.importance = read_importance(args.imatrix, self.model.info.quantizable)
         self.weights = QuantizedWeights(importance=self.importance)
-        self.fresh = make_teacher(self.model.model, args.evaluation, args.length, args.windows, "fp32")
+        self.fresh = make_reference(self.model.model, args.evaluation, args.length, args.windows, "fp32")
 
     def table(self, folder: Path, name: str, measure) -> Path:
         """Make a table, print its cost, and return its place."""

@@ -32,26 +32,26 @@ def wall_ratio(rounds: int, threads: int) -> dict[str, float]:
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.plan import uniform
     from bitplan.reference.opening import opened
-    from bitplan.reference.reference import make_teacher
+    from bitplan.reference.reference import make_reference
 
     opened_model = opened(ROOT / "demo" / "model", "fp32", "cpu", threads)
-    teacher = make_teacher(opened_model.model, ROOT / "demo" / "evaluation.txt", 512, 64, "fp32")
+    reference = make_reference(opened_model.model, ROOT / "demo" / "evaluation.txt", 512, 64, "fp32")
     plain = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
     plan, walked, direct = uniform(opened_model.info, "bf16"), [], []
 
     def forward() -> float:
         total = 0.0
         with torch.inference_mode():
-            for batch in teacher.tokens.split(4):
+            for batch in reference.tokens.split(4):
                 logits = plain(input_ids=batch).logits[:, :-1]
                 total += torch.nn.functional.cross_entropy(
                     logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
                 ).item()
-        return total / teacher.tokens[:, 1:].numel()
+        return total / reference.tokens[:, 1:].numel()
 
     for _ in range(rounds + 1):
         started = time.perf_counter()
-        ours = plan_nll(opened_model.model, opened_model.info, plan, teacher, QuantizedWeights()).mean().item()
+        ours = plan_nll(opened_model.model, opened_model.info, plan, reference, QuantizedWeights()).mean().item()
         middle = time.perf_counter()
         theirs = forward()
         walked.append(middle - started)

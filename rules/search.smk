@@ -100,7 +100,7 @@ rule optimal_plan:
         model="results/{model}/model.json",
         sensitivity="results/{model}/sensitivity.tsv",
         calibration="results/{model}/calibration.safetensors",
-        selection=on_wildcards(inputs.selection_text),
+        validation=on_wildcards(inputs.validation_text),
         imatrix=on_wildcards(inputs.importance_of),
         same_size=on_wildcards(inputs.optimal_size),
     output:
@@ -124,7 +124,7 @@ rule optimal_plan:
         script=script("optimal_search.py"),
         flags=on_wildcards(flags.plan_flags),
         same_size=on_input(flags.size_flag),
-        unseen=on_input(flags.selection_flag),
+        unseen=on_input(flags.validation_flag),
         imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"

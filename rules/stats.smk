@@ -27,14 +27,14 @@ rule layer_stats:
 
 
 # Tokens that no statistic and no measurement has seen, of the same text: what corrections and races are decided on.
-rule selection:
+rule validation:
     input:
         model="results/{model}/model.json",
         text=on_wildcards(inputs.calibration_text),
     output:
-        saved="results/{model}/selection.safetensors",
+        saved="results/{model}/validation.safetensors",
     log:
-        "logs/{model}/selection.log",
+        "logs/{model}/validation.log",
     conda:
         "../envs/torch.yaml"
     threads: 4
@@ -45,7 +45,9 @@ rule selection:
     params:
         code=code_version("teacher.py"),
         script=script("teacher.py"),
-        flags=flags.text_flags(SETTINGS, "selection", SETTINGS.tokens_before_selection),
+        flags=flags.text_flags(
+            SETTINGS, "validation", SETTINGS.tokens_before_validation
+        ),
     shell:
         "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
         " --output {output.saved} > {log} 2>&1"

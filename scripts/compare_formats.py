@@ -17,19 +17,19 @@ def main(args) -> None:
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.plans.plan import average_bits, uniform
-    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.reference.opening import opened, reference_on
 
     started = time.monotonic()
     for name in args.formats:
         format_named(name)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(args.formats, model.info)
-    teacher = teacher_on(args.text, model, args.length, args.sequences)
+    reference = reference_on(args.text, model, args.length, args.sequences)
     rows: list[dict] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for name in args.formats:
         plan = uniform(model.info, name)
-        scores = summarize(score_plan(model.model, model.info, plan, teacher, QuantizedWeights(limit=0)))
+        scores = summarize(score_plan(model.model, model.info, plan, reference, QuantizedWeights(limit=0)))
         bits = average_bits(plan, model.info)
         over = scores["kl_mean"] / rows[-1]["kl"] if rows and rows[-1]["kl"] > 0 else None
         figures = (name, bits.avg_bits_layers, bits.avg_bits, scores["ppl"], scores["kl_mean"], scores["kl_mean_error"])

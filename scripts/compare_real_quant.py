@@ -26,7 +26,7 @@ def main(args) -> None:
     from bitplan.core.progress import progress
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.timing import PROMPTS, SpeedSettings
-    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.reference.opening import opened, reference_on
     from bitplan.report.three_way import ORIGINAL, compared, known_original, print_three_way, scored
     from bitplan.runtimes.speed import parse_models, print_table, rounds, summarize
 
@@ -48,8 +48,8 @@ def main(args) -> None:
         full = opened(model, "fp32", "cpu", args.threads, args.bos)
         if not args.skip_original:
             models = {ORIGINAL: full.checkpoint.folder, **models}
-        teacher = teacher_on(text, full, args.length, args.sequences)
-        scores = scored(models, teacher, args.threads)
+        reference = reference_on(text, full, args.length, args.sequences)
+        scores = scored(models, reference, args.threads)
     prompts = tuple(args.prompts or PROMPTS)
     limits = (args.max_repeats, args.max_spread)
     settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, prompts, *limits)

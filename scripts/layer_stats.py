@@ -18,7 +18,7 @@ def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.core.resume import Kept, KeptWalk, digest_of
     from bitplan.reference.opening import opened
-    from bitplan.reference.reference import save_teacher, teacher_of
+    from bitplan.reference.reference import reference_of, save_reference
     from bitplan.reference.text import cut_text
     from bitplan.statistics.layer_stats import measure_layers, write_statistics
 
@@ -35,8 +35,8 @@ def main(args) -> None:
         rows, inputs, hidden = measure_layers(model.model, model.info, tokens, KeptWalk(kept))
         write_statistics(args.output, importance, rows, inputs)
         if args.save_text:
-            made = teacher_of(model.checkpoint, cut, hidden, model.dtype)
-            save_teacher(args.save_text, made, model.info.fingerprint, args.calibration)
+            made = reference_of(model.checkpoint, cut, hidden, model.dtype)
+            save_reference(args.save_text, made, model.info.fingerprint, args.calibration)
     kept.remove()
     write_provenance(args.output, started, bos=cut.bos, block_forwards=model.model.block_forwards)
     print(f"{len(rows)} layers on {tokens.numel()} tokens: {args.output}, {importance}")

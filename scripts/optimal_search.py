@@ -1,4 +1,4 @@
-"""Find the plan of least damage for average bits or a file size: exactly, from measured KL, then corrected and raced on fresh text."""
+"""Find the plan of least damage for average bits or a file size: exactly, from measured KL, then corrected and refined on fresh text."""
 
 import time
 from argparse import BooleanOptionalAction
@@ -63,10 +63,10 @@ if __name__ == "__main__":
         "--calibration",
         "calibration.txt",
         "text that was measured on, or a saved one",
-        wanted=lambda args: args.correct or args.race or args.sensitivity is None,
+        wanted=lambda args: args.correct or args.refine or args.sensitivity is None,
     )
     flags.add_argument(
-        "--selection", type=input_file, help="saved text that the search has not seen, to accept steps on"
+        "--validation", type=input_file, help="saved text that the search has not seen, to accept steps on"
     )
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
@@ -76,9 +76,11 @@ if __name__ == "__main__":
     flags.add_argument(
         "--correct", action=BooleanOptionalAction, default=True, help="measure steps around the solution in place"
     )
-    flags.add_argument("--race", action=BooleanOptionalAction, default=False, help="race plans of the same size")
+    flags.add_argument(
+        "--refine", action=BooleanOptionalAction, default=False, help="evolutionary refinement at fixed size"
+    )
     flags.add_argument("--swaps", type=count, default=24, help="steps that the correction measures")
-    flags.add_argument("--seed", type=number(0, kind=int), default=0, help="seed of the race")
+    flags.add_argument("--seed", type=number(0, kind=int), default=0, help="seed of the refinement")
     flags.add_argument(
         "--memory-limit", type=size, default="4GB", help="for quantized weights, and states while measuring"
     )

@@ -22,7 +22,7 @@ def main(args) -> None:
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.plan import check_columns, uniform
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.reference.opening import opened, reference_on
     from bitplan.runtimes.gguf.base_check import refuse_other_model
     from bitplan.runtimes.gguf.scores import score_gguf
     from bitplan.statistics.importance import read_importance
@@ -34,15 +34,15 @@ def main(args) -> None:
     check_columns(plan, model.info)
     if args.gguf:
         check_gguf(args.gguf)
-    teacher = teacher_on(args.text, model, args.length, args.sequences)
+    reference = reference_on(args.text, model, args.length, args.sequences)
     if args.gguf:
-        scores = score_gguf(args.gguf, teacher, args.threads)
+        scores = score_gguf(args.gguf, reference, args.threads)
     else:
-        scores = score_plan(model.model, model.info, plan, teacher, weights)
+        scores = score_plan(model.model, model.info, plan, reference, weights)
     kind = "gguf" if args.gguf else "plan" if args.plan else "model"
     result = {
         "scored": kind,
-        "length": teacher.tokens.shape[1],
+        "length": reference.tokens.shape[1],
         "dtype": model.dtype,
         **summarize(scores),
     }

@@ -34,11 +34,11 @@ def main(args) -> None:
     choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
-    outside = tuple(format_named(name).name for name in args.outside or ())
+    outside = tuple(format_named(name).name for name in args.embeddings or ())
     draws = args.draws if args.metric == "gradient" else None
     if outside and args.anchors is None and draws is None:
         hint = "Give --anchors 1, 2 or all, or --metric gradient"
-        raise user_error("--outside", "is for KL, which --anchors and --metric gradient ask for", hint)
+        raise user_error("--embeddings", "is for KL, which --anchors and --metric gradient ask for", hint)
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
@@ -105,7 +105,7 @@ if __name__ == "__main__":
         help="formats of each layer whose KL is measured; of the others it is fitted",
     )
     flags.add_argument(
-        "--outside",
+        "--embeddings",
         nargs="+",
         action="extend",
         help="formats in which the token embedding and the output matrix are measured too, with --anchors",

@@ -6,7 +6,7 @@ from bitplan.cli.parser import parser, run
 def main(args) -> None:
     from bitplan.cli.testing import run_tests
 
-    run_tests("tests/unit/test_adaptive.py", "tests/unit/test_alpha_hill.py")
+    run_tests("tests/unit/search/test_adaptive.py", "tests/unit/statistics/test_alpha_hill.py")
 
 
 if __name__ == "__main__":

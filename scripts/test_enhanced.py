@@ -6,7 +6,7 @@ from bitplan.cli.parser import parser, run
 def main(args) -> None:
     from bitplan.cli.testing import run_tests
 
-    run_tests("tests/unit/test_sparsegpt.py")
+    run_tests("tests/unit/search/test_sparsegpt.py")
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ def main(args) -> None:
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.plan import uniform
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.reference.opening import opened, teacher_on
+    from bitplan.reference.opening import opened, reference_on
     from bitplan.runtimes.transformers.simulated import answers, print_comparison
 
     started = time.monotonic()
     model, weights = opened(args.model, args.dtype, args.device, args.threads, args.bos), QuantizedWeights()
     plan = read_any_plan(args.config, model.info, args.activation_scope)
-    teacher = teacher_on(args.text, model, args.length, args.sequences)
-    scores = summarize(score_plan(model.model, model.info, plan, teacher, weights))
+    reference = reference_on(args.text, model, args.length, args.sequences)
+    scores = summarize(score_plan(model.model, model.info, plan, reference, weights))
     loaded, said = whole(model.model, model.info, weights), {}
     for name, each in (("full precision", uniform(model.info, "bf16")), ("quantized", plan)):
         with loaded.under(each) as module:

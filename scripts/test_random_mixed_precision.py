@@ -6,7 +6,7 @@ from bitplan.cli.parser import parser, run
 def main(args) -> None:
     from bitplan.cli.testing import run_tests
 
-    run_tests("tests/unit/test_random_mixed.py", "tests/unit/test_layers.py")
+    run_tests("tests/unit/search/test_random_mixed.py", "tests/unit/models/test_layers.py")
 
 
 if __name__ == "__main__":

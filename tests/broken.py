@@ -291,12 +291,12 @@ PLANS: dict[str, object] = {
     "plan_of_no_format": {"default": {"wq": "mxfp44"}},
     "plan_of_a_listed_format": {"default": {"wq": ["mxfp4"]}},
     "plan_of_weight_activations": {"overrides": [{"pattern": "*", "wq": "mxfp4", "aq": "q8_0"}]},
-    "plan_of_all_outside": {"overrides": [{"pattern": "*", "wq": "q8_0", "outside": True}]},
-    "plan_of_no_format_outside": {"overrides": [{"pattern": "lm_head", "wq": "q6_kk", "outside": True}]},
+    "plan_of_all_outside": {"overrides": [{"pattern": "*", "wq": "q8_0", "embeddings": True}]},
+    "plan_of_no_format_outside": {"overrides": [{"pattern": "lm_head", "wq": "q6_kk", "embeddings": True}]},
     "plan_of_activations_outside": {
-        "overrides": [{"pattern": "lm_head", "wq": "q8_0", "aq": "mxfp8", "outside": True}]
+        "overrides": [{"pattern": "lm_head", "wq": "q8_0", "aq": "mxfp8", "embeddings": True}]
     },
-    "plan_of_q4_k_outside": {"overrides": [{"pattern": "model.embed_tokens", "wq": "q4_k", "outside": True}]},
+    "plan_of_q4_k_outside": {"overrides": [{"pattern": "model.embed_tokens", "wq": "q4_k", "embeddings": True}]},
     "plan_of_no_layer": {"overrides": [{"pattern": "model.layers.7.*", "wq": "mxfp4"}]},
     "plan_misspelt": {"overides": [{"pattern": "*", "wq": "mxfp4"}]},
     "plan_key_misspelt": {"overrides": [{"pattern": "*", "wqq": "mxfp4"}]},
@@ -485,15 +485,15 @@ def importance_too_short(shelf, target):
 
 
 @builder
-def teacher_text(shelf, target):
+def reference_text(shelf, target):
     """A saved text of the tiny model, in bf16."""
     from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.walk import open_model
-    from bitplan.reference.reference import make_teacher, save_teacher
+    from bitplan.reference.reference import make_reference, save_reference
 
     checkpoint, source = Checkpoint.open(shelf["tiny"]), shelf["text"]
-    made = make_teacher(open_model(checkpoint, "bf16"), source, 16, 2, "bf16")
-    save_teacher(target.with_suffix(".safetensors"), made, checkpoint.fingerprint(), source)
+    made = make_reference(open_model(checkpoint, "bf16"), source, 16, 2, "bf16")
+    save_reference(target.with_suffix(".safetensors"), made, checkpoint.fingerprint(), source)
     return target.with_suffix(".safetensors")
 
 

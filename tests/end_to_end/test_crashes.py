@@ -28,20 +28,20 @@ SETTINGS = {
         "careful": {"method": "adaptive", "ppl_threshold": 0.2, "target_avg_bits": 6.0, "step_size": 0.8},
         "drawn": {"method": "random", "mxfp4_ratio": 0.5, "bf16_ratio": 0.1, "seed": 1},
         "bred": {"method": "genetic", "target_compression": 0.75, "ga_pop": 6, "ga_gen": 3},
-        "best": {"method": "optimal", "palette": ["q4_k", "q8_0"], "target_avg_bits": 6.0, "swaps": 3, "race": True},
+        "best": {"method": "optimal", "palette": ["q4_k", "q8_0"], "target_avg_bits": 6.0, "swaps": 3, "refine": True},
         "pruned": {"method": "sparsegpt", "target_avg_bits": [4.0], "bit_allocation_method": "budget"},
     },
     "studies": {},
     "baselines": ["f16", "q4_k_m_imatrix"],
     "calibration": {"length": 64, "sequences": 4},
-    "selection": {"length": 64, "sequences": 8},
+    "validation": {"length": 64, "sequences": 8},
     "evaluation": {"length": 64, "sequences": 4},
-    "sensitivity": {"tokens": 128, "anchors": 1, "palette": ["q4_k", "q8_0"], "outside": ["q8_0"]},
+    "sensitivity": {"tokens": 128, "anchors": 1, "palette": ["q4_k", "q8_0"], "embeddings": ["q8_0"]},
     "speed": {"max_tokens": 4, "repeats": 1, "warmup": 0},
     "tasks": {"names": ["demo_memory"], "limit": 4, "max_length": 64},
 }
 MODEL, REPORT = (
-    ("model", "layer_stats", "evaluation", "selection", "base_gguf", "baseline_gguf", "sensitivity", "model_tasks"),
+    ("model", "layer_stats", "evaluation", "validation", "base_gguf", "baseline_gguf", "sensitivity", "model_tasks"),
     ("baseline_perplexity", "baseline_speed", "comparison"),
 )
 SEARCHES = ("adaptive_plan", "random_plan", "genetic_plan", "optimal_plan", "sparsegpt_plan")
@@ -74,7 +74,7 @@ class Job:
 def snakemake(folder: Path, *arguments: str) -> list[str]:
     line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
     # One thread a step: with more, MKL was once seen to give other last digits under load.
-    line += ["--set-threads", "layer_stats=1", "evaluation=1", "selection=1"]
+    line += ["--set-threads", "layer_stats=1", "evaluation=1", "validation=1"]
     return [*line, "--configfile", "mine.yaml", "--replace-workflow-config", *arguments]
 
 

@@ -13,7 +13,7 @@ from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import uniform
-from bitplan.reference.reference import make_teacher
+from bitplan.reference.reference import make_reference
 
 FORMATS = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")
 
@@ -23,10 +23,10 @@ def kl(demo) -> dict[str, float]:
     """Mean KL on the evaluation text with every layer in one format."""
     checkpoint = Checkpoint.open(demo / "model")
     info, model = describe(checkpoint), open_model(checkpoint)
-    teacher = make_teacher(model, demo / "evaluation.txt", 512, 32, "fp32")
+    reference = make_reference(model, demo / "evaluation.txt", 512, 32, "fp32")
     plans = {name: uniform(info, name) for name in FORMATS}
     return {
-        name: summarize(score_plan(model, info, plan, teacher, QuantizedWeights(limit=0)))["kl_mean"]
+        name: summarize(score_plan(model, info, plan, reference, QuantizedWeights(limit=0)))["kl_mean"]
         for name, plan in plans.items()
     }
 

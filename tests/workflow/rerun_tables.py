@@ -25,15 +25,15 @@ CONFIG: dict[str, Any] = {
         "lot": {"method": "random"},
         "w4": {"method": "genetic"},
         "mixed": {"method": "genetic", "target_avg_bits": 6.0, "palette": ["q4_k", "q6_k"]},
-        "best": {"method": "optimal", "target_avg_bits": 6.0, "palette": ["q4_k", "q6_k", "q8_0"], "race": True},
+        "best": {"method": "optimal", "target_avg_bits": 6.0, "palette": ["q4_k", "q6_k", "q8_0"], "refine": True},
         "sized": {"method": "optimal", "same_size_as": "q4_k_m", "palette": ["q4_k", "q6_k"], "correct": False},
         "pruned": {"method": "sparsegpt", "prunen": 2, "prunem": 4},
     },
     "studies": {"widths": {"plan": {"method": "sparsegpt"}, "vary": {"target_avg_bits": [3.0, 4.0]}}},
     "baselines": ["f16", "q4_k_m", "q4_k_m_imatrix"],
     "calibration": {"sequences": 16},
-    "selection": {"sequences": 16},
-    "sensitivity": {"anchors": 2, "outside": ["q6_k"], "palette": ["q4_k", "q6_k", "q8_0"]},
+    "validation": {"sequences": 16},
+    "sensitivity": {"anchors": 2, "embeddings": ["q6_k"], "palette": ["q4_k", "q6_k", "q8_0"]},
     "tasks": {"names": ["demo_stories"]},
 }
 
@@ -41,12 +41,12 @@ CONFIG: dict[str, Any] = {
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
 IMPORTANCE = "plan_perplexity plan_gguf plan_tasks baseline_gguf@q4_k_m_imatrix"
 OF_A_PLAN = "bits plan_perplexity plan_gguf plan_tasks comparison"
-ALL_OF_A_MODEL = "layer_stats selection evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
+ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
 FOLLOWS = {
     "download": "model",
     "model": ALL_OF_A_MODEL,
     "layer_stats": f"sensitivity sensitivity_shard adaptive_plan optimal_plan sparsegpt_plan {IMPORTANCE}",
-    "selection": "optimal_plan@best",
+    "validation": "optimal_plan@best",
     "sensitivity_shard": "sensitivity",
     "sensitivity": "genetic_plan optimal_plan",
     "adaptive_plan": OF_A_PLAN,
@@ -75,7 +75,7 @@ FOLLOWS = {
 }
 
 ON_A_DEVICE = (
-    "layer_stats selection evaluation sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan"
+    "layer_stats validation evaluation sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan"
     " plan_perplexity plan_tasks model_tasks"
 )
 SPEEDS = "plan_speed baseline_speed"
@@ -88,7 +88,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "models.calibration": (
         "models.demo.calibration",
         "demo/other.txt",
-        "demo/layer_stats demo/selection demo/plan_gguf",
+        "demo/layer_stats demo/validation demo/plan_gguf",
     ),
     "models.evaluation": ("models.demo.evaluation", "demo/other.txt", "demo/evaluation"),
     "models.base_type": ("models.demo.base_type", "f32", "demo/base_gguf"),
@@ -106,11 +106,11 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "imatrix": ("imatrix", False, f"sensitivity adaptive_plan@typed optimal_plan {IMPORTANCE.rsplit(' ', 1)[0]}"),
     "compute.device": ("compute.device", "auto", ON_A_DEVICE),
     "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity"),
-    "bos": ("bos", "always", "layer_stats selection evaluation"),
-    "calibration.length": ("calibration.length", 256, "layer_stats selection"),
-    "calibration.sequences": ("calibration.sequences", 15, "layer_stats selection"),
-    "selection.length": ("selection.length", 256, "selection"),
-    "selection.sequences": ("selection.sequences", 15, "selection"),
+    "bos": ("bos", "always", "layer_stats validation evaluation"),
+    "calibration.length": ("calibration.length", 256, "layer_stats validation"),
+    "calibration.sequences": ("calibration.sequences", 15, "layer_stats validation"),
+    "validation.length": ("validation.length", 256, "validation"),
+    "validation.sequences": ("validation.sequences", 15, "validation"),
     "evaluation.length": ("evaluation.length", 256, "evaluation"),
     "evaluation.sequences": ("evaluation.sequences", 15, "evaluation"),
     "sensitivity.group_size": ("sensitivity.group_size", 64, "sensitivity"),
@@ -122,7 +122,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "sensitivity.anchors": ("sensitivity.anchors", "all", "sensitivity"),
     "sensitivity.metric": ("sensitivity.metric", "gradient", "sensitivity"),
     "sensitivity.draws": ("sensitivity.draws", 8, "sensitivity"),
-    "sensitivity.outside": ("sensitivity.outside", ["q8_0"], "sensitivity"),
+    "sensitivity.embeddings": ("sensitivity.embeddings", ["q8_0"], "sensitivity"),
     "sensitivity.memory_limit": ("sensitivity.memory_limit", "1GB", ""),
     "sensitivity.shards": ("sensitivity.shards", 2, "sensitivity_shard sensitivity"),
     "sensitivity.fisher": ("sensitivity.fisher", True, "sensitivity"),
@@ -147,7 +147,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "sensitivity.draws": {"sensitivity.metric": "gradient"},
     "sensitivity.random": {
         "sensitivity.anchors": None,
-        "sensitivity.outside": [],
+        "sensitivity.embeddings": [],
         "plans.best": None,
         "plans.sized": None,
     },
@@ -200,7 +200,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
         "groups": ("best", "none"),
         "correct": ("sized", True),
         "swaps": ("best", 8),
-        "race": ("best", False),
+        "refine": ("best", False),
         "seed": ("best", 1),
         "check.on_miss": ("best", "fail"),
         "check.tolerance": ("best", 0.5),
@@ -269,8 +269,8 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
 
 # Files that jobs read: another content, and the first jobs that rerun.
 FILES = {
-    "demo/calibration.txt": "demo/layer_stats demo/selection demo/plan_gguf",
-    "demo/other.txt": "hub/layer_stats hub/selection",
+    "demo/calibration.txt": "demo/layer_stats demo/validation demo/plan_gguf",
+    "demo/other.txt": "hub/layer_stats hub/validation",
     "demo/evaluation.txt": "evaluation",
     "demo/model/config.json": "demo/model",
     "demo/model/model.safetensors": "demo/model",
@@ -284,7 +284,7 @@ COMMANDS = {
     "download_model.py": "download",
     "describe_model.py": "model",
     "layer_stats.py": "layer_stats",
-    "teacher.py": "selection evaluation",
+    "teacher.py": "validation evaluation",
     "sensitivity.py": "sensitivity",
     "merge_sensitivity.py": "",
     "adaptive_quantization_search.py": "adaptive_plan",
@@ -306,13 +306,13 @@ COMMANDS = {
 PERPLEXITY = "plan_perplexity plan_gguf_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
-TEACHER = "selection evaluation"
-RUN_A_MODEL = f"layer_stats {TEACHER} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {SPEEDS}"
+REFERENCE = "validation evaluation"
+RUN_A_MODEL = f"layer_stats {REFERENCE} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {SPEEDS}"
 QUANTIZE = f"layer_stats sensitivity {SEARCHES} bits {PERPLEXITY} {TASKS} {GGUF}"
 QUANTIZE_WALKING = (
     f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}"
 )
-READ_WEIGHTS = f"{QUANTIZE} {TEACHER} {SPEEDS} base_gguf"
+READ_WEIGHTS = f"{QUANTIZE} {REFERENCE} {SPEEDS} base_gguf"
 READ_A_MODEL = f"{READ_WEIGHTS} model comparison"
 CHECKED = "base_gguf plan_gguf"  # what converts a model checks that llama.cpp computes it
 STATISTICS = "layer_stats sensitivity adaptive_plan optimal_plan"

@@ -98,17 +98,17 @@ def test_one_text_for_both_is_split_and_said(workflow, tmp_path):
     setting = "models={demo: {evaluation: demo/link.txt}}"
     made = snakemake(workflow, "--dry-run", "-p", "--directory", str(tmp_path), "--config", setting)
     assert made.returncode == 0, made.stdout
-    teachers = [line for line in made.stdout.splitlines() if "teacher.py" in line and "--text" in line]
-    assert sorted(int(re.search(r"--skip-tokens (\d+)", line)[1]) for line in teachers) == [8192, 16384]
+    references = [line for line in made.stdout.splitlines() if "teacher.py" in line and "--text" in line]
+    assert sorted(int(re.search(r"--skip-tokens (\d+)", line)[1]) for line in references) == [8192, 16384]
     assert "calibration and evaluation are one text" in made.stdout + made.stderr
 
 
 def test_one_text_of_which_all_is_used_stops_the_run_with_one_line(workflow, tmp_path):
     (tmp_path / "own.yaml").write_text(
-        "models: {demo: {evaluation: demo/calibration.txt}}\nselection: {sequences: null}\n"
+        "models: {demo: {evaluation: demo/calibration.txt}}\nvalidation: {sequences: null}\n"
     )
     made = snakemake(workflow, "--dry-run", "--configfile", str(tmp_path / "own.yaml"))
-    assert made.returncode == 1 and "selection.sequences: null leaves nothing to hold out" in made.stdout
+    assert made.returncode == 1 and "validation.sequences: null leaves nothing to hold out" in made.stdout
     assert "Traceback" not in made.stdout + made.stderr
 
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 # Tokens of a window, and windows of each text.
 WINDOW_LENGTH = 512
 CALIBRATION_WINDOWS = 16
-SELECTION_WINDOWS = 16
+VALIDATION_WINDOWS = 16
 EVALUATION_WINDOWS = 32
 
 Bos = Literal["auto", "always", "never"]

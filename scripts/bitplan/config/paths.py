@@ -59,7 +59,7 @@ def tokens_seen(settings: Settings, name: str) -> int:
         return 0
     before = settings.tokens_before_evaluation
     if before is None:
-        used = "selection" if settings.calibration.sequences else "calibration"
+        used = "validation" if settings.calibration.sequences else "calibration"
         what = f"is the calibration text too, of which {used}.sequences: null leaves nothing to hold out"
         raise UserError([Problem(f"models.{name}.evaluation", what, f"Set {used}.sequences, or give another text")])
     return before

@@ -190,7 +190,7 @@ class SparseGPTPlan(Section):
 
 
 class OptimalPlan(Section):
-    """The plan of least damage within a size: exact from measured KL, then corrected and raced on fresh text."""
+    """The plan of least damage within a size: exact from measured KL, then corrected and refined on fresh text."""
 
     method: Literal["optimal"]
     target_avg_bits: float | None = Field(
@@ -207,8 +207,8 @@ class OptimalPlan(Section):
     )
     correct: bool = Field(True, description="measure steps around the solution in place, and solve again")
     swaps: int = Field(24, ge=1, description="steps that the correction measures")
-    race: bool = Field(False, description="race plans of the same size by random swaps")
-    seed: int = Field(0, ge=0, description="seed of the race")
+    refine: bool = Field(False, description="evolutionary refinement at fixed size, by random swaps")
+    seed: int = Field(0, ge=0, description="seed of the refinement")
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from bitplan.config.defaults import (
     BOS_MEANING,
     CALIBRATION_WINDOWS,
     EVALUATION_WINDOWS,
-    SELECTION_WINDOWS,
+    VALIDATION_WINDOWS,
     WINDOW_LENGTH,
     Bos,
 )
@@ -89,10 +89,10 @@ class CalibrationWindows(WindowSettings):
     sequences: int | None = Field(CALIBRATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
 
 
-class SelectionWindows(WindowSettings):
-    """How the text of selection is cut."""
+class ValidationWindows(WindowSettings):
+    """How the text of validation is cut."""
 
-    sequences: int | None = Field(SELECTION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+    sequences: int | None = Field(VALIDATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
 
 
 class ExportSettings(Section):
@@ -143,7 +143,7 @@ class SensitivitySettings(Section):
         description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
     )
     draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
-    outside: list[FormatName] = Field(
+    embeddings: list[FormatName] = Field(
         [],
         description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient",
     )
@@ -170,8 +170,8 @@ class SensitivitySettings(Section):
         if self.random and (self.has_kld or self.fisher or self.shards > 1):
             what = "random goes without anchors, metric gradient, fisher and shards"
             raise ValueError(f"{what}: these measure on the calibration text")
-        if self.outside and not self.has_kld:
-            raise ValueError("outside goes with anchors or metric gradient: its formats have KL alone")
+        if self.embeddings and not self.has_kld:
+            raise ValueError("embeddings goes with anchors or metric gradient: its formats have KL alone")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
         return self
@@ -216,8 +216,8 @@ class Settings(Section):
     compute: ComputeSettings = Field(ComputeSettings(), description="where models are run")
     bos: Bos = Field("auto", description=BOS_MEANING)
     calibration: CalibrationWindows = Field(CalibrationWindows(), description="windows of the calibration text")
-    selection: SelectionWindows = Field(
-        SelectionWindows(),
+    validation: ValidationWindows = Field(
+        ValidationWindows(),
         description="windows of the calibration text after those of calibration: what optimal plans decide their steps on",
     )
     evaluation: WindowSettings = Field(
@@ -236,7 +236,7 @@ class Settings(Section):
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
 
     @property
-    def tokens_before_selection(self) -> int | None:
+    def tokens_before_validation(self) -> int | None:
         """How many tokens of the calibration text are measured on; None: all."""
         used = self.calibration
         return None if used.sequences is None else used.sequences * used.length
@@ -244,7 +244,7 @@ class Settings(Section):
     @property
     def tokens_before_evaluation(self) -> int | None:
         """How many tokens of the calibration text are measured on or decided on; None: all."""
-        before, used = self.tokens_before_selection, self.selection
+        before, used = self.tokens_before_validation, self.validation
         return None if before is None or used.sequences is None else before + used.sequences * used.length
 
     @cached_property
@@ -277,9 +277,9 @@ class Settings(Section):
             if plan.method == "optimal" and not self.sensitivity.has_kld:
                 hint = "set sensitivity.metric to gradient, or sensitivity.anchors to 1, 2 or all"
                 raise ValueError(f"plan {name} is optimal by KL: {hint}")
-            if plan.method == "optimal" and (plan.correct or plan.race) and self.calibration.sequences is None:
+            if plan.method == "optimal" and (plan.correct or plan.refine) and self.calibration.sequences is None:
                 what = "decides its steps on calibration text that was not measured on"
-                raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and race to false")
+                raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and refine to false")
             if getattr(plan, "same_size_as", None) not in (None, *self.baselines):
                 raise ValueError(f"plan {name} is to have the size of {plan.same_size_as}, which is no baseline")
         return self
@@ -306,7 +306,7 @@ def _keys_at(location: tuple) -> list[str]:
         "calibration": WindowSettings,
         "evaluation": WindowSettings,
     }
-    sections["selection"] = WindowSettings
+    sections["validation"] = WindowSettings
     sections |= {
         "export": ExportSettings,
         "speed": SpeedSettings,

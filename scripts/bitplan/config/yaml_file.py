@@ -80,7 +80,7 @@ DEMO: dict[str, Any] = {
     "studies": STUDIES,
     "sensitivity": {
         "anchors": "all",
-        "outside": ["q4_k", "q5_k", "q6_k", "q8_0"],
+        "embeddings": ["q4_k", "q5_k", "q6_k", "q8_0"],
         "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
     },
     "speed": {"max_tokens": 64, "repeats": 3},
@@ -159,7 +159,7 @@ def _lines() -> Iterator[str]:
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
     yield f"\nimatrix: {_value(fields['imatrix'].default)} {_comment(fields['imatrix'])}"
     yield f"\nbos: {_value(fields['bos'].default)} {_comment(fields['bos'])}"
-    for name in ("compute", "calibration", "selection", "evaluation", "sensitivity", "export", "speed", "tasks"):
+    for name in ("compute", "calibration", "validation", "evaluation", "sensitivity", "export", "speed", "tasks"):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"
         yield from _section(type(fields[name].default), {**default, **DEMO.get(name, {})}, 2)

@@ -11,7 +11,7 @@ from bitplan.plans.apply import QuantizedWeights, applied
 from bitplan.plans.apply_embeddings import embedded, output_matrix
 from bitplan.plans.plan import Plan
 from bitplan.reference.head import Head
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 
 
 def plan_hidden(model: StreamedModel, info: ModelInfo, plan: Plan, tokens: Tensor, weights: QuantizedWeights) -> Tensor:
@@ -26,19 +26,21 @@ def head_under(head: Head, plan: Plan, info: ModelInfo, weights: QuantizedWeight
 
 
 def score_plan(
-    model: StreamedModel, info: ModelInfo, plan: Plan, teacher: Teacher, weights: QuantizedWeights
+    model: StreamedModel, info: ModelInfo, plan: Plan, reference: Reference, weights: QuantizedWeights
 ) -> TokenScores:
-    """Return the scores of a plan against the teacher."""
-    hidden = plan_hidden(model, info, plan, teacher.tokens, weights)
-    return score(teacher, hidden_logits(teacher, hidden, head_under(teacher.head, plan, info, weights)))
+    """Return the scores of a plan against the reference."""
+    hidden = plan_hidden(model, info, plan, reference.tokens, weights)
+    return score(reference, hidden_logits(reference, hidden, head_under(reference.head, plan, info, weights)))
 
 
-def hidden_nll(teacher: Teacher, hidden: Tensor, head: Head | None = None) -> Tensor:
-    """Return the NLL per token (sequences, length - 1) of final hidden states on the teacher's tokens, by its head or another."""
-    return nll_of(teacher, hidden_logits(teacher, hidden, head))
+def hidden_nll(reference: Reference, hidden: Tensor, head: Head | None = None) -> Tensor:
+    """Return the NLL per token (sequences, length - 1) of final hidden states on the reference's tokens, by its head or another."""
+    return nll_of(reference, hidden_logits(reference, hidden, head))
 
 
-def plan_nll(model: StreamedModel, info: ModelInfo, plan: Plan, teacher: Teacher, weights: QuantizedWeights) -> Tensor:
+def plan_nll(
+    model: StreamedModel, info: ModelInfo, plan: Plan, reference: Reference, weights: QuantizedWeights
+) -> Tensor:
     """Return the NLL per token (sequences, length - 1) of a plan."""
-    hidden = plan_hidden(model, info, plan, teacher.tokens, weights)
-    return hidden_nll(teacher, hidden, head_under(teacher.head, plan, info, weights))
+    hidden = plan_hidden(model, info, plan, reference.tokens, weights)
+    return hidden_nll(reference, hidden, head_under(reference.head, plan, info, weights))

@@ -1,4 +1,4 @@
-"""Scores of a model on windows of tokens: NLL, and against the teacher KL, top-1 agreement and the paired NLL difference.
+"""Scores of a model on windows of tokens: NLL, and against the reference KL, top-1 agreement and the paired NLL difference.
 
 Standard errors are those of the mean over windows: tokens of one window are not independent of each other.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.reference.head import Head
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.reference.text import NO_BOS
 
 # The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
@@ -29,17 +29,17 @@ LogitsOf = Callable[[int, slice], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the teacher. `bos`: how the
+    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the reference. `bos`: how the
     windows begin."""
 
     nll: Tensor
-    teacher_nll: Tensor
+    reference_nll: Tensor
     kl: Tensor
     agree: Tensor
     bos: str = NO_BOS
 
 
-def divergence(teacher: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
+def divergence(reference: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
     """Return KL(p || q) of rows, in nats, of log p and p (rows, vocabulary) and a q whose logits are p's and `change`.
 
     KL = ln sum p e^r with r = change - sum p change. As sum p r = 0 it is ln(1 + sum p (e^r - 1 - r)), a sum of terms that are
@@ -49,22 +49,22 @@ def divergence(teacher: Tensor, probabilities: Tensor, change: Tensor) -> Tensor
     terms = torch.expm1(centred).sub_(centred)
     kl = torch.log1p(torch.linalg.vecdot(probabilities, terms).clamp_(min=0))
     # e^r has no float32 where a logit changes by more than 88: the sum of logarithms has.
-    return kl if kl.isfinite().all() else torch.logsumexp(teacher + centred, dim=-1)
+    return kl if kl.isfinite().all() else torch.logsumexp(reference + centred, dim=-1)
 
 
-def _score_rows(logits: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-    """Return nll, teacher's nll, KL(teacher || model) and top-1 agreement of rows (rows, vocabulary)."""
-    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(teacher, dim=-1)
+def _score_rows(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Return nll, reference's nll, KL(reference || model) and top-1 agreement of rows (rows, vocabulary)."""
+    ours, theirs = torch.log_softmax(logits, dim=-1), torch.log_softmax(reference, dim=-1)
     picked = targets.unsqueeze(-1)
-    agree = (logits.argmax(dim=-1) == teacher.argmax(dim=-1)).to(torch.float32)
-    kl = divergence(theirs, theirs.exp(), logits - teacher)
+    agree = (logits.argmax(dim=-1) == reference.argmax(dim=-1)).to(torch.float32)
+    kl = divergence(theirs, theirs.exp(), logits - reference)
     return -ours.gather(-1, picked).squeeze(-1), -theirs.gather(-1, picked).squeeze(-1), kl, agree
 
 
-def row_slices(teacher: Teacher) -> Iterator[tuple[int, slice]]:
+def row_slices(reference: Reference) -> Iterator[tuple[int, slice]]:
     """Yield (window, positions) that cover every scored position, with a bounded number of logits each."""
-    sequences, length = teacher.tokens.shape
-    step = max(1, LOGIT_VALUES_AT_ONCE // teacher.head.matrix.shape[0])
+    sequences, length = reference.tokens.shape
+    step = max(1, LOGIT_VALUES_AT_ONCE // reference.head.matrix.shape[0])
     for window in range(sequences):
         for start in range(0, length - 1, step):
             yield window, slice(start, min(start + step, length - 1))
@@ -80,14 +80,14 @@ def _by_rows(
 
 
 @torch.inference_mode()
-def score(teacher: Teacher, logits_of: LogitsOf) -> TokenScores:
+def score(reference: Reference, logits_of: LogitsOf) -> TokenScores:
     """Return the scores of the model whose logits `logits_of` gives, within a bounded number of logits at a time."""
-    theirs, parts = hidden_logits(teacher, teacher.hidden), []
-    for window, rows in row_slices(teacher):
-        targets = teacher.tokens[window, 1:][rows]
+    theirs, parts = hidden_logits(reference, reference.hidden), []
+    for window, rows in row_slices(reference):
+        targets = reference.tokens[window, 1:][rows]
         parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
-    shape = (teacher.tokens.shape[0], -1)
-    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)), bos=teacher.bos)
+    shape = (reference.tokens.shape[0], -1)
+    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)), bos=reference.bos)
 
 
 def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
@@ -96,21 +96,21 @@ def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
 
 
 @torch.inference_mode()
-def nll_of(teacher: Teacher, logits_of: LogitsOf) -> Tensor:
-    """Return the NLL alone, (sequences, length - 1), without the teacher's logits: what a search on perplexity needs."""
+def nll_of(reference: Reference, logits_of: LogitsOf) -> Tensor:
+    """Return the NLL alone, (sequences, length - 1), without the reference's logits: what a search on perplexity needs."""
     parts = []
-    for window, rows in row_slices(teacher):
-        targets = teacher.tokens[window, 1:][rows]
+    for window, rows in row_slices(reference):
+        targets = reference.tokens[window, 1:][rows]
         parts.extend(_by_rows(_nll_rows, logits_of(window, rows), targets))
-    return torch.cat([part for (part,) in parts]).view(teacher.tokens.shape[0], -1)
+    return torch.cat([part for (part,) in parts]).view(reference.tokens.shape[0], -1)
 
 
-def hidden_logits(teacher: Teacher, hidden: Tensor, head: Head | None = None) -> LogitsOf:
-    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave, by the teacher's head or another.
+def hidden_logits(reference: Reference, hidden: Tensor, head: Head | None = None) -> LogitsOf:
+    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave, by the reference's head or another.
 
     Logits are made where the head's matrix is, whatever device the walk was on.
     """
-    used = head or teacher.head
+    used = head or reference.head
     return lambda window, rows: used.logits(hidden[window, rows].to(used.matrix.device))
 
 
@@ -122,14 +122,14 @@ def mean_and_error(values: Tensor) -> tuple[float, float | None]:
 
 
 def summarize(scores: TokenScores) -> dict[str, Any]:
-    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the teacher.
+    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the reference.
 
     Raises `UserError` when PPL or KL is not finite.
     """
     nll, nll_error = mean_and_error(scores.nll)
     kl, kl_error = mean_and_error(scores.kl)
-    ratio, ratio_error = mean_and_error(scores.nll - scores.teacher_nll)
-    base = scores.teacher_nll.to(torch.float64).mean().item()
+    ratio, ratio_error = mean_and_error(scores.nll - scores.reference_nll)
+    base = scores.reference_nll.to(torch.float64).mean().item()
     ppl = perplexity(nll)
     check_scores({"NLL": nll, "PPL": ppl, "full precision PPL": perplexity(base), "KL": kl})
     return {

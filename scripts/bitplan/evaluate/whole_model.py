@@ -44,9 +44,9 @@ class WholeModel:
                 stack.callback(block.module.register_forward_pre_hook(self._count, with_kwargs=True).remove)
                 quantize_weights_(block, plan, layers, self.weights)
                 stack.enter_context(quantized_inputs(block, plan, self.weights.formats))
-            if plan.outside(self.info):
-                stack.callback(load_outside_, self.streamed)
-                quantize_outside_(self.streamed, self.info, plan, self.weights)
+            if plan.embeddings(self.info):
+                stack.callback(load_outside_blocks_, self.streamed)
+                quantize_embeddings_(self.streamed, self.info, plan, self.weights)
             yield self.module
 
     def _guard(self) -> Callable[[], None]:
@@ -65,7 +65,7 @@ class WholeModel:
         self.streamed.tokens_forwarded += hidden.shape[0] * hidden.shape[1]
 
 
-def load_outside_(model: StreamedModel) -> None:
+def load_outside_blocks_(model: StreamedModel) -> None:
     """Load the embedding and the output matrix, which a walk does without. A tied output shares the embedding's weight."""
     table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
     named = {id(part): name for name, part in model.module.named_modules()}
@@ -80,10 +80,10 @@ def load_outside_(model: StreamedModel) -> None:
 
 
 @torch.no_grad()
-def quantize_outside_(model: StreamedModel, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> None:
+def quantize_embeddings_(model: StreamedModel, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> None:
     """Replace embedding and output matrix, some rows at a time, by what the plan has of them. They are taken from the checkpoint."""
     table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
-    for layer in plan.outside(info):
+    for layer in plan.embeddings(info):
         stored = model.table_name if layer.token_table else output_tensor_name(model.checkpoint)
         place = table.weight if layer.token_table else output.weight
         if layer.tied and place is table.weight:
@@ -94,5 +94,5 @@ def quantize_outside_(model: StreamedModel, info: ModelInfo, plan: Plan, weights
 
 def whole(model: StreamedModel, info: ModelInfo, weights: QuantizedWeights) -> WholeModel:
     """Return the model with everything outside its blocks loaded. A walk of `model` ends this: it takes the embedding away."""
-    load_outside_(model)
+    load_outside_blocks_(model)
     return WholeModel(model, info, weights)

@@ -47,7 +47,7 @@ class Layer:
         return self.category == "embedding" and bool(TOKEN_TABLE.search(self.name))
 
     @property
-    def outside(self) -> bool:
+    def is_embedding(self) -> bool:
         """Whether it is the token embedding or the output matrix: protected, but a plan may lift that by name."""
         return self.token_table or self.category == "lm_head"
 

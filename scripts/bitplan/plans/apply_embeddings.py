@@ -35,7 +35,7 @@ def quantized_rows(rows: Tensor, form: Format, group_size: int | None) -> Tensor
 
 def embedded(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Callable[[Tensor], Tensor] | None:
     """Return what makes of rows of the token embedding (rows, hidden) the plan's, float32; None where it leaves them whole."""
-    table = next((layer for layer in plan.outside(info) if layer.token_table), None)
+    table = next((layer for layer in plan.embeddings(info) if layer.token_table), None)
     if table is None:
         return None
     made = plan.of(table.name)
@@ -47,7 +47,7 @@ def output_matrix(matrix: Tensor, plan: Plan, info: ModelInfo, weights: Quantize
 
     Its parts are kept among the quantized weights, so that a second plan quantizes nothing anew.
     """
-    output = next((layer for layer in plan.outside(info) if layer.category == "lm_head"), None)
+    output = next((layer for layer in plan.embeddings(info) if layer.category == "lm_head"), None)
     if output is None:
         return matrix
     made = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)

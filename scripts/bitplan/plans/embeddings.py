@@ -1,6 +1,6 @@
 """Entries of a configuration for what stands outside the blocks: the token embedding and the output matrix.
 
-They are protected. An override with `"outside": true` lifts that for the one layer that its pattern names exactly. Their inputs are
+They are protected. An override with `"embeddings": true` lifts that for the one layer that its pattern names exactly. Their inputs are
 tokens, or the states that the model's figures are compared by: only their weights are quantized. Every format here has to be one of
 rows: a row's values may not depend on other rows, since only those of tokens in use are ever looked at.
 """
@@ -15,25 +15,25 @@ from bitplan.formats.table import CHANNELS
 from bitplan.models.layers import Layer
 
 
-def outside_problems(
+def embedding_problems(
     where: str, entry: Mapping[str, Any], layers: Sequence[Layer], formats: Mapping[str, Format]
 ) -> list[Problem]:
-    """Return what is wrong with an entry's `outside`, and with its formats where it is true."""
-    asked = entry.get("outside", False)
+    """Return what is wrong with an entry's `embeddings`, and with its formats where it is true."""
+    asked = entry.get("embeddings", False)
     if not isinstance(asked, bool):
-        return [Problem(f"{where}.outside", f"{asked!r} is neither true nor false", "Give true, or leave it out")]
+        return [Problem(f"{where}.embeddings", f"{asked!r} is neither true nor false", "Give true, or leave it out")]
     if not asked:
         return []
-    names = [layer.name for layer in layers if layer.outside]
+    names = [layer.name for layer in layers if layer.is_embedding]
     told = f"Name one: {', '.join(names)}" if names else "This model has neither under a name that is known"
     problems = []
     if entry.get("pattern") not in names:
         what = (
             f"{entry.get('pattern', 'the default')!r} is not the whole name of the token embedding or the output matrix"
         )
-        problems.append(Problem(f"{where}.outside", what, told))
+        problems.append(Problem(f"{where}.embeddings", what, told))
     if "wq" not in entry and not entry.get("skip"):
-        problems.append(Problem(f"{where}.outside", "has no wq beside it", 'Give a format, as "wq": "q6_k"'))
+        problems.append(Problem(f"{where}.embeddings", "has no wq beside it", 'Give a format, as "wq": "q6_k"'))
     if entry.get("aq", UNQUANTIZED) != UNQUANTIZED:
         what = "what stands outside the blocks has weights only"
         problems.append(Problem(f"{where}.aq", what, "Leave it out"))

@@ -33,19 +33,19 @@ def substitute_note(asked: Sequence[str], used: str, layer: Layer) -> dict[str, 
     return {SUBSTITUTE: told} if told else {}
 
 
-def warn_of_formats(formats: Sequence[str], info: ModelInfo, outside: Sequence[str] = ()) -> None:
+def warn_of_formats(formats: Sequence[str], info: ModelInfo, embeddings: Sequence[str] = ()) -> None:
     """Warn, once, of layers whose rows do not fit some of the weight formats that every layer is asked for.
 
-    `outside` are those asked of the token embedding and the output matrix.
+    `embeddings` are those asked of the token embedding and the output matrix.
     """
     asked = {layer.name: (layer.shape[1], formats) for layer in info.quantizable}
-    beside = {layer.name: (layer.shape[1], outside) for layer in info.layers if layer.outside and not layer.tied}
-    _warn("", asked | (beside if outside else {}))
+    beside = {layer.name: (layer.shape[1], embeddings) for layer in info.layers if layer.is_embedding and not layer.tied}
+    _warn("", asked | (beside if embeddings else {}))
 
 
 def warn_of_plan(source: str, chosen: Mapping[str, Any], layers: Iterable[Layer]) -> None:
     """Warn, once, of layers whose rows do not fit the weight format that a plan asks for them."""
-    free = (layer for layer in layers if not layer.tied and (not layer.protected or chosen[layer.name].outside))
+    free = (layer for layer in layers if not layer.tied and (not layer.protected or chosen[layer.name].embeddings))
     _warn(f"{source}: ", {layer.name: (layer.shape[1], (chosen[layer.name].wq,)) for layer in free})
 
 

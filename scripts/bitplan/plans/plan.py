@@ -17,7 +17,7 @@ from bitplan.models.layer_patterns import matched, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.compressed import FOLDER as COMPRESSED
 from bitplan.plans.compressed import Compressed, read_compressed
-from bitplan.plans.embeddings import outside_problems
+from bitplan.plans.embeddings import embedding_problems
 from bitplan.plans.fitting import SUBSTITUTE, fitted_layers, warn_of_plan
 from bitplan.plans.rounded import FOLDER as ROUNDED
 from bitplan.plans.rounded import RoundedModel, read_rounded
@@ -25,7 +25,7 @@ from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, w
 
 UNQUANTIZED_BITS = 16
 # What an override may hold beside its pattern; everything else is refused.
-FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "outside")
+FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "embeddings")
 NOTES = ("alpha_hill", "category", "precision", SUBSTITUTE)
 SUMMARIES = ("search_summary", "summary")
 KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed", "rounded")
@@ -35,7 +35,7 @@ KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version
 class LayerPlan:
     """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own).
 
-    `stored_bits` is the layer's size where its format alone does not say it: `channels`. `outside` marks the formats of the token
+    `stored_bits` is the layer's size where its format alone does not say it: `channels`. `embeddings` marks the formats of the token
     embedding and of the output matrix, which are otherwise protected.
     """
 
@@ -44,7 +44,7 @@ class LayerPlan:
     group_size: int | None = None
     notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
     stored_bits: int | None = None
-    outside: bool = False
+    embeddings: bool = False
 
     @property
     def quantized(self) -> bool:
@@ -62,7 +62,7 @@ class LayerPlan:
 
 
 def _formats_of(made: LayerPlan) -> dict[str, Any]:
-    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits, "outside": made.outside or None}
+    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits, "embeddings": made.embeddings or None}
     return {"wq": made.wq, "aq": made.aq, **{key: value for key, value in beside.items() if value is not None}}
 
 
@@ -81,10 +81,10 @@ class Plan:
         """Return the layer's formats; 16 bits for a layer that the plan does not name."""
         return self.layers.get(layer, LayerPlan())
 
-    def outside(self, info: ModelInfo) -> tuple[Layer, ...]:
+    def embeddings(self, info: ModelInfo) -> tuple[Layer, ...]:
         """Return the token embedding and the output matrix where the plan quantizes them; of a tied model both."""
-        named = (layer for layer in info.layers if layer.outside)
-        return tuple(layer for layer in named if self.of(layer.name).outside and self.of(layer.name).weights_change)
+        named = (layer for layer in info.layers if layer.is_embedding)
+        return tuple(layer for layer in named if self.of(layer.name).embeddings and self.of(layer.name).weights_change)
 
     def counts(self, info: ModelInfo) -> dict[str, int]:
         """Return how many quantizable layers have each weight format, by falling count."""
@@ -167,10 +167,10 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
     _check_shape(source, config)
     names, overrides = [layer.name for layer in layers], config.get("overrides", [])
     problems = _entry_problems(f"{source}: default", config.get("default", {}), formats)
-    problems += outside_problems(f"{source}: default", config.get("default", {}), layers, formats)
+    problems += embedding_problems(f"{source}: default", config.get("default", {}), layers, formats)
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
-        problems += outside_problems(f"{source}: overrides[{number}]", entry, layers, formats)
+        problems += embedding_problems(f"{source}: overrides[{number}]", entry, layers, formats)
         if not matched(entry["pattern"], names):
             what = f"pattern {entry['pattern']!r} matches no layer"
             problems.append(Problem(f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)))
@@ -183,7 +183,7 @@ def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
     if entry.get("skip"):
         return LayerPlan(notes=notes)
     formats = (entry.get("wq", UNQUANTIZED), entry.get("aq", UNQUANTIZED))
-    return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"), entry.get("outside", False))
+    return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"), entry.get("embeddings", False))
 
 
 def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], source: str) -> dict[str, LayerPlan]:
@@ -193,7 +193,7 @@ def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], 
     if table is None or output is None:
         return dict(chosen)
     shared, own = chosen[table], chosen[output]
-    if own.outside and own != shared:
+    if own.embeddings and own != shared:
         what = f"is to be {own.wq}, and {table}, the very same matrix, {shared.wq}"
         raise user_error(f"{source}: {output}", what, f"Leave it out: the format of {table} is that of both")
     return {**chosen, output: replace(shared, notes=own.notes)}
@@ -208,7 +208,7 @@ def expand(
     """Return the plan of a configuration: for each layer the last override whose pattern matches its name.
 
     Patterns are those of `models/layer_patterns.py`. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
-    with `outside`, which takes nothing from the default; a tied output matrix has what the embedding has. A layer whose rows do not fit
+    with `embeddings`, which takes nothing from the default; a tied output matrix has what the embedding has. A layer whose rows do not fit
     the format has the one that they fit, with a warning. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
     """
     layers = tuple(layers)
@@ -217,10 +217,10 @@ def expand(
     default = config.get("default", {})
     chosen = {layer.name: _layer_plan(default) for layer in layers}
     for entry in config.get("overrides", []):
-        whole = entry if entry.get("outside") else {**default, **entry}
+        whole = entry if entry.get("embeddings") else {**default, **entry}
         chosen.update({names[place]: _layer_plan(whole) for place in matched(entry["pattern"], names)})
     for layer in layers:
-        if layer.protected and not chosen[layer.name].outside:
+        if layer.protected and not chosen[layer.name].embeddings:
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
     chosen = _with_tied_output(chosen, layers, source)
     warn_of_plan(source, chosen, layers)
@@ -341,7 +341,7 @@ def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = IN
 def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Bits:
     """Return the average bits of a plan. Parameters outside the quantizable layers count 16 bits each, but for those of an embedding
     or output matrix that the plan quantizes."""
-    outside = [layer for layer in plan.outside(info) if not layer.tied]
+    outside = [layer for layer in plan.embeddings(info) if not layer.tied]
     inside = sum(layer.params for layer in info.quantizable)
     whole = info.parameters - inside - sum(layer.params for layer in outside)
     stored, beside = (
@@ -357,7 +357,7 @@ def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = I
     No plan that is read or searched has such layers (`fitted_layers`): only formats of one's own and plans made by hand can.
     """
     problems = []
-    for layer in (*info.quantizable, *(layer for layer in plan.outside(info) if not layer.tied)):
+    for layer in (*info.quantizable, *(layer for layer in plan.embeddings(info) if not layer.tied)):
         form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
         if form.fixed_block and columns % form.block:
             what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"

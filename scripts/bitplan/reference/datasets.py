@@ -11,7 +11,7 @@ from torch import Tensor
 from bitplan.core.errors import nearest, user_error
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import load_teacher
+from bitplan.reference.reference import load_reference
 from bitplan.reference.text import begun, first_tokens, load_tokenizer, read_text
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def calibration_tokens(
     """
     path = Path(source)
     if path.suffix == ".safetensors":
-        return load_teacher(path, checkpoint, fingerprint).tokens
+        return load_reference(path, checkpoint, fingerprint).tokens
     known = TEXT_SETS.get(source) if not path.exists() else None
     if known is None and not path.exists():
         hint = nearest(source, TEXT_SETS) or f"Give a UTF-8 text, or one of {', '.join(TEXT_SETS)}"

@@ -13,7 +13,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.devices import pick_device, pick_dtype
 from bitplan.models.layers import ModelInfo, described_checkpoint, model_info
 from bitplan.models.walk import StreamedModel, open_model
-from bitplan.reference.reference import Teacher, load_teacher, make_teacher
+from bitplan.reference.reference import Reference, load_reference, make_reference
 from bitplan.reference.text import text_digest
 
 log = logging.getLogger(__name__)
@@ -49,22 +49,22 @@ def opened(path: Path, dtype: str, device: str, threads: int, bos: str = "auto")
     return Opened(checkpoint, info, model, dtype)
 
 
-def teacher_on(source: Path, model: Opened, length: int, sequences: int | None, skip: int = 0) -> Teacher:
-    """Return the teacher on a text after its first `skip` tokens, or the saved one where `source` is a safetensors file."""
+def reference_on(source: Path, model: Opened, length: int, sequences: int | None, skip: int = 0) -> Reference:
+    """Return the reference on a text after its first `skip` tokens, or the saved one where `source` is a safetensors file."""
     if source.suffix == ".safetensors":
-        return load_teacher(source, model.checkpoint, model.info.fingerprint, model.dtype)
-    return make_teacher(model.model, source, length, sequences, model.dtype, skip)
+        return load_reference(source, model.checkpoint, model.info.fingerprint, model.dtype)
+    return make_reference(model.model, source, length, sequences, model.dtype, skip)
 
 
-def held_out_teacher(source: Path, seen: Teacher, model: Opened, length: int, sequences: int | None) -> Teacher:
-    """Return the teacher on a held-out text; where it is the text of `seen`, on the tokens behind those, which one line says.
+def held_out_reference(source: Path, seen: Reference, model: Opened, length: int, sequences: int | None) -> Reference:
+    """Return the reference on a held-out text; where it is the text of `seen`, on the tokens behind those, which one line says.
 
     Raises `UserError` for a saved text that holds tokens of `seen`, and where nothing is left behind them.
     """
     same = source.suffix != ".safetensors" and seen.source is not None and text_digest(source) == seen.source.sha256
     if same:
         log.info("%s is the text that is measured on: held out are its tokens from %d on", source, seen.source.stop)
-    made = teacher_on(source, model, length, sequences, seen.source.stop if same else 0)
+    made = reference_on(source, model, length, sequences, seen.source.stop if same else 0)
     if made.source and seen.source and made.source.overlaps(seen.source):
         what = "holds tokens that are measured on, so it cannot be held out"
         raise user_error(source, what, "Save it again with teacher.py --skip-tokens, or give another text")

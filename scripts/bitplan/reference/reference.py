@@ -18,7 +18,7 @@ MADE_BY = "Make it again with scripts/teacher.py"
 
 
 @dataclass(frozen=True)
-class Teacher:
+class Reference:
     """Windows of tokens (sequences, length), the full-precision final hidden states (sequences, length, hidden), the head; how the
     windows begin, and which tokens of which text they are, where that is known."""
 
@@ -29,49 +29,51 @@ class Teacher:
     bos: str = NO_BOS
     source: TextRange | None = None
 
-    def first(self, windows: int | None) -> "Teacher":
-        """Return the teacher on its first windows only; on all of them for None."""
+    def first(self, windows: int | None) -> "Reference":
+        """Return the reference on its first windows only; on all of them for None."""
         return replace(self, tokens=self.tokens[:windows], hidden=self.hidden[:windows])
 
 
-def make_teacher(
+def make_reference(
     model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str, skip: int = 0
-) -> Teacher:
+) -> Reference:
     """Run the unquantized model over a text, after its first `skip` tokens. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
     model.check_length(length)
     cut = cut_text(model.checkpoint.folder, text, length, sequences, skip, model.bos)
-    made = teacher_of(model.checkpoint, cut, model.run(cut.tokens), dtype)
+    made = reference_of(model.checkpoint, cut, model.run(cut.tokens), dtype)
     check_head(model, made.head, made.hidden)
     return made
 
 
-def teacher_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Teacher:
-    """Return the teacher of final hidden states that a walk over `tokens` gave, computed in `dtype`."""
-    return Teacher(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
+def reference_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Reference:
+    """Return the reference of final hidden states that a walk over `tokens` gave, computed in `dtype`."""
+    return Reference(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
 
 
-def teacher_of(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Teacher:
-    """Return the teacher of final hidden states that a walk over the windows of a text gave; it knows where they are from."""
-    return replace(teacher_from(checkpoint, cut.tokens, hidden, dtype), bos=cut.bos, source=cut.source)
+def reference_of(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Reference:
+    """Return the reference of final hidden states that a walk over the windows of a text gave; it knows where they are from."""
+    return replace(reference_from(checkpoint, cut.tokens, hidden, dtype), bos=cut.bos, source=cut.source)
 
 
-def save_teacher(path: Path, teacher: Teacher, fingerprint: str, text: Path) -> None:
+def save_reference(path: Path, reference: Reference, fingerprint: str, text: Path) -> None:
     """Write tokens and hidden states as safetensors; the head stays in the checkpoint."""
     from safetensors.torch import save_file
 
     facts = {
         "model_fingerprint": fingerprint,
         "text_sha256": text_digest(text),
-        "dtype": teacher.dtype,
-        "bos": teacher.bos,
+        "dtype": reference.dtype,
+        "bos": reference.bos,
     }
-    if teacher.source is not None:
-        facts |= {"first_token": str(teacher.source.start), "end_token": str(teacher.source.stop)}
+    if reference.source is not None:
+        facts |= {"first_token": str(reference.source.start), "end_token": str(reference.source.stop)}
     with written_aside(path) as aside:
         # One key only: safetensors writes several metadata keys in an order that changes from run to run.
         joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
         save_file(
-            {"tokens": teacher.tokens.to(torch.int32), "hidden": teacher.hidden.contiguous()}, aside, {"facts": joined}
+            {"tokens": reference.tokens.to(torch.int32), "hidden": reference.hidden.contiguous()},
+            aside,
+            {"facts": joined},
         )
 
 
@@ -90,15 +92,15 @@ def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
     return facts, tokens, hidden
 
 
-def load_teacher(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Teacher:
-    """Return the teacher saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
+def load_reference(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Reference:
+    """Return the reference saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
     facts, tokens, hidden = _saved(path)
     if facts["model_fingerprint"] != fingerprint:
         raise user_error(path, "was made with another model", MADE_BY)
     if dtype and facts["dtype"] != dtype:
         raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
     where = {"bos": facts.get("bos", NO_BOS), "source": _source(facts)}
-    return Teacher(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"], **where)
+    return Reference(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"], **where)
 
 
 def _source(facts: dict[str, str]) -> TextRange | None:

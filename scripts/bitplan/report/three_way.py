@@ -8,7 +8,7 @@ from bitplan.core.errors import Problem, UserError
 from bitplan.core.files import check_gguf, read_json
 from bitplan.evaluate.scores import summarize
 from bitplan.models.layers import model_info
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.speed import HEADINGS, print_columns, print_rounds, timed_cells
 
@@ -41,12 +41,12 @@ def known_original(mixed: Path) -> Path | None:
     return folder if model_info(folder).fingerprint == record.get("model_fingerprint") else None
 
 
-def scored(models: Mapping[str, Path], teacher: Teacher, threads: int) -> dict[str, dict[str, Any]]:
+def scored(models: Mapping[str, Path], reference: Reference, threads: int) -> dict[str, dict[str, Any]]:
     """Return {name: ppl, kl_mean, top1_agreement} of every file, and of the original, which is its own reference."""
     scores: dict[str, dict[str, Any]] = {}
     for name, path in models.items():
         if path.is_file():
-            figures = summarize(score_gguf(path, teacher, threads))
+            figures = summarize(score_gguf(path, reference, threads))
             scores[name] = {key: figures[key] for key in ("ppl", "kl_mean", "top1_agreement", "tokens")}
             base = {"ppl": figures["base_ppl"], "kl_mean": 0.0, "top1_agreement": 1.0, "tokens": figures["tokens"]}
     return ({ORIGINAL: base} if ORIGINAL in models else {}) | scores

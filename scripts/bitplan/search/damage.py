@@ -10,26 +10,26 @@ from bitplan.evaluate.perplexity import score_plan
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.search.evaluations import Evaluations, key_of
 
 Choice = NDArray[np.intp]
 
 
-def part_of(teacher: Teacher, start: int, stop: int) -> Teacher:
-    """Return the teacher on some of its windows."""
-    return replace(teacher, tokens=teacher.tokens[start:stop], hidden=teacher.hidden[start:stop])
+def part_of(reference: Reference, start: int, stop: int) -> Reference:
+    """Return the reference on some of its windows."""
+    return replace(reference, tokens=reference.tokens[start:stop], hidden=reference.hidden[start:stop])
 
 
 @dataclass
 class PlanDamage:
-    """Measures plans of choices on a teacher's windows. `evaluations` counts plans that were run, over whatever windows.
+    """Measures plans of choices on a reference's windows. `evaluations` counts plans that were run, over whatever windows.
 
     What is run is `kept`, under the name of the `text`: runs of one search that were killed count as one.
     """
 
     model: Opened
-    teacher: Teacher
+    reference: Reference
     weights: QuantizedWeights
     plan_of: Callable[[Choice], Plan]
     evaluations: int = 0
@@ -40,7 +40,7 @@ class PlanDamage:
     @property
     def windows(self) -> int:
         """Number of windows."""
-        return len(self.teacher.tokens)
+        return len(self.reference.tokens)
 
     def by_window(self, choice: Choice, windows: int | None = None) -> NDArray[np.float64]:
         """Return the mean KL per token of each of the first `windows` windows (all by default), in nats."""
@@ -57,6 +57,6 @@ class PlanDamage:
 
     def _measured(self, plan: Plan, start: int, stop: int) -> list[float]:
         """Return the mean KL per token of each of some windows under a plan, in nats."""
-        some = part_of(self.teacher, start, stop)
+        some = part_of(self.reference, start, stop)
         scores = score_plan(self.model.model, self.model.info, plan, some, self.weights)
         return scores.kl.double().mean(dim=1).tolist()

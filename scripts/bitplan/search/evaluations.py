@@ -13,7 +13,7 @@ from bitplan.models.walk import StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def facts_of(model: Opened, weights: QuantizedWeights) -> dict[str, Any]:
     return {**model.facts, "importance": dict(weights.importance)}
 
 
-def facts_of_text(text: Teacher | None) -> dict[str, Any]:
+def facts_of_text(text: Reference | None) -> dict[str, Any]:
     """Return what decides the figures of plans on a text; nothing without one."""
     return {} if text is None else {"tokens": text.tokens, "shape": tuple(text.tokens.shape), "hidden": text.hidden}
 

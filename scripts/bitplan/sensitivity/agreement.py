@@ -13,7 +13,7 @@ from bitplan.sensitivity.fitted import predicted
 ALL = "all"
 METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher", "price")
 # Rows of these have KL and nothing that could agree with it.
-OUTSIDE = ("embedding", "lm_head")
+EMBEDDING_CATEGORIES = ("embedding", "lm_head")
 # Fewer pairs than these order nothing.
 FEWEST = 3
 Row = Mapping[str, Any]
@@ -66,7 +66,7 @@ def agreement(rows: Sequence[Row]) -> dict[str, dict[str, float | None]]:
 
     Nothing where none is measured.
     """
-    of_layers = [row for row in rows if row.get("category") not in OUTSIDE]
+    of_layers = [row for row in rows if row.get("category") not in EMBEDDING_CATEGORIES]
     measured = [row for row in of_layers if row["kld_from"] == "measured" and row["inputs"] == UNQUANTIZED]
     if not measured:
         return {}

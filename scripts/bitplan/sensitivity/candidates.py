@@ -9,7 +9,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.sensitivity.local_errors import Choice, fitting_choices
 
-# Besides the candidates: what a block gets and gives in full precision, what it is giving for a candidate, the teacher's.
+# Besides the candidates: what a block gets and gives in full precision, what it is giving for a candidate, the reference's.
 OTHER_STATES = 4
 # Where blocks are done faster than their states are written, a pass is what a kill can lose: there are at least so many, where there is
 # enough to measure.
@@ -28,7 +28,7 @@ class MeasureSettings:
     memory_limit: int = 4 * 10**9
     shard: tuple[int, int] = (1, 1)
     fisher: bool = False
-    outside: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
     draws: int | None = None
 
     @property

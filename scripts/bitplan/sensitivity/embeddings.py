@@ -20,13 +20,13 @@ from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.apply_embeddings import embedded
 from bitplan.plans.plan import Plan, expand
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.sensitivity.gradients import as_block_runs
 from bitplan.sensitivity.kld import kld_by_window
 
 
 @dataclass(frozen=True)
-class OutsideCandidate:
+class EmbeddingCandidate:
     """The embedding or the output matrix in a format, the plan that changes nothing else, and the formats that it stands for."""
 
     layer: Layer
@@ -35,29 +35,31 @@ class OutsideCandidate:
     asked: tuple[str, ...]
 
 
-def outside_candidates(info: ModelInfo, formats: Sequence[str]) -> list[OutsideCandidate]:
+def embedding_candidates(info: ModelInfo, formats: Sequence[str]) -> list[EmbeddingCandidate]:
     """Return the candidates in model order, those that fall to the same format once; a tied output matrix is none of its own.
 
     Raises `UserError` where a format is none of rows.
     """
     made = []
-    for layer in (layer for layer in info.layers if layer.outside and not layer.tied):
+    for layer in (layer for layer in info.layers if layer.is_embedding and not layer.tied):
         for wq, asked in fitting_formats(formats, layer.shape[1]).items():
-            entry = {"pattern": layer.name, "wq": wq, "outside": True}
-            plan = expand({"overrides": [entry]}, info.layers, "--outside")
-            made.append(OutsideCandidate(layer, wq, plan, asked))
+            entry = {"pattern": layer.name, "wq": wq, "embeddings": True}
+            plan = expand({"overrides": [entry]}, info.layers, "--embeddings")
+            made.append(EmbeddingCandidate(layer, wq, plan, asked))
     return made
 
 
-def outside_row(model: StreamedModel, info: ModelInfo, teacher: Teacher, candidate: OutsideCandidate) -> dict[str, Any]:
+def embedding_row(
+    model: StreamedModel, info: ModelInfo, reference: Reference, candidate: EmbeddingCandidate
+) -> dict[str, Any]:
     """Return the row of a candidate, with KL by window: what a layer's output tells is empty."""
     layer, plan, weights = candidate.layer, candidate.plan, QuantizedWeights(limit=0)
-    final = _final(model, info, teacher, plan, weights) if layer.token_table else teacher.hidden
-    by_window = kld_by_window(teacher, [final], [head_under(teacher.head, plan, info, weights)])[0]
+    final = _final(model, info, reference, plan, weights) if layer.token_table else reference.hidden
+    by_window = kld_by_window(reference, [final], [head_under(reference.head, plan, info, weights)])[0]
     return row_of(candidate, by_window.tolist())
 
 
-def row_of(candidate: OutsideCandidate, by_window: Sequence[float] | None = None) -> dict[str, Any]:
+def row_of(candidate: EmbeddingCandidate, by_window: Sequence[float] | None = None) -> dict[str, Any]:
     """Return the row of a candidate with its KL by window, None where it was not measured."""
     layer = candidate.layer
     return {
@@ -70,10 +72,12 @@ def row_of(candidate: OutsideCandidate, by_window: Sequence[float] | None = None
     }
 
 
-def _final(model: StreamedModel, info: ModelInfo, teacher: Teacher, plan: Plan, weights: QuantizedWeights) -> Tensor:
-    """Return the final hidden states of the model whose embedding alone is the plan's; windows are run as for the teacher's."""
+def _final(
+    model: StreamedModel, info: ModelInfo, reference: Reference, plan: Plan, weights: QuantizedWeights
+) -> Tensor:
+    """Return the final hidden states of the model whose embedding alone is the plan's; windows are run as for the reference's."""
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         return as_block_runs(block, forward, 1)[0](hidden)
 
-    return model.run(teacher.tokens, visit, embedded=embedded(plan, info, weights))
+    return model.run(reference.tokens, visit, embedded=embedded(plan, info, weights))

@@ -1,4 +1,4 @@
-"""KL of many candidates against the full-precision model, the teacher's probabilities computed once for all of them."""
+"""KL of many candidates against the full-precision model, the reference's probabilities computed once for all of them."""
 
 import math
 from collections.abc import Sequence
@@ -8,25 +8,25 @@ from torch import Tensor
 
 from bitplan.evaluate.scores import divergence, hidden_logits, row_slices
 from bitplan.reference.head import Head
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 
 
 @torch.inference_mode()
-def kld_by_window(teacher: Teacher, finals: Sequence[Tensor], heads: Sequence[Head] | None = None) -> Tensor:
-    """Return the mean KL(teacher || candidate) per token of each window, (candidates, sequences) float64, in nats.
+def kld_by_window(reference: Reference, finals: Sequence[Tensor], heads: Sequence[Head] | None = None) -> Tensor:
+    """Return the mean KL(reference || candidate) per token of each window, (candidates, sequences) float64, in nats.
 
-    finals: the candidates' final hidden states (sequences, length, hidden) on the teacher's tokens; heads: theirs, where these are
-    not the teacher's.
+    finals: the candidates' final hidden states (sequences, length, hidden) on the reference's tokens; heads: theirs, where these are
+    not the reference's.
     """
-    used = heads or [teacher.head] * len(finals)
-    sequences, length = teacher.tokens.shape
-    theirs, total = hidden_logits(teacher, teacher.hidden), torch.zeros(len(finals), sequences, dtype=torch.float64)
-    for window, rows in row_slices(teacher):
+    used = heads or [reference.head] * len(finals)
+    sequences, length = reference.tokens.shape
+    theirs, total = hidden_logits(reference, reference.hidden), torch.zeros(len(finals), sequences, dtype=torch.float64)
+    for window, rows in row_slices(reference):
         logits = theirs(window, rows)
         known = torch.log_softmax(logits, dim=-1)
         probabilities = known.exp()
         for number, (final, head) in enumerate(zip(finals, used, strict=True)):
-            change = hidden_logits(teacher, final, head)(window, rows) - logits
+            change = hidden_logits(reference, final, head)(window, rows) - logits
             total[number, window] += divergence(known, probabilities, change).sum(dtype=torch.float64)
     return total / (length - 1)
 

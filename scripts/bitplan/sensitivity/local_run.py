@@ -11,7 +11,7 @@ from bitplan.core.resume import NOWHERE, Kept, KeptWalk, digest_of
 from bitplan.demo import DEMO
 from bitplan.plans.smoothing import Smoothing
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import load_teacher
+from bitplan.reference.reference import load_reference
 from bitplan.reference.text import cut_text
 from bitplan.sensitivity.local_errors import SensitivitySettings, measure_sensitivity
 
@@ -22,7 +22,7 @@ def calibration_tokens(model: Opened, calibration: str | Path, length: int, sequ
     """Return the tokens (sequences, length) of a text or a saved one; for "random", where only their number counts, of the bundled text."""
     source = DEMO / "calibration.txt" if calibration == GAUSSIAN else Path(calibration)
     if source.suffix == ".safetensors":
-        return load_teacher(source, model.checkpoint, model.info.fingerprint).tokens
+        return load_reference(source, model.checkpoint, model.info.fingerprint).tokens
     model.model.check_length(length)
     return cut_text(model.checkpoint.folder, source, length, sequences, bos=model.model.bos).tokens
 

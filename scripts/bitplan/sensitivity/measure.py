@@ -15,7 +15,7 @@ from bitplan.models.layers import ModelInfo
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.reference.opening import Opened
 from bitplan.sensitivity.candidates import MeasureSettings
-from bitplan.sensitivity.embeddings import outside_candidates
+from bitplan.sensitivity.embeddings import embedding_candidates
 from bitplan.sensitivity.fitted import with_fitted
 from bitplan.sensitivity.kld import mean_and_error
 from bitplan.sensitivity.local_errors import COLUMNS, SensitivitySettings
@@ -42,7 +42,7 @@ def measure_table(
     Raises `UserError`.
     """
     plan = planned(model.model, model.info, tokens, settings, measure)
-    outside = outside_candidates(model.info, measure.outside)
+    outside = embedding_candidates(model.info, measure.embeddings)
     # How much memory there is changes the order of the work, and no figure.
     of_figures = replace(measure, memory_limit=0)
     facts = {
@@ -94,7 +94,7 @@ def merged(tables: Sequence[Path], info: ModelInfo) -> tuple[list[dict[str, str]
     smoothings = [read_smoothing(smoothing_path(table)) for table in tables]
     if len({smoothing.digest for smoothing in smoothings}) > 1:
         raise user_error(smoothing_path(tables[-1]), "has other factors than the other shards'", MADE_AGAIN)
-    outside = [layer for layer in info.layers if layer.outside]
+    outside = [layer for layer in info.layers if layer.is_embedding]
     return [row for layer in (*info.quantizable, *outside) for row in found.get(layer.name, ())], smoothings[0]
 
 
@@ -102,7 +102,7 @@ def _check_layers(tables: Sequence[Path], found: Mapping[str, Sequence[Mapping[s
     """Raise `UserError` unless the shards' rows are those of the model's layers, alike for each."""
     where, names = " ".join(map(str, tables)), [layer.name for layer in info.quantizable]
     absent = [name for name in names if name not in found]
-    known = {*names, *(layer.name for layer in info.layers if layer.outside)}
+    known = {*names, *(layer.name for layer in info.layers if layer.is_embedding)}
     foreign = [name for name in found if name not in known]
     if absent:
         raise user_error(where, f"have no row for {absent[0]}", "Give the tables of all shards")

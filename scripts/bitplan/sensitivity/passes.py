@@ -22,7 +22,7 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, write_smoothing
 from bitplan.reference.head import Head
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.sensitivity.candidate_outputs import newborn
 from bitplan.sensitivity.candidates import (
     MeasureSettings,
@@ -34,7 +34,7 @@ from bitplan.sensitivity.candidates import (
     share_of,
     wanted_pieces,
 )
-from bitplan.sensitivity.embeddings import OutsideCandidate, outside_row, row_of
+from bitplan.sensitivity.embeddings import EmbeddingCandidate, embedding_row, row_of
 from bitplan.sensitivity.gradients import as_block_runs, batch_of, keep_gradients
 from bitplan.sensitivity.kld import kld_by_window
 from bitplan.sensitivity.local_errors import (
@@ -108,7 +108,7 @@ class Measurement:
     keep_share: float = SHARE
     saved: float = field(default=0.0, init=False)
 
-    def run(self, plan: Sequence[Pass], outside: Sequence[OutsideCandidate] = ()) -> Measured:
+    def run(self, plan: Sequence[Pass], embeddings: Sequence[EmbeddingCandidate] = ()) -> Measured:
         """Return the rows of the passes' layers, in model order, and of what stands outside the blocks, going on from what is kept.
 
         Raises `UserError`.
@@ -116,17 +116,17 @@ class Measurement:
         base = self.base()
         results = [self.result_of(each) for each in progress(plan, len(plan), "passes")]
         beside = [
-            self.kept.once(f"outside-{number:05d}.json", lambda each=each: self._outside(each))
-            for number, each in enumerate(progress(outside, len(outside), "candidates outside the blocks"))
+            self.kept.once(f"embeddings-{number:05d}.json", lambda each=each: self._embedding(each))
+            for number, each in enumerate(progress(embeddings, len(embeddings), "candidates outside the blocks"))
         ]
-        priced = self._priced(plan, outside)
+        priced = self._priced(plan, embeddings)
         order = {layer.name: i for i, layer in enumerate(self.info.quantizable)}
         cells = [cell for result in results for cell in result["rows"]]
         cells.sort(key=lambda cell: (order[cell["row"]["layer"]], cell["choice"]))
         smoothing = self._smoothing()
         of_layers = [{**cell["row"], "price_by_window": _price_of(cell, priced)} for cell in cells]
         of_others = [
-            {**each["row"], "price_by_window": priced["outside"][number] if priced else None}
+            {**each["row"], "price_by_window": priced["embeddings"][number] if priced else None}
             for number, each in enumerate(beside)
         ]
         rows = with_digest([*of_layers, *of_others], smoothing)
@@ -178,25 +178,25 @@ class Measurement:
         return replace(held, matrix=held.matrix.to(device), bias=None if held.bias is None else held.bias.to(device))
 
     @cached_property
-    def _teacher(self) -> Teacher:
+    def _reference(self) -> Reference:
         states = load_states(self.kept, len(self.model.blocks), self.model.device)
-        return Teacher(self.tokens, self._final(states), self._head, "")
+        return Reference(self.tokens, self._final(states), self._head, "")
 
     def _final(self, states: Tensor) -> Tensor:
         """Return the final hidden states, after the last norm, of what the last block gave."""
         return self.model.run(self.tokens, blocks=range(0), hidden=states)
 
-    def _outside(self, candidate: OutsideCandidate) -> dict[str, Any]:
+    def _embedding(self, candidate: EmbeddingCandidate) -> dict[str, Any]:
         """Return the row of the embedding or the output matrix in a format, and its cost; KL is measured where anchors are."""
         if self.measure.anchors is None:
             return {"row": row_of(candidate), "block_forwards": 0.0}
         before = self.model.tokens_forwarded
-        row = outside_row(self.model, self.info, self._teacher, candidate)
+        row = embedding_row(self.model, self.info, self._reference, candidate)
         return {"row": row, "block_forwards": self._cost(before)}
 
     # ------------------------------------------------------------------------------------------------------ prices
 
-    def _priced(self, plan: Sequence[Pass], outside: Sequence[OutsideCandidate]) -> dict[str, Any] | None:
+    def _priced(self, plan: Sequence[Pass], embeddings: Sequence[EmbeddingCandidate]) -> dict[str, Any] | None:
         """Return the prices of the passes' layers and of what stands outside the blocks; None where there are no draws."""
         if self.measure.draws is None:
             return None
@@ -204,7 +204,7 @@ class Measurement:
         work = (self.settings.choices, self.measure.draws, self._scales)
         pricing = Pricing(
             *(self.model, self.info, self.tokens, self._head, self.kept, layers, *work),
-            *(self.importance, self.measure.memory_limit, outside),
+            *(self.importance, self.measure.memory_limit, embeddings),
         )
         walk = KeptWalk(self.kept, PRICES, self.keep_share)
         found = self.kept.once(f"{PRICES}.json", lambda: pricing.run(walk))
@@ -245,7 +245,7 @@ class Measurement:
         self.model.run(self.tokens, visit, range(first, last), start, differentiable=self.measure.fisher)
         for key in live:
             live[key] = self._final(live[key])
-        found = kld_by_window(self._teacher, list(live.values())) if live else ()
+        found = kld_by_window(self._reference, list(live.values())) if live else ()
         by_window = dict(zip(live, found, strict=True))
         for cell in cells:
             key = (cell["row"]["layer"], cell["choice"])

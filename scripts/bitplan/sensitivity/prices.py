@@ -26,7 +26,7 @@ from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.apply_embeddings import embedded
 from bitplan.reference.head import Head
 from bitplan.sensitivity.candidates import changes
-from bitplan.sensitivity.embeddings import OutsideCandidate
+from bitplan.sensitivity.embeddings import EmbeddingCandidate
 from bitplan.sensitivity.label_draws import drawn_gradients
 from bitplan.sensitivity.local_errors import Choice, fitting_choices, layer_weight, quantized_weights
 from bitplan.sensitivity.price_estimate import window_prices
@@ -58,11 +58,11 @@ class Pricing:
     scales_of: ScalesOf
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     memory_limit: int = 4 * 10**9
-    outside: Sequence[OutsideCandidate] = ()
+    embeddings: Sequence[EmbeddingCandidate] = ()
     cost: float = field(default=0.0, init=False)
 
     def run(self, walk: KeptWalk) -> dict[str, Any]:
-        """Return {"prices": {layer: price by choice and window}, "outside": price by candidate and window, "block_forwards": cost}.
+        """Return {"prices": {layer: price by choice and window}, "embeddings": price by candidate and window, "block_forwards": cost}.
 
         A price is in nats per token. A layer that no token reached has none. Block-forwards: 1 for each forward and for each draw's backward
         through a block, and the share of a block's weights for each change of a layer's output.
@@ -83,7 +83,7 @@ class Pricing:
             kinds = [choice.aq for choice in self._own(layer)]
             prices[layer.name] = window_prices(whole.square(), near, kinds, scored).tolist()
         outside = squares.mean(1) / (2 * scored)
-        return {"prices": prices, "outside": outside.tolist(), "block_forwards": self.cost}
+        return {"prices": prices, "embeddings": outside.tolist(), "block_forwards": self.cost}
 
     def _reached(self, above: Tensor, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, float]]:
         return {ABOVE: above, **found}, {"cost": self.cost}
@@ -93,7 +93,7 @@ class Pricing:
     def _at_the_end(self) -> tuple[Tensor, Tensor]:
         """Return the gradient after the last block (draws, sequences, length, hidden), and what other output matrices do to the labels."""
         states = load_states(self.kept, len(self.model.blocks), self.model.device)
-        heads = [self._head_of(candidate) for candidate in self.outside]
+        heads = [self._head_of(candidate) for candidate in self.embeddings]
         others = [head for head in heads if head is not self.head]
         above = torch.empty(self.draws, *states.shape, dtype=torch.float32, device=states.device)
         products = torch.zeros(len(heads), self.draws, len(states), dtype=torch.float64)
@@ -116,7 +116,7 @@ class Pricing:
         ]
         return torch.stack(below).to(torch.float32), products
 
-    def _head_of(self, candidate: OutsideCandidate) -> Head:
+    def _head_of(self, candidate: EmbeddingCandidate) -> Head:
         return head_under(self.head, candidate.plan, self.info, QuantizedWeights(limit=0))
 
     # ----------------------------------------------------------------------------------------------------- a block
@@ -193,13 +193,13 @@ class Pricing:
     def _outside(self, above: Tensor, products: Tensor) -> Tensor:
         """Return the products (candidates, draws, sequences) with what an embedding does to the states that block 0 gets."""
         found = products.clone()
-        for number, candidate in enumerate(self.outside):
+        for number, candidate in enumerate(self.embeddings):
             if candidate.layer.token_table:
                 change = self._entering(candidate) - load_states(self.kept, 0, self.model.device)
                 found[number] += torch.linalg.vecdot(above, change.to(torch.float32)).sum(-1, dtype=torch.float64).cpu()
         return found
 
-    def _entering(self, candidate: OutsideCandidate) -> Tensor:
+    def _entering(self, candidate: EmbeddingCandidate) -> Tensor:
         """Return the states (sequences, length, hidden) that block 0 gets from the candidate's embedding."""
         caught: list[Tensor] = []
 

@@ -77,9 +77,9 @@ def size_flag(settings: Settings, wildcards: Any, input: Any) -> str:
     return f"--same-size-as {input.same_size}" if input.same_size else ""
 
 
-def selection_flag(settings: Settings, wildcards: Any, input: Any) -> str:
+def validation_flag(settings: Settings, wildcards: Any, input: Any) -> str:
     """Return the flag that names the saved validation text; empty where there is none."""
-    return f"--selection {input.selection}" if input.selection else ""
+    return f"--validation {input.validation}" if input.validation else ""
 
 
 def imatrix_flag(settings: Settings, wildcards: Any, input: Any) -> str:

@@ -80,10 +80,10 @@ def optimal_size(settings: Settings, wildcards: Any) -> list[str]:
     return [results(wildcards, "baselines", name, "model.gguf")] if name else []
 
 
-def selection_text(settings: Settings, wildcards: Any) -> list[str]:
+def validation_text(settings: Settings, wildcards: Any) -> list[str]:
     """Return the saved text that an optimal plan decides its steps on; none where it takes none."""
     plan = settings.every_plan[wildcards.plan]
-    return [results(wildcards, "selection.safetensors")] if plan.correct or plan.race else []
+    return [results(wildcards, "validation.safetensors")] if plan.correct or plan.refine else []
 
 
 def genetic_pt(settings: Settings, wildcards: Any) -> str:

@@ -40,7 +40,7 @@ def shared_text_warnings(first: Mapping[str, int]) -> list[str]:
     """Return a line for each model whose calibration and evaluation are one text, from {model: its first held-out token}."""
     return [
         f"models.{name}: calibration and evaluation are one text. Plans are compared on its tokens from {token} on,"
-        " behind those of calibration and selection."
+        " behind those of calibration and validation."
         for name, token in first.items()
         if token
     ]

@@ -67,8 +67,8 @@ def test_the_size_of_an_optimal_plan_is_an_input_and_not_a_setting():
 
 
 def test_a_plan_that_decides_no_step_on_text_reads_no_validation_text():
-    assert inputs.selection_text(settings(), job(plan="sized")) == []
-    assert inputs.selection_text(settings(), job(plan="best")) == ["results/m/selection.safetensors"]
+    assert inputs.validation_text(settings(), job(plan="sized")) == []
+    assert inputs.validation_text(settings(), job(plan="best")) == ["results/m/validation.safetensors"]
 
 
 def test_what_stands_beside_a_plan_belongs_to_its_method():

@@ -16,7 +16,7 @@ from bitplan.demo import DEMO
 from bitplan.evaluate.scores import summarize
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import open_model
-from bitplan.reference.reference import make_teacher
+from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.scores import score_gguf
 
 LIMIT = 1e-3
@@ -94,10 +94,10 @@ def base_checker(
     """
     torch.set_num_threads(threads)
     length = min(length, checkpoint.config.get("n_positions", length))
-    teacher = make_teacher(open_model(checkpoint), DEMO / "evaluation.txt", length, WINDOWS, "fp32")
+    reference = make_reference(open_model(checkpoint), DEMO / "evaluation.txt", length, WINDOWS, "fp32")
 
     def check(file: Path, shown: Path) -> None:
-        kl = summarize(score_gguf(file, teacher, threads, shown))["kl_mean"]
+        kl = summarize(score_gguf(file, reference, threads, shown))["kl_mean"]
         refuse_other_model(file, kl, limit, checkpoint.config, shown)
 
     return check

@@ -103,7 +103,7 @@ def export_plan(
     records = plan_tensors(reader, info, plan, unquantized, types=types, exact=exact)
     held = {layer for record in records for layer in record.layers}
     changed = [layer for layer in info.quantizable if plan.of(layer.name).quantized]
-    changed += [layer for layer in plan.outside(info) if not layer.tied]
+    changed += [layer for layer in plan.embeddings(info) if not layer.tied]
     missing = [layer.name for layer in changed if layer.name not in held]
     if missing:
         raise user_error(

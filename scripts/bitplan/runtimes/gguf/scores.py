@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.evaluate.scores import LogitsOf, TokenScores, score
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.llama_runtime import Runtime, opened
 
 SOUND = "Make it again from a checkpoint without NaN or Inf weights"
@@ -33,14 +33,14 @@ def _runtime_logits(runtime: Runtime, tokens: Tensor, path: Path, shown: Path) -
     return lambda window, rows: logits(window)[rows]
 
 
-def score_gguf(path: Path, teacher: Teacher, threads: int, shown: Path | None = None) -> TokenScores:
-    """Return the scores of a GGUF file, called `shown` in messages, on the teacher's tokens.
+def score_gguf(path: Path, reference: Reference, threads: int, shown: Path | None = None) -> TokenScores:
+    """Return the scores of a GGUF file, called `shown` in messages, on the reference's tokens.
 
     Raises `UserError` when its vocabulary is another, or its logits are not finite.
     """
-    with opened(path, teacher.tokens.shape[1], threads) as runtime:
-        expected = teacher.head.matrix.shape[0]
+    with opened(path, reference.tokens.shape[1], threads) as runtime:
+        expected = reference.head.matrix.shape[0]
         if runtime.vocabulary != expected:
             what = f"has {runtime.vocabulary} tokens, the model has {expected}"
             raise user_error(shown or path, what, "It was made from another model: give the file of this one")
-        return score(teacher, _runtime_logits(runtime, teacher.tokens, path, shown or path))
+        return score(reference, _runtime_logits(runtime, reference.tokens, path, shown or path))

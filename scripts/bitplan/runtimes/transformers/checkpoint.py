@@ -34,7 +34,7 @@ def stored_dtypes(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: 
     chosen = {}
     written = _kept(checkpoint)
     kept = {name for name, tensor in checkpoint.tensors.items() if tensor.key in written}
-    held = [layer for layer in plan.outside(info) if f"{layer.name}.weight" in kept]
+    held = [layer for layer in plan.embeddings(info) if f"{layer.name}.weight" in kept]
     for layer in (*info.quantizable, *held):
         form, name = weights.formats[plan.of(layer.name).wq], f"{layer.name}.weight"
         if plan.of(layer.name).weights_change:
@@ -76,7 +76,7 @@ def _changed(
     name: str, checkpoint: Checkpoint, layer: Layer | None, plan: Plan, weights: QuantizedWeights
 ) -> Iterator[Tensor]:
     """Yield the values of a tensor under the plan, in the checkpoint's layout, float32: all at once, or some rows of an embedding."""
-    if layer is not None and layer.outside:
+    if layer is not None and layer.is_embedding:
         yield from (rows for _, rows in stored_rows(checkpoint, name, layer, plan, weights))
     else:
         yield _changed_whole(name, checkpoint, layer, plan, weights)

@@ -26,8 +26,8 @@ from bitplan.models.devices import free_memory
 from bitplan.models.walk import check_finite
 from bitplan.plans.apply import QuantizedWeights, scales_span_windows
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened, held_out_teacher, teacher_on
-from bitplan.reference.reference import Teacher
+from bitplan.reference.opening import Opened, held_out_reference, reference_on
+from bitplan.reference.reference import Reference
 from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, PERPLEXITY, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text, key_of
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
@@ -36,16 +36,18 @@ from bitplan.statistics.layer_stats import read_alphas
 MOST_AT_ONCE = 8
 
 
-def texts_of(args: Namespace, model: Opened) -> tuple[Teacher | None, Teacher | None]:
+def texts_of(args: Namespace, model: Opened) -> tuple[Reference | None, Reference | None]:
     """Return the held-out text, and the one that is measured on: None where there is none. Raises `UserError`."""
     how = (model, args.length, args.sequences)
-    seen = None if args.task else teacher_on(args.calibration, *how)
+    seen = None if args.task else reference_on(args.calibration, *how)
     if args.evaluation is None:
         return None, seen
-    return (teacher_on(args.evaluation, *how) if seen is None else held_out_teacher(args.evaluation, seen, *how)), seen
+    return (
+        reference_on(args.evaluation, *how) if seen is None else held_out_reference(args.evaluation, seen, *how)
+    ), seen
 
 
-def batch_of(model: Opened, text: Teacher) -> int:
+def batch_of(model: Opened, text: Reference) -> int:
     """Return how many windows of a text run at once: up to 8, fewer where an eighth of the free memory holds no more."""
     config, length = model.model.module.config, text.tokens.shape[1]
     wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
@@ -99,7 +101,7 @@ def kept_beside(
     return replace(measure, figure=figure), kept
 
 
-def token_perplexity(model: Opened, text: Teacher, weights: QuantizedWeights) -> Measure:
+def token_perplexity(model: Opened, text: Reference, weights: QuantizedWeights) -> Measure:
     """Return the perplexity per token on a text, walked block by block."""
 
     def figure(plan: Plan) -> float:
@@ -129,7 +131,7 @@ def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weigh
     return Measure(figure, f"{task} {name}", {"evaluated_on": told}, facts)
 
 
-def held_out(model: Opened, evaluation: Teacher | None, plan: Plan, weights: QuantizedWeights) -> dict[str, float]:
+def held_out(model: Opened, evaluation: Reference | None, plan: Plan, weights: QuantizedWeights) -> dict[str, float]:
     """Return perplexity on held-out text, of the model and of the plan found; nothing without a text."""
     if evaluation is None:
         return {}

@@ -8,11 +8,11 @@ from pathlib import Path
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import warn_of_formats
-from bitplan.reference.opening import Opened, held_out_teacher, opened, teacher_on
-from bitplan.reference.reference import Teacher
+from bitplan.reference.opening import Opened, held_out_reference, opened, reference_on
+from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.file import layer_names, read_gguf
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
-from bitplan.search.optimal.refinement import RaceSettings
+from bitplan.search.optimal.refinement import RefinementSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, file_budget
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import SensitivitySettings, choice_named
@@ -49,14 +49,14 @@ def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | No
     return outputs
 
 
-def _texts(args: Namespace, model: Opened) -> tuple[Teacher, Teacher]:
+def _texts(args: Namespace, model: Opened) -> tuple[Reference, Reference]:
     """Return the text that is measured on, and the one to decide on: the tokens after the first ones, where none is given."""
     source, how = args.calibration, (model, args.length, args.sequences)
-    if args.selection is None and source.suffix == ".safetensors":
+    if args.validation is None and source.suffix == ".safetensors":
         what = "is needed to decide on corrections, and a saved text has no windows besides"
-        raise user_error("--selection", what, "Give it, or --no-correct and --no-race")
-    seen = teacher_on(source, *how)
-    return seen, held_out_teacher(args.selection or source, seen, *how)
+        raise user_error("--validation", what, "Give it, or --no-correct and --no-refine")
+    seen = reference_on(source, *how)
+    return seen, held_out_reference(args.validation or source, seen, *how)
 
 
 def _table_beside(output: Path) -> Path:
@@ -80,21 +80,21 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
     choices = [choice_named(name) for name in args.palette or PALETTE]
     palette = tuple(choice.name for choice in choices)
-    race = RaceSettings(seed=args.seed)
-    settings = OptimalSettings(palette, args.correct, args.race, args.swaps, args.groups, race)
+    refinement = RefinementSettings(seed=args.seed)
+    settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, args.groups, refinement)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
-    texts = _texts(args, model) if args.correct or args.race else (None, None)
+    texts = _texts(args, model) if args.correct or args.refine else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)
     return OptimalSearch(model, table, settings, weights, *texts, kept), settings
 
 
 def _kept(
-    args: Namespace, model: Opened, weights: QuantizedWeights, seen: Teacher | None, fresh: Teacher | None
+    args: Namespace, model: Opened, weights: QuantizedWeights, seen: Reference | None, fresh: Reference | None
 ) -> Evaluations:
     """Return what a search that was killed has evaluated, from beside the plan of the first target."""
     first = args.target_avg_bits[0] if args.target_avg_bits else None

@@ -1,7 +1,7 @@
-"""A race of plans of one size: random swaps of levels, judged on more and more windows (after EvoPress, Sieberling et al. 2024).
+"""Evolutionary refinement of plans of one size: random swaps of levels, judged on more and more windows (after EvoPress, Sieberling et al. 2024).
 
 Each generation draws offspring of the incumbent by swaps that keep the size, drops half of them after each of several rounds on more
-windows, and takes the last one if it damages less beyond chance. The race ends with the first generation that brings nothing.
+windows, and takes the last one if it damages less beyond chance. The refinement ends with the first generation that brings nothing.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ TRIES = 200
 
 
 @dataclass(frozen=True)
-class RaceSettings:
+class RefinementSettings:
     """Offspring of a generation, most generations, swaps of an offspring, windows of the first round, seed."""
 
     offspring: int = 16
@@ -60,7 +60,7 @@ def _stepped(choices: Choices, levels: list[list[int]], choice: Choice, layer: i
 
 
 def offspring_of(
-    choices: Choices, choice: Choice, budget: float, settings: RaceSettings, rng: np.random.Generator
+    choices: Choices, choice: Choice, budget: float, settings: RefinementSettings, rng: np.random.Generator
 ) -> list[Choice]:
     """Return unlike choices of about the incumbent's size, none above the budget; fewer where swaps find no more."""
     found: dict[bytes, Choice] = {}
@@ -73,8 +73,8 @@ def offspring_of(
     return list(found.values())
 
 
-def race(
-    choices: Choices, choice: Choice, budget: float, measure: MeasureSome, windows: int, settings: RaceSettings
+def refine(
+    choices: Choices, choice: Choice, budget: float, measure: MeasureSome, windows: int, settings: RefinementSettings
 ) -> tuple[Choice, int]:
     """Return the choice that no offspring beats beyond chance on `windows` windows, and how many generations were run."""
     rng, incumbent = np.random.default_rng(settings.seed), choice

@@ -1,4 +1,4 @@
-"""The optimal search on a model: exact allocation from a measured table, then correction and race, each kept only if fresh text confirms it."""
+"""The optimal search on a model: exact allocation from a measured table, then correction and refinement, each kept only if fresh text confirms it."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import Teacher
+from bitplan.reference.reference import Reference
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, allocate, allocation_problem, reach
 from bitplan.search.damage import PlanDamage, part_of
@@ -26,7 +26,7 @@ from bitplan.search.evaluations import Evaluations
 from bitplan.search.knapsack.choices import as_choice
 from bitplan.search.optimal.correction import corrected
 from bitplan.search.optimal.paired import Difference, difference
-from bitplan.search.optimal.refinement import RaceSettings, race
+from bitplan.search.optimal.refinement import RefinementSettings, refine
 from bitplan.sensitivity.table import SensitivityTable, check_known
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ Choice = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class OptimalSettings:
-    """Which steps are taken after the exact solution: `correct` measures up to `swaps` steps in place, `race` swaps at one size.
+    """Which steps are taken after the exact solution: `correct` measures up to `swaps` steps in place, `refine` swaps at one size.
 
     `groups` says what shares a format: the experts of a projection (a GGUF's tensors), fusion groups (q, k and v; gate and up), nothing;
     None: experts where the palette is of GGUF types, fusion groups elsewhere.
@@ -46,10 +46,10 @@ class OptimalSettings:
 
     palette: tuple[str, ...]
     correct: bool = True
-    race: bool = False
+    refine: bool = False
     swaps: int = 24
     groups: str | None = None
-    race_settings: RaceSettings = field(default_factory=RaceSettings)
+    refinement_settings: RefinementSettings = field(default_factory=RefinementSettings)
 
     def groups_of(self, info: ModelInfo, layers: Sequence[str]) -> tuple[str, ...]:
         """Return the group of each layer of a table, "" for a layer alone."""
@@ -135,7 +135,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
             form = formats.get(layer.name, "bf16")
             asked = problem.table.asked.get((layer.name, form), ()) if layer.protected else palette
             notes = {"category": layer.category, **substitute_note(asked, form, layer)}
-            lifted = {"outside": True} if layer.name in outside and layer.name in formats else {}
+            lifted = {"embeddings": True} if layer.name in outside and layer.name in formats else {}
             layers[layer.name] = LayerPlan(*astuple(pair_named(form)), notes=notes, **lifted)
         return Plan(layers)
 
@@ -146,15 +146,15 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
 class OptimalSearch:
     """The search from one table for several targets. `calibration` is what was measured on, `fresh` text that it has not seen.
 
-    Both may be None where neither correction nor race is asked for. Evaluations are `kept` until the results are written.
+    Both may be None where neither correction nor refinement is asked for. Evaluations are `kept` until the results are written.
     """
 
     model: Opened
     table: SensitivityTable
     settings: OptimalSettings
     weights: QuantizedWeights
-    calibration: Teacher | None = None
-    fresh: Teacher | None = None
+    calibration: Reference | None = None
+    fresh: Reference | None = None
     kept: Evaluations = field(default_factory=Evaluations)
 
     def __post_init__(self) -> None:
@@ -162,12 +162,12 @@ class OptimalSearch:
         self.problem = allocation_problem(self.table, Constraints(groups))
         self._plan_of = plan_maker(self.problem, self.model.info, self.settings.palette)
         if self._steps and (self.fresh is None or len(self.fresh.tokens) < FEWEST_WINDOWS):
-            what = f"correction and race are decided on it, and it has fewer than {FEWEST_WINDOWS} windows"
-            raise user_error("--selection", what, "Give more text, or --no-correct and --no-race")
+            what = f"correction and refinement are decided on it, and it has fewer than {FEWEST_WINDOWS} windows"
+            raise user_error("--validation", what, "Give more text, or --no-correct and --no-refine")
 
     @property
     def _steps(self) -> bool:
-        return self.settings.correct or self.settings.race
+        return self.settings.correct or self.settings.refine
 
     def budget(self, target_avg_bits: float) -> float:
         """Return the budget of a target in bytes. Raises `UserError` naming what can be reached."""
@@ -201,7 +201,7 @@ class OptimalSearch:
         }
         return self._plan_of(choice), figures
 
-    def _damage(self, text: Teacher, name: str) -> PlanDamage:
+    def _damage(self, text: Reference, name: str) -> PlanDamage:
         return PlanDamage(self.model, text, self.weights, self._plan_of, kept=self.kept, text=name)
 
     def _improved(self, choice: Choice, budget: float) -> tuple[Choice, list[Stage]]:
@@ -210,7 +210,7 @@ class OptimalSearch:
         seen = self._damage(self.calibration, "calibration")
         wanted = {
             "correction": (self.settings.correct, self._correct, part_of(self.fresh, 0, half)),
-            "race": (self.settings.race, self._race, part_of(self.fresh, half, len(self.fresh.tokens))),
+            "refine": (self.settings.refine, self._refine, part_of(self.fresh, half, len(self.fresh.tokens))),
         }
         stages = []
         for name, (asked, step, text) in wanted.items():
@@ -220,7 +220,7 @@ class OptimalSearch:
         return choice, stages
 
     def _decided(
-        self, name: str, step: Callable, choice: Choice, budget: float, seen: PlanDamage, text: Teacher
+        self, name: str, step: Callable, choice: Choice, budget: float, seen: PlanDamage, text: Reference
     ) -> tuple[Choice, Stage]:
         """Return the choice after one step, or before it where fresh text does not confirm that it damages less."""
         before, counted = self.model.model.tokens_forwarded, seen.evaluations
@@ -236,8 +236,10 @@ class OptimalSearch:
     def _correct(self, choice: Choice, budget: float, seen: PlanDamage) -> Choice:
         return corrected(self.problem.choices, choice, budget, seen.by_window, self.settings.swaps)[0]
 
-    def _race(self, choice: Choice, budget: float, seen: PlanDamage) -> Choice:
-        return race(self.problem.choices, choice, budget, seen.by_window, seen.windows, self.settings.race_settings)[0]
+    def _refine(self, choice: Choice, budget: float, seen: PlanDamage) -> Choice:
+        return refine(
+            self.problem.choices, choice, budget, seen.by_window, seen.windows, self.settings.refinement_settings
+        )[0]
 
 
 def summary_of(

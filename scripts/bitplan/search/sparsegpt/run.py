@@ -18,7 +18,7 @@ from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.compressed import FOLDER, LISTED
 from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
 from bitplan.reference.opening import Opened
-from bitplan.reference.reference import load_teacher, make_teacher
+from bitplan.reference.reference import load_reference, make_reference
 from bitplan.reference.text import text_digest
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
@@ -34,7 +34,7 @@ def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:
     if evaluation is None or not Path(dataset).exists():
         return 0
     if Path(dataset).suffix == ".safetensors":
-        seen = load_teacher(Path(dataset), model.checkpoint, model.info.fingerprint).source
+        seen = load_reference(Path(dataset), model.checkpoint, model.info.fingerprint).source
         same = seen is not None and seen.sha256 == text_digest(evaluation)
         return seen.stop if same else 0
     if text_digest(Path(dataset)) == text_digest(evaluation):
@@ -123,7 +123,7 @@ def print_scores(model: Opened, plan: Plan, text: Path | None, length: int, skip
     """Print perplexity and KL of the compressed model on a text after its first `skip` tokens, if one was given."""
     if text is None:
         return
-    teacher = make_teacher(model.model, text, length, None, model.dtype, skip)
-    figures = summarize(score_plan(model.model, model.info, plan, teacher, QuantizedWeights(limit=0)))
+    reference = make_reference(model.model, text, length, None, model.dtype, skip)
+    figures = summarize(score_plan(model.model, model.info, plan, reference, QuantizedWeights(limit=0)))
     print(f"perplexity {figures['ppl']:.4f} (full precision {figures['base_ppl']:.4f}) on {figures['tokens']} tokens")
     print(f"KL {figures['kl_mean']:.6f} nats per token, top-1 agreement {100 * figures['top1_agreement']:.2f} %")

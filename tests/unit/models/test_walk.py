@@ -1,0 +1,266 @@
+"""The walk: the same numbers as a plain forward, plans applied as blocks are loaded, nothing quantized twice."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from bitplan.core.errors import UserError
+from bitplan.evaluate.perplexity import plan_nll, score_plan
+from bitplan.evaluate.scores import summarize
+from bitplan.formats.table import FORMATS
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.layers import describe
+from bitplan.models.walk import TOKENS_PER_BATCH, Block, open_model
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.reference.head import Head
+from bitplan.reference.head_check import check_head
+from bitplan.reference.reference import load_reference, make_reference, reference_from, save_reference
+
+
+@pytest.fixture(scope="module")
+def opened(tiny):
+    checkpoint = Checkpoint.open(tiny)
+    return checkpoint, describe(checkpoint), open_model(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def reference(opened, demo):
+    return make_reference(opened[2], demo / "evaluation.txt", 64, 9, "fp32")
+
+
+def plain_nll(module, tokens: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits = module(input_ids=tokens).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(
+        len(tokens), -1
+    )
+
+
+def test_the_walk_gives_the_nll_of_a_plain_forward(opened, reference, tiny):
+    _, info, model = opened
+    module = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    ours = plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights())
+    assert ours.mean().item() == pytest.approx(plain_nll(module, reference.tokens).mean().item(), rel=1e-5)
+
+
+def test_the_bundled_model_gives_the_nll_of_a_plain_forward(demo):
+    checkpoint = Checkpoint.open(demo / "model")
+    info, model = describe(checkpoint), open_model(checkpoint)
+    made = make_reference(model, demo / "evaluation.txt", 256, 8, "fp32")
+    module = AutoModelForCausalLM.from_pretrained(demo / "model", dtype=torch.float32)
+    ours = plan_nll(model, info, uniform(info, "bf16"), made, QuantizedWeights())
+    assert ours.mean().item() == pytest.approx(plain_nll(module, made.tokens).mean().item(), rel=1e-5)
+
+
+def test_a_quantized_walk_gives_the_nll_of_a_model_quantized_by_hand(opened, reference, tiny):
+    _, info, model = opened
+    module = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    hooks = []
+    for layer in info.quantizable:
+        part = module.get_submodule(layer.name)
+        part.weight.data = FORMATS["mxfp4"].roundtrip(part.weight.data)
+        hooks.append(part.register_forward_pre_hook(lambda m, args: (FORMATS["mxfp8"].roundtrip(args[0]),)))
+    ours = plan_nll(model, info, uniform(info, "mxfp4", "mxfp8"), reference, QuantizedWeights())
+    assert torch.allclose(ours, plain_nll(module, reference.tokens), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_changes_only_the_layers_that_it_names(opened, reference):
+    _, info, model = opened
+    seen = {}
+
+    def visit(block: Block, hidden, forward):
+        from bitplan.plans.apply import quantize_weights_
+
+        before = {name: part.weight.clone() for name, part in block.layers.items()}
+        quantize_weights_(block, plan, {layer.name: layer for layer in info.layers}, QuantizedWeights())
+        seen.update({name: not torch.equal(part.weight, before[name]) for name, part in block.layers.items()})
+        return forward(hidden)
+
+    one = "model.layers.1.mlp.up_proj"
+    plan = Plan({one: LayerPlan("mxfp4")})
+    model.run(reference.tokens, visit)
+    assert {name for name, changed in seen.items() if changed} == {one} and len(seen) == 14
+
+
+def test_the_same_model_runs_plain_again_after_a_plan(opened, reference):
+    _, info, model = opened
+    first = plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights())
+    plan_nll(model, info, uniform(info, "mxfp4", "mxfp4"), reference, QuantizedWeights())
+    assert torch.equal(first, plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights()))
+
+
+def test_a_second_plan_quantizes_only_what_the_first_one_did_not(opened, reference):
+    _, info, model = opened
+    weights = QuantizedWeights()
+    score_plan(model, info, uniform(info, "mxfp4"), reference, weights)
+    assert weights.made == 14
+    mixed = Plan({**uniform(info, "mxfp4").layers, "model.layers.0.mlp.up_proj": LayerPlan("mxfp8")})
+    score_plan(model, info, mixed, reference, weights)
+    assert weights.made == 15
+
+
+def test_a_store_that_is_too_small_for_all_still_spares_what_it_holds(opened, reference):
+    _, info, model = opened
+    plan, some = uniform(info, "mxfp8"), QuantizedWeights()
+    plan_nll(model, info, plan, reference, some)
+    half = QuantizedWeights(limit=some._used // 2)
+    for _ in range(2):
+        plan_nll(model, info, plan, reference, half)
+    assert 14 < half.made < 28 and half._used <= half.limit
+
+
+@pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "int4", "q8_0"])
+def test_a_kept_weight_is_the_weight_that_was_quantized(name):
+    from bitplan.plans.apply import LayerPlan as Made
+
+    weight, weights = torch.randn(8, 256), QuantizedWeights()
+    wanted = FORMATS[name].roundtrip(weight)
+    assert all(torch.equal(weights.get("l", weight, Made(name)), wanted) for _ in range(2)) and weights.made == 1
+
+
+def test_quantized_weights_over_the_limit_are_not_kept_and_the_result_is_the_same(opened, reference):
+    _, info, model = opened
+    plan = uniform(info, "int4")
+    some, none = QuantizedWeights(), QuantizedWeights(limit=0)
+    assert torch.equal(plan_nll(model, info, plan, reference, some), plan_nll(model, info, plan, reference, none))
+    plan_nll(model, info, plan, reference, none)
+    assert none.made == 28 and some.made == 14
+
+
+def test_only_one_block_has_weights_at_a_time(opened, reference):
+    _, _, model = opened
+    loaded = []
+
+    def visit(block, hidden, forward):
+        loaded.append([i for i, part in enumerate(model.blocks) if not next(part.parameters()).is_meta])
+        return forward(hidden)
+
+    model.run(reference.tokens, visit)
+    assert loaded == [[0], [1]] and all(p.is_meta for part in model.blocks for p in part.parameters())
+
+
+def test_a_padding_token_outside_the_text_does_not_disturb(tiny, reference, tmp_path):
+    import json
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "m")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"pad_token_id": 2000}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    assert open_model(Checkpoint.open(tmp_path / "m")).run(reference.tokens).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["phi", "granite", "cohere", "gemma2", "opt", "gpt2"])
+def test_heads_with_bias_scale_or_soft_cap_give_the_nll_of_a_plain_forward(family, tmp_path):
+    config = AutoConfig.for_model(family, **SMALL.get(family, SMALL["llama"]))
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    made.save_pretrained(tmp_path)
+    tokens = torch.randint(3, 256, (3, 32), generator=torch.Generator().manual_seed(1))
+    checkpoint = Checkpoint.open(tmp_path)
+    model = open_model(checkpoint)
+    walked = reference_from(checkpoint, tokens, model.run(tokens), "fp32")
+    with torch.inference_mode():
+        wanted = made(input_ids=tokens).logits[:, :-1]
+    ours = torch.stack([walked.head.logits(hidden[:-1]) for hidden in walked.hidden])
+    assert torch.allclose(ours, wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+SMALL = {
+    "llama": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+    },
+    "opt": {
+        "vocab_size": 256,
+        "hidden_size": 32,
+        "ffn_dim": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "word_embed_proj_dim": 32,
+        "max_position_embeddings": 64,
+    },
+    "gpt2": {"vocab_size": 256, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+}
+
+
+def test_a_family_with_a_head_of_its_own_is_refused_and_not_scored_wrongly(tmp_path):
+    config = AutoConfig.for_model("cohere", **SMALL["llama"])
+    made = AutoModelForCausalLM.from_config(config)
+    made.save_pretrained(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    model = open_model(checkpoint)
+    hidden = model.run(torch.arange(3, 35).view(2, 16))
+    check_head(model, Head.of(checkpoint), hidden)
+    with pytest.raises(UserError, match="family 'cohere' makes logits"):
+        check_head(model, replace(Head.of(checkpoint), scale=1.0), hidden)
+    assert model.run(torch.arange(3, 35).view(2, 16)).equal(hidden)
+
+
+def test_batches_do_not_change_the_result(opened, reference):
+    _, _, model = opened
+    whole = model.run(reference.tokens)
+    model.tokens_per_batch = 64
+    try:
+        assert torch.allclose(whole, model.run(reference.tokens), atol=1e-5)
+    finally:
+        model.tokens_per_batch = TOKENS_PER_BATCH
+
+
+def test_kl_of_the_model_with_itself_is_zero_and_of_a_plan_is_positive(opened, reference):
+    _, info, model = opened
+    same = summarize(score_plan(model, info, uniform(info, "bf16"), reference, QuantizedWeights()))
+    other = summarize(score_plan(model, info, uniform(info, "int3"), reference, QuantizedWeights()))
+    assert abs(same["kl_mean"]) < 1e-9 and same["top1_agreement"] == 1 and same["ln_ppl_ratio"] == 0
+    assert other["kl_mean"] > 1e-4 and other["tokens"] == 9 * 63
+
+
+def test_scores_follow_their_formulas(opened, reference):
+    _, info, model = opened
+    scores = score_plan(model, info, uniform(info, "int3"), reference, QuantizedWeights())
+    figures = summarize(scores)
+    by_window = scores.nll.double().mean(1)
+    assert figures["ppl"] == pytest.approx(math.exp(scores.nll.double().mean().item()))
+    assert figures["nll_error"] == pytest.approx((by_window.std() / math.sqrt(9)).item())
+    paired = (scores.nll - scores.reference_nll).double().mean(1)
+    assert figures["ln_ppl_ratio_error"] == pytest.approx((paired.std() / 3).item())
+
+
+def test_a_saved_reference_is_the_reference_and_belongs_to_its_model_and_dtype(opened, reference, demo, tmp_path):
+    checkpoint, info, _ = opened
+    path = tmp_path / "evaluation.safetensors"
+    save_reference(path, reference, info.fingerprint, demo / "evaluation.txt")
+    again = load_reference(path, checkpoint, info.fingerprint, "fp32")
+    assert torch.equal(again.tokens, reference.tokens) and torch.equal(again.hidden, reference.hidden)
+    first = path.read_bytes()
+    save_reference(path, reference, info.fingerprint, demo / "evaluation.txt")
+    assert path.read_bytes() == first
+    with pytest.raises(UserError, match="another model"):
+        load_reference(path, checkpoint, "x")
+    with pytest.raises(UserError, match="computed in fp32"):
+        load_reference(path, checkpoint, info.fingerprint, "bf16")
+
+
+def test_the_shared_model_has_its_known_perplexities(assets):
+    checkpoint = Checkpoint.open(assets / "tinystories-656k")
+    info, model = describe(checkpoint), open_model(checkpoint)
+    made = make_reference(model, assets / "tinystories-text" / "stories.txt", 512, None, "fp32")
+    weights = QuantizedWeights()
+    known = {("bf16", "bf16"): 1.0, ("mxfp4", "bf16"): 1.12, ("mxfp8", "mxfp8"): 1.02, ("mxfp4", "mxfp4"): 1.34}
+    for (wq, aq), rise in known.items():
+        figures = summarize(score_plan(model, info, uniform(info, wq, aq), made, weights))
+        assert figures["base_ppl"] == pytest.approx(38.881, abs=0.001)
+        assert figures["ppl"] / figures["base_ppl"] == pytest.approx(rise, abs=0.006)
+        assert figures["tokens"] == 118_552

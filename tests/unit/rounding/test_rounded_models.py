@@ -1,0 +1,343 @@
+"""Rounded plans on whole models: resumption, plans and their codes, checkpoints, GGUF files that hold the very codes, the command."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader, dequantize
+from transformers import AutoModelForCausalLM
+
+import bitplan.rounding.model as rounding_model
+from bitplan.core.errors import UserError
+from bitplan.evaluate.perplexity import plan_nll
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, read_plan, uniform, write_plan
+from bitplan.rounding.model import RoundingSettings, round_plan
+from bitplan.rounding.tuning import TuningSettings
+from bitplan.runtimes.gguf.convert import convert
+from bitplan.runtimes.gguf.export import base_file, export_plan
+from bitplan.runtimes.gguf.file import plan_tensors, rewrite
+from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from tests.conftest import ROOT
+from tests.families import FAMILIES, TEXT, make_family
+from tests.unit.search.test_sparsegpt_models import Opened, damage
+
+FEW_STEPS = RoundingSettings("tuned", tuning=TuningSettings(5, 64))
+BLOCK_OF_32 = ("q8_0", "q4_0", "q5_1", "iq4_nl")
+
+
+def mixed(info, *formats: str) -> Plan:
+    """A plan whose layers have some formats in turn."""
+    layers = {
+        layer.name: LayerPlan(formats[i % len(formats)], group_size=32) for i, layer in enumerate(info.quantizable)
+    }
+    return Plan({layer.name: layers.get(layer.name, LayerPlan()) for layer in info.layers})
+
+
+def rounded(made: Opened, plan: Plan, folder, settings: RoundingSettings | None = None) -> Plan:
+    return round_plan(made.model, made.info, plan, made.reference.tokens, settings or RoundingSettings(), folder)[0]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2", "mixtral", "gemma2", "opt"])
+def family(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    made = Opened(make_family(request.param, folder / "model"))
+    return request.param, made, rounded(made, mixed(made.info, *BLOCK_OF_32), folder / "rounded")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return Opened(make_family("llama", tmp_path_factory.mktemp("llama") / "model"))
+
+
+@pytest.fixture(scope="module")
+def bundled(demo):
+    made = Opened(demo / "model")
+    from bitplan.reference.reference import make_reference
+
+    made.reference = make_reference(made.model, demo / "calibration.txt", 256, 24, "fp32")
+    made.held_out = make_reference(made.model, demo / "evaluation.txt", 256, 4, "fp32")
+    return made
+
+
+# ------------------------------------------------------------------------------------------------------------- the walk
+
+
+def test_on_a_trained_model_it_halves_the_damage_of_rounding_to_nearest(bundled, tmp_path):
+    for name in ("q4_k", "int3"):
+        plan = uniform(bundled.info, name, group_size=None if name == "q4_k" else 32)
+        assert damage(bundled, rounded(bundled, plan, tmp_path / name)) < 0.65 * damage(bundled, plan)
+
+
+def test_tuned_codes_damage_a_trained_model_less_than_those_of_feedback(bundled, tmp_path):
+    plan = uniform(bundled.info, "q4_k")
+    tuned = RoundingSettings("tuned", tuning=TuningSettings(40, 2048))
+    ours, start = (rounded(bundled, plan, tmp_path / how.rounding, how) for how in (tuned, RoundingSettings()))
+    assert damage(bundled, ours) < 0.95 * damage(bundled, start)
+
+
+def test_tuning_keeps_the_full_precision_models_own_states_as_its_target(llama, tmp_path, monkeypatch):
+    seen = []
+    real = rounding_model.tune_
+
+    def note(modules, found, hidden, target, *rest):
+        seen.append((hidden.clone(), target.clone()))
+        return real(modules, found, hidden, target, *rest)
+
+    monkeypatch.setattr(rounding_model, "tune_", note)
+    rounded(llama, uniform(llama.info, "int2"), tmp_path / "r", FEW_STEPS)
+    whole = []
+    llama.model.run(
+        llama.reference.tokens, lambda block, hidden, forward: whole.append(forward(hidden)) or whole[-1].clone()
+    )
+    assert [torch.equal(target, states) for (_, target), states in zip(seen, whole, strict=True)] == [True, True]
+    assert not torch.allclose(seen[1][0], whole[0])
+
+
+@pytest.mark.parametrize("aq", ["bf16", "mxfp4", "int8_token"])
+def test_gradients_pass_quantized_inputs(llama, tmp_path, aq, caplog):
+    caplog.set_level("INFO")
+    rounded(
+        llama,
+        uniform(llama.info, "int3", aq, 32),
+        tmp_path / "r",
+        RoundingSettings("tuned", tuning=TuningSettings(20, 96)),
+    )
+    told = [record.args for record in caplog.records if record.msg.startswith("block %d")]
+    assert len(told) == 2 and all(after < before for _, before, after in told)
+
+
+def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, tmp_path, monkeypatch):
+    seen = {}
+    real = rounding_model.round_layer
+
+    def note(asked, *how):
+        seen[asked.name] = asked.hessian.clone()
+        return real(asked, *how)
+
+    monkeypatch.setattr(rounding_model, "round_layer", note)
+    for name in ("int2", "int8"):
+        rounded(llama, uniform(llama.info, name), tmp_path / name)
+        seen[name] = seen["model.layers.0.self_attn.q_proj"], seen["model.layers.1.self_attn.q_proj"]
+    (first, second), (also_first, other) = seen["int2"], seen["int8"]
+    assert torch.equal(first, also_first) and not torch.allclose(second, other)
+
+
+@pytest.mark.parametrize("settings", [RoundingSettings(), FEW_STEPS], ids=["feedback", "tuned"])
+def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_path, monkeypatch, settings):
+    plan = mixed(llama.info, "q4_0", "int4", "mxfp4")
+    whole = rounded(llama, plan, tmp_path / "whole", settings)
+    real, asked = rounding_model.round_layer, []
+
+    def stops(layer, *how):
+        asked.append(layer.name)
+        if ".layers.1." in layer.name:
+            raise KeyboardInterrupt
+        return real(layer, *how)
+
+    monkeypatch.setattr(rounding_model, "round_layer", stops)
+    with pytest.raises(KeyboardInterrupt):
+        rounded(llama, plan, tmp_path / "again", settings)
+    assert (tmp_path / "again.partial").is_dir() and not (tmp_path / "again").exists()
+    monkeypatch.setattr(
+        rounding_model, "round_layer", lambda layer, *how: asked.append(layer.name) or real(layer, *how)
+    )
+    asked.clear()
+    again = rounded(llama, plan, tmp_path / "again", settings)
+    assert asked and not any(".layers.0." in name for name in asked) and not (tmp_path / "again.partial").exists()
+    assert again.rounded.digest == whole.rounded.digest
+    assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
+        p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_what_a_run_with_other_settings_has_left_is_not_gone_on_from(llama, tmp_path, monkeypatch):
+    real = rounding_model.round_layer
+
+    def stops(layer, *how):
+        if ".layers.1." in layer.name:
+            raise KeyboardInterrupt
+        return real(layer, *how)
+
+    plan = uniform(llama.info, "int4")
+    monkeypatch.setattr(rounding_model, "round_layer", stops)
+    with pytest.raises(KeyboardInterrupt):
+        rounded(llama, plan, tmp_path / "r", RoundingSettings(damping=0.1))
+    monkeypatch.setattr(rounding_model, "round_layer", real)
+    made = rounded(llama, plan, tmp_path / "r")
+    assert made.rounded.digest == rounded(llama, plan, tmp_path / "other").rounded.digest
+
+
+def test_layers_without_codes_and_those_outside_the_blocks_are_left_as_the_plan_has_them(llama, tmp_path):
+    plan = mixed(llama.info, "int4", "bf16", "fp16")
+    made = rounded(llama, plan, tmp_path / "r")
+    assert {name for name in plan.layers if name in made.rounded} == {
+        name for name, asked in plan.layers.items() if asked.wq == "int4"
+    }
+    with pytest.raises(UserError, match="nothing to round"):
+        rounded(llama, uniform(llama.info, "bf16"), tmp_path / "none")
+
+
+def test_with_activation_formats_layers_are_rounded_for_the_quantized_inputs(llama, tmp_path):
+    plain, quantized = (rounded(llama, uniform(llama.info, "int4", aq), tmp_path / aq) for aq in ("bf16", "mxfp4"))
+    assert plain.rounded.digest != quantized.rounded.digest
+    name = "model.layers.0.self_attn.q_proj"
+    assert not torch.equal(plain.rounded.weight(name), quantized.rounded.weight(name))
+
+
+# ------------------------------------------------------------------------------------------------------ plans and codes
+
+
+@pytest.fixture
+def written(llama, tmp_path):
+    made = rounded(llama, mixed(llama.info, "int4", "mxfp8_e5m2", "q4_0"), tmp_path / "made" / "rounded")
+    write_plan(tmp_path / "made" / "plan.json", made, LayerPlan(), llama.info, "search_summary")
+    return tmp_path / "made" / "plan.json", made
+
+
+def test_a_plan_that_is_written_and_read_has_the_same_weights(written, llama, tmp_path):
+    path, made = written
+    again = read_plan(path, llama.info)
+    assert again.rounded.rounding == "feedback"
+    write_plan(tmp_path / "copy" / "plan.json", again, LayerPlan(), llama.info, "search_summary")
+    copy = read_plan(tmp_path / "copy" / "plan.json", llama.info)
+    for layer in llama.info.quantizable:
+        assert torch.equal(copy.rounded.weight(layer.name), made.rounded.weight(layer.name))
+    wanted = plan_nll(llama.model, llama.info, made, llama.reference, QuantizedWeights())
+    assert torch.equal(plan_nll(llama.model, llama.info, copy, llama.reference, QuantizedWeights()), wanted)
+    plain = plan_nll(llama.model, llama.info, replace(made, rounded=None), llama.reference, QuantizedWeights())
+    assert not torch.equal(plain, wanted)
+
+
+def test_a_plan_whose_formats_were_changed_after_rounding_is_refused(written, llama):
+    path, _ = written
+    content = json.loads(path.read_text())
+    entry = next(entry for entry in content["overrides"] if entry.get("wq") == "int4")
+    entry["wq"] = "int3"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"{entry['pattern']}: asks for int3 in blocks of 32, and was rounded to int4"):
+        read_plan(path, llama.info)
+
+
+@pytest.mark.parametrize("how", ["absent", "other digest", "cut short"])
+def test_codes_that_are_not_the_plans_are_refused(written, llama, how):
+    path, _ = written
+    if how == "absent":
+        shutil.rmtree(path.parent / "rounded")
+    if how == "other digest":
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "rounded": {**content["rounded"], "sha256": "0" * 64}}))
+    if how == "cut short":
+        block = path.parent / "rounded" / "block-00000.safetensors"
+        block.write_bytes(block.read_bytes()[:100])
+    with pytest.raises(UserError):
+        read_plan(path, llama.info)
+
+
+def test_a_checkpoint_holds_the_rounded_values(written, llama, tmp_path):
+    _, made = written
+    write_checkpoint(tmp_path / "o", llama.checkpoint, llama.info, made, QuantizedWeights())
+    module = AutoModelForCausalLM.from_pretrained(tmp_path / "o")
+    for layer in llama.info.quantizable:
+        assert torch.equal(module.get_submodule(layer.name).weight, made.rounded.weight(layer.name))
+
+
+# ----------------------------------------------------------------------------------------------------------------- GGUF
+
+
+@pytest.fixture(scope="module")
+def base_of_llama(llama, tmp_path_factory):
+    path = tmp_path_factory.mktemp("base") / "base.gguf"
+    convert(llama.checkpoint, path)
+    return path
+
+
+def values_in(path) -> dict[str, np.ndarray]:
+    return {t.name: dequantize(t.data, t.tensor_type) for t in GGUFReader(path).tensors}
+
+
+def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tmp_path):
+    name, made, plan = family
+    if not FAMILIES[name].gguf:
+        pytest.skip("llama.cpp does not know this family")
+    with base_file(None, made.checkpoint, tmp_path, made.info, plan) as base:
+        report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f16", {}, 1)
+    values, exact = values_in(tmp_path / "o.gguf"), 0
+    for record in report["tensors"]:
+        if record["layers"] == 1 and record["layer"] in plan.rounded:
+            own = plan.rounded.weight(record["layer"]).numpy()
+            stored = values[record["tensor"]]
+            order = lambda rows: rows[np.lexsort(rows.T)]  # noqa: E731
+            assert np.array_equal(order(stored), order(own)) and record["why"] == ""
+            exact += 1
+    assert report["rounded"]["exact"] >= exact > 0
+    wanted = plan_nll(made.model, made.info, plan, made.reference, QuantizedWeights()).double().mean().item()
+    scores = score_gguf(tmp_path / "o.gguf", made.reference, 1)
+    tolerance = 0.01 if report["rounded"]["exact"] == report["rounded"]["layers"] else 0.1
+    assert scores.nll.double().mean().item() == pytest.approx(wanted, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("mxfp4_mse", "MXFP4"), ("int4", "Q4_0"), ("int5", "Q5_0"), ("int8", "Q8_0")]
+)
+def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_llama, name, kind, tmp_path):
+    plan = rounded(llama, uniform(llama.info, name, group_size=32), tmp_path / "r")
+    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1, match="distortion")
+    held = [record for record in report["tensors"] if record["layer"] in plan.rounded]
+    assert {record["written"] for record in held} == {kind} and not any(record["why"] for record in held)
+    own = plan.rounded.weight("model.layers.0.mlp.down_proj").numpy()
+    assert np.array_equal(values_in(tmp_path / "o.gguf")["blk.0.ffn_down.weight"], own)
+
+
+def test_codes_that_no_type_holds_are_said_not_to_be_in_the_file(llama, base_of_llama, tmp_path):
+    plan = rounded(llama, uniform(llama.info, "int3", group_size=32), tmp_path / "r")
+    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
+    assert report["rounded"] == {"rounding": "feedback", "layers": len(llama.info.quantizable), "exact": 0}
+    told = [record["why"] for record in report["tensors"] if record["layer"] in plan.rounded]
+    assert all("rounded to nearest" in why for why in told)
+
+
+def half_precision(base, made: Opened):
+    return plan_tensors(GGUFReader(base), made.info, uniform(made.info, "bf16"), "f16")
+
+
+def test_a_base_file_that_does_not_hold_the_checkpoints_values_is_refused(llama, base_of_llama, tmp_path):
+    plan = rounded(llama, uniform(llama.info, "q4_0"), tmp_path / "r")
+    rewrite(base_of_llama, tmp_path / "half.gguf", half_precision(base_of_llama, llama), {}, 1)
+    with pytest.raises(UserError, match="holds other values"):
+        export_plan(tmp_path / "half.gguf", tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
+    assert not (tmp_path / "o.gguf").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_rounds_a_plan_and_every_later_command_uses_its_codes(command, tmp_path):
+    (tmp_path / "config.json").write_text('{"default": {"wq": "q3_k"}}')
+    model = ROOT / "demo" / "model"
+    windows = ("--sequences", 2, "--length", 64, "--threads", 1)
+    made = command("round_model.py", "--model", model, "--plan", tmp_path / "config.json", "--calibration", TEXT,
+                   "--output", tmp_path / "r", *windows)  # fmt: skip
+    assert "28 layers rounded, 28 by feedback" in made.stdout
+    assert len((tmp_path / "r" / "rounding.tsv").read_text().splitlines()) == 29
+    plan = tmp_path / "r" / "plan.json"
+    text = ("--text", ROOT / "demo" / "evaluation.txt")
+    command("quantize_model.py", "--model", model, "--layer-config", plan, "--output", tmp_path / "q")
+    for flags, name in ((("--model", model, "--plan", plan), "plan"), (("--model", tmp_path / "q"), "folder")):
+        command("perplexity.py", *flags, *text, *windows, "--output", tmp_path / f"{name}.json")
+    ours, theirs = (json.loads((tmp_path / f"{name}.json").read_text())["ppl"] for name in ("plan", "folder"))
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    command("export_gguf.py", "--model", model, "--plan", plan, "--output", tmp_path / "o.gguf",
+            "--report", tmp_path / "o.json")  # fmt: skip
+    assert json.loads((tmp_path / "o.json").read_text())["rounded"] == {
+        "rounding": "feedback",
+        "layers": 28,
+        "exact": 28,
+    }
+    again = command("round_model.py", "--model", model, "--plan", plan, "--calibration", TEXT, "--output",
+                    tmp_path / "r", *windows, ok=False)  # fmt: skip
+    assert "is the folder of the plan that is read" in again.stderr and "Traceback" not in again.stderr

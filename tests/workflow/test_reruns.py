@@ -16,7 +16,8 @@ from pydantic import BaseModel
 
 from bitplan.config.plan_settings import METHODS
 from bitplan.config.settings import Settings
-from bitplan.workflow.code_versions import SCRIPTS, content_hashes, files_behind
+from bitplan.workflow.code_versions import content_hashes, files_behind
+from tests.conftest import SCRIPTS
 from tests.workflow.conftest import Finished, snakemake, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
 from tests.workflow.rerun_tables import BESIDE, CHANGES, COMMANDS, CONFIG, FILES, MODULES, PLAN_SETTINGS, SETTINGS

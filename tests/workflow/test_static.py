@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SCRIPTS
 from tests.workflow.conftest import snakemake
 
 
@@ -150,7 +150,7 @@ CALLS = sorted(
 
 def third_party(command: str) -> set[str]:
     """The packages that a command and the local code behind it import, anywhere in it."""
-    from bitplan.workflow.code_versions import SCRIPTS, files_behind
+    from bitplan.workflow.code_versions import files_behind
 
     nodes = [node for file in files_behind(command) for node in ast.walk(ast.parse(file.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -117,7 +117,7 @@ def outputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[
 def _problems(made: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[Problem]:
     written = outputs_of(made, args)
     for action, path in _given(made, args):
-        flag, told = action.option_strings[0], action.help or ""
+        flag, told = (*action.option_strings, action.dest)[0], action.help or ""
         if action.type in INPUTS and (what := INPUTS[action.type](path)):
             yield Problem(f"{flag} {path}", what, f"Give: {told}")
         if path in written and action.type in OUTPUTS and (what := OUTPUTS[action.type](path)):

@@ -11,7 +11,10 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-SCRIPTS = Path(__file__).resolve().parents[2]
+from bitplan.core.places import PACKAGE, scripts_folder
+
+# Where local modules are looked for: beside the commands, and where the library is (the same folder in a checkout).
+SCRIPTS = (scripts_folder(), PACKAGE.parent)
 PARTS = ("body", "orelse", "finalbody", "handlers", "cases")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
@@ -21,8 +24,9 @@ WITHOUT_EFFECT = {"bitplan/cli/parser.py": ("bitplan/models/hub",)}
 
 @cache
 def _located(module: str) -> Path | None:
-    base = SCRIPTS.joinpath(*module.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+    roots = [root.joinpath(*module.split(".")) for root in SCRIPTS]
+    files = (path for base in roots for path in (base.with_suffix(".py"), base / "__init__.py"))
+    return next((path for path in files if path.is_file()), None)
 
 
 def _named(node: ast.AST, package: tuple[str, ...]) -> set[str]:
@@ -60,7 +64,7 @@ def _read(path: Path) -> tuple[frozenset[str], frozenset[Path]]:
     """Return the hashes of a file's top-level statements and the local files that it imports: one parse, one walk."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     nodes = list(_statements([tree]))
-    package = path.relative_to(SCRIPTS).parent.parts
+    package = Path(_below(path)).parent.parts
     names = set().union(*(_named(node, package) for node in nodes))
     around = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
     _keep_content_(nodes)
@@ -80,12 +84,13 @@ def imported_files(path: Path) -> frozenset[Path]:
 
 
 def _below(path: Path) -> str:
-    return path.relative_to(SCRIPTS).as_posix()
+    """Return a file's path from the innermost folder of local modules that holds it."""
+    return min((path.relative_to(root).as_posix() for root in SCRIPTS if path.is_relative_to(root)), key=len)
 
 
 def files_behind(command: str) -> tuple[Path, ...]:
     """Return the paths of a command and of all local code behind it, sorted."""
-    waiting, seen = [SCRIPTS / command], set()
+    waiting, seen = [SCRIPTS[0] / command], set()
     while waiting:
         path = waiting.pop()
         if path not in seen:

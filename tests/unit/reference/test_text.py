@@ -68,7 +68,7 @@ def settings_of(**windows):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_calibration_selection_and_evaluation_of_one_text_share_no_token(seed, tiny, short):
+def test_calibration_validation_and_evaluation_of_one_text_share_no_token(seed, tiny, short):
     draw = random.Random(seed)
     sections = {
         name: {"length": draw.randint(2, 90), "sequences": draw.randint(1, 12)}

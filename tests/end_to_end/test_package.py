@@ -54,7 +54,8 @@ def test_the_doctor_names_what_is_missing_and_what_to_do(program, tmp_path):
 
 def test_the_installed_workflow_plans_its_steps_in_any_folder(program, tmp_path):
     words = ("--bits", "6", "-o", "small.gguf", "--dry-run", "--cores", "1")
-    seen = start(program, tmp_path, "quantize", str(ROOT / "demo" / "model"), *words)
+    text = str(ROOT / "demo" / "calibration.txt")
+    seen = start(program, tmp_path, "quantize", str(ROOT / "demo" / "model"), "--text", text, *words)
     assert seen.returncode == 0, seen.stdout + seen.stderr
     assert "steps" in seen.stderr and not (tmp_path / "small.gguf").exists()
     assert list(tmp_path.glob(".bitplan/model-*/config.yaml"))

@@ -246,7 +246,8 @@ def test_results_without_their_records_give_a_warning_and_its_way_out_works(fini
     assert ".snakemake/ does not record how" in snakemake(folder, "--summary").stderr
     taken = snakemake(folder, "--touch", "--forceall", "--cores", "1")
     assert taken.returncode == 0, taken.stderr
-    with written(folder / "config.yaml", (folder / "config.yaml").read_text().replace("seed: 456", "seed: 457")):
+    demo = folder / "demo" / "config.yaml"
+    with written(demo, demo.read_text().replace("seed: 456", "seed: 457")):
         later = snakemake(folder, "--summary")
         assert "does not record" not in later.stderr
         assert "plans/random-balanced/plan.json" in pending_lines(later.stdout)

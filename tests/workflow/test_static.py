@@ -28,7 +28,7 @@ def test_a_dry_run_plans_every_step_for_every_plan(workflow):
     assert made.returncode == 0, made.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", snakemake(workflow, "--dry-run").stdout, re.M))
     assert (
-        counts["plan_gguf"] == counts["bits"] == "10" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
+        counts["plan_gguf"] == counts["bits"] == "7" and counts["baseline_gguf"] == "7" and counts["comparison"] == "1"
     )
 
 

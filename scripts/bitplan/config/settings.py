@@ -110,8 +110,8 @@ class ExportSettings(Section):
 class SpeedSettings(Section):
     """How GGUF files are timed."""
 
-    max_tokens: int = Field(200, ge=2, description="tokens to generate after each prompt")
-    repeats: int = Field(5, ge=1, description="counted rounds over all files")
+    max_tokens: int = Field(64, ge=2, description="tokens to generate after each prompt")
+    repeats: int = Field(3, ge=1, description="counted rounds over all files")
     max_repeats: int = Field(15, ge=1, description="rounds at most, while speeds vary by more than max_spread")
     max_spread: float = Field(1.3, gt=1, description="fastest over slowest round up to which a speed is stable")
     warmup: int = Field(1, ge=0, description="rounds before, not counted")
@@ -130,7 +130,7 @@ class SensitivitySettings(Section):
     )
     palette: list[CandidateName] = Field(
         [],
-        description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that genetic plans with average bits and optimal plans may choose from",
+        description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that plans may choose from are added",
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
@@ -139,13 +139,13 @@ class SensitivitySettings(Section):
         description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
     )
     metric: Literal["measured", "gradient"] = Field(
-        "measured",
+        "gradient",
         description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
     )
     draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
-    embeddings: list[FormatName] = Field(
-        [],
-        description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient",
+    embeddings: list[FormatName] | None = Field(
+        None,
+        description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient; null: q4_k to q8_0 where a plan is optimal",
     )
     memory_limit: Amount = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
@@ -195,6 +195,7 @@ QUANTIZED_RECIPES = (
     "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
 )  # fmt: skip
 WITH_IMPORTANCE = tuple(f"{recipe}{IMATRIX_SUFFIX}" for recipe in QUANTIZED_RECIPES)
+USUAL_BASELINES = ("f16", "q4_k_m")
 Recipe = Literal[("f16", "bf16", *QUANTIZED_RECIPES, *WITH_IMPORTANCE)]
 
 
@@ -205,9 +206,10 @@ class Settings(Section):
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
     studies: dict[Name, StudySettings] = Field({}, description="studies by name: a plan with some settings varied")
     baselines: list[Recipe] = Field(
-        ["f16", "q4_k_m"],
+        None,
         min_length=1,
-        description="llama.cpp's recipes, *_imatrix: with the importance matrix; the first is the reference of speed",
+        validate_default=True,
+        description="llama.cpp's recipes, *_imatrix: with the importance matrix; the first is the reference of speed; null: f16 and those whose size a plan has, or q4_k_m",
     )
     imatrix: bool = Field(
         True,
@@ -234,6 +236,11 @@ class Settings(Section):
     def _null_drops(cls, value: Any) -> Any:
         """An entry set to null is left out: so a default one is dropped in a file that is laid over config.yaml."""
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _usual_baselines(cls, value: Any) -> Any:
+        return list(USUAL_BASELINES) if value is None else value
 
     @property
     def tokens_before_validation(self) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from bitplan.config.completion import completed
 from bitplan.config.settings import parse_settings
 from bitplan.core.files import written_aside
 from bitplan.core.places import workflow_folder
@@ -82,7 +83,7 @@ def configuration(project: Project, model: Mapping[str, Any], wish: Wish) -> dic
 
 def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
     """Write a configuration into a project's folder and return its path. Raises `UserError` for settings that are not valid."""
-    parse_settings(config)
+    parse_settings(completed(config, workflow_folder()))
     path = project.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:

@@ -4,20 +4,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitplan.config.paths import placed_settings, tokens_seen
+from bitplan.config.completion import completed
+from bitplan.config.paths import check_places, placed_settings, tokens_seen
 from bitplan.config.settings import Settings, check_duplicate_keys, parse_settings
 from bitplan.core.errors import Problem, UserError
 
 
 def settings_of(config: Mapping[str, Any], files: Iterable[str], root: Path) -> Settings:
-    """Return the validated settings of a configuration that was merged from some files; the demo's paths are below `root`.
+    """Return the validated settings of a configuration that was merged from some files, completed; the demo is below `root`.
 
     Raises `UserError` with every problem.
     """
     for path in files:
         check_duplicate_keys(Path(path))
-    settings = placed_settings(parse_settings(config), root)
+    settings = placed_settings(parse_settings(completed(config, root)), root)
     _check_revisions(settings)
+    check_places(settings)
     return settings
 
 

@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {
             "revision": "main",
             "calibration": "demo/other.txt",
             "evaluation": "demo/evaluation.txt",
-            "gguf": False,
+            "runtimes": [],
         },
     },
     "plans": {
@@ -56,12 +56,12 @@ FOLLOWS = {
     "sparsegpt_plan": OF_A_PLAN,
     "bits": "comparison",
     "bits@widths.*": "study@widths",
-    "evaluation": "plan_perplexity plan_gguf_perplexity baseline_perplexity",
+    "evaluation": "plan_perplexity plan_runtime_perplexity baseline_perplexity",
     "plan_perplexity": "comparison",
     "plan_perplexity@widths.*": "study@widths",
     "base_gguf": "plan_gguf baseline_gguf",
-    "plan_gguf": "plan_gguf_perplexity plan_speed comparison",
-    "plan_gguf_perplexity": "comparison",
+    "plan_gguf": "plan_runtime_perplexity plan_speed comparison",
+    "plan_runtime_perplexity": "comparison",
     "plan_tasks": "comparison",
     "model_tasks": "comparison",
     "plan_speed": "comparison",
@@ -93,7 +93,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "models.evaluation": ("models.demo.evaluation", "demo/other.txt", "demo/evaluation"),
     "models.base_type": ("models.demo.base_type", "f32", "demo/base_gguf"),
     "models.allow_base_kl": ("models.demo.allow_base_kl", 0.01, ""),
-    "models.gguf": ("models.demo.gguf", False, "demo/comparison"),
+    "models.runtimes": ("models.demo.runtimes", [], "demo/comparison"),
     "studies.plan": ("studies.widths.plan", {"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt_plan@widths.*"),
     "studies.vary": (
         "studies.widths.vary",
@@ -105,7 +105,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "baselines": ("baselines", ["f16", "q4_k_m", "q4_k_m_imatrix", "q8_0"], "*@q8_0 demo/comparison"),
     "imatrix": ("imatrix", False, f"sensitivity adaptive_plan@typed optimal_plan {IMPORTANCE.rsplit(' ', 1)[0]}"),
     "compute.device": ("compute.device", "auto", ON_A_DEVICE),
-    "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_gguf_perplexity baseline_perplexity"),
+    "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_runtime_perplexity baseline_perplexity"),
     "bos": ("bos", "always", "layer_stats validation evaluation"),
     "calibration.length": ("calibration.length", 256, "layer_stats validation"),
     "calibration.sequences": ("calibration.sequences", 15, "layer_stats validation"),
@@ -254,8 +254,8 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
     ),
     "a model is taken out": ("models.hub", None, ""),
     "a model that llama.cpp turns out to know": (
-        "models.hub.gguf",
-        True,
+        "models.hub.runtimes",
+        ["gguf"],
         "hub/plan_gguf hub/baseline_gguf@f16 hub/baseline_gguf@q4_k_m_imatrix hub/baseline_perplexity hub/baseline_speed",
     ),
     "a baseline is taken out": ("baselines", ["f16", "q4_k_m"], "demo/comparison"),
@@ -293,17 +293,17 @@ COMMANDS = {
     "optimal_search.py": "optimal_plan",
     "sparsegpt_enhanced.py": "sparsegpt_plan",
     "calculate_avg_bits.py": "bits",
-    "perplexity.py": "plan_perplexity plan_gguf_perplexity baseline_perplexity",
+    "perplexity.py": "plan_perplexity plan_runtime_perplexity baseline_perplexity",
     "eval_with_lm_eval.py": "plan_tasks model_tasks",
     "convert_gguf.py": "base_gguf",
-    "export_gguf.py": "plan_gguf",
+    "export_plan.py": "plan_gguf",
     "baseline_gguf.py": "baseline_gguf",
     "compare_real_quant.py": "plan_speed baseline_speed",
     "report.py": "comparison",
     "study_report.py": "study",
 }
 
-PERPLEXITY = "plan_perplexity plan_gguf_perplexity baseline_perplexity"
+PERPLEXITY = "plan_perplexity plan_runtime_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 REFERENCE = "validation evaluation"

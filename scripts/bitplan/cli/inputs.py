@@ -35,6 +35,20 @@ def new_folder(text: str) -> Path:
     return Path(text)
 
 
+def any_path(text: str) -> Path:
+    """The argparse type of a file or folder that has to be there."""
+    return Path(text)
+
+
+def output_path(text: str) -> Path:
+    """The argparse type of a file or folder to write; one that is there is replaced."""
+    return Path(text)
+
+
+def _any_path_problem(path: Path) -> str:
+    return _input_folder_problem(path) if os.path.isdir(path) else _input_file_problem(path)
+
+
 def _input_file_problem(path: Path) -> str:
     """Return what is wrong with a file to read; "" when nothing is."""
     # Not Path.exists, which raises for a name that the system finds too long.
@@ -82,16 +96,19 @@ def _new_folder_problem(path: Path) -> str:
 INPUTS: dict[Callable[[str], Path], Callable[[Path], str]] = {
     input_file: _input_file_problem,
     input_folder: _input_folder_problem,
+    any_path: _any_path_problem,
 }
 OUTPUTS: dict[Callable[[str], Path], Callable[[Path], str]] = {
     output_file: _output_file_problem,
     output_folder: _output_folder_problem,
     new_folder: _new_folder_problem,
+    output_path: _output_folder_problem,
 }
 HINTS = {
     output_file: "Choose another file",
     output_folder: "Choose another folder",
     new_folder: "Choose another folder",
+    output_path: "Choose another place",
 }
 
 
@@ -105,7 +122,7 @@ def _given(made: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[
 
 def inputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Path]:
     """Return the files that the flags say are read."""
-    return [path for action, path in _given(made, args) if action.type is input_file]
+    return [path for action, path in _given(made, args) if action.type in (input_file, any_path)]
 
 
 def outputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Path]:

@@ -28,12 +28,13 @@ from bitplan.config.plan_settings import (
     PathName,
     Section,
 )
+from bitplan.config.recipes import IMATRIX_SUFFIX as IMATRIX_SUFFIX
+from bitplan.config.recipes import Recipe
+from bitplan.config.renamed import instead_of
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.sizes import bytes_of
-
-# Ends the name of a baseline whose recipe is given the importance matrix.
-IMATRIX_SUFFIX = "_imatrix"
+from bitplan.runtimes.registry import known_runtime
 
 
 def _amount(text: str) -> str:
@@ -43,6 +44,7 @@ def _amount(text: str) -> str:
 
 
 Amount = Annotated[str, AfterValidator(_amount)]
+RuntimeName = Annotated[str, AfterValidator(known_runtime)]
 
 
 class ModelSettings(Section):
@@ -52,8 +54,8 @@ class ModelSettings(Section):
     revision: str | None = Field(None, description="revision on the model hub: branch, tag or commit")
     calibration: PathName = Field(description="text on which statistics are taken and searches run")
     evaluation: PathName = Field(description="held-out text on which plans are compared")
-    gguf: bool = Field(
-        True, description="whether llama.cpp knows the family; without, plans are compared by simulation"
+    runtimes: list[RuntimeName] = Field(
+        ["gguf"], description="runtimes that plans are exported for; none: plans are compared by simulation"
     )
     base_type: Literal["f32", "f16", "bf16"] | None = Field(
         None, description="precision of the GGUF that plans are exported from; the checkpoint's own when absent"
@@ -189,14 +191,7 @@ class TaskSettings(Section):
     max_length: int = Field(512, ge=2, description="tokens that the model sees at once; changes the figures")
 
 
-# llama.cpp's recipes by name; a test holds them known to the runtime.
-QUANTIZED_RECIPES = (
-    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
-    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
-)  # fmt: skip
-WITH_IMPORTANCE = tuple(f"{recipe}{IMATRIX_SUFFIX}" for recipe in QUANTIZED_RECIPES)
 USUAL_BASELINES = ("f16", "q4_k_m")
-Recipe = Literal[("f16", "bf16", *QUANTIZED_RECIPES, *WITH_IMPORTANCE)]
 
 
 class Settings(Section):
@@ -336,6 +331,8 @@ BOOLEANS = {"False": "no", "True": "yes"}
 def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
+    if error["type"] == "extra_forbidden" and (instead := instead_of(location, error["input"])):
+        return Problem(shown, f"was renamed: {instead}", "docs/extending.md lists the runtimes")
     if error["type"] == "extra_forbidden":
         known = _keys_at(location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)

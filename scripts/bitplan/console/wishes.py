@@ -7,7 +7,7 @@ from typing import Any
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, count, number, parser, size
-from bitplan.config.settings import QUANTIZED_RECIPES
+from bitplan.config.recipes import QUANTIZED_RECIPES
 from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
 
 DEFAULT_RECIPE = "q4_k_m"

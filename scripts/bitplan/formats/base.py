@@ -41,7 +41,6 @@ class Format:
     (0: no scales). A `fixed_block` cannot be changed by a plan's group size, and rows must be a multiple of it.
     `scope` says what shares a scale: a block, a whole row ("row": a token of activations) or everything ("tensor": a window of
     activations, so that results do not depend on how windows are batched).
-    `gguf_type` is the type that holds the format, or comes nearest to it, in a GGUF file; `exact_in_gguf` says which.
     """
 
     name: str
@@ -51,8 +50,6 @@ class Format:
     block: int
     quantize: Quantize
     dequantize: Dequantize
-    gguf_type: str
-    exact_in_gguf: bool
     for_activations: bool
     fixed_block: bool = False
     pack: Pack = as_it_is

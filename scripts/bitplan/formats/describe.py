@@ -1,4 +1,4 @@
-"""What each number format of the table costs and keeps: bits, scales, signal to noise, and its type in a GGUF file."""
+"""What each number format of the table costs and keeps: bits, scales, signal to noise, and what a runtime stores it as."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -32,14 +32,14 @@ class Described:
     scales: float | None
     sqnr: Mapping[str, float]
     for_activations: bool
-    gguf_type: str
-    exact_in_gguf: bool
+    stored_type: str
+    exact: bool
 
     def cells(self) -> tuple[str, ...]:
         """Return the row's cells under `HEADINGS`."""
         scales = "inside" if self.scales is None else f"{self.scales:.9g}"
         figures = (f"{self.sqnr[name]:.1f}" for name in DRAWS)
-        facts = (_yes(self.for_activations), self.gguf_type, _yes(self.exact_in_gguf))
+        facts = (_yes(self.for_activations), self.stored_type, _yes(self.exact))
         return (self.name, f"{self.bits:.9g}", self.block, scales, *figures, *facts)
 
 
@@ -62,12 +62,15 @@ def sqnr(values: Tensor, made: Tensor) -> float:
     return 10 * math.log10(values.double().square().sum().item() / noise) if noise else math.inf
 
 
-def describe(form: Format, samples: Mapping[str, Tensor]) -> Described:
-    """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32."""
+def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, bool]) -> Described:
+    """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32.
+
+    `stored` is the type that a file has for the format, and whether it holds it exactly.
+    """
     ratios = {name: sqnr(values, form.roundtrip(values)) for name, values in samples.items()}
     scales = None if form.family == "gguf" else form.bits_per_value() - form.element_bits
     block = str(form.block) if form.scope == "block" else form.scope
-    facts = (form.for_activations, form.gguf_type, form.exact_in_gguf)
+    facts = (form.for_activations, *stored)
     return Described(form.name, form.bits_per_value(), block, scales, ratios, *facts)
 
 

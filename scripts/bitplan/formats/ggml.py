@@ -18,8 +18,14 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
+from bitplan.formats.facts import GGUF_TYPES
 from bitplan.formats.fitting import SUBSTITUTES
 
+# ggml's name of the type that each format of this kind is.
+TYPES = {
+    **{name: name.upper() for name in GGUF_TYPES if name != "gguf_mxfp4"},
+    "gguf_mxfp4": "MXFP4",
+}
 ROWS_PER_CHUNK_VALUES = 1 << 20
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 

@@ -12,7 +12,9 @@ from bitplan.core.files import read_json
 AGAIN = "Make the results again, with snakemake"
 SIMULATED_FILES = ("plan.json", "bits.json", "perplexity.json")
 BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
-PLAN_FILES = ("bits.json", "plan.json", "perplexity.json", "gguf_perplexity.json", "model.gguf", "speed.json")
+# The runtime whose figures stand beside the simulated ones, in the place that the workflow writes them to.
+RUNTIME = "gguf"
+PLAN_FILES = (*SIMULATED_FILES, *(f"{RUNTIME}/{name}" for name in BASELINE_FILES))
 COLUMNS = (
     *("name", "method", "avg_bits", "avg_bits_layers", "avg_bits_file", "file_bytes"),
     *("target_avg_bits", "target_missed_by"),
@@ -61,6 +63,11 @@ class Entry:
     folder: Path
     is_plan: bool
 
+    @property
+    def files(self) -> Path:
+        """The folder of its file in the runtime, and of what was measured of that."""
+        return self.folder / RUNTIME if self.is_plan else self.folder
+
 
 @dataclass(frozen=True)
 class ReferenceSpeed:
@@ -73,7 +80,7 @@ class ReferenceSpeed:
 def _speed(entry: Entry, reference: ReferenceSpeed) -> dict[str, Any]:
     """Return the speeds of a file: its ratio was paired with the reference in one session, so tokens/s are that ratio times
     the reference's own figure, and the rows of different sessions can be compared."""
-    ratio = read_json(entry.folder / "speed.json")["models"][entry.name]["ratio"]
+    ratio = read_json(entry.files / "speed.json")["models"][entry.name]["ratio"]
     median = ratio["median"]
     return {
         "tokens_per_second": None if median is None else median * reference.tokens_per_second,
@@ -138,11 +145,11 @@ def row(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> dict
     """Return the entry's row from the files in its folder; without a reference's speed the plan's alone, simulated."""
     if reference is None:
         return {**dict.fromkeys(COLUMNS), "name": entry.name, **_plan_part(entry)}
-    size = (entry.folder / "model.gguf").stat().st_size
+    size = (entry.files / "model.gguf").stat().st_size
     common = {"name": entry.name, "file_bytes": size, "avg_bits_file": 8 * size / parameters}
     method = _plan_part(entry) if entry.is_plan else {"method": "llama.cpp"}
-    file_name = "gguf_perplexity.json" if entry.is_plan else "perplexity.json"
-    return {**common, **method, **_scores("file_", read_json(entry.folder / file_name)), **_speed(entry, reference)}
+    scores = read_json(entry.files / "perplexity.json")
+    return {**common, **method, **_scores("file_", scores), **_speed(entry, reference)}
 
 
 def _shown(value: Any, layout: str) -> str:

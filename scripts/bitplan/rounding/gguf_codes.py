@@ -13,8 +13,7 @@ from gguf import GGMLQuantizationType, dequantize
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.formats.ggml import block_of
-from bitplan.formats.table import FORMATS
+from bitplan.formats.ggml import TYPES, block_of
 from bitplan.plans.rounded import RoundedLayer, RoundedModel
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 
@@ -29,8 +28,8 @@ BASE = "Leave out the base file, or convert it again in the checkpoint's own pre
 
 def holds(form: str, group: int, kind: str) -> bool:
     """Return whether a GGUF type holds the codes and scales of a format with blocks of `group` values exactly."""
-    if FORMATS[form].family == "gguf":
-        return FORMATS[form].gguf_type == kind
+    if form in TYPES:
+        return TYPES[form] == kind
     return group == BLOCK and TWINS.get(form) == kind
 
 

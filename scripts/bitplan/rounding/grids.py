@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitplan.formats import mx
 from bitplan.formats.base import Quantized
-from bitplan.formats.table import FORMATS
+from bitplan.formats.ggml import TYPES
 from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
 from bitplan.rounding.levels import Levels, floats, integers, listed, shifted_integers
 
@@ -106,7 +106,7 @@ ELEMENTS = {
 }
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
-        **{form.name: _gguf(BLOCKS[form.gguf_type]) for form in FORMATS.values() if form.family == "gguf"},
+        **{name: _gguf(BLOCKS[kind]) for name, kind in TYPES.items()},
         **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
         **{f"int{bits}": _integer(bits) for bits in range(2, 9)},
         **{f"int{bits}_asym": _asymmetric(bits) for bits in range(2, 9)},

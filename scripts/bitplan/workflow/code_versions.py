@@ -10,8 +10,11 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bitplan.core.places import PACKAGE, scripts_folder
+from bitplan.runtimes.registry import RUNTIMES
+from bitplan.workflow.inputs import BASELINES
 
 # Where local modules are looked for: beside the commands, and where the library is (the same folder in a checkout).
 SCRIPTS = (scripts_folder(), PACKAGE.parent)
@@ -88,9 +91,9 @@ def _below(path: Path) -> str:
     return min((path.relative_to(root).as_posix() for root in SCRIPTS if path.is_relative_to(root)), key=len)
 
 
-def files_behind(command: str) -> tuple[Path, ...]:
-    """Return the paths of a command and of all local code behind it, sorted."""
-    waiting, seen = [SCRIPTS[0] / command], set()
+def files_behind(command: str, *modules: str) -> tuple[Path, ...]:
+    """Return the paths of a command, of modules that it imports by name, and of all local code behind them, sorted."""
+    waiting, seen = [SCRIPTS[0] / command, *filter(None, map(_located, modules))], set()
     while waiting:
         path = waiting.pop()
         if path not in seen:
@@ -99,7 +102,15 @@ def files_behind(command: str) -> tuple[Path, ...]:
     return tuple(sorted(seen))
 
 
-def code_version(command: str) -> str:
-    """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does."""
-    hashes = frozenset().union(*map(content_hashes, files_behind(command)))
+def runtime_code(settings: Any, wildcards: Any, command: str) -> str:
+    """Return the version of the code behind a command and the runtime that a job is for."""
+    return code_version(command, RUNTIMES[wildcards.get("runtime", BASELINES)])
+
+
+def code_version(command: str, *modules: str) -> str:
+    """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does.
+
+    `modules` are those that the command imports by name, which no import statement shows: the runtime's.
+    """
+    hashes = frozenset().union(*map(content_hashes, files_behind(command, *modules)))
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()[:16]

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitplan.config.settings import IMATRIX_SUFFIX, Settings, cli_flags
-from bitplan.workflow.inputs import compared_agreement, results
+from bitplan.runtimes.registry import runtime_named
+from bitplan.workflow.inputs import BASELINES, compared_agreement, results
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
@@ -118,7 +119,7 @@ def check_flags(settings: Settings, wildcards: Any) -> str:
 
 
 def speed_flags(settings: Settings, wildcards: Any) -> str:
-    """Return how GGUF files are timed."""
+    """Return how files are timed."""
     return cli_flags(settings.speed.model_dump())
 
 
@@ -154,10 +155,16 @@ def calibration_flag(settings: Settings, wildcards: Any, input: Any) -> str:
     return cli_flags({"calibration": input.calibration or None})
 
 
-def plan_gguf_flags(settings: Settings, wildcards: Any) -> str:
-    """Return the settings of the export, and what the file is called."""
-    named = {"model-name": wildcards.model, "plan-name": wildcards.plan}
-    return cli_flags({**settings.export.model_dump(), **named})
+def export_flags(settings: Settings, wildcards: Any) -> str:
+    """Return the runtime that a plan is exported for, the settings that it reads, and what the file is called."""
+    named = {"runtime": wildcards.runtime, "model-name": wildcards.model, "plan-name": wildcards.plan}
+    values = settings.export.model_dump(include=set(runtime_named(wildcards.runtime).settings))
+    return cli_flags({**_dashed(values), **named})
+
+
+def base_flag(settings: Settings, wildcards: Any, input: Any) -> str:
+    """Return the flag that names what an export starts from; empty where that is the checkpoint."""
+    return cli_flags({"base": input.base or None})
 
 
 def baseline_flags(settings: Settings, wildcards: Any, input: Any) -> str:
@@ -168,11 +175,11 @@ def baseline_flags(settings: Settings, wildcards: Any, input: Any) -> str:
 
 def report_flags(settings: Settings, wildcards: Any) -> str:
     """Return what the comparison of a model shows."""
-    gguf = settings.models[wildcards.model].gguf
+    runtimes = settings.models[wildcards.model].runtimes
     return cli_flags(
         {
             "plan": list(settings.plans),
-            "baseline": settings.baselines if gguf else None,
+            "baseline": settings.baselines if BASELINES in runtimes else None,
             "model-tasks": results(wildcards, "tasks.json") if settings.tasks.names else None,
             "agreement": compared_agreement(settings, wildcards) or None,
         }

@@ -37,6 +37,7 @@ from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.file import layer_names
+from bitplan.runtimes.gguf.format_types import file_type
 from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
 from bitplan.runtimes.gguf.recipes import quantize_by_recipe
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -80,8 +81,8 @@ def test_the_table_of_blocks_and_substitutes_is_that_of_the_formats_and_of_llama
     assert not (FORMATS[used].fixed_block and columns % FORMATS[used].block)
     if form.family == "gguf":
         assert BLOCKS[name] == form.block
-        kind = ggml.fallback(ggml.GGMLQuantizationType[form.gguf_type], columns).name
-        assert FORMATS[used].gguf_type == {"F16": "BF16"}.get(kind, kind)
+        kind = ggml.fallback(ggml.GGMLQuantizationType[ggml.TYPES[form.name]], columns).name
+        assert file_type(FORMATS[used]) == {"F16": "BF16"}.get(kind, kind)
     else:
         assert used == name and name not in SUBSTITUTES
 
@@ -200,13 +201,13 @@ def test_a_plans_bits_are_those_of_its_file_which_llama_cpp_runs(name, share, od
         "summary",
     )
     again = read_plan(tmp_path / "p.json", info)
-    report = export_plan(one.base, tmp_path / "o.gguf", info, again, "f16", {}, 1)
+    report = export_plan(one.base, tmp_path / "o.gguf", info, again)
     held = layer_bytes(tmp_path / "o.gguf", info)
     assert sum(held[layer] for layer in search.table.layers) == predicted_bytes(search, plan)
     types = {r["layer"]: r["written"] for r in report["tensors"] if r["layer"]}
     for layer in info.quantizable:
         form = FORMATS[plan.of(layer.name).wq]
-        assert types[layer.name] == {"BF16": "F16"}.get(form.gguf_type, form.gguf_type)
+        assert types[layer.name] == {"BF16": "F16"}.get(file_type(form), file_type(form))
     reference = make_reference(one.opened.model, TEXT, *WINDOWS, "fp32")
     simulated = summarize(score_plan(one.opened.model, info, again, reference, QuantizedWeights()))["kl_mean"]
     real = summarize(score_gguf(tmp_path / "o.gguf", reference, 1))["kl_mean"]
@@ -244,7 +245,7 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
     theirs = layer_bytes(tmp_path / "theirs.gguf", info)
     assert budget == sum(theirs[name] for name in search.table.layers)
     plan, _ = search.run(budget)
-    export_plan(one.base, tmp_path / "ours.gguf", info, plan, "f16", {}, 1)
+    export_plan(one.base, tmp_path / "ours.gguf", info, plan)
     ours = layer_bytes(tmp_path / "ours.gguf", info)
     assert sum(ours.values()) == predicted_bytes(search, plan) <= budget
 
@@ -254,8 +255,8 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
 def test_a_uniform_plan_takes_the_bytes_that_llama_cpp_takes_for_this_type(name, form, odd, tmp_path):
     one = odd(name)
     info, plan = one.opened.info, uniform(one.opened.info, form)
-    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", "q8_0", 1, {r"blk\..*weight": FORMATS[form].gguf_type})
-    export_plan(one.base, tmp_path / "ours.gguf", info, plan, "f16", {}, 1)
+    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", "q8_0", 1, {r"blk\..*weight": file_type(FORMATS[form])})
+    export_plan(one.base, tmp_path / "ours.gguf", info, plan)
     kinds = [
         {t.name: (t.tensor_type.name, t.data.tobytes()) for t in GGUFReader(path).tensors if t.name.startswith("blk")}
         for path in (tmp_path / "theirs.gguf", tmp_path / "ours.gguf")
@@ -267,7 +268,7 @@ def test_a_uniform_plan_takes_the_bytes_that_llama_cpp_takes_for_this_type(name,
 
 def test_the_report_of_a_file_says_what_was_asked(odd, tmp_path):
     one = odd("172")
-    report = export_plan(one.base, tmp_path / "o.gguf", one.opened.info, uniform(one.opened.info, "q4_k"), "f16", {}, 1)
+    report = export_plan(one.base, tmp_path / "o.gguf", one.opened.info, uniform(one.opened.info, "q4_k"))
     why = {record["layer"]: record["why"] for record in report["tensors"]}
     assert why["model.layers.0.self_attn.o_proj"] == "q4_k -> q5_0: 64 columns"
     assert why["model.layers.0.self_attn.q_proj"].startswith("q4_k -> bf16: 172 columns; not quantized")

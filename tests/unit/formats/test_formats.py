@@ -20,6 +20,7 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, average_bits, expand
 from bitplan.runtimes.gguf.file import TensorRecord, choose_type, file_type_of
+from bitplan.runtimes.gguf.format_types import file_type, is_exact
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 ELEMENTS = {
@@ -402,7 +403,7 @@ def test_signal_to_noise_on_gaussian_data_is_the_known_one(name, low, high):
 def test_blocks_equal_those_of_the_gguf_package(name):
     form = FORMATS[name]
     values = torch.randn(8, 128)
-    wanted = quants.quantize(values.numpy(), GGMLQuantizationType[form.gguf_type])
+    wanted = quants.quantize(values.numpy(), GGMLQuantizationType[ggml.TYPES[form.name]])
     assert np.array_equal(form.quantize(values, 32, None).parts["data"].numpy(), wanted)
 
 
@@ -479,11 +480,11 @@ def test_the_export_says_what_becomes_of_each_format(name, kind, why):
 
 
 def test_only_plain_floats_and_gguf_types_are_exact_in_a_gguf():
-    exact = {name for name, form in FORMATS.items() if form.exact_in_gguf}
+    exact = {name for name, form in FORMATS.items() if is_exact(form)}
     assert exact == {name for name, form in FORMATS.items() if form.family in ("float", "gguf")}
 
 
-@pytest.mark.parametrize("kind", sorted({form.gguf_type for form in FORMATS.values()}))
+@pytest.mark.parametrize("kind", sorted({file_type(form) for form in FORMATS.values()}))
 def test_a_file_of_any_formats_gguf_type_says_so_in_its_header(kind):
     record = TensorRecord("t", "l", "", "", kind, 1, 1, "")
     assert file_type_of([record]).name.startswith(f"MOSTLY_{kind}")
@@ -496,7 +497,7 @@ def test_a_format_of_ones_own_goes_through_plans_bits_and_weights():
     def dequantize(quantized, group):
         return quantized.parts["quarters"].float() / 4
 
-    mine = Format("mine", "mine", 5, 16, 64, quantize, dequantize, "Q5_0", False, True)
+    mine = Format("mine", "mine", 5, 16, 64, quantize, dequantize, True)
     formats = {**FORMATS, "mine": mine}
     layer = Layer("model.layers.0.mlp.up_proj", "other", (4, 128), 0, "", False)
     info = ModelInfo("", "", "", "", layer.params, (layer,))
@@ -511,7 +512,7 @@ def test_a_format_of_ones_own_goes_through_plans_bits_and_weights():
 @pytest.fixture(scope="module")
 def described() -> dict:
     samples = draws(512 * 1024, seed=0)
-    return {name: describe(form, samples) for name, form in FORMATS.items()}
+    return {name: describe(form, samples, (file_type(form), is_exact(form))) for name, form in FORMATS.items()}
 
 
 def table_of(text: str) -> dict[str, dict[str, str]]:

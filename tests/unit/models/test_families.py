@@ -24,7 +24,7 @@ from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.llama_runtime import opened as opened_gguf
 from bitplan.runtimes.gguf.scores import score_gguf
-from bitplan.runtimes.speed import run_once
+from bitplan.runtimes.gguf.timing import run_once
 from bitplan.search.adaptive.algorithm import AdaptiveSettings
 from bitplan.search.adaptive.run import alphas_of, search, token_perplexity
 from bitplan.search.random.algorithm import RandomSettings, random_plan
@@ -117,7 +117,7 @@ def test_the_file_is_the_plan_and_speaks(made, tmp_path):
     convert(made.checkpoint, tmp_path / "base.gguf")
     assert summarize(score_gguf(tmp_path / "base.gguf", made.reference, 1))["kl_mean"] < 1e-6
     plan = random_plan(made.info, RandomSettings(0.4, 0.2, seed=3))
-    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", made.info, plan, "f16", {}, 1)
+    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", made.info, plan)
     types = {record["written"] for record in report["tensors"] if record["layers"]}
     # Experts of unlike formats share the most precise one's type, so a tiny mixture of experts may keep no MXFP4.
     assert ({"MXFP4", "Q8_0"} if made.name not in MIXTURES else {"Q8_0"}) <= types
@@ -156,7 +156,7 @@ def test_experts_of_a_projection_are_one_group_and_share_the_most_precise_type(o
         f"{prefix}.3.up_proj": LayerPlan("q8_0")
     }
     plan = Plan({**uniform(olmoe.info, "mxfp4").layers, **formats})
-    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", olmoe.info, plan, "f16", {}, 1)
+    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", olmoe.info, plan)
     record = next(r for r in report["tensors"] if r["layer"] == f"{prefix}.up_proj")
     assert (record["written"], record["asked"], record["layers"]) == ("Q8_0", "mxfp4 x 3, q8_0 x 1", 4)
     assert "q8_0 is the most precise format asked for" in record["why"]
@@ -293,7 +293,7 @@ def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(a
         plan = search(opened, alphas_of(opened, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
         path = tmp_path / f"{info.model_type}.gguf"
         convert(checkpoint, tmp_path / "base.gguf", "f32")
-        export_plan(tmp_path / "base.gguf", path, info, plan, "f16", {}, 1)
+        export_plan(tmp_path / "base.gguf", path, info, plan)
         ppl = [summarize(score_gguf(file, made, 1))["ppl"] for file in (tmp_path / "base.gguf", path)]
         results.append((made.hidden, dict(plan.layers), *ppl))
     (llama, llama_plan, *llama_ppl), (qwen, qwen_plan, *qwen_ppl) = results

@@ -21,6 +21,7 @@ from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf import tensor_data
 from bitplan.runtimes.gguf.convert import convert, converter_folder
 from bitplan.runtimes.gguf.file import plan_tensors, read_gguf, rewrite
+from bitplan.runtimes.gguf.options import TensorContents
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def base(wide, tmp_path_factory):
 
 def written(base, info, output, unquantized, plan):
     importance = {layer.name: np.linspace(0.1, 2, layer.shape[1], dtype=np.float32) for layer in info.quantizable}
-    rewrite(base, output, plan_tensors(read_gguf(base), info, plan, unquantized), importance, 2)
+    rewrite(base, output, plan_tensors(read_gguf(base), info, plan, unquantized), TensorContents(importance), 2)
     return output.read_bytes()
 
 

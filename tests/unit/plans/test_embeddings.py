@@ -197,7 +197,7 @@ def test_a_matrix_that_a_tied_checkpoint_stores_as_the_output_is_written_as_the_
 
 def exported(one: Small, plan: Plan, folder: Path):
     convert(one.checkpoint, folder / "base.gguf")
-    report = export_plan(folder / "base.gguf", folder / "made.gguf", one.info, plan, "f16", {}, 1)
+    report = export_plan(folder / "base.gguf", folder / "made.gguf", one.info, plan)
     return folder / "made.gguf", report
 
 

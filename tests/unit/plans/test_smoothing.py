@@ -19,6 +19,7 @@ from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, smoo
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, measure_sensitivity
@@ -224,11 +225,11 @@ def base(family, tmp_path):
 def test_a_gguf_with_folded_smoothing_computes_what_the_model_computes(family, base, tmp_path):
     _, made = family
     plan = replace(uniform(made.info, "bf16"), smoothing=made.smoothing())
-    report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f32", {}, 1)
+    report = export_plan(base, tmp_path / "o.gguf", made.info, plan, GGUFOptions(unquantized="f32"))
     assert summarize(score_gguf(tmp_path / "o.gguf", made.reference, 1))["kl_mean"] < 1e-6
     assert report["smoothing"]["folded"] == 4 and len(report["smoothing"]["not_stored"]) == 2 * EXPECTED[family[0]][1]
     q8 = replace(uniform(made.info, "q8_0", "int8_tensor"), smoothing=made.smoothing())
-    export_plan(base, tmp_path / "q8.gguf", made.info, q8, "f16", {}, 1)
+    export_plan(base, tmp_path / "q8.gguf", made.info, q8)
     assert summarize(score_gguf(tmp_path / "q8.gguf", made.reference, 1))["kl_mean"] < 1e-3
     norms = [
         {t.name: t.data for t in GGUFReader(path).tensors if "norm" in t.name} for path in (base, tmp_path / "o.gguf")

@@ -20,6 +20,7 @@ from bitplan.rounding.tuning import TuningSettings
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
 from bitplan.runtimes.gguf.file import plan_tensors, rewrite
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.conftest import ROOT
@@ -265,7 +266,7 @@ def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tm
     if not FAMILIES[name].gguf:
         pytest.skip("llama.cpp does not know this family")
     with base_file(None, made.checkpoint, tmp_path, made.info, plan) as base:
-        report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f16", {}, 1)
+        report = export_plan(base, tmp_path / "o.gguf", made.info, plan)
     values, exact = values_in(tmp_path / "o.gguf"), 0
     for record in report["tensors"]:
         if record["layers"] == 1 and record["layer"] in plan.rounded:
@@ -286,7 +287,7 @@ def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tm
 )
 def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_llama, name, kind, tmp_path):
     plan = rounded(llama, uniform(llama.info, name, group_size=32), tmp_path / "r")
-    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1, match="distortion")
+    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, GGUFOptions(match="distortion"))
     held = [record for record in report["tensors"] if record["layer"] in plan.rounded]
     assert {record["written"] for record in held} == {kind} and not any(record["why"] for record in held)
     own = plan.rounded.weight("model.layers.0.mlp.down_proj").numpy()
@@ -295,7 +296,7 @@ def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_
 
 def test_codes_that_no_type_holds_are_said_not_to_be_in_the_file(llama, base_of_llama, tmp_path):
     plan = rounded(llama, uniform(llama.info, "int3", group_size=32), tmp_path / "r")
-    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
+    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan)
     assert report["rounded"] == {"rounding": "feedback", "layers": len(llama.info.quantizable), "exact": 0}
     told = [record["why"] for record in report["tensors"] if record["layer"] in plan.rounded]
     assert all("rounded to nearest" in why for why in told)
@@ -307,9 +308,9 @@ def half_precision(base, made: Opened):
 
 def test_a_base_file_that_does_not_hold_the_checkpoints_values_is_refused(llama, base_of_llama, tmp_path):
     plan = rounded(llama, uniform(llama.info, "q4_0"), tmp_path / "r")
-    rewrite(base_of_llama, tmp_path / "half.gguf", half_precision(base_of_llama, llama), {}, 1)
+    rewrite(base_of_llama, tmp_path / "half.gguf", half_precision(base_of_llama, llama))
     with pytest.raises(UserError, match="holds other values"):
-        export_plan(tmp_path / "half.gguf", tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
+        export_plan(tmp_path / "half.gguf", tmp_path / "o.gguf", llama.info, plan)
     assert not (tmp_path / "o.gguf").exists()
 
 

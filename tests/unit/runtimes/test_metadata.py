@@ -9,9 +9,10 @@ from gguf import GGUFReader, LlamaFileType
 from bitplan import __version__
 from bitplan.core.errors import UserError
 from bitplan.models.layers import model_info
+from bitplan.plans.names import name_of_plan
 from bitplan.plans.plan import average_bits, uniform
 from bitplan.runtimes.gguf.file import TensorRecord, file_type_of
-from bitplan.runtimes.gguf.metadata import expected_kl, measured_kl, name_of_plan, plan_keys
+from bitplan.runtimes.gguf.metadata import expected_kl, measured_kl, plan_keys
 
 
 def fields(path):

@@ -345,11 +345,11 @@ def test_a_plan_of_a_files_size_makes_a_file_that_is_no_larger(command, small, m
             for i, layer in enumerate(small.info.quantizable)
         }
     )
-    export_plan(base, tmp_path / "mixed.gguf", small.info, mixed, "f16", {}, 1)
+    export_plan(base, tmp_path / "mixed.gguf", small.info, mixed)
     how = ("--calibration", TEXT, "--length", 32, "--sequences", 6, "--palette", *PALETTE, "--no-correct")
     outputs = ("--same-size-as", tmp_path / "mixed.gguf", "--output-plan", tmp_path / "p.json")
     command("optimal_search.py", "--model", small.checkpoint.folder, *how, *outputs)
-    export_plan(base, tmp_path / "o.gguf", small.info, read_plan(tmp_path / "p.json", small.info), "f16", {}, 1)
+    export_plan(base, tmp_path / "o.gguf", small.info, read_plan(tmp_path / "p.json", small.info))
     sizes = [(tmp_path / name).stat().st_size for name in ("o.gguf", "mixed.gguf")]
     assert 0.98 * sizes[1] < sizes[0] <= sizes[1]
 

@@ -24,6 +24,7 @@ from bitplan.rounding.channel_grid import Quantizer
 from bitplan.rounding.sweep import Pruning
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
@@ -324,7 +325,7 @@ def test_a_gguf_holds_the_compressed_values_to_the_stated_error_and_says_what_th
     if not FAMILIES[name].gguf:
         pytest.skip("llama.cpp does not know this family")
     with base_file(None, made.checkpoint, tmp_path, made.info, plan) as base:
-        report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f16", {}, 1, "bits", 1e-3)
+        report = export_plan(base, tmp_path / "o.gguf", made.info, plan)
     told = report["channels"]
     assert told["file_bytes"] > told["plan_bytes"] and told["max_error"] == 1e-3
     chosen = {record["layer"]: record for record in report["tensors"] if record["asked"] == "channels"}
@@ -338,7 +339,7 @@ def test_a_smaller_error_asks_for_larger_types(llama, tmp_path):
     plan, sizes = llama.plan(tmp_path / "c"), []
     with base_file(None, llama.checkpoint, tmp_path, llama.info, plan) as base:
         for error in (1e-2, 1e-4, 1e-9):
-            report = export_plan(base, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1, "bits", error)
+            report = export_plan(base, tmp_path / "o.gguf", llama.info, plan, GGUFOptions(max_error=error))
             sizes.append(report["channels"]["file_bytes"])
     assert sizes == sorted(sizes) and sizes[0] < sizes[2]
     held = {tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "o.gguf").tensors if "blk" in tensor.name}

@@ -41,11 +41,11 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             calibration=on_wildcards(inputs.export_calibration),
         output:
             artifact=(
-                directory(IN_RUNTIME + RUNTIME.artifact)
+                directory(f"{IN_RUNTIME}{RUNTIME.artifact}")
                 if RUNTIME.is_folder
-                else ensure(IN_RUNTIME + RUNTIME.artifact, non_empty=True)
+                else ensure(f"{IN_RUNTIME}{RUNTIME.artifact}", non_empty=True)
             ),
-            report=IN_RUNTIME + "report.json",
+            report=f"{IN_RUNTIME}report.json",
         log:
             "logs/{model}/{plan}/{runtime}.log",
         benchmark:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SCRIPTS
 from tests.workflow.conftest import snakemake
 
 
@@ -157,7 +157,6 @@ def third_party(command: str) -> set[str]:
 
 def packages_of(files) -> set[str]:
     """The packages that some files of the library import, anywhere in them."""
-    from bitplan.workflow.code_versions import SCRIPTS
 
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}

@@ -22,8 +22,9 @@ Config = Mapping[str, Any]
 
 
 def demo_config(workflow: Path) -> dict[str, Any]:
-    """Return the configuration of the bundled demo."""
-    return yaml.safe_load((workflow / DEMO_FILE).read_text(encoding="utf-8"))
+    """Return the configuration of the bundled demo; an empty one where the workflow was copied without it."""
+    path = workflow / DEMO_FILE
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"models": {}}
 
 
 def _named(config: Config, section: str) -> bool:

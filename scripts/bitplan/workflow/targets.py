@@ -5,7 +5,7 @@ from itertools import product
 
 from bitplan.config.settings import Settings
 
-COMPARISON = ("comparison.tsv", "comparison.txt", "comparison.html", "comparison.svg")
+COMPARISON = ("comparison.tsv", "comparison.json", "comparison.txt", "comparison.html", "comparison.svg")
 
 
 def with_gguf(settings: Settings) -> list[str]:

@@ -44,6 +44,7 @@ rule comparison:
         model="results/{model}/model.json",
     output:
         table="results/{model}/comparison.tsv",
+        json="results/{model}/comparison.json",
         text="results/{model}/comparison.txt",
         page="results/{model}/comparison.html",
         figure=report(
@@ -62,4 +63,4 @@ rule comparison:
         flags=on_wildcards(flags.report_flags),
     shell:
         "python {params.script:q} --model {input.model} --results results/{wildcards.model} {params.flags}"
-        " --output {output.table} --text {output.text} --page {output.page} --figure {output.figure} > {log} 2>&1"
+        " --output {output.table} --json {output.json} --text {output.text} --page {output.page} --figure {output.figure} > {log} 2>&1"

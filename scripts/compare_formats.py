@@ -5,12 +5,13 @@ import time
 from bitplan.cli.inputs import output_file
 from bitplan.cli.parser import add_compute_flags, add_model_flag, add_text_flag, add_window_flags, parser, run
 
-COLUMNS = ("format", "avg_bits_layers", "avg_bits", "ppl", "kl", "kl_error", "top1", "kl_over_previous")
+SIZES, OVER = ("avg_bits_layers", "avg_bits"), "kl_over_previous"
 
 
 def main(args) -> None:
     from bitplan.core.files import write_table
     from bitplan.core.provenance import write_provenance
+    from bitplan.core.tables import cell, markdown_head, markdown_row
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.formats.table import format_named
@@ -18,6 +19,7 @@ def main(args) -> None:
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.plans.plan import average_bits, uniform
     from bitplan.reference.opening import opened, reference_on
+    from bitplan.report.metrics import SCORES
 
     started = time.monotonic()
     for name in args.formats:
@@ -26,21 +28,18 @@ def main(args) -> None:
     warn_of_formats(args.formats, model.info)
     reference = reference_on(args.text, model, args.length, args.sequences)
     rows: list[dict] = []
-    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    columns = ("format", *SIZES, *(metric.key for metric in SCORES), OVER)
+    print(markdown_head(columns))
     for name in args.formats:
         plan = uniform(model.info, name)
         scores = summarize(score_plan(model.model, model.info, plan, reference, QuantizedWeights(limit=0)))
         bits = average_bits(plan, model.info)
         over = scores["kl_mean"] / rows[-1]["kl"] if rows and rows[-1]["kl"] > 0 else None
-        figures = (name, bits.avg_bits_layers, bits.avg_bits, scores["ppl"], scores["kl_mean"], scores["kl_mean_error"])
-        rows.append(dict(zip(COLUMNS, (*figures, scores["top1_agreement"], over), strict=True)))
-        print(
-            "| "
-            + " | ".join("" if v is None else f"{v:.4g}" if isinstance(v, float) else v for v in rows[-1].values())
-            + " |"
-        )
+        figures = (name, bits.avg_bits_layers, bits.avg_bits, *(scores[metric.source] for metric in SCORES), over)
+        rows.append(dict(zip(columns, figures, strict=True)))
+        print(markdown_row(cell(value, "{:.4g}", missing="") for value in figures))
     if args.output:
-        write_table(args.output, rows, COLUMNS)
+        write_table(args.output, rows, columns)
         write_provenance(args.output, started)
 
 

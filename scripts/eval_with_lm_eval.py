@@ -6,6 +6,29 @@ from bitplan.cli.inputs import input_file, input_folder, output_file
 from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, run
 
 
+def figures_text(figures) -> str:
+    """Return {task: {metric: value}} as a table, a line for each metric."""
+    from bitplan.core.tables import Column, text_table
+
+    rows = [
+        {
+            "task": task,
+            "metric": metric,
+            "value": value,
+            "error": row.get(f"{metric}_stderr"),
+            "documents": row["documents"],
+        }
+        for task, row in figures.items()
+        for metric, value in row.items()
+        if isinstance(value, float) and not metric.endswith("_stderr")
+    ]
+    columns = (
+        *(Column("task", "task"), Column("metric", "metric", left=True), Column("value", "value", "{:.4f}")),
+        *(Column("error", "error", "{:.4f}"), Column("documents", "documents")),
+    )
+    return text_table(rows, columns)
+
+
 def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
@@ -32,12 +55,7 @@ def main(args) -> None:
         how = {"limit": args.limit, "max_length": args.max_length, "dtype": args.dtype}
         write_json(args.output, {"scored": "plan" if args.plan else "model", "tasks": figures, **how})
         write_provenance(args.output, started)
-    print(f"{'task':<24} {'metric':<20} {'value':>12} {'error':>10} {'documents':>10}")
-    for task, row in figures.items():
-        for metric in (m for m, v in row.items() if isinstance(v, float) and not m.endswith("_stderr")):
-            error = row.get(f"{metric}_stderr")
-            shown = "" if error is None else f"{error:.4f}"
-            print(f"{task:<24} {metric:<20} {row[metric]:>12.4f} {shown:>10} {row['documents'] or '':>10}")
+    print(figures_text(figures))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ PRESETS = {
 
 
 def main(args) -> None:
+    from bitplan.core.tables import Column, text_table
     from bitplan.demo import DEMO
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.plan import LayerPlan, write_config
@@ -28,11 +29,14 @@ def main(args) -> None:
     for name, preset in PRESETS.items():
         plan = search(model, alphas, measure, AdaptiveSettings(**preset))
         write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info, "search_summary")
-        figures = plan.summary
-        rows.append((name, figures["avg_bits"], figures["target_avg_bits"], 100 * figures["ppl_increase"]))
-    print(f"{'preset':<14} {'bits':>8} {'target':>8} {'ppl':>9}")
-    for name, bits, target, rise in rows:
-        print(f"{name:<14} {bits:>8.3f} {target:>8.1f} {rise:>+8.2f}%")
+        rows.append({"preset": name, **plan.summary})
+    columns = (
+        Column("preset", "preset"),
+        Column("avg_bits", "bits", "{:.3f}"),
+        Column("target_avg_bits", "target", "{:.1f}"),
+        Column("ppl_increase", "PPL", "{:+.2%}"),
+    )
+    print(text_table(rows, columns))
 
 
 if __name__ == "__main__":

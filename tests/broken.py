@@ -591,11 +591,11 @@ def results_without_speed(shelf, target):
 
 
 def _results(shelf: Shelf, target: Path, plan_lacks: str = "") -> None:
-    from bitplan.report.comparison import BASELINE_FILES, PLAN_FILES
+    from bitplan.report.results import BASELINE_RESULTS, PLAN_RESULTS
 
-    for folder, names in (("plans/one", PLAN_FILES), ("baselines/f16", BASELINE_FILES)):
+    for folder, names in (("plans/one", PLAN_RESULTS), ("baselines/f16", BASELINE_RESULTS)):
         (target / folder).mkdir(parents=True)
-        for name in set(names) - {plan_lacks}:
+        for name in {*names.values()} - {plan_lacks}:
             written(target / folder / name, {})
 
 

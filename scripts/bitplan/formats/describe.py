@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
+from bitplan.core.tables import markdown_head, markdown_row
 from bitplan.formats.base import Format
 
 COLUMNS = 1024  # a multiple of every block in the table
@@ -76,8 +77,7 @@ def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, boo
 
 def markdown_table(rows: Iterable[Described]) -> str:
     """Return the rows as a Markdown table, with no line end after the last row."""
-    lines = (HEADINGS, ("---",) * len(HEADINGS), *(row.cells() for row in rows))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join((markdown_head(HEADINGS), *(markdown_row(row.cells()) for row in rows)))
 
 
 def with_table(text: str, table: str, where: object) -> str:

@@ -9,12 +9,21 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import check_gguf, read_json
+from bitplan.core.tables import Column, text_table
 from bitplan.models.layer_patterns import matched
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import Plan, average_bits, layer_bits
 
 log = logging.getLogger(__name__)
 BAR = 40
+LAYERS = (
+    *(Column("layer", "layer"), Column("shape", "shape"), Column("params", "params", "{:,}")),
+    *(Column("wq", "weights"), Column("aq", "inputs"), Column("bits_per_weight", "bits", "{:.3f}")),
+)
+SHARES = (
+    *(Column("format", "format"), Column("layers", "layers"), Column("params", "params", "{:,}")),
+    *(Column("share", "share", "{:.1%}"), Column("bar", "of the parameters", left=True)),
+)
 
 
 class TargetMissed(Enum):
@@ -99,17 +108,11 @@ def _print_patterns(patterns: Iterable[Mapping[str, Any]]) -> None:
 
 def print_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Print the layer table, the distribution as bars, and the average bits."""
-    print(f"{'layer':<44} {'shape':>13} {'params':>12} {'weights':>10} {'inputs':>8} {'bits':>7}")
-    for row in rows:
-        print(
-            f"{row['layer']:<44} {row['shape']:>13} {row['params']:>12,} {row['wq']:>10} {row['aq']:>8} {row['bits_per_weight']:>7.3f}"
-        )
+    print(text_table(rows, LAYERS))
     _print_patterns(report.get("patterns", ()))
-    print("\nformat       layers       params   share of the parameters")
-    for form, part in sorted(report["distribution"].items(), key=lambda item: -item[1]["params"]):
-        print(
-            f"{form:<10} {part['layers']:>8} {part['params']:>12,}   {100 * part['share']:5.1f} % {'#' * round(BAR * part['share'])}"
-        )
+    parts = sorted(report["distribution"].items(), key=lambda item: -item[1]["params"])
+    shares = [{"format": form, **part, "bar": "#" * round(BAR * part["share"])} for form, part in parts]
+    print(f"\n{text_table(shares, SHARES)}")
     print(f"\navg_bits         {report['avg_bits']:.4f}  over all {report['parameters']:,} parameters, each once")
     print(f"avg_bits_layers  {report['avg_bits_layers']:.4f}  over the quantizable layers")
     if report["avg_bits_file"] is not None:

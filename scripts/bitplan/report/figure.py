@@ -4,15 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitplan.core.figures import BLUE, GREEN, GREY, OCHRE, ORANGE, PURPLE, RED, svg_axes
+from bitplan.report.metrics import BY_KEY
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Below this a file is as good as full precision: it is drawn at the lower edge, so that the others keep the room.
 LOSSLESS_KL = 1e-6
-FILE_SIZE, PLAN_SIZE = "file size (bits per parameter)", "average bits over all parameters"
+FILE_SIZE, PLAN_SIZE = "avg_bits_file", "avg_bits"
+# The colour of each method.
 COLOURS = {
-    **{"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f", "genetic": "#2f8f4e"},
-    **{"sparsegpt": "#8a4fb0", "optimal": "#c22f3d", "uniform": "#b09a2f"},
+    **{"llama.cpp": GREY, "adaptive": BLUE, "random": ORANGE, "genetic": GREEN},
+    **{"sparsegpt": PURPLE, "optimal": RED, "uniform": OCHRE},
 }
 # More points than these have no room for names: those of a method are joined by a line instead.
 MOST_NAMES = 16
@@ -31,7 +35,7 @@ def _draw_points(axes: "Axes", rows: Sequence[Mapping[str, Any]], floor: float) 
         some = [row for row in rows if row["method"] == method]
         x, y = [row["avg_bits_file"] for row in some], [_height(row, floor) for row in some]
         errors = [min(row["file_kl_error"] or 0.0, 0.9 * kl) for row, kl in zip(some, y, strict=True)]
-        axes.errorbar(x, y, yerr=errors, fmt=mark, label=method, color=COLOURS.get(method), capsize=3, linewidth=1)
+        axes.errorbar(x, y, yerr=errors, fmt=mark, label=method, color=COLOURS.get(method))
 
 
 def _has_neighbour(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], floor: float) -> bool:
@@ -63,28 +67,12 @@ def as_simulated(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def draw(rows: Sequence[Mapping[str, Any]], path: Path, title: str, size: str = FILE_SIZE) -> None:
     """Write an SVG: a point for each plan and baseline with its standard error, KL on a logarithmic axis.
 
-    A file that answers with NaN has no point. The bytes depend on the rows alone.
+    `size` is the metric whose name the axis along has. A file that answers with NaN has no point. The bytes depend on the rows alone.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "bitplan", "svg.fonttype": "none", "font.size": 10})
-    from matplotlib import pyplot as plt
-
     rows = [row for row in rows if row["file_kl"] is not None]
     floor = min((row["file_kl"] for row in rows if row["file_kl"] > LOSSLESS_KL), default=LOSSLESS_KL) / 2
-    figure, axes = plt.subplots(figsize=(8, 5))
-    _draw_points(axes, rows, floor)
-    _draw_names(axes, rows, floor)
-    axes.set(
-        yscale="log",
-        xlabel=size,
-        ylabel="mean KL to full precision (nats per token)",
-        title=title,
-    )
-    axes.margins(x=0.1)
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    with svg_axes(path, title, BY_KEY[size].axis, BY_KEY["kl"].axis) as axes:
+        _draw_points(axes, rows, floor)
+        _draw_names(axes, rows, floor)
+        axes.set_yscale("log")
+        axes.margins(x=0.1)

@@ -1,29 +1,37 @@
 """A study's cells as a table and as a figure: KL against what was varied."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bitplan.core.figures import svg_axes
 from bitplan.core.files import read_json
+from bitplan.core.tables import Column
+from bitplan.report.metrics import BY_KEY, METRICS, legend_of
+from bitplan.report.results import value_of
+from bitplan.report.tables import Table
 
 SIZE = "avg_bits_layers"
-FIGURES = (SIZE, "avg_bits", "kl", "kl_error", "ppl", "top1")
-AXES = {SIZE: "average bits over the quantizable layers, as stored"}
+CELL_METRICS = (
+    BY_KEY[SIZE],
+    BY_KEY["avg_bits"],
+    *(metric for metric in METRICS if metric.source.startswith("scores.")),
+)
+FIGURES = tuple(metric.key for metric in CELL_METRICS)
+HEADINGS = {"kl_error": "+-"}
+SHOWN = tuple(
+    replace(metric, heading=HEADINGS.get(metric.key, metric.heading))
+    for metric in CELL_METRICS
+    if metric.heading or metric.key in HEADINGS
+)
 ALSO = "also"
 
 
 def cell_row(folder: Path, name: str, varied: Mapping[str, str]) -> dict[str, Any]:
     """Return a cell's row: its name, what was varied, and its figures. Raises `UserError` where a result is missing."""
-    bits, scores = read_json(folder / "bits.json"), read_json(folder / "perplexity.json")
-    figures = {
-        SIZE: bits[SIZE],
-        "avg_bits": bits["avg_bits"],
-        "kl": scores["kl_mean"],
-        "kl_error": scores["kl_mean_error"],
-        "ppl": scores["ppl"],
-        "top1": scores["top1_agreement"],
-    }
-    return {"cell": name, **varied, **figures}
+    results = {"bits": read_json(folder / "bits.json"), "scores": read_json(folder / "perplexity.json")}
+    return {"cell": name, **varied, **{metric.key: value_of(results, metric) for metric in CELL_METRICS}}
 
 
 def columns_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -32,17 +40,10 @@ def columns_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return ("cell", *varied, *FIGURES)
 
 
-def study_text(rows: Sequence[Mapping[str, Any]]) -> str:
+def study_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the readable table, by rising KL."""
-    width = max(len(row["cell"]) for row in rows)
-    lines = [f"{'cell':<{width}} {'layers':>8} {'bits':>8} {'KL':>10} {'+-':>9} {'PPL':>9} {'top-1':>7}"]
-    for row in sorted(rows, key=lambda row: float("inf") if row["kl"] is None else row["kl"]):
-        kl, error, ppl = (float("nan") if row[key] is None else row[key] for key in ("kl", "kl_error", "ppl"))
-        lines.append(
-            f"{row['cell']:<{width}} {row[SIZE]:>8.3f} {row['avg_bits']:>8.3f} {kl:>10.6f} {error:>9.6f} {ppl:>9.4f} {row['top1']:>7.4f}"
-        )
-    told = "layers: bits over the quantizable layers, bits: over all parameters, as stored. KL, PPL, top-1: on the evaluation text."
-    return "\n".join((*lines, "", told)) + "\n"
+    ordered = sorted(rows, key=lambda row: float("inf") if row["kl"] is None else row["kl"])
+    return Table("", (Column("cell", "cell"), *SHOWN), ordered, legend_of(SHOWN))
 
 
 def _number(text: Any) -> float | None:
@@ -78,24 +79,13 @@ def lines_of(rows: Sequence[Mapping[str, Any]], along: str) -> dict[str, list[tu
 
 def draw_study(rows: Sequence[Mapping[str, Any]], along: str, path: Path, title: str) -> None:
     """Write an SVG: KL with its standard error against `along`, a line for each of what else was varied; words stand side by side."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.hashsalt": "bitplan", "svg.fonttype": "none", "font.size": 10})
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 5))
     lines = lines_of(rows, along)
     words = any(isinstance(x, str) for points in lines.values() for x, _, _ in points)
-    for name, points in lines.items():
-        x, y, errors = zip(*points, strict=True)
-        x = list(map(str, x)) if words else x
-        bars = [min(error, 0.9 * kl) for error, kl in zip(errors, y, strict=True)]
-        axes.errorbar(x, y, yerr=bars, fmt="o" if words else "o-", label=name, capsize=3, markersize=4, linewidth=1)
-    axes.set(yscale="log", xlabel=AXES.get(along, along.replace("_", " ")), title=title)
-    axes.set_ylabel("mean KL to full precision (nats per token)")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
+    label = BY_KEY[along].axis if along in BY_KEY else along.replace("_", " ")
+    with svg_axes(path, title, label, BY_KEY["kl"].axis) as axes:
+        for name, points in lines.items():
+            x, y, errors = zip(*points, strict=True)
+            x = list(map(str, x)) if words else x
+            bars = [min(error, 0.9 * kl) for error, kl in zip(errors, y, strict=True)]
+            axes.errorbar(x, y, yerr=bars, fmt="o" if words else "o-", label=name)
+        axes.set_yscale("log")

@@ -1,13 +1,14 @@
 """The lm-eval tasks in the comparison: a table of their own, since their figures are of another kind."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
-from bitplan.report.comparison import Entry
+from bitplan.core.tables import Column
+from bitplan.report.results import Entry
+from bitplan.report.tables import Table
 
 FULL_PRECISION = "full precision"
 NOTE = "lm-eval's figures of plans with their activation formats, in torch. Word and byte perplexity are per word and byte of a document."
@@ -37,34 +38,7 @@ def task_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in (rows[0] if rows else {}) if name != "name"]
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def tasks_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the readable table of the tasks; nothing without rows."""
-    columns = task_columns(rows)
-    if not columns:
-        return ""
-    head = f"{'plan':<24} " + "  ".join(columns)
-    lines = [
-        f"{row['name']:<24} " + "  ".join(f"{_shown(row.get(column)):>{len(column)}}" for column in columns)
-        for row in rows
-    ]
-    return "\n" + "\n".join((head, *lines, "", NOTE)) + "\n"
-
-
-def tasks_html(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table of the tasks for the page; nothing without rows."""
-    columns = task_columns(rows)
-    if not columns:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("plan", *columns))
-    body = "".join(
-        f"<tr><td>{escape(row['name'])}</td>"
-        + "".join(f"<td>{_shown(row.get(column))}</td>" for column in columns)
-        + "</tr>"
-        for row in rows
-    )
-    table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<h2>lm-eval tasks</h2><div class="wide">{table}</div><p>{escape(NOTE)}</p>'
+def tasks_table(rows: Sequence[Mapping[str, Any]]) -> Table | None:
+    """Return the table of the tasks; None without rows."""
+    columns = (Column("name", "plan"), *(Column(name, name, "{:.4f}") for name in task_columns(rows)))
+    return Table("lm-eval tasks", columns, rows, NOTE) if rows else None

@@ -1,18 +1,25 @@
 """Original against Q4_K_M against a mixed-precision file: what is compared, scored and printed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.files import check_gguf, read_json
-from bitplan.evaluate.scores import summarize
+from bitplan.core.tables import Column, text_table
+from bitplan.evaluate.scores import TokenScores, summarize
 from bitplan.models.layers import model_info
 from bitplan.reference.reference import Reference
+from bitplan.report.metrics import SCORES
 from bitplan.runtimes.gguf.scores import score_gguf
-from bitplan.runtimes.speed import HEADINGS, print_columns, print_rounds, timed_cells
+from bitplan.runtimes.speed import TIMED, print_rounds, timed_row
 
 ORIGINAL = "Original (FP32)"
+SHOWN = tuple(metric for metric in SCORES if metric.heading)
+KEYS = tuple(metric.source for metric in SHOWN)
 NAMES = {"q4km": "Q4_K_M", "mixed": "Mixed precision"}
 
 
@@ -41,27 +48,28 @@ def known_original(mixed: Path) -> Path | None:
     return folder if model_info(folder).fingerprint == record.get("model_fingerprint") else None
 
 
+def _of_reference(scores: TokenScores) -> TokenScores:
+    """Return the scores of the reference against itself."""
+    kl, agree = torch.zeros_like(scores.kl), torch.ones_like(scores.agree)
+    return replace(scores, nll=scores.reference_nll, kl=kl, agree=agree)
+
+
 def scored(models: Mapping[str, Path], reference: Reference, threads: int) -> dict[str, dict[str, Any]]:
-    """Return {name: ppl, kl_mean, top1_agreement} of every file, and of the original, which is its own reference."""
-    scores: dict[str, dict[str, Any]] = {}
+    """Return {name: metrics by their key in a perplexity.json, tokens} of every file, and of the original, which is its own reference."""
+    scores: dict[str, TokenScores] = {}
+    original: dict[str, TokenScores] = {}
     for name, path in models.items():
         if path.is_file():
-            figures = summarize(score_gguf(path, reference, threads))
-            scores[name] = {key: figures[key] for key in ("ppl", "kl_mean", "top1_agreement", "tokens")}
-            base = {"ppl": figures["base_ppl"], "kl_mean": 0.0, "top1_agreement": 1.0, "tokens": figures["tokens"]}
-    return ({ORIGINAL: base} if ORIGINAL in models else {}) | scores
-
-
-SCORES = (("PPL", "ppl", "{:.4f}"), ("KL", "kl_mean", "{:.6f}"), ("top-1", "top1_agreement", "{:.4f}"))
+            scores[name] = score_gguf(path, reference, threads)
+            original = {ORIGINAL: _of_reference(scores[name])} if ORIGINAL in models else {}
+    summaries = {name: summarize(each) for name, each in {**original, **scores}.items()}
+    return {name: {key: each[key] for key in (*KEYS, "tokens")} for name, each in summaries.items()}
 
 
 def print_three_way(result: Mapping[str, Any]) -> None:
     """Print size, load time, speeds, ratio, memory, perplexity and KL, one line a model."""
     scores = result.get("scores", {})
-    shown = SCORES if scores else ()
-    rows = [
-        (name, *timed_cells(row), *(layout.format(scores[name][key]) for _, key, layout in shown))
-        for name, row in result["models"].items()
-    ]
-    print_columns([(*HEADINGS, *(heading for heading, _, _ in shown)), *rows])
+    columns = tuple(Column(metric.source, metric.heading, metric.format) for metric in SHOWN if scores)
+    rows = [{**timed_row(name, row), **scores.get(name, {})} for name, row in result["models"].items()]
+    print(text_table(rows, (*TIMED, *columns)))
     print_rounds(result)

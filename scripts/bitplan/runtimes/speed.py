@@ -12,6 +12,7 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import check_gguf
+from bitplan.core.tables import Column, text_table
 from bitplan.evaluate.timing import Run, SpeedSettings
 from bitplan.runtimes.registry import runtime_of
 from bitplan.runtimes.transformers.original import run_original
@@ -122,38 +123,34 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
     return models
 
 
-# Heading, key of the figure, and how it is shown; each is in a column of its own.
+# The figures of speed.json that are medians of rounds: key, heading, and how one is shown.
+MEDIANS = (
+    Column("load_seconds", "load s", "{:.3f}"),
+    Column("prompt_tokens_per_second", "prompt tok/s", "{:.1f}"),
+    Column("generation_tokens_per_second", "tok/s", "{:.1f}"),
+    Column("ratio", "ratio", "{:.2f}x"),
+)
 TIMED = (
-    ("load s", "load_seconds", "{:.3f}"),
-    ("prompt tok/s", "prompt_tokens_per_second", "{:.1f}"),
-    ("tok/s", "generation_tokens_per_second", "{:.1f}"),
-    ("ratio", "ratio", "{:.2f}x"),
+    Column("model", "model"),
+    Column("megabytes", "size MB", "{:.2f}"),
+    *MEDIANS,
+    Column("peak_megabytes", "memory MB", "{:.1f}"),
 )
 
 
-def cell(figure: Mapping[str, Any], layout: str) -> str:
-    """Return a median as text, or "unstable" and its range; "-" for none."""
+def _median_text(figure: Mapping[str, Any], layout: str) -> str | None:
+    """Return a median as text, or "unstable" and its range; None for none."""
     if figure["median"] is None:
-        return "-"
+        return None
     if figure["stable"]:
         return layout.format(figure["median"])
     return f"unstable {layout.format(figure['min'])} - {layout.format(figure['max'])}"
 
 
-def timed_cells(row: Mapping[str, Any]) -> list[str]:
-    """Return what is shown of a model: size, times, speeds, memory."""
-    size, memory = f"{row['file_bytes'] / 1e6:.2f}", f"{row['peak_memory_bytes'] / 1e6:.1f}"
-    return [size, *(cell(row[key], layout) for _, key, layout in TIMED), memory]
-
-
-def print_columns(rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of cells under the first one, each column as wide as its widest cell; the first is to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for first, *rest in rows:
-        print("  ".join((f"{first:<{widths[0]}}", *(f"{text:>{w}}" for text, w in zip(rest, widths[1:], strict=True)))))
-
-
-HEADINGS = ("model", "size MB", *(heading for heading, _, _ in TIMED), "memory MB")
+def timed_row(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `TIMED` shows of a model of speed.json: size, times, speeds, memory."""
+    sizes = {"megabytes": row["file_bytes"] / 1e6, "peak_megabytes": row["peak_memory_bytes"] / 1e6}
+    return {"model": name, **sizes, **{each.key: _median_text(row[each.key], each.format) for each in MEDIANS}}
 
 
 def print_rounds(result: Mapping[str, Any]) -> None:
@@ -166,5 +163,5 @@ def print_rounds(result: Mapping[str, Any]) -> None:
 
 def print_table(result: Mapping[str, Any]) -> None:
     """Print size, load time, speeds, the ratio to the first model and memory, one line a model."""
-    print_columns([HEADINGS, *((name, *timed_cells(row)) for name, row in result["models"].items())])
+    print(text_table([timed_row(name, row) for name, row in result["models"].items()], TIMED))
     print_rounds(result)

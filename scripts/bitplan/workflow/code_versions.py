@@ -21,8 +21,17 @@ SCRIPTS = (scripts_folder(), PACKAGE.parent)
 PARTS = ("body", "orelse", "finalbody", "handlers", "cases")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
-# How a model is fetched changes no result: the files are checked against the hub's hashes.
-WITHOUT_EFFECT = {"bitplan/cli/parser.py": ("bitplan/models/hub",)}
+TABLES = "bitplan/core/tables"
+# Imports that change no result, as (importer, imported), each the beginning of a path: how a model is fetched, since the files are
+# checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls.
+WITHOUT_EFFECT = (
+    ("bitplan/cli/parser.py", "bitplan/models/hub"),
+    *(
+        (printing, TABLES)
+        for printing in ("bitplan/plans/", "bitplan/search/", "bitplan/runtimes/", "eval_with_lm_eval.py")
+    ),
+    *(("bitplan/report/three_way.py", module) for module in ("bitplan/report/metrics", TABLES)),
+)
 
 
 @cache
@@ -82,7 +91,7 @@ def content_hashes(path: Path) -> frozenset[str]:
 
 def imported_files(path: Path) -> frozenset[Path]:
     """Return the local files that a file imports, anywhere in it, and the packages around them; those without effect on results left out."""
-    skipped = WITHOUT_EFFECT.get(_below(path), ())
+    skipped = tuple(imported for importer, imported in WITHOUT_EFFECT if _below(path).startswith(importer))
     return frozenset(file for file in _read(path)[1] if not _below(file).startswith(skipped))
 
 
@@ -107,10 +116,18 @@ def runtime_code(settings: Any, wildcards: Any, command: str) -> str:
     return code_version(command, RUNTIMES[wildcards.get("runtime", BASELINES)])
 
 
+@cache
+def templates_beside(path: Path) -> frozenset[str]:
+    """Return the SHA-256, in hexadecimal, of each template in the folder of a Python file: a page is made of it as of code."""
+    return frozenset(hashlib.sha256(file.read_bytes()).hexdigest() for file in path.parent.glob("*.j2"))
+
+
 def code_version(command: str, *modules: str) -> str:
-    """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does.
+    """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does, or a template
+    beside one.
 
     `modules` are those that the command imports by name, which no import statement shows: the runtime's.
     """
-    hashes = frozenset().union(*map(content_hashes, files_behind(command, *modules)))
+    files = files_behind(command, *modules)
+    hashes = frozenset().union(*map(content_hashes, files), *map(templates_beside, files))
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()[:16]

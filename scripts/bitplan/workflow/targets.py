@@ -8,7 +8,7 @@ from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.workflow.inputs import BASELINES
 
-COMPARISON = ("comparison.tsv", "comparison.txt", "comparison.html", "comparison.svg")
+COMPARISON = ("comparison.tsv", "comparison.json", "comparison.txt", "comparison.html", "comparison.svg")
 
 
 def with_baselines(settings: Settings) -> list[str]:

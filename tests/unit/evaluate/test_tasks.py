@@ -172,8 +172,8 @@ def test_metrics_after_a_filter_have_its_name_and_a_broken_plans_figures_are_das
     from types import SimpleNamespace
 
     from bitplan.evaluate.tasks import LoadedTasks
-    from bitplan.report.comparison import Entry
-    from bitplan.report.tasks import task_rows, tasks_text
+    from bitplan.report.results import Entry
+    from bitplan.report.tasks import task_rows, tasks_table
 
     task = SimpleNamespace(
         higher_is_better=lambda: {"exact_match": True},
@@ -186,5 +186,5 @@ def test_metrics_after_a_filter_have_its_name_and_a_broken_plans_figures_are_das
     (tmp_path / "p").mkdir()
     for path, value in ((tmp_path / "tasks.json", 4.5), (tmp_path / "p/tasks.json", None)):
         path.write_text(json.dumps({"tasks": {"t": {"ppl": value, "documents": 3}}}))
-    text = tasks_text(task_rows(tmp_path / "tasks.json", [Entry("p", tmp_path / "p", True)]))
-    assert "4.5000" in text and " -" in text.splitlines()[3]
+    text = tasks_table(task_rows(tmp_path / "tasks.json", [Entry("p", tmp_path / "p", True)])).text()
+    assert "4.5000" in text and " -" in text.splitlines()[2]

@@ -6,7 +6,7 @@ import pytest
 
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
-from bitplan.report.study import SIZE, cell_row, columns_of, draw_study, lines_of, study_text
+from bitplan.report.study import SIZE, cell_row, columns_of, draw_study, lines_of, study_table
 
 MODEL = {"path": "m", "calibration": "c", "evaluation": "e"}
 PLAN = {"method": "sparsegpt", "target_avg_bits": 3.0}
@@ -82,6 +82,7 @@ def write_cell(folder, name: str, bits: float, kl: float | None) -> None:
     place.mkdir(parents=True)
     (place / "bits.json").write_text(json.dumps({"avg_bits_layers": bits, "avg_bits": bits + 1}))
     scores = {"kl_mean": kl, "kl_mean_error": None if kl is None else kl / 10, "ppl": 3.0, "top1_agreement": 0.9}
+    scores |= {"ppl_error": 0.1, "kl_p99": None if kl is None else kl * 9}
     (place / "perplexity.json").write_text(json.dumps(scores))
 
 
@@ -115,7 +116,7 @@ def test_words_along_the_figure_stand_side_by_side(rows):
 
 def test_the_table_is_sorted_by_damage_and_has_every_setting(rows, tmp_path):
     assert columns_of(rows)[:4] == ("cell", "target_avg_bits", "bit_allocation_method", "also")
-    text = study_text(rows).splitlines()
+    text = study_table(rows).text().splitlines()
     assert [line.split()[0] for line in text[1:7]] == [
         *("s.3-budget", "s.gptq-3", "s.3-optimal"),
         *("s.2-budget", "s.gptq-2", "s.2-optimal"),

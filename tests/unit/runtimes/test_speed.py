@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.report.comparison import as_page, as_text
+from bitplan.report.comparison import comparison_table
 from bitplan.report.figure import draw
+from bitplan.report.page.render import page
 from bitplan.runtimes import speed
 
 
@@ -71,10 +72,10 @@ def test_the_report_calls_an_unstable_speed_so_and_keeps_its_numbers():
     numbers = {"tokens_per_second": 70.8, "ratio_to_reference": 7.08, "ratio_min": 3.1, "ratio_max": 11.0}
     rows = [comparison_row("quiet", 0.1) | numbers | {"speed_stable": True}]
     rows += [comparison_row("noisy", 0.2) | numbers | {"speed_stable": False}]
-    quiet, noisy = as_text(rows).splitlines()[1:3]
+    quiet, noisy = comparison_table(rows).text().splitlines()[1:3]
     assert "7.08" in quiet and "unstable" not in quiet
     assert noisy.split()[-4:] == ["unstable", "unstable", "3.10", "11.00"]
-    assert as_page(rows, "", "<svg/>", "t").count("<td>unstable</td>") == 2
+    assert page("t", [comparison_table(rows)], "<svg/>").count("<td>unstable</td>") == 2
 
 
 def test_the_load_time_of_the_original_holds_no_imports(tiny, monkeypatch):
@@ -123,8 +124,8 @@ def comparison_row(name: str, kl: float | None) -> dict:
 
 def test_a_plan_that_answers_nan_stands_last_in_the_table_and_not_in_the_figure(tmp_path):
     rows = [comparison_row("broken", None), comparison_row("worse", 0.2), comparison_row("good", 0.1)]
-    lines = [line.split()[0] for line in as_text(rows).splitlines()[1:4]]
+    lines = [line.split()[0] for line in comparison_table(rows).text().splitlines()[1:4]]
     assert lines == ["good", "worse", "broken"]
     draw(rows, tmp_path / "f.svg", "title")
     assert "broken" not in (tmp_path / "f.svg").read_text()
-    assert "broken" in as_page(rows, "", (tmp_path / "f.svg").read_text(), "title")
+    assert "broken" in page("title", [comparison_table(rows)], (tmp_path / "f.svg").read_text())

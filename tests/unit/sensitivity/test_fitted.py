@@ -7,7 +7,8 @@ import math
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.report.agreement import agreement_html, agreement_text, read_agreement
+from bitplan.report.agreement import agreement_table, read_agreement
+from bitplan.report.page.render import page
 from bitplan.sensitivity.agreement import agreement, kendall, read_rows
 from bitplan.sensitivity.fitted import fit, predicted, with_fitted
 
@@ -92,12 +93,12 @@ def test_the_table_of_taus_is_read_and_shown_in_text_and_on_the_page(tmp_path):
     }
     (tmp_path / "agreement.json").write_text(json.dumps({"kendall_tau": taus}))
     read = read_agreement(tmp_path / "agreement.json")
-    lines = [line.split() for line in agreement_text(read).splitlines()[1:4]]
+    lines = [line.split() for line in agreement_table(read).text().splitlines()[:3]]
     assert lines[0] == ["tau", "against", "KL", "q2_k", "q8_0", "all"]
     assert lines[1:] == [["alpha", "1.000", "0.000", "-0.125"], ["mse", "0.250", "0.500"]]
-    page = agreement_html(read)
-    assert "<td>alpha</td><td>1.000</td><td>0.000</td><td>-0.125</td>" in page and "fisher" not in page
-    assert agreement_text({}) == agreement_html({}) == ""
+    shown = page("t", [agreement_table(read)], "<svg/>")
+    assert "<td>alpha</td><td>1.000</td><td>0.000</td><td>-0.125</td>" in shown and "fisher" not in shown
+    assert agreement_table({}) is None
 
 
 @pytest.mark.parametrize("content", ["{}", '{"kendall_tau": [1]}', '{"kendall_tau": {"mse": {"all": "high"}}}', "tau"])

@@ -28,7 +28,7 @@ def scripts(tmp_path, monkeypatch):
             path.unlink(missing_ok=True)
             if text is not None:
                 path.write_text(text)
-        for cached in (versions._read, versions._located):
+        for cached in (versions._read, versions._located, versions.templates_beside):
             cached.cache_clear()
         return versions.code_version("a.py")
 
@@ -51,6 +51,14 @@ def test_every_local_file_behind_a_command_counts_even_when_imported_late(script
 def test_comments_docstrings_and_layout_do_not_count(scripts):
     before = scripts()
     assert scripts(**{"pkg/n.py": '"""Doc."""\n# c\n\ndef g():\n    "doc"\n    return  (1)\n'}) == before
+
+
+def test_an_edit_of_a_template_beside_a_module_counts(scripts, tmp_path):
+    without = scripts()
+    versions_seen = {without, *(scripts(**{"pkg/sub/page.html.j2": text}) for text in ("<p>a</p>", "<p>b</p>"))}
+    assert len(versions_seen) == 3
+    (tmp_path / "elsewhere").mkdir()
+    assert scripts(**{"pkg/sub/page.html.j2": None, "elsewhere/page.html.j2": "x"}) == without
 
 
 def test_an_edit_of_meaning_counts(scripts):
@@ -86,7 +94,7 @@ def test_a_module_split_in_two_does_not_count(scripts):
 
 
 def test_what_an_edge_without_effect_leads_to_does_not_count(scripts, monkeypatch):
-    monkeypatch.setattr(versions, "WITHOUT_EFFECT", {"pkg/m.py": ("pkg/late",)})
+    monkeypatch.setattr(versions, "WITHOUT_EFFECT", (("pkg/m", "pkg/late"),))
     before = scripts()
     assert scripts(**{"pkg/late.py": "x = 3\n"}) == before
     assert scripts(**{"pkg/n.py": "def g(): return 2\n"}) != before

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import user_error
+from bitplan.core.tables import Column, text_table
 from bitplan.evaluate.perplexity import hidden_nll, plan_nll
 from bitplan.evaluate.scores import perplexity
 from bitplan.evaluate.tasks import (
@@ -34,6 +35,7 @@ from bitplan.statistics.alpha_hill import alpha_hill, spectrum
 from bitplan.statistics.layer_stats import read_alphas
 
 MOST_AT_ONCE = 8
+LAYERS = (Column("layer", "layer"), Column("alpha", "alpha", "{:.3f}"), Column("format", "format", left=True))
 
 
 def texts_of(args: Namespace, model: Opened) -> tuple[Reference | None, Reference | None]:
@@ -161,9 +163,9 @@ def search(
 def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:
     """Print the layers by falling alpha with their formats, then thresholds and figures."""
     summary = plan.summary
-    print(f"{'layer':<44} {'alpha':>8}  format")
-    for name in sorted(alphas, key=lambda name: -alphas[name] if alphas[name] == alphas[name] else math.inf):
-        print(f"{name:<44} {alphas[name]:>8.3f}  {plan.of(name).wq}")
+    names = sorted(alphas, key=lambda name: -alphas[name] if alphas[name] == alphas[name] else math.inf)
+    rows = [{"layer": name, "alpha": alphas[name], "format": plan.of(name).wq} for name in names]
+    print(text_table(rows, LAYERS))
     thresholds = {key.removesuffix("_threshold"): summary[key] for key in summary if key.endswith("_threshold")}
     thresholds.pop("ppl")
     told = (

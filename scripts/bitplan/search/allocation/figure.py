@@ -2,18 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitplan.core.files import written_aside
+from bitplan.core.figures import BLUE, ORANGE, svg_axes
 from bitplan.search.allocation.problem import Allocation, AllocationProblem
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-PLANS, ALONE = "#1f6fb2", "#d1661f"
-STYLE = {"svg.hashsalt": "bitplan", "svg.fonttype": "none", "font.size": 10}
 
 
 def uniform_plans(problem: AllocationProblem) -> dict[str, tuple[float, float]]:
@@ -25,30 +18,17 @@ def uniform_plans(problem: AllocationProblem) -> dict[str, tuple[float, float]]:
     }
 
 
-def _drawn(problem: AllocationProblem, made: Sequence[Allocation], title: str) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
-    points = sorted((each.avg_bits_layers, each.kld) for each in made)
-    axes.plot(*zip(*points, strict=True), color=PLANS, marker="o", label="optimal plans")
-    alone = uniform_plans(problem)
-    if alone:
-        axes.plot(*zip(*alone.values(), strict=True), color=ALONE, marker="s", linestyle="", label="one format for all")
-    for form, place in alone.items():
-        axes.annotate(form, place, xytext=(5, 5), textcoords="offset points", color=ALONE)
-    if all(kld > 0 for _, kld in [*points, *alone.values()]):
-        axes.set_yscale("log")
-    axes.margins(x=0.08)
-    axes.set(xlabel="average bits over the layers", ylabel="sum of damages (nats)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return figure
-
-
 def draw_front(problem: AllocationProblem, made: Sequence[Allocation], path: Path, title: str) -> None:
     """Write an SVG: damage of every plan over its average bits, and of every format alone. The bytes depend on the arguments alone."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE), written_aside(path) as aside:
-        _drawn(problem, made, title).savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
+    points, alone = sorted((each.avg_bits_layers, each.kld) for each in made), uniform_plans(problem)
+    with svg_axes(path, title, "average bits over the layers", "sum of damages (nats)") as axes:
+        axes.plot(*zip(*points, strict=True), color=BLUE, marker="o", label="optimal plans")
+        if alone:
+            axes.plot(
+                *zip(*alone.values(), strict=True), color=ORANGE, marker="s", linestyle="", label="one format for all"
+            )
+        for form, place in alone.items():
+            axes.annotate(form, place, xytext=(5, 5), textcoords="offset points", color=ORANGE)
+        if all(kld > 0 for _, kld in [*points, *alone.values()]):
+            axes.set_yscale("log")
+        axes.margins(x=0.08)

@@ -5,11 +5,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitplan.core.tables import Column, text_table
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import AVG_BITS, BYTES, KLD, Allocation, AllocationProblem, Target, reach
 
 MIB = 2**20
-HEADINGS = ("target", "avg bits", "MiB", "kld", "lower bound", "gap", "layers by format")
+COLUMNS = (
+    Column("target", "target"),
+    Column("avg_bits_layers", "avg bits", "{:.4f}"),
+    Column("mib", "MiB", "{:,.2f}"),
+    Column("kld", "kld", "{:.7g}"),
+    Column("bound", "lower bound"),
+    Column("gap", "gap", "{:.2g} %"),
+    Column("counts", "layers by format", left=True),
+)
 # A target as the table shows it, by kind.
 SHOWN = {
     AVG_BITS: lambda limit: f"{limit:.6g} bits",
@@ -53,26 +62,21 @@ def front(
     }
 
 
-def _cells(made: Allocation, formats: Sequence[str]) -> tuple[str, ...]:
-    counts = made.counts
-    held = ", ".join(f"{form} {counts[form]:,}" for form in formats if form in counts)
-    bound, gap = BOUNDS[made.target.minimized](made.lower_bound), f"{100 * made.gap:.2g} %"
-    size = f"{made.bytes / MIB:,.2f}"
-    target = SHOWN[made.target.kind](made.target.limit)
-    return (target, f"{made.avg_bits_layers:.4f}", size, f"{made.kld:.7g}", bound, gap, held)
+def _row(made: Allocation, formats: Sequence[str]) -> dict[str, Any]:
+    return {
+        "target": SHOWN[made.target.kind](made.target.limit),
+        "avg_bits_layers": made.avg_bits_layers,
+        "mib": made.bytes / MIB,
+        "kld": made.kld,
+        "bound": BOUNDS[made.target.minimized](made.lower_bound),
+        "gap": 100 * made.gap,
+        "counts": ", ".join(f"{form} {made.counts[form]:,}" for form in formats if form in made.counts),
+    }
 
 
 def printed(problem: AllocationProblem, constraints: Constraints, made: Iterable[Allocation]) -> Iterator[str]:
-    """Yield how many groups there are, if any, and the table of some allocations, a line each; formats in the table's order."""
+    """Yield how many groups there are, if any, and the table of some allocations; formats in the sensitivity table's order."""
     grouped = [group for group in constraints.groups if group]
     if grouped:
         yield f"groups that share a format: {len(set(grouped)):,}, with {len(grouped):,} of {len(constraints.groups):,} layers"
-    yield from _table_lines(made, problem.table.formats)
-
-
-def _table_lines(made: Iterable[Allocation], formats: Sequence[str]) -> Iterator[str]:
-    rows = [HEADINGS, *(_cells(each, formats) for each in made)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)]
-        yield "  ".join([*cells, row[-1]])
+    yield text_table([_row(each, problem.table.formats) for each in made], COLUMNS)

@@ -4,38 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitplan.core.files import written_aside
+from bitplan.core.figures import BLACK, BLUE, LIGHT_BLUE, ORANGE, svg_axes
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-BEST, MEAN, OPTIMUM, DIVERSITY = "#1f6fb2", "#7fb2dd", "#222222", "#d1661f"
-STYLE = {"svg.hashsalt": "bitplan", "svg.fonttype": "none", "font.size": 10}
+    from matplotlib.axes import Axes
 
 
-def _drawn(history: Sequence[Mapping[str, float]], optimum: float, title: str, unit: str) -> "Figure":
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot()
+def _draw_diversity(axes: "Axes", generations: Sequence[float], values: Sequence[float]) -> list:
     across = axes.twinx()
-    generations = [row["generation"] for row in history]
-    lines = [
-        *axes.plot(generations, [row["mean"] for row in history], color=MEAN, label="mean damage"),
-        *axes.plot(generations, [row["best"] for row in history], color=BEST, label="best damage"),
-        *axes.plot(generations, [optimum] * len(history), color=OPTIMUM, linestyle="--", label="exact optimum"),
-        *across.plot(
-            generations, [row["diversity"] for row in history], color=DIVERSITY, linestyle=":", label="diversity"
-        ),
-    ]
-    axes.set(xlabel="generation", ylabel=f"damage ({unit})", title=title)
-    across.set_ylabel("diversity (1 - share of the commonest option)", color=DIVERSITY)
+    across.set_ylabel("diversity (1 - share of the commonest option)", color=ORANGE)
+    across.grid(visible=False)
+    lines = across.plot(generations, values, color=ORANGE, linestyle=":", label="diversity")
     across.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    figure.legend(handles=lines, loc="outside lower center", ncols=len(lines), frameon=False)
-    return figure
+    return lines
 
 
 def draw_history(
@@ -46,7 +27,16 @@ def draw_history(
     `history` holds the rows of `genetic.GeneticResult`, `optimum` is a damage in their unit. The bytes depend on the
     arguments alone.
     """
-    import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
-    with matplotlib.rc_context(STYLE), written_aside(path) as aside:
-        _drawn(history, optimum, title, unit).savefig(aside, format="svg", metadata={"Date": None, "Creator": None})
+    columns = {key: [row[key] for row in history] for key in ("generation", "mean", "best", "diversity")}
+    generations = columns["generation"]
+    with svg_axes(path, title, "generation", f"damage ({unit})") as axes:
+        lines = [
+            *axes.plot(generations, columns["mean"], color=LIGHT_BLUE, label="mean damage"),
+            *axes.plot(generations, columns["best"], color=BLUE, label="best damage"),
+            *axes.plot(generations, [optimum] * len(history), color=BLACK, linestyle="--", label="exact optimum"),
+            *_draw_diversity(axes, generations, columns["diversity"]),
+        ]
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))

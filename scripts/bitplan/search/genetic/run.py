@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from bitplan.core.errors import user_error
+from bitplan.core.tables import Column, text_table
 from bitplan.formats.fitting import fitting_formats
 from bitplan.formats.pairs import pair_named
 from bitplan.formats.table import FORMATS
@@ -33,6 +34,11 @@ EDGE_BOOST = 1.5
 # (4 + mean activation bits) / 12: all A4 0.667, all A8 1.
 COMPRESSION_UNIT = 12
 AUTO = "auto"
+LAYERS = (
+    *(Column("layer", "layer"), Column("ratio", "ratio", "{:.2f}"), Column("class", "class")),
+    Column("weight", "weight", "{:.3f}"),
+    *(Column("wq", "weights", left=True), Column("aq", "inputs", left=True)),
+)
 METRICS = ("mse", "relative_mse", "weighted_error", "kld")
 
 
@@ -276,14 +282,24 @@ def _compression_line(summary: Mapping[str, Any], plan: Plan, found: Found, info
     return f"{held}. It decides, not the labels: {apart}; --target_compression {AUTO} lets the labels decide"
 
 
+def _layer_rows(plan: Plan, found: Found, info: ModelInfo) -> list[dict[str, Any]]:
+    return [
+        {
+            "layer": layer.name,
+            "ratio": found.ratios[i] if math.isfinite(found.ratios[i]) else None,
+            "class": found.labels[i],
+            "weight": found.importance[i],
+            "wq": plan.of(layer.name).wq,
+            "aq": plan.of(layer.name).aq,
+        }
+        for i, layer in enumerate(info.quantizable)
+    ]
+
+
 def print_result(plan: Plan, found: Found, info: ModelInfo) -> None:
     """Print the sensitivity of every layer with its choice, then size, fitness and the gap to the exact optimum."""
     summary = plan.summary
-    print(f"{'layer':<44} {'ratio':>10} {'class':>6} {'weight':>7}  weights inputs")
-    for i, layer in enumerate(info.quantizable):
-        made, ratio = plan.of(layer.name), found.ratios[i]
-        shown = f"{ratio:>10.2f}" if math.isfinite(ratio) else f"{'-':>10}"
-        print(f"{layer.name:<44} {shown} {found.labels[i]:>6} {found.importance[i]:>7.3f}  {made.wq:<7} {made.aq}")
+    print(text_table(_layer_rows(plan, found, info), LAYERS))
     if "compression" in summary:
         eight = sum(FORMATS[plan.of(layer.name).aq].element_bits == 8 for layer in info.quantizable)
         print(f"\nA4: {len(info.quantizable) - eight} layers, A8: {eight} layers")

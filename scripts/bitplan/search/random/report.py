@@ -2,8 +2,17 @@
 
 from collections import Counter
 
+from bitplan.core.tables import Column, text_table
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import Plan
+
+SHARES = (
+    Column("format", "format"),
+    Column("layers", "layers"),
+    Column("share", "share", "{:.1%}"),
+    Column("requested", "requested", "{:.1%}"),
+)
+LAYERS = (Column("layer", "layer"), Column("kind", "kind", left=True), Column("format", "format", left=True))
 
 
 def print_result(plan: Plan, info: ModelInfo, verbose: bool = False) -> None:
@@ -13,13 +22,15 @@ def print_result(plan: Plan, info: ModelInfo, verbose: bool = False) -> None:
     print(
         f"layers: {summary['total_layers']} ({kinds['expert']} expert, {kinds['attention']} attention, {kinds['other']} other)"
     )
-    for form in ("mxfp4", "bf16", "mxfp8"):
-        asked = summary.get(f"requested_{form}_ratio")
-        wish = "" if asked is None else f", {100 * asked:.1f} % requested"
-        print(f"  {form:<6} {summary[f'{form}_layers']:>5} layers, {100 * summary[f'{form}_ratio']:5.1f} %{wish}")
+    keys = {"layers": "{}_layers", "share": "{}_ratio", "requested": "requested_{}_ratio"}
+    rows = [
+        {"format": form, **{key: summary.get(name.format(form)) for key, name in keys.items()}}
+        for form in ("mxfp4", "bf16", "mxfp8")
+    ]
+    print(text_table(rows, SHARES))
     print(
         f"average bits {summary['avg_bits']:.3f} over all parameters, {summary['avg_bits_layers']:.3f} over the layers"
     )
     if verbose:
-        for layer in info.quantizable:
-            print(f"  {layer.name:<44} {layer.kind:<10} {plan.of(layer.name).wq}")
+        rows = [{"layer": each.name, "kind": each.kind, "format": plan.of(each.name).wq} for each in info.quantizable]
+        print(text_table(rows, LAYERS))

@@ -173,7 +173,7 @@ def searched(one: Odd) -> OptimalSearch:
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_layer_is_measured_in_what_fits_it_each_once_at_its_true_size(name, odd):
     one = odd(name)
-    for layer in (*one.opened.info.quantizable, *(each for each in one.opened.info.layers if each.embeddings)):
+    for layer in (*one.opened.info.quantizable, *(each for each in one.opened.info.layers if each.is_embedding)):
         rows = [r for r in read_table(one.table) if r["layer"] == layer.name and r["inputs"] == "bf16"]
         palette = ("q4_k", "q6_k") if layer.is_embedding else PALETTE
         wanted = fitting_formats(palette, layer.shape[1])

@@ -1,4 +1,4 @@
-"""The bundled model: where it is, its story generator and its training."""
+"""The bundled model: its folder, its story generator and its training."""
 
 from bitplan.core.places import workflow_folder
 

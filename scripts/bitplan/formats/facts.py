@@ -1,6 +1,6 @@
-"""The names of the number formats, for checking settings without loading what the formats are computed with."""
+"""The names of the number formats, for checking settings without importing torch."""
 
-# What a layer, or its inputs, that is not quantized has.
+# The format of layers and inputs that are not quantized.
 UNQUANTIZED = "bf16"
 MX_ELEMENTS = ("mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8", "mxfp8_e5m2")
 GGUF_TYPES = (
@@ -17,5 +17,5 @@ NAMES: tuple[str, ...] = (
 
 
 def weighs_columns(name: str) -> bool:
-    """Return whether a format looks at the importance of columns: GGUF types, and the `_mse` rules of scales."""
+    """Return whether a format uses the importance of columns: GGUF types and the `_mse` scale rules."""
     return name in GGUF_TYPES or name.endswith("_mse")

@@ -10,8 +10,8 @@ from bitplan.core.errors import nearest, user_error
 from bitplan.formats import floating, ggml, integer, mx
 from bitplan.formats.base import Format, Quantized
 
-# Codes with a width for every input channel, which another step has made: models/compressed.py.
-CHANNELS = "channels"
+# Codes with a width for each input channel, written by SparseGPT: plans/compressed.py.
+CHANNELS = "per_channel"
 
 
 def _float(name: str, dtype: torch.dtype) -> Format:
@@ -34,7 +34,7 @@ def _asymmetric(bits: int) -> Format:
 
 
 def _dynamic(bits: int, scope: str) -> Format:
-    """Asymmetric integers with a scale found for every token, or every window, of activations as it comes."""
+    """Asymmetric integers with a scale computed at run time for each token, or each window, of activations."""
     over = {"row": integer.whole_rows, "tensor": integer.whole_tensor}[scope]
     back = {"row": integer.DEQUANTIZE_ASYMMETRIC, "tensor": integer.DEQUANTIZE_AT_ONCE}[scope]
     name = f"int{bits}_{'token' if scope == 'row' else scope}"
@@ -49,7 +49,7 @@ def _ggml(name: str) -> Format:
     return Format(name, "gguf", 8 * size / values, 0, values, quantize, dequantize, False, fixed_block=True)
 
 
-# mxfp4's GGUF twin has the same codes and scales; only exact ties round differently (to even here, towards 0 there).
+# GGUF's MXFP4 has the same codes and scales as mxfp4; only exact ties round differently (mxfp4: to even, GGUF: towards 0).
 _MX = (
     ("mxfp4", mx.E2M1, 4),
     ("mxfp6_e2m3", mx.E2M3, 6),
@@ -77,11 +77,11 @@ def _made_elsewhere(values: Tensor, group: int, importance: Tensor | None = None
     raise user_error(f"format {CHANNELS}", what, "Make such a plan with scripts/sparsegpt_enhanced.py")
 
 
-# What a plan may name: the table, and the format of weights that are not rounded to it.
+# The formats that a plan may name: the table, and codes that are stored with the plan.
 IN_PLANS: Mapping[str, Format] = MappingProxyType(
     {
         **FORMATS,
-        CHANNELS: Format(CHANNELS, "channels", 8, 0, 1, _made_elsewhere, integer.DEQUANTIZE, False, fixed_block=True),
+        CHANNELS: Format(CHANNELS, "stored", 8, 0, 1, _made_elsewhere, integer.DEQUANTIZE, False, fixed_block=True),
     }
 )
 

@@ -85,7 +85,7 @@ def test_every_layer_is_pruned_to_its_share_and_holds_its_target(family):
         assert held.shape == layer.shape and int(held.pruned.sum()) == layer.params // 2
         assert not held.weight()[held.pruned].any()
         assert 4.0 - 2 / layer.shape[1] < held.widths.double().mean() <= 4.0
-        assert plan.of(layer.name) == LayerPlan("channels", stored_bits=held.stored_bits.bitmap)
+        assert plan.of(layer.name) == LayerPlan("per_channel", stored_bits=held.stored_bits.bitmap)
 
 
 def test_a_blocks_layers_are_compressed_on_the_outputs_of_the_compressed_blocks_before(llama, tmp_path):
@@ -328,7 +328,7 @@ def test_a_gguf_holds_the_compressed_values_to_the_stated_error_and_says_what_th
         report = export_plan(base, tmp_path / "o.gguf", made.info, plan)
     told = report["channels"]
     assert told["file_bytes"] > told["plan_bytes"] and told["max_error"] == 1e-3
-    chosen = {record["layer"]: record for record in report["tensors"] if record["asked"] == "channels"}
+    chosen = {record["layer"]: record for record in report["tensors"] if record["asked"] == "per_channel"}
     assert all("no type has a width per channel" in record["why"] for record in chosen.values())
     scores = score_gguf(tmp_path / "o.gguf", made.reference, 1)
     wanted = plan_nll(made.model, made.info, plan, made.reference, QuantizedWeights()).double().mean().item()

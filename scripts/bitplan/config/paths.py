@@ -60,6 +60,15 @@ def tokens_seen(settings: Settings, name: str) -> int:
     before = settings.tokens_before_evaluation
     if before is None:
         used = "validation" if settings.calibration.sequences else "calibration"
-        what = f"is the calibration text too, of which {used}.sequences: null leaves nothing to hold out"
-        raise UserError([Problem(f"models.{name}.evaluation", what, f"Set {used}.sequences, or give another text")])
+        what = f"is the calibration text too, and {used}.sequences: null uses all of it"
+        raise UserError(
+            [
+                Problem(
+                    "SETTINGS-NOTHING-HELD-OUT",
+                    f"models.{name}.evaluation",
+                    what,
+                    f"Set {used}.sequences or use another evaluation text",
+                )
+            ]
+        )
     return before

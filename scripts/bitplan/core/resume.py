@@ -51,9 +51,9 @@ class Kept:
         """Return the folder of an output, emptied first where it holds pieces of another measurement than `digest`."""
         made = cls.folder_of(output)
         if made.has(KEY) and read_json(made.folder / KEY).get("digest") != digest:
-            log.warning("%s is of another model, text or setting: beginning anew", made.folder)
+            log.warning("%s was created with a different model, text or settings; starting over", made.folder)
         elif made.has(KEY):
-            log.info("going on from %s", made.folder)
+            log.info("resuming from %s", made.folder)
             return made
         made.remove()
         try:
@@ -81,7 +81,7 @@ class Kept:
         """Return a tensor that was kept. Raises `UserError` for a file that was changed since."""
         held = self.tensors(name)
         if "values" not in held:
-            raise user_error(self.folder / name, "is broken: it has no values", self._hint)
+            raise user_error("RESUME-BROKEN", self.folder / name, "is damaged: it has no values", self._hint)
         return held["values"]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -93,11 +93,11 @@ class Kept:
             # What the file maps need not begin where a tensor of torch's own would.
             return {key: values.clone() for key, values in load_file(self.folder / name).items()}
         except (OSError, SafetensorError) as error:
-            raise user_error(self.folder / name, f"is broken: {error}", self._hint) from None
+            raise user_error("RESUME-BROKEN", self.folder / name, f"is damaged: {error}", self._hint) from None
 
     @property
     def _hint(self) -> str:
-        return f"Remove {self.folder}, and run again"
+        return f"Remove {self.folder} and run the command again"
 
     def keep_tensor(self, name: str, values: Tensor) -> None:
         """Keep a tensor, on the CPU, in its dtype."""
@@ -168,7 +168,7 @@ class KeptWalk:
         if self.kept is None or not self.kept.has(self._told):
             return Reached(0, {}, {})
         told = read_json(self.kept.folder / self._told, self.kept._hint)
-        log.info("%s: going on before block %d", self.name, told["block"])
+        log.info("%s: resuming before block %d", self.name, told["block"])
         return Reached(told["block"], self.kept.tensors(self._file(told["block"])), told["facts"])
 
     def keep(self, block: int, made: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
@@ -184,7 +184,7 @@ class KeptWalk:
         try:
             self._write(block, *made())
         except (OSError, SafetensorError, UserError) as error:
-            log.warning("%s: what is done cannot be kept, going on without: %s", self.kept.folder, error)
+            log.warning("%s: progress cannot be saved, continuing without: %s", self.kept.folder, error)
             self._took = float("inf")
             return
         self._since = time.monotonic()

@@ -10,5 +10,5 @@ def bytes_of(text: str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
     made = int(float(found[1]) * UNITS[found[2]]) if found else 0
     if made == 0:
-        raise ValueError(f"{text!r} is no amount of memory: expected one as 4GB, 512MB or 2GiB")
+        raise ValueError(f"{text!r} is not a valid size; expected e.g. 4GB, 512MB or 2GiB")
     return made

@@ -9,7 +9,7 @@ from typing import Any
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json
 
-AGAIN = "Make the results again, with snakemake"
+AGAIN = "Run snakemake again to create the results"
 SIMULATED_FILES = ("plan.json", "bits.json", "perplexity.json")
 BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
 PLAN_FILES = ("bits.json", "plan.json", "perplexity.json", "gguf_perplexity.json", "model.gguf", "speed.json")
@@ -90,7 +90,9 @@ def reference_speed(folder: Path, name: str) -> ReferenceSpeed:
         held = read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]
         return ReferenceSpeed(float(held["median"]), held["stable"])
     except (KeyError, TypeError, ValueError) as error:
-        raise user_error(folder / "speed.json", f"lacks the speed of {name}: {error}", AGAIN) from None
+        raise user_error(
+            "REPORT-NO-FIGURE", folder / "speed.json", f"lacks the speed of {name}: {error}", AGAIN
+        ) from None
 
 
 def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +123,9 @@ def check_results(entries: Iterable[Entry], files: bool = True) -> None:
     """Raise `UserError` with every result that an entry's row is made of and that is not there; GGUF files only with `files`."""
     of_plans = PLAN_FILES if files else SIMULATED_FILES
     wanted = [entry.folder / name for entry in entries for name in (of_plans if entry.is_plan else BASELINE_FILES)]
-    problems = [Problem(str(path), "does not exist", AGAIN) for path in wanted if not path.is_file()]
+    problems = [
+        Problem("REPORT-NO-RESULT", str(path), "does not exist", AGAIN) for path in wanted if not path.is_file()
+    ]
     if problems:
         raise UserError(problems)
 
@@ -131,7 +135,7 @@ def checked_row(entry: Entry, parameters: int, reference: ReferenceSpeed | None)
     try:
         return row(entry, parameters, reference)
     except (KeyError, TypeError, AttributeError) as error:
-        raise user_error(entry.folder, f"has a result that lacks a figure: {error}", AGAIN) from None
+        raise user_error("REPORT-NO-FIGURE", entry.folder, f"has an incomplete result: {error}", AGAIN) from None
 
 
 def row(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> dict[str, Any]:

@@ -69,7 +69,9 @@ def check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
         wanted = (*held[0][::-1], *((len(held),) if len(held) > 1 else ())) if held else ()
         if wanted and tuple(int(n) for n in tensor.shape) != wanted:
             what = f"tensor {tensor.name} is {' x '.join(map(str, tensor.shape))}, the model's {' x '.join(map(str, wanted))}"
-            raise user_error(base, what, "It belongs to another model: make it with scripts/convert_gguf.py")
+            raise user_error(
+                "GGUF-BAD-SHAPE", base, what, "It belongs to a different model: create it with scripts/convert_gguf.py"
+            )
 
 
 def export_plan(
@@ -107,9 +109,10 @@ def export_plan(
     missing = [layer.name for layer in changed if layer.name not in held]
     if missing:
         raise user_error(
+            "GGUF-NO-TENSOR",
             base,
             f"has no tensor for {missing[0]}",
-            "It belongs to another model, or its family has no GGUF name for it",
+            "It belongs to a different model, or llama.cpp has no tensor name for this layer",
         )
     codes = tensor_codes(records, plan, exact, checkpoint or Checkpoint.open(Path(info.path)), info) if exact else {}
     records = with_unused(records, plan, codes)

@@ -49,8 +49,8 @@ def main(args) -> None:
     target = Target(compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
     target.check()
     if target.avg_bits is not None and not (args.output_config or args.output_plan):
-        what = "has no place for its plan: the configuration of torch holds W4 with A4 or A8 only"
-        raise user_error("--palette", what, "Give --output-plan")
+        what = "needs an output for its plan: the torch configuration supports W4 with A4 or A8 only"
+        raise user_error("GENETIC-NO-OUTPUT", "--palette", what, "Give --output-plan")
     check_sources(args.sensitivity, {"--smooth-alpha": args.smooth_alpha, "--calibration": args.calibration})
     if args.sensitivity:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)

@@ -32,7 +32,9 @@ def main(args) -> None:
     runtime = runtime_named("gguf" if args.gguf else args.runtime) if args.gguf or args.artifact else None
     artifact = args.gguf or args.artifact
     if runtime is not None and runtime.score is None:
-        raise user_error(f"runtime {runtime.name}", "cannot be scored here", "Score the plan with --plan")
+        raise user_error(
+            "RUNTIME-NO-SCORE", f"runtime {runtime.name}", "cannot be scored here", "Score the plan with --plan"
+        )
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))

@@ -74,7 +74,7 @@ def _finish(job: subprocess.Popen, what: str) -> None:
     if job.returncode:
         shown = [line for line in errors.splitlines() if not line.startswith("WARNING")]
         print("\n".join(shown[-30:]), file=sys.stderr)
-        raise SystemExit(f"error: {what} failed. The lines above say why; run `make setup` again once it is fixed")
+        raise SystemExit(f"error: {what} failed. See the lines above; run `make setup` again once it is fixed")
 
 
 def unpack_converter(archive: Path, target: Path) -> None:

@@ -39,10 +39,14 @@ def placed_settings(settings: Settings, workflow: Path) -> Settings:
     return settings.model_copy(update={"models": models, "plans": plans, "tasks": tasks})
 
 
-def _model_problem(path: str) -> tuple[str, str] | None:
-    """Return what is wrong with the place of a model and the way out; None for a checkpoint, or what may be an id on the model hub."""
+def _model_problem(path: str) -> tuple[str, str, str] | None:
+    """Return the code, what is wrong with the place of a model and what to do; None for a checkpoint, or what may be an id on the model hub."""
     if os.path.isfile(path):
-        return "is a file, not the folder of a checkpoint", "Give the folder with config.json and *.safetensors"
+        return (
+            "MODEL-IS-FILE",
+            "is a file, not the folder of a checkpoint",
+            "Give the folder with config.json and *.safetensors",
+        )
     if os.path.isdir(path):
         inner = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, "config.json")))
         if os.path.isfile(os.path.join(path, "config.json")):
@@ -50,17 +54,21 @@ def _model_problem(path: str) -> tuple[str, str] | None:
         hint = (
             f"Give one of the models in it, e.g. {os.path.join(path, inner[0])}" if inner else "Give the model's folder"
         )
-        return "is a folder without a config.json", hint
+        return "MODEL-NO-CONFIG", "is a folder without a config.json", hint
     if HUB_ID.fullmatch(path):
         return None
-    return "does not exist", "Give the folder of a checkpoint, or an id on the model hub (organization/name)"
+    return (
+        "INPUT-MISSING",
+        "does not exist",
+        "Give the folder of a checkpoint, or an id on the model hub (organization/name)",
+    )
 
 
-def _text_problem(path: str) -> tuple[str, str] | None:
+def _text_problem(path: str) -> tuple[str, str, str] | None:
     if os.path.isfile(path):
         return None
-    what = "is a folder" if os.path.isdir(path) else "does not exist"
-    return what, "Give a text file (UTF-8)"
+    fault = ("INPUT-IS-FOLDER", "is a folder") if os.path.isdir(path) else ("INPUT-MISSING", "does not exist")
+    return *fault, "Give a text file (UTF-8)"
 
 
 def check_places(settings: Settings) -> None:
@@ -70,7 +78,8 @@ def check_places(settings: Settings) -> None:
         checks = {"path": _model_problem, "calibration": _text_problem, "evaluation": _text_problem}
         for key, check in checks.items():
             if wrong := check(getattr(model, key)):
-                problems.append(Problem(f"models.{name}.{key}: {getattr(model, key)}", *wrong))
+                code, what, hint = wrong
+                problems.append(Problem(code, f"models.{name}.{key}: {getattr(model, key)}", what, hint))
     if problems:
         raise UserError(problems)
 
@@ -99,6 +108,15 @@ def tokens_seen(settings: Settings, name: str) -> int:
     before = settings.tokens_before_evaluation
     if before is None:
         used = "validation" if settings.calibration.sequences else "calibration"
-        what = f"is the calibration text too, of which {used}.sequences: null leaves nothing to hold out"
-        raise UserError([Problem(f"models.{name}.evaluation", what, f"Set {used}.sequences, or give another text")])
+        what = f"is the calibration text too, and {used}.sequences: null uses all of it"
+        raise UserError(
+            [
+                Problem(
+                    "SETTINGS-NOTHING-HELD-OUT",
+                    f"models.{name}.evaluation",
+                    what,
+                    f"Set {used}.sequences or use another evaluation text",
+                )
+            ]
+        )
     return before

@@ -327,26 +327,42 @@ def _keys_at(location: tuple) -> list[str]:
 # What YAML reads as truth values, as it was probably written.
 BOOLEANS = {"False": "no", "True": "yes"}
 
+# Codes of what pydantic finds; every other kind is SETTINGS-INVALID.
+CODES = {
+    "missing": "SETTINGS-MISSING",
+    "literal_error": "SETTINGS-NOT-A-CHOICE",
+    "greater_than": "SETTINGS-OUT-OF-RANGE",
+    "greater_than_equal": "SETTINGS-OUT-OF-RANGE",
+    "less_than": "SETTINGS-OUT-OF-RANGE",
+    "less_than_equal": "SETTINGS-OUT-OF-RANGE",
+    "finite_number": "SETTINGS-OUT-OF-RANGE",
+}
+
 
 def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
     if error["type"] == "extra_forbidden" and (instead := instead_of(location, error["input"])):
-        return Problem(shown, f"was renamed: {instead}", "docs/extending.md lists the runtimes")
+        return Problem("SETTINGS-RENAMED", shown, f"was renamed: {instead}", "docs/extending.md lists the runtimes")
     if error["type"] == "extra_forbidden":
         known = _keys_at(location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}")
+        return Problem(
+            "SETTINGS-UNKNOWN-KEY",
+            shown,
+            "unknown key",
+            f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}",
+        )
     if error["type"] == "union_tag_not_found":
-        return Problem(shown, "has no method", f"Add one of: {', '.join(METHODS)}")
+        return Problem("SETTINGS-NO-METHOD", shown, "has no method", f"Add one of: {', '.join(METHODS)}")
     if location[-1] == "[key]" and error["type"] == "string_type":
         name = BOOLEANS.get(str(error["input"]), str(error["input"]))
-        what = f"the name {name} is no word in YAML, but a {type(error['input']).__name__}"
-        return Problem(str(location[0]), what, f'Put the name in quotes: "{name}"')
+        what = f"YAML reads the name {name} as a value of type {type(error['input']).__name__}"
+        return Problem("SETTINGS-NAME-NOT-TEXT", str(location[0]), what, f'Put the name in quotes: "{name}"')
     what = error["msg"].removeprefix("Value error, ")
-    hint = "Add it" if error["type"] == "missing" else ""
+    hint = "Add it" if error["type"] == "missing" else "config.yaml describes every setting"
     given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"
-    return Problem(shown, what[0].lower() + what[1:] + given, hint)
+    return Problem(CODES.get(error["type"], "SETTINGS-INVALID"), shown, what[0].lower() + what[1:] + given, hint)
 
 
 def parse_settings(config: Mapping[str, Any]) -> Settings:
@@ -369,7 +385,14 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
         if key in seen:
             mark = key_node.start_mark
             raise UserError(
-                [Problem(f"{mark.name}:{mark.line + 1}", f"key {key!r} is given twice", f"First in line {seen[key]}")]
+                [
+                    Problem(
+                        "SETTINGS-KEY-TWICE",
+                        f"{mark.name}:{mark.line + 1}",
+                        f"key {key!r} is given twice",
+                        f"It is given first in line {seen[key]}; remove one of them",
+                    )
+                ]
             )
         seen[key] = key_node.start_mark.line + 1
     return loader.construct_mapping(node, deep=True)
@@ -384,7 +407,9 @@ def check_duplicate_keys(path: Path) -> None:
         with open(path, encoding="utf-8") as handle:
             yaml.load(handle, _UniqueKeys)
     except yaml.YAMLError as error:
-        raise UserError([Problem(str(path), f"is not YAML: {' '.join(str(error).split())}")]) from None
+        raise UserError(
+            [Problem("SETTINGS-NOT-YAML", str(path), f"is not YAML: {' '.join(str(error).split())}")]
+        ) from None
 
 
 def _words(values: Mapping[str, Any]) -> Iterator[str]:

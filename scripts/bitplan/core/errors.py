@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `where` (file, key or layer), `what`, and how to fix it in `hint`."""
+    """One thing that is wrong: `where` (file, key or layer), `what`, and what to do in `hint`.
 
+    `code` names the kind of problem, as AREA-WHAT. It stays the same when the wording changes; docs/errors.md lists all codes.
+    """
+
+    code: str
     where: str
     what: str
     hint: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}"
+        text = f"[{self.code}] {self.where}: {self.what}"
         return f"{text}. {self.hint}" if self.hint else text
 
 
@@ -29,9 +33,9 @@ class UserError(Exception):
         return UserError, (self.problems,)
 
 
-def user_error(where: object, what: str, hint: str = "") -> UserError:
+def user_error(code: str, where: object, what: str, hint: str = "") -> UserError:
     """Return a `UserError` with a single problem."""
-    return UserError([Problem(str(where), what, hint)])
+    return UserError([Problem(code, str(where), what, hint)])
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:

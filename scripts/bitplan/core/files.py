@@ -16,7 +16,7 @@ from bitplan.core.errors import user_error
 
 SCHEMA_VERSION = 1
 GGUF_BEGIN = b"GGUF"
-MADE_AGAIN = "Make it again with the command that wrote it"
+MADE_AGAIN = "Run the command that wrote it again"
 
 
 WORK = ".bitplan-work-"
@@ -38,7 +38,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         aside, handle = _locked(lambda: _path_and_handle(*tempfile.mkstemp(prefix=begin, suffix=end, dir=path.parent)))
     except OSError as error:
         raise user_error(
-            path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
+            "OUTPUT-UNWRITABLE", path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
         ) from None
     try:
         yield aside
@@ -114,7 +114,7 @@ def folder_written_aside(output: Path) -> Iterator[Path]:
     Raises `UserError` when `output` exists and is not an empty folder: nothing is overwritten.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise user_error(output, "exists already", "Choose another folder, or remove this one")
+        raise user_error("OUTPUT-EXISTS", output, "exists already", "Choose another folder or remove this one")
     output = output.absolute()
     aside = output.with_name(f".{output.name}.tmp")
     try:
@@ -123,7 +123,7 @@ def folder_written_aside(output: Path) -> Iterator[Path]:
         aside.mkdir()
     except OSError as error:
         what = f"cannot be written: {error.strerror}"
-        raise user_error(output, what, "Choose a folder that you may write to") from None
+        raise user_error("OUTPUT-UNWRITABLE", output, what, "Choose a folder that you may write to") from None
     try:
         yield aside
         if output.exists():
@@ -158,11 +158,11 @@ def read_json(path: Path, hint: str = MADE_AGAIN) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", hint) from None
+        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
-        raise user_error(path, f"is not JSON: {error}", hint) from None
+        raise user_error("FILE-NOT-JSON", path, f"is not JSON: {error}", hint) from None
     if not isinstance(content, dict):
-        raise user_error(path, "holds no JSON object", hint)
+        raise user_error("FILE-NOT-JSON-OBJECT", path, "is not a JSON object", hint)
     return content
 
 
@@ -172,9 +172,16 @@ def check_gguf(path: Path) -> None:
         with open(path, "rb") as handle:
             begin = handle.read(len(GGUF_BEGIN))
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", "Make it with scripts/export_gguf.py") from None
+        raise user_error(
+            "FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", "Create it with scripts/export_gguf.py"
+        ) from None
     if begin != GGUF_BEGIN:
-        raise user_error(path, "is no GGUF file", "Make one with scripts/export_gguf.py or scripts/convert_gguf.py")
+        raise user_error(
+            "GGUF-NOT-GGUF",
+            path,
+            "is not a GGUF file",
+            "Create one with scripts/export_gguf.py or scripts/convert_gguf.py",
+        )
 
 
 def _cell(value: Any) -> str:
@@ -200,11 +207,13 @@ def read_table(path: Path, required: Sequence[str] = (), delimiter: str = "\t") 
             reader = csv.DictReader(handle, delimiter=delimiter)
             rows, columns = list(reader), reader.fieldnames or []
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", MADE_AGAIN) from None
+        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", MADE_AGAIN) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise user_error(path, f"is no table: {error}", MADE_AGAIN) from None
+        raise user_error("TABLE-NOT-TABLE", path, f"is not a CSV or TSV table: {error}", MADE_AGAIN) from None
     missing = [column for column in required if column not in columns]
     if missing:
         names = ", ".join(columns)[:200] or "none"
-        raise user_error(path, f"has no column {', '.join(missing)}", f"Its columns are: {names}. {MADE_AGAIN}")
+        raise user_error(
+            "TABLE-NO-COLUMN", path, f"has no column {', '.join(missing)}", f"Its columns are: {names}. {MADE_AGAIN}"
+        )
     return rows

@@ -48,12 +48,12 @@ class Kept:
 
     @classmethod
     def beside(cls, output: Path, digest: str) -> "Kept":
-        """Return the folder of an output, emptied if it belongs to a measurement with a different `digest`."""
+        """Return the folder of an output, emptied first where it holds pieces of another measurement than `digest`."""
         partial = cls.folder_of(output)
         if partial.has(KEY) and read_json(partial.folder / KEY).get("digest") != digest:
-            log.warning("%s is of another model, text or setting: beginning anew", partial.folder)
+            log.warning("%s was created with a different model, text or settings; starting over", partial.folder)
         elif partial.has(KEY):
-            log.info("going on from %s", partial.folder)
+            log.info("resuming from %s", partial.folder)
             return partial
         partial.remove()
         try:
@@ -78,10 +78,10 @@ class Kept:
         return (self.folder / name).exists()
 
     def tensor(self, name: str) -> Tensor:
-        """Return a saved tensor. Raises `UserError` for a damaged file."""
+        """Return a tensor that was kept. Raises `UserError` for a file that was changed since."""
         tensors = self.tensors(name)
         if "values" not in tensors:
-            raise user_error(self.folder / name, "is broken: it has no values", self._hint)
+            raise user_error("RESUME-BROKEN", self.folder / name, "is damaged: it has no values", self._hint)
         return tensors["values"]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -93,11 +93,11 @@ class Kept:
             # A mapped tensor may not be aligned as torch aligns its own, so it is copied.
             return {key: values.clone() for key, values in load_file(self.folder / name).items()}
         except (OSError, SafetensorError) as error:
-            raise user_error(self.folder / name, f"is broken: {error}", self._hint) from None
+            raise user_error("RESUME-BROKEN", self.folder / name, f"is damaged: {error}", self._hint) from None
 
     @property
     def _hint(self) -> str:
-        return f"Remove {self.folder}, and run again"
+        return f"Remove {self.folder} and run the command again"
 
     def keep_tensor(self, name: str, values: Tensor) -> None:
         """Save a tensor in its dtype."""
@@ -168,7 +168,7 @@ class KeptWalk:
         if self.kept is None or not self.kept.has(self._state_file):
             return Reached(0, {}, {})
         state = read_json(self.kept.folder / self._state_file, self.kept._hint)
-        log.info("%s: going on before block %d", self.name, state["block"])
+        log.info("%s: resuming before block %d", self.name, state["block"])
         return Reached(state["block"], self.kept.tensors(self._file(state["block"])), state["facts"])
 
     def keep(self, block: int, content: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
@@ -184,7 +184,7 @@ class KeptWalk:
         try:
             self._write(block, *content())
         except (OSError, SafetensorError, UserError) as error:
-            log.warning("%s: what is done cannot be kept, going on without: %s", self.kept.folder, error)
+            log.warning("%s: progress cannot be saved, continuing without: %s", self.kept.folder, error)
             self._took = float("inf")
             return
         self._since = time.monotonic()

@@ -10,5 +10,5 @@ def bytes_of(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
     size = int(float(match[1]) * UNITS[match[2]]) if match else 0
     if size == 0:
-        raise ValueError(f"{text!r} is no amount of memory: expected one as 4GB, 512MB or 2GiB")
+        raise ValueError(f"{text!r} is not a valid size; expected e.g. 4GB, 512MB or 2GiB")
     return size

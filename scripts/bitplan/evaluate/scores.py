@@ -157,8 +157,8 @@ def check_scores(figures: Mapping[str, float]) -> None:
     wrong = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
     if wrong:
         beyond = all(name.endswith("PPL") and value > 0 for name, value in figures.items() if not math.isfinite(value))
-        hint = "Check the weights: the mean NLL is over 709" if beyond else OVERFLOW
-        raise user_error("scores", f"are not finite ({', '.join(wrong)})", hint)
+        hint = "The mean NLL is over 709: check the weights" if beyond else OVERFLOW
+        raise user_error("SCORES-NOT-FINITE", "scores", f"are not finite ({', '.join(wrong)})", hint)
 
 
 def perplexity(nll: float) -> float:

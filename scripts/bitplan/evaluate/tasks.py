@@ -75,7 +75,12 @@ def task_files(settings: TaskSettings) -> dict[str, str]:
 
 def _check(settings: TaskSettings, known: Sequence[str]) -> None:
     problems = [
-        Problem(f"task {name!r}", "is not known to lm-eval", nearest(name, known) or "Give its folder: --include-path")
+        Problem(
+            "TASKS-UNKNOWN",
+            f"task {name!r}",
+            "is not an lm-eval task",
+            nearest(name, known) or "Give the folder of its YAML file with --include-path",
+        )
         for name in settings.tasks
         if name not in known
     ]
@@ -92,7 +97,9 @@ def _check_yaml(folder: Path | None) -> None:
             yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             what = f"is not YAML: {' '.join(str(error).split())[:200]}"
-            raise user_error(path, what, "Mend it, or choose another folder with --include-path") from None
+            raise user_error(
+                "TASKS-NOT-YAML", path, what, "Fix it or choose another folder with --include-path"
+            ) from None
 
 
 def _named(settings: TaskSettings) -> str:
@@ -108,7 +115,12 @@ def _hint(settings: TaskSettings) -> str:
 def load_tasks(settings: TaskSettings) -> LoadedTasks:
     """Return the tasks with their data. Raises `UserError` for unknown names, and for data that cannot be loaded."""
     if settings.include_path is not None and not settings.include_path.is_dir():
-        raise user_error(settings.include_path, "is not a folder", "Give the folder that holds the task's YAML file")
+        raise user_error(
+            "TASKS-NO-FOLDER",
+            settings.include_path,
+            "is not a folder",
+            "Give the folder that holds the task's YAML file",
+        )
     from jinja2 import TemplateError
 
     _check_yaml(settings.include_path)
@@ -119,7 +131,9 @@ def load_tasks(settings: TaskSettings) -> LoadedTasks:
             loaded = manager.load(list(settings.tasks))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise user_error(_named(settings), f"is not loaded: {first[:200]}", _hint(settings)) from None
+        raise user_error(
+            "TASKS-NOT-LOADED", _named(settings), f"cannot be loaded: {first[:200]}", _hint(settings)
+        ) from None
     return LoadedTasks(settings, manager, loaded)
 
 
@@ -161,7 +175,9 @@ def run_tasks(
                 log_samples=False,
             )
         except TemplateError as error:
-            raise user_error(_named(s), f"has a template that does not fit its data: {error}", _hint(s)) from None
+            raise user_error(
+                "TASKS-BAD-TEMPLATE", _named(s), f"has a template that does not fit its data: {error}", _hint(s)
+            ) from None
     return {name: _figures(results, name) for name in sorted(results["results"])}
 
 
@@ -181,7 +197,7 @@ def metrics_of(tasks: LoadedTasks, task: str) -> dict[str, bool]:
     """Return {metric: whether higher is better} of a task before it runs. Raises `UserError` for a group of tasks."""
     loaded = tasks.loaded.get("tasks", {}).get(task)
     if loaded is None:
-        raise user_error(f"task {task!r}", "is a group of tasks", "Name one of its tasks")
+        raise user_error("TASKS-IS-GROUP", f"task {task!r}", "is a group of tasks", "Give one of its tasks")
     rising, filters = loaded.higher_is_better(), [f.name for f in getattr(loaded, "_filters", [])] or [NO_FILTER]
     return {_called(metric, name): bool(rising.get(metric)) for metric in loaded.aggregation() for name in filters}
 
@@ -200,7 +216,9 @@ def main_metric(metrics: Iterable[str], task: str, requested: str | None = None)
     usual = (name for metric in PREFERRED for name in names if name.split(".")[0] == metric)
     chosen = requested or next(usual, next(iter(names), ""))
     if chosen not in names:
-        raise user_error(f"task {task!r}", f"has no metric {chosen!r}", f"It has: {', '.join(names)}")
+        raise user_error(
+            "TASKS-NO-METRIC", f"task {task!r}", f"has no metric {chosen!r}", f"It has: {', '.join(names)}"
+        )
     return chosen
 
 

@@ -85,5 +85,7 @@ def with_table(text: str, table: str, where: object) -> str:
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise user_error(where, f"has no place for the table: {BEGIN} and {END}", "Add these two lines to it")
+        raise user_error(
+            "FORMAT-NO-PLACE", where, f"lacks the markers of the table: {BEGIN} and {END}", "Add these two lines to it"
+        )
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"

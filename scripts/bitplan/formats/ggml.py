@@ -37,7 +37,12 @@ def library() -> ctypes.CDLL:
     folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or [])] if spec else []
     paths = [path for folder in folders for name in LIBRARY_NAMES if (path := folder / name).is_file()]
     if not paths:
-        raise user_error("llama-cpp-python", "is not installed, and GGUF types are quantized by it", "Run `make setup`")
+        raise user_error(
+            "GGUF-NO-LIBRARY",
+            "llama-cpp-python",
+            "is not installed, but is needed to quantize GGUF types",
+            "Run `make setup`",
+        )
     base = ctypes.CDLL(str(paths[0]))
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
     base.ggml_quantize_chunk.argtypes = [
@@ -60,8 +65,8 @@ def check_columns(kind: GGMLQuantizationType, columns: int) -> None:
     """Raise `UserError`, which names a type that fits, unless `columns` is a multiple of the type's block."""
     block, _ = block_of(kind)
     if columns % block:
-        what = f"{columns} columns are no multiple of {kind.name}'s block of {block}"
-        raise user_error("matrix", what, f"Give it {fallback(kind, columns).name.lower()}, which fits")
+        what = f"{columns} columns are not a multiple of {kind.name}'s block of {block}"
+        raise user_error("FORMAT-COLUMNS", "matrix", what, f"Use {fallback(kind, columns).name.lower()}, which fits")
 
 
 def fallback(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:

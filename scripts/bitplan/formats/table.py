@@ -73,8 +73,10 @@ FORMATS: Mapping[str, Format] = MappingProxyType({entry.name: entry for entry in
 
 
 def _made_elsewhere(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
-    what = "is no rounding: the codes stand beside the plan that names it"
-    raise user_error(f"format {CHANNELS}", what, "Make such a plan with scripts/sparsegpt_enhanced.py")
+    what = "cannot be computed from the weights: its codes are stored beside the plan"
+    raise user_error(
+        "FORMAT-CHANNELS-ONLY", f"format {CHANNELS}", what, "Create such a plan with scripts/sparsegpt_enhanced.py"
+    )
 
 
 # The formats that a plan may name: the table, and codes that are stored with the plan.
@@ -90,6 +92,9 @@ def format_named(name: str, formats: Mapping[str, Format] = FORMATS) -> Format:
     """Return the format called `name`. Raises `UserError` that names the nearest ones."""
     if name not in formats:
         raise user_error(
-            f"format {name!r}", "is not in the table", nearest(name, formats) or f"Known: {', '.join(formats)}"
+            "FORMAT-UNKNOWN",
+            f"format {name!r}",
+            "does not exist",
+            nearest(name, formats) or f"Known: {', '.join(formats)}",
         )
     return formats[name]

@@ -47,6 +47,7 @@ def build(
         kind = settings.get("model_type", "no model_type")
         first = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise user_error(
+            "MODEL-NOT-BUILT",
             folder / "config.json",
             f"does not describe a causal language model that transformers builds ({kind}): {first}",
             "docs/families.md lists the families",

@@ -72,14 +72,16 @@ def _header(file: Path) -> dict[str, TensorInfo]:
         start = handle.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length + 8 > size:
-            raise user_error(file, "is cut short: its header is incomplete", DOWNLOAD_AGAIN)
+            raise user_error("MODEL-TRUNCATED", file, "is truncated: its header is incomplete", DOWNLOAD_AGAIN)
         try:
             entries = json.loads(handle.read(length))
             entries.pop("__metadata__", None)
             tensors = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             hint = "Download the checkpoint again, or save it with `save_pretrained`"
-            raise user_error(file, "is not a safetensors file: its header is broken", hint) from None
+            raise user_error(
+                "MODEL-BAD-HEADER", file, "is not a safetensors file: its header is invalid", hint
+            ) from None
     _check_places(file, tensors, 8 + length, size)
     return tensors
 
@@ -100,20 +102,22 @@ def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
         long = info.params * BYTES[info.dtype] if info.dtype in BYTES else info.nbytes
         if info.start != at or info.nbytes != long:
             what = f"its header puts tensor {name} at bytes {info.start} to {info.stop}, which does not fit"
-            raise user_error(file, what, DOWNLOAD_AGAIN)
+            raise user_error("MODEL-BAD-HEADER", file, what, DOWNLOAD_AGAIN)
         at = info.stop
     if at != size:
-        raise user_error(file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
+        raise user_error("MODEL-TRUNCATED", file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
 
 
 def _indexed(index: Path) -> dict[str, str]:
     """Return {tensor: file} of an index. Raises `UserError` if it is broken or names a file outside its folder."""
     files = read_json(index, DOWNLOAD_AGAIN).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise user_error(index, "has no weight_map from tensors to files", DOWNLOAD_AGAIN)
+        raise user_error("MODEL-BAD-INDEX", index, "has no weight_map from tensors to files", DOWNLOAD_AGAIN)
     outside = sorted(name for name in files.values() if Path(name).name != name)
     if outside:
-        raise user_error(index, f"names {outside[0]!r}, which is no file of its folder", DOWNLOAD_AGAIN)
+        raise user_error(
+            "MODEL-BAD-INDEX", index, f"names {outside[0]!r}, which is not a file name in its folder", DOWNLOAD_AGAIN
+        )
     return files
 
 
@@ -127,9 +131,11 @@ def _weight_files(folder: Path) -> list[Path]:
         raise _without_weights(folder)
     absent = [file.name for file in files if not file.is_file()]
     if absent and files[0].name == SINGLE:
-        raise user_error(folder / SINGLE, "is not a file", DOWNLOAD_AGAIN)
+        raise user_error("MODEL-NO-SHARD", folder / SINGLE, "is not a file", DOWNLOAD_AGAIN)
     if absent:
-        raise user_error(folder, f"lacks {', '.join(absent[:3])}, which its index names", DOWNLOAD_AGAIN)
+        raise user_error(
+            "MODEL-NO-SHARD", folder, f"lacks {', '.join(absent[:3])}, which its index names", DOWNLOAD_AGAIN
+        )
     return files
 
 
@@ -137,11 +143,21 @@ def _without_weights(folder: Path) -> UserError:
     """Return the error for a folder without weights that transformers would load."""
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        what = f"holds {others[0]}, but neither {SINGLE} nor {INDEX}, by which transformers finds the weights"
-        return user_error(folder, what, f"Rename a single file to {SINGLE}, or save the model with `save_pretrained`")
+        what = f"has {others[0]}, but neither {SINGLE} nor {INDEX}, which transformers looks for"
+        return user_error(
+            "MODEL-UNUSUAL-NAME",
+            folder,
+            what,
+            f"Rename a single file to {SINGLE}, or save the model with `save_pretrained`",
+        )
     pickles = sorted(path.name for path in folder.glob("*.bin"))
-    what = f"holds {pickles[0]}, a pickle, which is not loaded" if pickles else "holds no safetensors file"
-    return user_error(folder, what, "Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)")
+    what = f"has only pickled weights ({pickles[0]}), which are never loaded" if pickles else "has no safetensors file"
+    return user_error(
+        "MODEL-NO-SAFETENSORS",
+        folder,
+        what,
+        "Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+    )
 
 
 def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
@@ -157,8 +173,10 @@ def _all_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
     for file in files:
         for name, info in _header(file).items():
             if name in tensors and not _same_bytes(tensors[name], info):
-                what = f"and {tensors[name].file.name} both store {name}, with different values"
-                raise user_error(file, what, "Keep one of them: which one counts depends on the program")
+                what = f"and {tensors[name].file.name} both contain {name}, with different values"
+                raise user_error(
+                    "MODEL-TENSOR-TWICE", file, what, "Remove one of them: programs differ in which one they load"
+                )
             tensors[name] = info
     return tensors
 
@@ -177,7 +195,12 @@ class Checkpoint:
         described = os.path.isfile(path) and path.suffix == ".json"
         folder = Path(str(read_json(path).get("path", path))) if described else path
         if not os.path.isfile(folder / "config.json"):
-            raise user_error(folder, "is not a model folder: it has no config.json", "Give the folder of a checkpoint")
+            raise user_error(
+                "MODEL-NO-CONFIG",
+                folder,
+                "is not a model folder: it has no config.json",
+                "Give the folder of a checkpoint",
+            )
         _weight_files(folder)
         return cls(folder)
 

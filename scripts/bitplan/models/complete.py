@@ -12,7 +12,7 @@ OF_WEIGHTS = "Check that config.json belongs to the weights"
 UNTIED = (
     "config.json says that the output is a matrix of its own: set tie_word_embeddings to true if it is the embedding"
 )
-FULL = "Give the checkpoint in bf16, fp16 or fp32: plans need the full precision"
+FULL = "Use the checkpoint in bf16, fp16 or fp32"
 # What quantizers store in place of a weight or next to it: GPTQ, AWQ, bitsandbytes, compressed-tensors, ModelOpt, FP8.
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_format|weight_packed|weight_shape|weight\.absmax|weight\.quant_map"
@@ -55,8 +55,8 @@ def _unread(checkpoint: Checkpoint) -> Iterator[Problem]:
     other = [name for name, kind in kinds.items() if kind not in FLOATS]
     if other:
         stored = ", ".join(sorted({kinds[name] for name in other}))
-        what = f"is quantized already{_noted(checkpoint)}: it stores {_counted(other)} as {stored}"
-        yield Problem(str(checkpoint.folder), what, FULL)
+        what = f"is already quantized{_noted(checkpoint)}: it stores {_counted(other)} as {stored}"
+        yield Problem("MODEL-QUANTIZED", str(checkpoint.folder), what, FULL)
 
 
 def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
@@ -69,7 +69,7 @@ def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
             "Merge it: PeftModel.merge_and_unload(), then save_pretrained",
         )
     if packed:
-        return f", and stores {_counted(packed)}: it is quantized already{_noted(checkpoint)}", FULL
+        return f", and stores {_counted(packed)}: it is already quantized{_noted(checkpoint)}", FULL
     if list(absent) == [checkpoint.loading.output_parameter]:
         return "", UNTIED
     listed = next((file for name, file in checkpoint.indexed.items() if name in absent), None)
@@ -83,7 +83,7 @@ def _absent(checkpoint: Checkpoint) -> Iterator[Problem]:
     absent = [name for name, (stored, _) in checkpoint.loading.needed.items() if stored is None]
     if absent:
         why, hint = _reason(checkpoint, absent)
-        yield Problem(str(checkpoint.folder), f"lacks the tensor {_counted(absent)}{why}", hint)
+        yield Problem("MODEL-NO-TENSOR", str(checkpoint.folder), f"lacks the tensor {_counted(absent)}{why}", hint)
 
 
 def _misshapen(checkpoint: Checkpoint) -> Iterator[Problem]:
@@ -95,9 +95,12 @@ def _misshapen(checkpoint: Checkpoint) -> Iterator[Problem]:
     ]
     if differing:
         name, shape, expected = differing[0]
-        more = f"; so have {len(differing) - 1} more" if len(differing) > 1 else ""
+        more = f"; {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
         yield Problem(
-            str(checkpoint.folder), f"{name} has shape {shape}, config.json asks for {expected}{more}", OF_WEIGHTS
+            "MODEL-BAD-SHAPE",
+            str(checkpoint.folder),
+            f"{name} has shape {shape}, config.json asks for {expected}{more}",
+            OF_WEIGHTS,
         )
 
 
@@ -105,9 +108,12 @@ def _elsewhere(checkpoint: Checkpoint) -> Iterator[Problem]:
     """Yield a problem for a config.json that makes transformers load a file with an unusual name."""
     weights = checkpoint.config.get("transformers_weights")
     if weights not in (None, SINGLE if (checkpoint.folder / SINGLE).exists() else INDEX):
-        hint = f"Call the file {SINGLE}, or its index {INDEX}, and remove the key"
+        hint = f"Rename the file to {SINGLE} or its index to {INDEX} and remove the key"
         yield Problem(
-            str(checkpoint.folder / "config.json"), f"transformers_weights names {weights!r} as the weights", hint
+            "MODEL-UNUSUAL-NAME",
+            str(checkpoint.folder / "config.json"),
+            f"transformers_weights names {weights!r} as the weights",
+            hint,
         )
 
 

@@ -26,11 +26,13 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise user_error("--device", f"{name!r} is no device", "Use cpu, cuda, cuda:N, mps or auto") from None
+        raise user_error(
+            "DEVICE-UNKNOWN", "--device", f"{name!r} is not a device", "Use cpu, cuda, cuda:N, mps or auto"
+        ) from None
     index = device.index or 0
     present = {"cpu": index == 0, "cuda": index < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
     if not present.get(device.type, False):
-        raise user_error("--device", f"{name} is not available on this machine", "Use --device cpu")
+        raise user_error("DEVICE-ABSENT", "--device", f"{name} is not available on this machine", "Use --device cpu")
     return device
 
 

@@ -59,7 +59,10 @@ def _separated(name: str, fused: nn.Module) -> SeparateExperts:
     plain = not (getattr(fused, "is_transposed", False) or getattr(fused, "has_bias", False))
     if not plain or not hasattr(fused, "act_fn") or tuple(fused.down_proj.shape) != (count, hidden, double // 2):
         raise user_error(
-            name, f"{type(fused).__name__} has biases or a layout of its own", "This family's experts are not supported"
+            "MODEL-EXPERTS-LAYOUT",
+            name,
+            f"{type(fused).__name__} has biases or an unknown layout",
+            "The experts of this family are not supported: docs/families.md",
         )
     dtype = fused.down_proj.dtype
     return SeparateExperts(Expert(hidden, double // 2, fused.act_fn, dtype) for _ in range(count))

@@ -149,7 +149,7 @@ def output_tensor_name(checkpoint: Checkpoint) -> str:
     candidates = (loading.embedding, loading.output) if checkpoint.tied else (loading.output,)
     name = next((name for name in candidates if name is not None), None)
     if name is None:
-        raise user_error(checkpoint.folder, "lacks an output matrix", UNTIED)
+        raise user_error("MODEL-NO-OUTPUT", checkpoint.folder, "lacks an output matrix", UNTIED)
     return name
 
 
@@ -167,15 +167,23 @@ def _check_supported(checkpoint: Checkpoint) -> None:
     settings = checkpoint.text_config.get("quantization_config")
     method = settings.get("quant_method", "unnamed method") if isinstance(settings, dict) else settings
     if method is not None:
-        raise user_error(checkpoint.folder, f"is quantized already ({method})", "Give the full-precision checkpoint")
+        raise user_error(
+            "MODEL-QUANTIZED",
+            checkpoint.folder,
+            f"is already quantized ({method})",
+            "Use the full-precision checkpoint",
+        )
     stacked = [
         n for n, t in checkpoint.stored.items() if len(t.shape) == 3 and place_of(n).index >= 0 and t.shape[0] > 1
     ]
     experts = [name for name in stacked if re.search(r"experts|_linear", name)]
     if experts:
-        what = f"stores the experts of a projection in one tensor ({experts[0]})"
+        what = f"stores all experts of a projection in one tensor ({experts[0]})"
         raise user_error(
-            checkpoint.folder, what, "Families that store every expert by itself are supported: docs/families.md"
+            "MODEL-FUSED-EXPERTS",
+            checkpoint.folder,
+            what,
+            "Only families with one tensor per expert are supported: docs/families.md",
         )
 
 
@@ -195,6 +203,7 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
     )
     if not info.quantizable:
         raise user_error(
+            "MODEL-NO-LAYERS",
             checkpoint.folder,
             "has no weight matrix inside decoder blocks",
             "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight: docs/families.md",
@@ -244,7 +253,7 @@ def _from_json(content: Mapping[str, Any]) -> ModelInfo:
         raise ValueError(f"schema_version is {content.get('schema_version')!r}, not {SCHEMA_VERSION}")
     matrices = all(len(layer.shape) == 2 for layer in layers)
     if not (info.quantizable and matrices and all(type(number) is int and number > 0 for number in sizes)):
-        raise ValueError("it has no layer that can be quantized, or sizes that are none")
+        raise ValueError("it has no layer that can be quantized, or invalid sizes")
     return info
 
 
@@ -255,8 +264,8 @@ def described_checkpoint(path: Path, info: ModelInfo) -> Checkpoint:
         shapes = {layer.name: layer.shape for layer in list_layers(checkpoint)}
         other = [layer.name for layer in info.layers if shapes.get(layer.name) != layer.shape]
         if other:
-            what = f"describes another model than the one in {checkpoint.folder}, which lacks such a {other[0]}"
-            raise user_error(path, what, "Make it again with scripts/describe_model.py")
+            what = f"describes a different model from the one in {checkpoint.folder}, which has no matching {other[0]}"
+            raise user_error("MODEL-INFO-MISMATCH", path, what, "Create it again with scripts/describe_model.py")
     return checkpoint
 
 
@@ -266,5 +275,7 @@ def model_info(path: Path) -> ModelInfo:
         try:
             return _from_json(read_json(path))
         except (KeyError, TypeError, ValueError) as error:
-            raise user_error(path, f"is not a model.json: {error}", "Make it with scripts/describe_model.py") from None
+            raise user_error(
+                "MODEL-INFO-INVALID", path, f"is not a model.json: {error}", "Create it with scripts/describe_model.py"
+            ) from None
     return describe(Checkpoint.open(path))

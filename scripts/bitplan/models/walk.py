@@ -166,7 +166,7 @@ class StreamedModel:
     def _stored(self, name: str) -> TensorInfo:
         """Return the header entry of a tensor. Raises `UserError` if the checkpoint lacks it."""
         if name not in self.checkpoint.tensors:
-            raise user_error(self.checkpoint.folder, f"lacks the tensor {name}", OF_WEIGHTS)
+            raise user_error("MODEL-NO-TENSOR", self.checkpoint.folder, f"lacks the tensor {name}", OF_WEIGHTS)
         return self.checkpoint.tensors[name]
 
     def check_length(self, length: int) -> None:
@@ -177,12 +177,14 @@ class StreamedModel:
             for name, part in self.module.named_modules()
         )
         if learned and most is not None and length > most:
-            what = f"{length} tokens are more than the {most} positions that the model has learned"
-            raise user_error("--length", what, f"Use --length {most} or less")
+            what = f"{length} tokens per window exceed the model's {most} positions"
+            raise user_error("TEXT-WINDOW-TOO-LONG", "--length", what, f"Use --length {most} or less")
         if isinstance(most, int) and length > most and not self._warned_of_length:
             self._warned_of_length = True
-            what = "windows of %d tokens are longer than the %d positions that the model was trained for (max_position_embeddings)"
-            log.warning("%s: figures on them say little; use --length %d or less", what % (length, most), most)
+            what = (
+                "windows of %d tokens exceed the %d positions that the model was trained on (max_position_embeddings)"
+            )
+            log.warning("%s: their results are not meaningful; use --length %d or less", what % (length, most), most)
 
     def _positions(self, tokens: Tensor) -> dict[str, Tensor]:
         """Return positions 0, 1, 2 ... as an argument for families that take them; those with ALiBi do not."""
@@ -279,9 +281,13 @@ class StreamedModel:
             return
         dtype = next(name for name, kind in DTYPES.items() if kind == self.dtype)
         hint = (
-            "Use --dtype bf16 or fp32" if dtype == "fp16" else "Check the weights of this block and of those before it"
+            "Use --dtype bf16 or fp32"
+            if dtype == "fp16"
+            else "Check the weights of this block and the blocks before it"
         )
-        raise user_error(self.checkpoint.folder, f"block {index} overflows {dtype}: its output is not finite", hint)
+        raise user_error(
+            "MODEL-OVERFLOW", self.checkpoint.folder, f"block {index} overflows {dtype}: its output is not finite", hint
+        )
 
     def load_(self, prefix: str, module: nn.Module) -> None:
         """Load the weights of `module` from the checkpoint. Raises `UserError` for a missing tensor or a wrong shape."""
@@ -289,7 +295,7 @@ class StreamedModel:
         self._load_buffers_(prefix, module)
         absent = [f"{prefix}.{inner}" for inner, name in stored.items() if name is None]
         if absent:
-            raise user_error(self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
+            raise user_error("MODEL-NO-TENSOR", self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
         tensors = self.checkpoint.read(stored.values(), self.dtype)
         check_finite(tensors, self.checkpoint.folder)
         for inner, name in stored.items():
@@ -298,7 +304,7 @@ class StreamedModel:
             if tensors[name].shape != getattr(place, leaf).shape:
                 expected = tuple(getattr(place, leaf).shape)
                 what = f"{name} has shape {tuple(tensors[name].shape)}, config.json asks for {expected}"
-                raise user_error(self.checkpoint.folder, what, OF_WEIGHTS)
+                raise user_error("MODEL-BAD-SHAPE", self.checkpoint.folder, what, OF_WEIGHTS)
             setattr(place, leaf, self._parameter(tensors.pop(name)))
 
     def _load_buffers_(self, prefix: str, module: nn.Module) -> None:
@@ -327,9 +333,9 @@ def check_tokens(tokens: Tensor, rows: int, table: object) -> None:
     behind = tokens[tokens >= rows]
     if behind.numel():
         more = f" and {behind.unique().numel() - 1} others" if behind.unique().numel() > 1 else ""
-        what = f"has {rows} rows, and the tokenizer gives token {int(behind.max())}{more} behind the last one"
-        hint = "Check that the tokenizer belongs to the weights, or take its added tokens out of the text"
-        raise user_error(table, what, hint)
+        what = f"has {rows} rows, but the tokenizer produces token {int(behind.max())}{more} , which is out of range"
+        hint = "Check that the tokenizer belongs to the weights, or remove its added tokens from the text"
+        raise user_error("MODEL-TOKEN-OUT-OF-RANGE", table, what, hint)
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
@@ -343,9 +349,10 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise user_error(
+            "MODEL-NOT-FINITE",
             source,
-            f"tensor {broken[0]}{more} holds NaN or infinity",
-            "Get a sound checkpoint; such weights cannot be measured",
+            f"tensor {broken[0]}{more} contains NaN or Inf",
+            "Use a checkpoint without NaN or Inf weights",
         )
 
 
@@ -369,7 +376,12 @@ def find_blocks(module: nn.Module) -> str:
     }
     if not lists or not count:
         what = f"has no list of {count or 'num_hidden_layers'} decoder blocks among its modules"
-        raise user_error(type(module).__name__, what, "This family cannot be walked block by block: docs/families.md")
+        raise user_error(
+            "MODEL-NO-BLOCKS",
+            type(module).__name__,
+            what,
+            "This family cannot be walked block by block: docs/families.md",
+        )
     return min(lists, key=len)
 
 

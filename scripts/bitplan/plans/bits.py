@@ -132,5 +132,7 @@ def check_target(report: dict[str, Any], config: Path, on_miss: TargetMissed, to
         return
     what = f"has {report['avg_bits']:.4f} average bits, {missed:.4f} over its target of {report['target_avg_bits']:g}"
     if on_miss is TargetMissed.FAIL:
-        raise user_error(config, what, "Raise the target or the limit on perplexity, or set on_miss: warn")
+        raise user_error(
+            "PLAN-OVER-TARGET", config, what, "Raise the target or the perplexity limit, or set on_miss: warn"
+        )
     log.warning("%s %s", config, what)

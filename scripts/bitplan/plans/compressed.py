@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 FOLDER = "compressed"
 KEY = "made-with.json"
 LISTED = "index.json"
-HINT = "Search again, or copy the folder that was written with the plan"
+HINT = "Run the search again or copy the folder that was written with the plan"
 SCALE_BITS, UNQUANTIZED_BITS = 16, 16
 
 
@@ -143,7 +143,7 @@ def read_block(path: Path) -> tuple[dict[str, CompressedLayer], dict[str, Any]]:
             name: CompressedLayer(parts[name], tuple(fact["options"]), fact["group"]) for name, fact in facts.items()
         }
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise user_error(path, f"is no file of compressed layers: {error}", HINT) from None
+        raise user_error("COMPRESSED-INVALID", path, f"is not a file of compressed layers: {error}", HINT) from None
     return layers, {name: fact["note"] for name, fact in facts.items()}
 
 
@@ -166,7 +166,7 @@ class Compressed:
             self._cache.clear()
             self._cache[file] = read_block(self.folder / file)[0]
         if name not in self._cache[file]:
-            raise user_error(self.folder / file, f"lacks {name}", HINT)
+            raise user_error("COMPRESSED-INCOMPLETE", self.folder / file, f"lacks {name}", HINT)
         return self._cache[file][name]
 
     def weight(self, name: str) -> Tensor:
@@ -178,11 +178,11 @@ def take_up(partial: Path, digest: str) -> None:
     """Create the folder for blocks; blocks from a run with different settings are removed."""
     made_with = read_json(partial / KEY).get("digest") if (partial / KEY).exists() else None
     if partial.exists() and made_with != digest:
-        log.warning("%s: was made with other settings; starting again", partial)
+        log.warning("%s: was created with different settings; starting over", partial)
         shutil.rmtree(partial)
     finished = len(list(partial.glob("block-*.safetensors")))
     if finished:
-        log.info("%d blocks are done already: %s", finished, partial)
+        log.info("%d blocks are already done: %s", finished, partial)
     partial.mkdir(parents=True, exist_ok=True)
     try:
         write_json(partial / KEY, {"digest": digest})
@@ -220,10 +220,10 @@ def read_compressed(folder: Path, digest: str | None = None) -> Compressed:
         isinstance(name, str) and Path(name).name == name for name in files.values()
     )
     if not plain or not isinstance(recorded, str):
-        raise user_error(folder / LISTED, "is no list of compressed layers", HINT)
+        raise user_error("COMPRESSED-INVALID", folder / LISTED, "is not a list of compressed layers", HINT)
     if digest is not None and recorded != digest:
-        raise user_error(folder, "belongs to another plan", HINT)
+        raise user_error("COMPRESSED-OTHER-PLAN", folder, "belongs to another plan", HINT)
     absent = sorted({name for name in files.values() if not (folder / name).is_file()})
     if absent:
-        raise user_error(folder / absent[0], "does not exist", HINT)
+        raise user_error("COMPRESSED-INCOMPLETE", folder / absent[0], "does not exist", HINT)
     return Compressed(folder, files, recorded)

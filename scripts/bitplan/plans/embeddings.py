@@ -21,22 +21,31 @@ def embedding_problems(
     """Return the problems of an entry's `embeddings`, and of its formats if that is true."""
     lifted = entry.get("embeddings", False)
     if not isinstance(lifted, bool):
-        return [Problem(f"{where}.embeddings", f"{lifted!r} is neither true nor false", "Give true, or leave it out")]
+        return [
+            Problem(
+                "PLAN-NOT-BOOLEAN",
+                f"{where}.embeddings",
+                f"{lifted!r} is not true or false",
+                "Use true, or remove the key",
+            )
+        ]
     if not lifted:
         return []
     names = [layer.name for layer in layers if layer.is_embedding]
-    hint = f"Name one: {', '.join(names)}" if names else "This model has neither under a name that is known"
+    hint = f"Name one: {', '.join(names)}" if names else "This model has neither under a known name"
     problems = []
     if entry.get("pattern") not in names:
         what = (
-            f"{entry.get('pattern', 'the default')!r} is not the whole name of the token embedding or the output matrix"
+            f"{entry.get('pattern', 'the default')!r} is not the full name of the token embedding or the output matrix"
         )
-        problems.append(Problem(f"{where}.embeddings", what, hint))
+        problems.append(Problem("PLAN-EMBEDDINGS-NAME", f"{where}.embeddings", what, hint))
     if "wq" not in entry and not entry.get("skip"):
-        problems.append(Problem(f"{where}.embeddings", "has no wq beside it", 'Give a format, as "wq": "q6_k"'))
+        problems.append(
+            Problem("PLAN-EMBEDDINGS-NO-FORMAT", f"{where}.embeddings", "has no wq", 'Add a format, e.g. "wq": "q6_k"')
+        )
     if entry.get("aq", UNQUANTIZED) != UNQUANTIZED:
-        what = "what stands outside the blocks has weights only"
-        problems.append(Problem(f"{where}.aq", what, "Leave it out"))
+        what = "embeddings have no quantized inputs"
+        problems.append(Problem("PLAN-EMBEDDINGS-INPUTS", f"{where}.aq", what, "Remove it"))
     return [*problems, *_rowwise_problems(where, entry.get("wq"), formats)]
 
 
@@ -45,5 +54,12 @@ def _rowwise_problems(where: str, name: Any, formats: Mapping[str, Format]) -> l
     form = formats.get(name) if isinstance(name, str) else None
     if form is None or (form.scope != "tensor" and name != CHANNELS):
         return []
-    what = f"{name} does not make each row of a matrix by itself"
-    return [Problem(f"{where}.wq", what, "Use a GGUF type, an MX format or one of integers, as q6_k")]
+    what = f"{name} does not quantize the rows of a matrix independently"
+    return [
+        Problem(
+            "PLAN-EMBEDDINGS-FORMAT",
+            f"{where}.wq",
+            what,
+            "Use a GGUF type, an MX format or an integer format, e.g. q6_k",
+        )
+    ]

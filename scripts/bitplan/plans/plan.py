@@ -100,14 +100,19 @@ class Plan:
 
 def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
     known = ("pattern", *FORMAT_KEYS, *NOTES)
-    problems = [Problem(f"{where}.{key}", "unknown key", nearest(key, known)) for key in entry if key not in known]
+    problems = [
+        Problem("PLAN-UNKNOWN-KEY", f"{where}.{key}", "unknown key", nearest(key, known))
+        for key in entry
+        if key not in known
+    ]
     for key in ("wq", "aq"):
         if key in entry and not (isinstance(entry[key], str) and entry[key] in formats):
             hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
-            problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
+            problems.append(Problem("PLAN-UNKNOWN-FORMAT", f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
         elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
             problems.append(
                 Problem(
+                    "PLAN-WEIGHTS-ONLY",
                     f"{where}.{key}",
                     f"{entry[key]} is a format for weights only",
                     "Use mxfp*, int*_asym, int*_token or bf16",
@@ -116,9 +121,15 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
     problems += _channel_problems(where, entry)
     group, skip = entry.get("group_size", 1), entry.get("skip", True)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
-        problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number", "Give one, as 32"))
+        problems.append(
+            Problem("PLAN-BAD-GROUP", f"{where}.group_size", f"{group!r} is not a positive integer", "Use e.g. 32")
+        )
     if not isinstance(skip, bool):
-        problems.append(Problem(f"{where}.skip", f"{skip!r} is neither true nor false", "Give true, or leave it out"))
+        problems.append(
+            Problem(
+                "PLAN-NOT-BOOLEAN", f"{where}.skip", f"{skip!r} is not true or false", "Use true, or remove the key"
+            )
+        )
     return problems
 
 
@@ -126,18 +137,27 @@ def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of a layer's stored bits, which the format `per_channel` requires and others do not allow."""
     bits = entry.get("stored_bits")
     if entry.get("wq") != CHANNELS:
-        return [] if bits is None else [Problem(f"{where}.stored_bits", f"is for the format {CHANNELS} only")]
+        return (
+            []
+            if bits is None
+            else [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", f"is valid for the format {CHANNELS} only")]
+        )
     if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
         return []
-    hint = "Such plans are made by scripts/sparsegpt_enhanced.py"
-    return [Problem(f"{where}.stored_bits", f"{bits!r} is no number of bits", hint)]
+    hint = "scripts/sparsegpt_enhanced.py writes such plans"
+    return [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", f"{bits!r} is not a number of bits", hint)]
 
 
 def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
     """Return a problem for each target in a summary that is not a number."""
     targets = {key: config[key].get("target_avg_bits", 1) for key in SUMMARIES if isinstance(config.get(key), dict)}
     return [
-        Problem(f"{source}: {key}.target_avg_bits", f"{target!r} is no number", "Give one, as 8.0, or leave it out")
+        Problem(
+            "PLAN-BAD-TARGET",
+            f"{source}: {key}.target_avg_bits",
+            f"{target!r} is not a number",
+            "Use e.g. 8.0, or remove the key",
+        )
         for key, target in targets.items()
         if isinstance(target, bool) or not isinstance(target, (int, float))
     ]
@@ -146,26 +166,41 @@ def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
 def _check_shape(source: str, config: Mapping[str, Any]) -> None:
     """Raise `UserError` unless a configuration has only known keys, with objects and lists where they are expected."""
     problems = [
-        Problem(f"{source}: {key}", "unknown key", nearest(key, KEYS) or f"Known: {', '.join(KEYS)}")
+        Problem(
+            "PLAN-UNKNOWN-KEY", f"{source}: {key}", "unknown key", nearest(key, KEYS) or f"Known: {', '.join(KEYS)}"
+        )
         for key in config
         if key not in KEYS
     ]
     for key in ("default", *SUMMARIES):
         if not isinstance(config.get(key, {}), dict):
-            problems.append(Problem(f"{source}: {key}", f"{config[key]!r} is no object", "Put it as {...}"))
+            problems.append(
+                Problem("PLAN-NOT-OBJECT", f"{source}: {key}", f"{config[key]!r} is not an object", "Write it as {...}")
+            )
     problems += _target_problems(source, config)
     for key in ("smoothing", "compressed", "rounded"):
         reference = config.get(key, {"sha256": ""})
         if not isinstance(reference, dict) or not isinstance(reference.get("sha256"), str):
-            hint = "Search again: it is written with what stands beside the plan"
-            problems.append(Problem(f"{source}: {key}", "is no object with a sha256", hint))
+            hint = "Run the search again, which writes it"
+            problems.append(Problem("PLAN-NOT-OBJECT", f"{source}: {key}", "is not an object with a sha256", hint))
     overrides = config.get("overrides", [])
     if not isinstance(overrides, list):
-        problems.append(Problem(f"{source}: overrides", "is no list", 'Put it as [{"pattern": ..., "wq": ...}]'))
+        problems.append(
+            Problem(
+                "PLAN-NOT-LIST", f"{source}: overrides", "is not a list", 'Write it as [{"pattern": ..., "wq": ...}]'
+            )
+        )
     for number, entry in enumerate(overrides if isinstance(overrides, list) else []):
         if not isinstance(entry, dict) or not isinstance(entry.get("pattern"), str):
-            hint = 'Put it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
-            problems.append(Problem(f"{source}: overrides[{number}]", "is no object with a pattern (text)", hint))
+            hint = 'Write it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
+            problems.append(
+                Problem(
+                    "PLAN-NOT-OBJECT",
+                    f"{source}: overrides[{number}]",
+                    "is not an object with a pattern (string)",
+                    hint,
+                )
+            )
     if problems:
         raise UserError(problems)
 
@@ -180,7 +215,11 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
         problems += embedding_problems(f"{source}: overrides[{number}]", entry, layers, formats)
         if not matched(entry["pattern"], names):
             what = f"pattern {entry['pattern']!r} matches no layer"
-            problems.append(Problem(f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)))
+            problems.append(
+                Problem(
+                    "PLAN-NO-MATCH", f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)
+                )
+            )
     if problems:
         raise UserError(problems)
 
@@ -201,8 +240,10 @@ def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], 
         return dict(chosen)
     shared, own = chosen[table], chosen[output]
     if own.embeddings and own != shared:
-        what = f"is to be {own.wq}, and {table}, the very same matrix, {shared.wq}"
-        raise user_error(f"{source}: {output}", what, f"Leave it out: the format of {table} is that of both")
+        what = f"is set to {own.wq}, but {table}, which is the same matrix, to {shared.wq}"
+        raise user_error(
+            "PLAN-TIED-OUTPUT", f"{source}: {output}", what, f"Remove it: the format of {table} applies to both"
+        )
     return {**chosen, output: replace(shared, notes=own.notes)}
 
 
@@ -241,7 +282,10 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PL
     fingerprint = config.get("model_fingerprint")
     if fingerprint and fingerprint != info.fingerprint:
         raise user_error(
-            path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same"
+            "PLAN-OTHER-MODEL",
+            path,
+            "was created for a different model",
+            "Run the search again, or remove model_fingerprint to use it anyway",
         )
     plan = expand(config, info.layers, str(path), formats)
     if "smoothing" in config:
@@ -274,7 +318,10 @@ def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Com
     absent = [name for name in channelled if name not in compressed.files]
     if absent:
         raise user_error(
-            compressed.folder, f"lacks {absent[0]}", "Search again, or copy the folder written with the plan"
+            "COMPRESSED-INCOMPLETE",
+            compressed.folder,
+            f"lacks {absent[0]}",
+            "Run the search again or copy the folder written with the plan",
         )
     return compressed
 
@@ -376,8 +423,10 @@ def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = I
     for layer in (*info.quantizable, *(layer for layer in plan.embeddings(info) if not layer.tied)):
         form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
         if form.fixed_block and columns % form.block:
-            what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"
+            what = f"its {columns} columns are not a multiple of {form.name}'s block of {form.block}"
             fits = (used for name in (form.name, "q8_0") if (used := fitting_format(name, columns)) != form.name)
-            problems.append(Problem(layer.name, what, f"Give it {next(fits)}, or a format without a fixed block"))
+            problems.append(
+                Problem("FORMAT-COLUMNS", layer.name, what, f"Use {next(fits)} or a format without a fixed block")
+            )
     if problems:
         raise UserError(problems)

@@ -18,7 +18,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.plans.compressed import Compressed, CompressedLayer, block_file, read_block, read_compressed, write_block
 
 FOLDER = "rounded"
-HINT = "Round again with scripts/round_model.py, or copy the folder that was written with the plan"
+HINT = "Run scripts/round_model.py again or copy the folder that was written with the plan"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def read_rounded_block(path: Path) -> tuple[dict[str, RoundedLayer], dict[str, A
         }  # fmt: skip
         return layers, {name: fact["note"] for name, fact in facts.items()}
     except (KeyError, TypeError) as error:
-        raise user_error(path, f"is no file of rounded layers: {error}", HINT) from None
+        raise user_error("ROUNDED-INVALID", path, f"is not a file of rounded layers: {error}", HINT) from None
 
 
 def _formats_in(path: Path) -> dict[str, tuple[str, int]]:
@@ -66,7 +66,7 @@ def _formats_in(path: Path) -> dict[str, tuple[str, int]]:
             facts = json.loads(handle.metadata()["facts"])
         return {name: (fact["note"]["format"], fact["note"]["group"]) for name, fact in facts.items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise user_error(path, f"is no file of rounded layers: {error}", HINT) from None
+        raise user_error("ROUNDED-INVALID", path, f"is not a file of rounded layers: {error}", HINT) from None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class RoundedModel:
             self._cache.clear()
             self._cache[file] = read_rounded_block(self.folder / file)[0]
         if name not in self._cache[file]:
-            raise user_error(self.folder / file, f"lacks {name}", HINT)
+            raise user_error("ROUNDED-INCOMPLETE", self.folder / file, f"lacks {name}", HINT)
         return self._cache[file][name]
 
     def weight(self, name: str) -> Tensor:
@@ -113,7 +113,12 @@ class RoundedModel:
         for file in sorted(set(self.stored.files.values())):
             stored |= _formats_in(self.folder / file)
         problems = [
-            Problem(f"{source}: {name}", f"asks for {_shown(formats[name])}, and was rounded to {_shown(actual)}", HINT)
+            Problem(
+                "ROUNDED-OTHER-FORMAT",
+                f"{source}: {name}",
+                f"is set to {_shown(formats[name])}, but was rounded to {_shown(actual)}",
+                HINT,
+            )
             for name, actual in stored.items()
             if name in formats and formats[name] != actual
         ]

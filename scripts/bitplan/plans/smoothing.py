@@ -140,10 +140,13 @@ def read_smoothing(path: Path, digest: str | None = None) -> Smoothing:
             )
             smoothing = Smoothing(groups)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        hint = "It belongs beside its plan: search again, or copy it too"
-        raise user_error(path, f"is no file of smoothing factors: {error}", hint) from None
+        hint = "It belongs beside its plan: run the search again or copy it too"
+        raise user_error("SMOOTHING-INVALID", path, f"is not a file of smoothing factors: {error}", hint) from None
     if digest is not None and smoothing.digest != digest:
         raise user_error(
-            path, "belongs to another plan", "Search again, or copy the file that was written with the plan"
+            "SMOOTHING-OTHER-PLAN",
+            path,
+            "belongs to a different plan",
+            "Run the search again or copy the file that was written with the plan",
         )
     return smoothing

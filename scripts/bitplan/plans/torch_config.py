@@ -44,7 +44,7 @@ def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
     """
     choices = [plan.of(layer.name) for layer in info.quantizable]
     if any(each.group_size not in (None, GROUP_SIZE) or each.aq.endswith(f"_{SCOPES[1]}") for each in choices):
-        log.warning("%s holds neither group size nor activation scope: use the config.json or plan.json", path)
+        log.warning("%s has no group sizes or activation scopes: use config.json or plan.json", path)
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
     # Given a path, torch would write the temporary file's name into the archive.
@@ -53,16 +53,18 @@ def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
 
 
 def _loaded(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    hint = "Make it with scripts/mixed_precision_ptq.py"
+    hint = "Create it with scripts/mixed_precision_ptq.py"
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
         # Any exception is possible for a foreign or broken file, and torch's own message suggests running the file's code.
-        what = f"is nothing that torch reads without running code ({type(error).__name__})"
-        raise user_error(path, what, hint) from None
+        what = f"cannot be read by torch without running code ({type(error).__name__})"
+        raise user_error("TORCHCONFIG-INVALID", path, what, hint) from None
     if not isinstance(content, dict) or not content or not all(map(_is_entry, content, content.values())):
-        raise user_error(path, "is no {layer: {w_bits: 4 or 16, a_bits: 4, 8 or 16, clip_ratio: 1}}", hint)
+        raise user_error(
+            "TORCHCONFIG-INVALID", path, "is not {layer: {w_bits: 4 or 16, a_bits: 4, 8 or 16, clip_ratio: 1}}", hint
+        )
     return content
 
 
@@ -84,7 +86,12 @@ def read_pt(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
     content = _loaded(path)
     unknown = sorted(set(content) - {layer.name for layer in info.quantizable})
     if unknown:
-        raise user_error(path, f"names {unknown[0]}, which the model does not have", "It is for another model")
+        raise user_error(
+            "TORCHCONFIG-OTHER-MODEL",
+            path,
+            f"contains layer {unknown[0]}, which the model does not have",
+            "Give the model it was created for",
+        )
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
     for name, entry in content.items():
         weights = "int4" if entry["w_bits"] == 4 else "bf16"
@@ -104,8 +111,10 @@ def _smoothing_of(path: Path, content: Mapping[str, Mapping[str, Any]], info: Mo
     stored_alphas = {name: group.alpha for name, group in smoothing.by_layer.items() if name in quantizable}
     fits = all(columns.get(name) == len(group.scale) for name, group in smoothing.by_layer.items())
     if stored_alphas != alphas or not fits:
-        hint = "Search again, or copy the file that was written with the configuration"
-        raise user_error(smoothing_path(path), f"belongs to another configuration than {path.name}", hint)
+        hint = "Run the search again or copy the file that was written with the configuration"
+        raise user_error(
+            "SMOOTHING-OTHER-PLAN", smoothing_path(path), f"belongs to a different configuration from {path.name}", hint
+        )
     return smoothing
 
 

@@ -15,7 +15,7 @@ from bitplan.reference.reference import load_reference
 from bitplan.reference.text import begun, first_tokens, load_tokenizer, read_text
 
 log = logging.getLogger(__name__)
-OFFLINE = "Give a text file, or connect and leave HF_HUB_OFFLINE unset"
+OFFLINE = "Give a text file, or connect to the network and unset HF_HUB_OFFLINE"
 TRIES_PER_WINDOW = 200
 
 
@@ -50,7 +50,9 @@ def fetched_texts(name: str) -> list[str]:
         return table[dataset.column].tolist()
     except (OSError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:160] or type(error).__name__
-        raise user_error(name, f"cannot be fetched from the hub ({dataset.repository}): {first}", OFFLINE) from None
+        raise user_error(
+            "TEXT-NOT-FETCHED", name, f"cannot be downloaded from the hub ({dataset.repository}): {first}", OFFLINE
+        ) from None
 
 
 def _tokens(tokenizer, text: str) -> Tensor:
@@ -62,12 +64,12 @@ def _cut(tokens: Tensor, length: int, count: int | None, seed: int, source: obje
     available = len(tokens) // length
     if not available:
         what = f"has {len(tokens)} tokens, one window needs {length}"
-        raise user_error(source, what, "Give a longer text, or a smaller --seqlen")
+        raise user_error("TEXT-TOO-SHORT", source, what, "Give a longer text or use a smaller --seqlen")
     windows = tokens[: available * length].view(available, length)
     if count is None or available <= count:
         if count is not None and available < count:
             log.warning(
-                "%s has %d windows of %d tokens, fewer than %d: using them all", source, available, length, count
+                "%s has %d windows of %d tokens, fewer than %d: using all of them", source, available, length, count
             )
         return windows
     chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
@@ -85,7 +87,9 @@ def _drawn(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, 
             windows.append(tokens[start : start + length])
         if len(windows) == count:
             return torch.stack(windows)
-    raise user_error(source, f"has too few texts of more than {length} tokens", "Give a smaller --seqlen")
+    raise user_error(
+        "TEXT-TOO-SHORT", source, f"has too few texts of more than {length} tokens", "Use a smaller --seqlen"
+    )
 
 
 def calibration_tokens(
@@ -102,14 +106,19 @@ def calibration_tokens(
     known = TEXT_SETS.get(source) if not path.exists() else None
     if known is None and not path.exists():
         hint = nearest(source, TEXT_SETS) or f"Give a UTF-8 text, or one of {', '.join(TEXT_SETS)}"
-        raise user_error(source, "is no file, and no data set that is known by this name", hint)
+        raise user_error("TEXT-UNKNOWN", source, "is neither a file nor a known data set", hint)
     tokenizer = load_tokenizer(checkpoint.folder)
     if known is None:
         return _cut(_tokens(tokenizer, read_text(path)), length, count, seed, path)
     texts = fetched_texts(source)
     if known.joined_by is None:
         if count is None:
-            raise user_error(source, "has no end to take all windows of", "Give a number of windows")
+            raise user_error(
+                "TEXT-ENDLESS",
+                source,
+                "is a stream without an end, so 'all' windows is undefined",
+                "Give a number of windows",
+            )
         return _drawn(texts, tokenizer, length, count, seed, source)
     return _cut(_tokens(tokenizer, known.joined_by.join(texts)), length, count, seed, source)
 

@@ -70,5 +70,10 @@ def check_head(model: StreamedModel, head: Head, hidden: Tensor) -> None:
     ours = few.logits(some[0].to("cpu"))
     if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * theirs.abs().max().item()):
         kind = model.checkpoint.config.get("model_type", "unknown")
-        what = f"family {kind!r} makes logits of its last hidden states in a way of its own"
-        raise user_error(model.checkpoint.folder, what, "It cannot be scored: docs/families.md lists those that can")
+        what = f"family {kind!r} computes logits from its last hidden states in an unsupported way"
+        raise user_error(
+            "MODEL-UNKNOWN-HEAD",
+            model.checkpoint.folder,
+            what,
+            "docs/families.md lists the families that can be scored",
+        )

@@ -63,9 +63,11 @@ def held_out_reference(source: Path, seen: Reference, model: Opened, length: int
     """
     same = source.suffix != ".safetensors" and seen.source is not None and text_digest(source) == seen.source.sha256
     if same:
-        log.info("%s is the text that is measured on: held out are its tokens from %d on", source, seen.source.stop)
+        log.info("%s is the calibration text: its tokens from %d on are held out", source, seen.source.stop)
     reference = reference_on(source, model, length, sequences, seen.source.stop if same else 0)
     if reference.source and seen.source and reference.source.overlaps(seen.source):
-        what = "holds tokens that are measured on, so it cannot be held out"
-        raise user_error(source, what, "Save it again with teacher.py --skip-tokens, or give another text")
+        what = "contains tokens of the calibration windows, so it is not held out"
+        raise user_error(
+            "TEXT-NOT-HELD-OUT", source, what, "Save it again with teacher.py --skip-tokens or give another text"
+        )
     return reference

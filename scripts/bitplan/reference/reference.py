@@ -14,7 +14,7 @@ from bitplan.reference.head import Head
 from bitplan.reference.head_check import check_head
 from bitplan.reference.text import NO_BOS, CutText, TextRange, cut_text, text_digest
 
-MADE_BY = "Make it again with scripts/teacher.py"
+MADE_BY = "Create it again with scripts/teacher.py"
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,11 @@ def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
             facts = dict(pair.split("=", 1) for pair in handle.metadata()["facts"].split(";"))
             tokens, hidden = handle.get_tensor("tokens").clone(), handle.get_tensor("hidden").clone()
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise user_error(path, f"is no saved text: {error}", MADE_BY) from None
+        raise user_error("REFERENCE-INVALID", path, f"is not a saved reference: {error}", MADE_BY) from None
     if not {"model_fingerprint", "dtype"} <= facts.keys() or tokens.dim() != 2 or hidden.shape[:2] != tokens.shape:
-        raise user_error(path, "is no saved text: tokens and hidden states do not belong together", MADE_BY)
+        raise user_error(
+            "REFERENCE-INVALID", path, "is not a saved reference: tokens and hidden states do not match", MADE_BY
+        )
     return facts, tokens, hidden
 
 
@@ -98,9 +100,14 @@ def load_reference(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: 
     """Return the reference saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
     facts, tokens, hidden = _saved(path)
     if facts["model_fingerprint"] != fingerprint:
-        raise user_error(path, "was made with another model", MADE_BY)
+        raise user_error("REFERENCE-OTHER-MODEL", path, "was created with a different model", MADE_BY)
     if dtype and facts["dtype"] != dtype:
-        raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
+        raise user_error(
+            "REFERENCE-OTHER-DTYPE",
+            path,
+            f"was computed in {facts['dtype']}, not in {dtype}",
+            f"Use --dtype {facts['dtype']}",
+        )
     where = {"bos": facts.get("bos", NO_BOS), "source": _source(facts)}
     return Reference(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"], **where)
 

@@ -16,7 +16,7 @@ from bitplan.core.files import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HINT = "Copy the files of the original's tokenizer into the folder"
+HINT = "Copy the original model's tokenizer files into the folder"
 NO_TOKENIZER = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
 # Families whose models were only trained on windows with BOS: without it their perplexity is meaningless.
 NEEDS_BOS = ("gemma", "recurrent_gemma", "t5gemma")
@@ -56,14 +56,14 @@ def read_text(path: Path) -> str:
         raw = Path(path).read_bytes()
         wide = next((name for mark, name in WIDE_MARKS.items() if raw.startswith(mark)), None)
         if wide:
-            raise user_error(path, f"is {wide} text", f"Save it as UTF-8: iconv -f {wide} -t UTF-8")
+            raise user_error("TEXT-NOT-UTF8", path, f"is {wide} text", f"Save it as UTF-8: iconv -f {wide} -t UTF-8")
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", "Give a UTF-8 text") from None
+        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", "Give a UTF-8 text") from None
     except UnicodeDecodeError as error:
-        raise user_error(path, f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
+        raise user_error("TEXT-NOT-UTF8", path, f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
     if not text.strip():
-        raise user_error(path, "is empty", "Give a text of some thousand words")
+        raise user_error("TEXT-EMPTY", path, "is empty", "Give a text of a few thousand words")
     return text
 
 
@@ -78,7 +78,9 @@ def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
         if type(error) is not Exception and not isinstance(error, NO_TOKENIZER):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise user_error(folder, f"has no tokenizer that transformers reads: {first}", HINT) from None
+        raise user_error(
+            "MODEL-NO-TOKENIZER", folder, f"has no tokenizer that transformers can load: {first}", HINT
+        ) from None
     return tokenizer
 
 
@@ -94,7 +96,9 @@ def first_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase", policy: str
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
     if not isinstance(bos, int):
         why = "" if policy == "always" else f", which family {config['model_type']!r} needs"
-        raise user_error(folder, f"has no BOS token{why}", "Give a tokenizer with one, or --bos never")
+        raise user_error(
+            "TEXT-NO-BOS", folder, f"has no BOS token{why}", "Use a tokenizer that has one, or --bos never"
+        )
     return [bos]
 
 
@@ -127,7 +131,10 @@ def cut_text(
         after = f" after the first {skip} tokens" if skip else ""
         needed = skip + own * (sequences or 1)
         raise user_error(
-            text, f"has {len(tokens)} tokens, {request} of {length}{after} need {needed}", "Give a longer text"
+            "TEXT-TOO-SHORT",
+            text,
+            f"has {len(tokens)} tokens, {request} of {length}{after} need {needed}",
+            "Give a longer text",
         )
     used = sequences or available
     stop = skip + used * own

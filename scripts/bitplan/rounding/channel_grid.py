@@ -147,4 +147,9 @@ def check_widths(widths: Sequence[int], source: str = "bits") -> None:
     wrong = [width for width in widths if not (2 <= width <= WIDEST)]
     if not widths or (wrong and list(widths) != [UNQUANTIZED_WIDTH]):
         shown = ", ".join(map(str, wrong)) or "nothing"
-        raise user_error(source, f"{shown} is no width", "Give widths from 2 to 8, or 16 alone for no quantization")
+        raise user_error(
+            "ROUNDING-BAD-WIDTH",
+            source,
+            f"{shown} is not a valid width",
+            "Use widths from 2 to 8, or 16 alone for no quantization",
+        )

@@ -23,7 +23,7 @@ TWINS = {
     **{f"mxfp4{rule}": "MXFP4" for rule in ("", "_rceil", "_mse")},
     **{"int4": "Q4_0", "int5": "Q5_0", "int7": "Q8_0", "int8": "Q8_0"},
 }
-BASE = "Leave out the base file, or convert it again in the checkpoint's own precision"
+BASE = "Omit the base file or convert it again in the checkpoint's precision"
 
 
 def holds(form: str, group: int, kind: str) -> bool:
@@ -82,8 +82,8 @@ class TensorCodes:
         own = self.original(name).contiguous().numpy() + np.float32(0)  # -0 as 0
         order = row_order(own, np.ascontiguousarray(values, np.float32) + np.float32(0))
         if order is None:
-            what = f"holds other values than the checkpoint's {name}, for which codes were rounded"
-            raise user_error(f"tensor {self.tensor}", what, BASE)
+            what = f"differs from the checkpoint's {name}, for which the codes were computed"
+            raise user_error("GGUF-OTHER-VALUES", f"tensor {self.tensor}", what, BASE)
         self._orders[number] = order
         return block_bytes(self.rounded.layer(name), self.kind)[order]
 

@@ -80,7 +80,7 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
     if factors is None:
         return _kept(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
-        log.warning("%s: its Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
+        log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
     columns = feedback(layer, factors, descents)
     quantized = columns.quantized()
     error = layer.error(quantized)

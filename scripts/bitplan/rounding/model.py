@@ -181,8 +181,8 @@ def round_plan(
     """
     check_columns(plan, info)
     if not rounded_names(plan, info):
-        what = "has no layer with a format of codes inside the blocks: there is nothing to round"
-        raise user_error("plan", what, f"Formats with codes are {', '.join(list(GRIDS)[:6])} ...")
+        what = "has no layer inside the blocks with a format that can be rounded"
+        raise user_error("ROUNDING-NOTHING", "plan", what, f"Such formats are {', '.join(list(GRIDS)[:6])} ...")
     plan = replace(plan, rounded=None)
     partial = folder.with_name(f"{folder.name}.partial")
     take_up(partial, _digest(info, plan, settings, tokens, dtype))

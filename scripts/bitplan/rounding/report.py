@@ -11,9 +11,11 @@ from bitplan.core.errors import user_error
 def check_output(folder: Path, plan: Path) -> None:
     """Raise `UserError` if the rounded plan would replace its own input or another plan."""
     if folder.resolve() == plan.parent.resolve():
-        raise user_error("--output", "is the folder of the plan that is read", "Choose another folder")
+        raise user_error("OUTPUT-IS-INPUT", "--output", "is the folder of the input plan", "Choose another folder")
     if (folder / "plan.json").exists():
-        raise user_error(folder / "plan.json", "exists already", "Choose another folder, or remove this one")
+        raise user_error(
+            "OUTPUT-EXISTS", folder / "plan.json", "exists already", "Choose another folder or remove this one"
+        )
 
 
 def print_rounding(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -30,15 +30,22 @@ class Pruning:
     def check(self, blocksize: int) -> None:
         """Raise `UserError` for a share outside [0, 1), an invalid n:m pattern, or blocks that split a pattern."""
         if not 0 <= self.sparsity < 1:
-            raise user_error("sparsity", f"{self.sparsity:g} is out of range", "Give a share from 0 to below 1")
+            raise user_error(
+                "SPARSEGPT-OUT-OF-RANGE",
+                "sparsity",
+                f"{self.sparsity:g} is out of range",
+                "Use a number from 0 to below 1",
+            )
         if self.prunen < 0 or self.prunem < 0 or (self.prunen and not self.prunen < self.prunem):
-            what = f"{self.prunen}:{self.prunem} is no pattern"
-            raise user_error("prunen, prunem", what, "Prune n of every m weights, n below m, as 2 of 4")
+            what = f"{self.prunen}:{self.prunem} is not a valid pattern"
+            raise user_error("SPARSEGPT-BAD-PATTERN", "prunen, prunem", what, "Use n below m, e.g. 2:4")
         if self.prunen and blocksize % self.prunem:
-            what = f"{blocksize} is no multiple of prunem {self.prunem}"
-            raise user_error("blocksize", what, "Choose blocks that hold whole patterns")
+            what = f"{blocksize} is not a multiple of prunem {self.prunem}"
+            raise user_error("SPARSEGPT-BAD-PATTERN", "blocksize", what, "Use a multiple of prunem")
         if blocksize < 1:
-            raise user_error("blocksize", f"{blocksize} is out of range", "Give 1 or more columns")
+            raise user_error(
+                "SPARSEGPT-OUT-OF-RANGE", "blocksize", f"{blocksize} is out of range", "Use 1 or more columns"
+            )
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,12 @@ def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
 def check_hessian(hessian: Tensor, layer: str = "layer") -> None:
     """Raise `UserError` for a Hessian that is not finite."""
     if not torch.isfinite(hessian.diagonal()).all():
-        raise user_error(layer, "its inputs are NaN or infinite", "Check model, dtype and text")
+        raise user_error(
+            "ROUNDING-INPUTS-NOT-FINITE",
+            layer,
+            "its inputs are NaN or infinite",
+            "Check the model, the dtype and the text",
+        )
 
 
 def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors:
@@ -79,7 +91,9 @@ def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors
     while (factors := damped_factors(hessian, damping)) is None:
         damping = max(10 * damping, 1e-6)
         if damping > MOST_DAMPING:
-            raise user_error(layer, "its Hessian cannot be factorized", "Use more calibration text")
+            raise user_error(
+                "ROUNDING-NO-FACTOR", layer, "its Hessian cannot be factorized", "Use more calibration text"
+            )
     if damping != percdamp:
         log.warning("%s: its Hessian has no Cholesky factor; damped by %g of its mean diagonal", layer, damping)
     return factors

@@ -29,7 +29,10 @@ def runtime_named(name: str) -> Runtime:
     """Return the runtime called `name`. Raises `UserError` for a name that is not in the table."""
     if name not in RUNTIMES:
         raise user_error(
-            f"runtime {name!r}", "is not known", nearest(name, RUNTIMES) or f"Known: {', '.join(RUNTIMES)}"
+            "RUNTIME-UNKNOWN",
+            f"runtime {name!r}",
+            "is not known",
+            nearest(name, RUNTIMES) or f"Known: {', '.join(RUNTIMES)}",
         )
     return import_module(RUNTIMES[name]).RUNTIME
 
@@ -39,4 +42,4 @@ def runtime_of(path: Path) -> Runtime:
     for runtime in map(runtime_named, RUNTIMES):
         if not runtime.is_folder and path.suffix == Path(runtime.artifact).suffix:
             return runtime
-    raise user_error(path, "is a file of no runtime", f"Known: {', '.join(RUNTIMES)}")
+    raise user_error("RUNTIME-NO-FILE", path, "is not a file of any runtime", f"Known: {', '.join(RUNTIMES)}")

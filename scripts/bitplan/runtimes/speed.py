@@ -35,7 +35,9 @@ def _in_process(path: Path, settings: SpeedSettings) -> Run:
         try:
             return pool.submit(_run_any, path, settings).result()
         except BrokenProcessPool:
-            raise user_error(path, "was being timed when its process was killed", "Give the step more memory") from None
+            raise user_error(
+                "SPEED-KILLED", path, "could not be timed: the process was killed", "Give the job more memory"
+            ) from None
 
 
 def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
@@ -112,11 +114,15 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
     for pair in pairs:
         name, _, path = pair.partition("=")
         if not name or not path:
-            raise user_error("--models", f"{pair!r} is not NAME=FILE", "Write it as plan=results/model.gguf")
+            raise user_error(
+                "SPEED-NOT-NAME-FILE", "--models", f"{pair!r} is not NAME=FILE", "Write e.g. plan=results/model.gguf"
+            )
         if not os.path.isfile(path):
-            raise user_error(path, "does not exist", "Make it with scripts/export_gguf.py")
+            raise user_error("INPUT-MISSING", path, "does not exist", "Create it with scripts/export_gguf.py")
         if models.get(name, Path(path)) != Path(path):
-            raise user_error("--models", f"names two files {name!r}", "Give each file a name of its own")
+            raise user_error(
+                "SPEED-NAME-TWICE", "--models", f"gives two files the name {name!r}", "Give each file its own name"
+            )
         models[name] = Path(path)
     for path in models.values():
         check_gguf(path)

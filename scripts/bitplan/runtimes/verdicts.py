@@ -17,7 +17,12 @@ def plan_verdicts(runtime: Runtime, plan: Plan, info: ModelInfo) -> dict[str, Ve
 def refuse_unheld(runtime: Runtime, plan: Plan, info: ModelInfo) -> None:
     """Raise `UserError` naming every layer that the runtime cannot hold."""
     problems = [
-        Problem(f"{name} in {plan.of(name).wq}", f"cannot be written for {runtime.name}: {verdict.reason}", HINT)
+        Problem(
+            "RUNTIME-REFUSED",
+            f"{name} in {plan.of(name).wq}",
+            f"cannot be written for {runtime.name}: {verdict.reason}",
+            HINT,
+        )
         for name, verdict in plan_verdicts(runtime, plan, info).items()
         if verdict.status == "refused"
     ]

@@ -10,7 +10,7 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import written_aside
 from bitplan.models.layers import Layer
 
-MADE_BY = "Make it with scripts/layer_stats.py"
+MADE_BY = "Create it with scripts/layer_stats.py"
 
 
 def write_importance(path: Path, importance: Mapping[str, Tensor]) -> None:
@@ -34,13 +34,20 @@ def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Ten
     try:
         importance = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise user_error(path, f"is no importance matrix: {error}", MADE_BY) from None
+        raise user_error("IMATRIX-INVALID", path, f"is not an importance matrix: {error}", MADE_BY) from None
     for layer in layers:
         values, expected = importance.get(layer.name), (layer.shape[1],)
         if values is None or tuple(values.shape) != expected or values.dtype != torch.float32:
-            what = f"has no {expected[0]} values of float32 for {layer.name}"
-            raise user_error(path, what, f"It is none, or of another model. {MADE_BY}")
+            what = f"does not have {expected[0]} float32 values for {layer.name}"
+            raise user_error(
+                "IMATRIX-OTHER-MODEL",
+                path,
+                what,
+                f"Not an importance matrix, or it belongs to another model. {MADE_BY}",
+            )
         if not values.isfinite().all() or (values < 0).any():
-            what = f"holds values for {layer.name} that are no finite mean squares"
-            raise user_error(path, what, "Make it again with scripts/layer_stats.py --dtype bf16 or fp32")
+            what = f"has values for {layer.name} that are not finite mean squares"
+            raise user_error(
+                "IMATRIX-NOT-FINITE", path, what, "Create it again with scripts/layer_stats.py --dtype bf16 or fp32"
+            )
     return {name: means for name, means in importance.items() if means.any()}

@@ -112,7 +112,9 @@ def write_statistics(
     named = {row["layer"] for row in rows}
     for name, seen in inputs.items():
         if not all(values.isfinite().all() for values in (seen.mean_abs, seen.mean_square, seen.absmax)):
-            raise user_error(name, "has inputs whose statistics are not finite", "Use --dtype bf16 or fp32")
+            raise user_error(
+                "STATS-NOT-FINITE", name, "has inputs whose statistics are not finite", "Use --dtype bf16 or fp32"
+            )
     write_table(table, rows, COLUMNS)
     write_importance(importance, {name: seen.mean_square for name, seen in inputs.items() if name in named})
 
@@ -129,5 +131,5 @@ def _number(table: Path, layer: str, column: str, cell: str | None) -> float:
     try:
         return float(cell or "nan")
     except ValueError:
-        what = f"has {cell!r} where {column} of {layer} is to stand"
-        raise user_error(table, what, "Make it again with scripts/layer_stats.py") from None
+        what = f"has {cell!r} as {column} of {layer}, expected a number"
+        raise user_error("STATS-BAD-CELL", table, what, "Create it again with scripts/layer_stats.py") from None

@@ -25,12 +25,12 @@ def settings_of(config: Mapping[str, Any], files: Iterable[str], root: Path) -> 
 
 def _check_revisions(settings: Settings) -> None:
     """Raise `UserError` for a revision of a model that is a local folder."""
-    what = "is for a model on the model hub, and its path is a folder here"
+    what = "applies to hub models only, but the path is a local folder"
     folders = [
         name for name, model in settings.models.items() if model.revision is not None and Path(model.path).exists()
     ]
     if folders:
-        raise UserError(Problem(f"models.{name}.revision", what) for name in folders)
+        raise UserError(Problem("HUB-REVISION-OF-FOLDER", f"models.{name}.revision", what) for name in folders)
 
 
 def held_out_from(settings: Settings) -> dict[str, int]:

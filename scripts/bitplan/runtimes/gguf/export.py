@@ -65,7 +65,9 @@ def check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
         wanted = (*held[0][::-1], *((len(held),) if len(held) > 1 else ())) if held else ()
         if wanted and tuple(int(n) for n in tensor.shape) != wanted:
             what = f"tensor {tensor.name} is {' x '.join(map(str, tensor.shape))}, the model's {' x '.join(map(str, wanted))}"
-            raise user_error(base, what, "It belongs to another model: make it with scripts/convert_gguf.py")
+            raise user_error(
+                "GGUF-BAD-SHAPE", base, what, "It belongs to a different model: create it with scripts/convert_gguf.py"
+            )
 
 
 def export_plan(
@@ -109,8 +111,8 @@ def _check_complete(base: Path, records: Sequence[TensorRecord], plan: Plan, inf
     changed += [layer for layer in plan.embeddings(info) if not layer.tied]
     missing = [layer.name for layer in changed if layer.name not in held]
     if missing:
-        hint = "It belongs to another model, or its family has no GGUF name for it"
-        raise user_error(base, f"has no tensor for {missing[0]}", hint)
+        hint = "It belongs to a different model, or llama.cpp has no tensor name for this layer"
+        raise user_error("GGUF-NO-TENSOR", base, f"has no tensor for {missing[0]}", hint)
 
 
 def _channels_report(

@@ -81,8 +81,8 @@ def read_gguf(path: Path) -> GGUFReader:
         architecture_names(reader)
     except (ValueError, KeyError, IndexError, OverflowError, StopIteration, AttributeError):
         # What gguf raises is about its arrays and says nothing of the file.
-        what = "is cut short, or no GGUF file of a model"
-        raise user_error(path, what, "Make it again with scripts/convert_gguf.py") from None
+        what = "is truncated or not a GGUF file of a model"
+        raise user_error("GGUF-INVALID", path, what, "Create it again with scripts/convert_gguf.py") from None
     return reader
 
 
@@ -159,7 +159,7 @@ def choose_type(
     if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
         reasons.append("exact ties are rounded towards zero, not to even")
     elif not is_exact(form):
-        reasons.append(f"{made.wq} is no GGUF type, {asked.name} comes nearest")
+        reasons.append(f"{made.wq} is not a GGUF type, {asked.name} is the closest")
     if not is_exact(form) and form.group(made.group_size) != block_of(asked)[0]:
         reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
     if is_part(tensor.name):
@@ -335,7 +335,10 @@ def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | Non
     if wrong:
         name = wrong[0]
         raise user_error(
-            shown or path, f"tensor {name} is {held.get(name)}, the report says {wanted.get(name)}", "Export it again"
+            "GGUF-OTHER-TYPE",
+            shown or path,
+            f"tensor {name} has type {held.get(name)}, but the report says {wanted.get(name)}",
+            "Export it again",
         )
 
 

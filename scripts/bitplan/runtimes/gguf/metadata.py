@@ -39,7 +39,7 @@ def measured_kl(scores: Path | None) -> float | None:
         return None
     held = read_json(scores).get("kl_mean")
     if isinstance(held, bool) or not isinstance(held, (int, float)):
-        raise user_error(scores, "has no kl_mean", "Make it with scripts/perplexity.py --plan")
+        raise user_error("REPORT-NO-FIGURE", scores, "has no kl_mean", "Create it with scripts/perplexity.py --plan")
     return float(held)
 
 

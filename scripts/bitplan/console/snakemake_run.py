@@ -35,5 +35,8 @@ def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Se
     if status:
         what = f"the workflow stopped with exit code {status}; the lines above say which step failed"
         raise user_error(
-            str(project.folder), what, "Fix the cause and run the same command again: finished steps are kept"
+            "WORKFLOW-FAILED",
+            str(project.folder),
+            what,
+            "Fix the cause and run the same command again: finished steps are kept",
         )

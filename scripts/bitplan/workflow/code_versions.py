@@ -13,14 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.runtimes.registry import RUNTIMES
-from bitplan.workflow.inputs import BASELINES
+from bitplan.workflow.inputs import runtime_of
 
 SCRIPTS = Path(__file__).resolve().parents[2]
 PARTS = ("body", "orelse", "finalbody", "handlers", "cases")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 # How a model is fetched changes no result: the files are checked against the hub's hashes.
-WITHOUT_EFFECT = {"bitplan/cli/parser.py": ("bitplan/models/hub",)}
+# Which other runtimes there are changes nothing either: `runtime_code` counts the one that a job is for.
+REGISTRY = ("bitplan/runtimes/registry",)
+WITHOUT_EFFECT = {
+    "bitplan/cli/parser.py": ("bitplan/models/hub",),
+    "bitplan/runtimes/runtime.py": ("bitplan/evaluate", "bitplan/reference"),  # types alone
+    "bitplan/runtimes/speed.py": REGISTRY,
+    "export_plan.py": REGISTRY,
+    "perplexity.py": REGISTRY,
+}
 
 
 @cache
@@ -98,9 +106,10 @@ def files_behind(command: str, *modules: str) -> tuple[Path, ...]:
     return tuple(sorted(seen))
 
 
-def runtime_code(settings: Any, wildcards: Any, command: str) -> str:
-    """Return the version of the code behind a command and the runtime that a job is for."""
-    return code_version(command, RUNTIMES[wildcards.get("runtime", BASELINES)])
+def runtime_code(settings: Any, wildcards: Any, command: str, task: str) -> str:
+    """Return the version of the code behind a command and a task ("write", "score", "time") of the runtime that a job is for."""
+    runtime = runtime_of(wildcards)
+    return code_version(command, runtime.code.get(task, RUNTIMES[runtime.name]))
 
 
 def code_version(command: str, *modules: str) -> str:

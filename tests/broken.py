@@ -596,6 +596,7 @@ def _results(shelf: Shelf, target: Path, plan_lacks: str = "") -> None:
     for folder, names in (("plans/one", PLAN_FILES), ("baselines/f16", BASELINE_FILES)):
         (target / folder).mkdir(parents=True)
         for name in set(names) - {plan_lacks}:
+            (target / folder / name).parent.mkdir(exist_ok=True)
             written(target / folder / name, {})
 
 

@@ -118,7 +118,8 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
             raise user_error("--models", f"names two files {name!r}", "Give each file a name of its own")
         models[name] = Path(path)
     for path in models.values():
-        check_gguf(path)
+        if runtime_of(path).name == "gguf":
+            check_gguf(path)
     return models
 
 

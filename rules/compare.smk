@@ -15,7 +15,7 @@ rule plan_speed:
         runtime=time_limit(2, 5),
         slurm_extra="--exclusive",
     params:
-        code=on_wildcards(runtime_code, "compare_real_quant.py"),
+        code=on_wildcards(runtime_code, "compare_real_quant.py", "time"),
         script=script("compare_real_quant.py"),
         flags=on_wildcards(flags.speed_flags),
         reference=SETTINGS.baselines[0],

@@ -73,7 +73,7 @@ rule plan_runtime_perplexity:
         mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        code=on_wildcards(runtime_code, "perplexity.py"),
+        code=on_wildcards(runtime_code, "perplexity.py", "score"),
         script=script("perplexity.py"),
         named=on_wildcards(inputs.runtime_name),
         flags=flags.flags_of(

@@ -22,9 +22,6 @@ rule base_gguf:
         " --output {output.gguf} > {log} 2>&1"
 
 
-IN_RUNTIME = "results/{model}/plans/{plan}/{runtime}/"
-
-
 # One rule for each runtime, plan_gguf ...: what it writes has a name, and is a file or a folder.
 for RUNTIME in map(runtime_named, RUNTIMES):
 
@@ -41,11 +38,16 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             calibration=on_wildcards(inputs.export_calibration),
         output:
             artifact=(
-                directory(f"{IN_RUNTIME}{RUNTIME.artifact}")
+                directory(
+                    f"results/{{model}}/plans/{{plan}}/{{runtime}}/{RUNTIME.artifact}"
+                )
                 if RUNTIME.is_folder
-                else ensure(f"{IN_RUNTIME}{RUNTIME.artifact}", non_empty=True)
+                else ensure(
+                    f"results/{{model}}/plans/{{plan}}/{{runtime}}/{RUNTIME.artifact}",
+                    non_empty=True,
+                )
             ),
-            report=f"{IN_RUNTIME}report.json",
+            report="results/{model}/plans/{plan}/{runtime}/report.json",
         log:
             "logs/{model}/{plan}/{runtime}.log",
         benchmark:
@@ -59,7 +61,7 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             mem_mb=on_attempt(resources.model_mem_mb),
             runtime=time_limit(2, 1),
         params:
-            code=on_wildcards(runtime_code, "export_plan.py"),
+            code=on_wildcards(runtime_code, "export_plan.py", "write"),
             script=script("export_plan.py"),
             flags=on_wildcards(flags.export_flags),
             base=on_input(flags.base_flag),

@@ -303,6 +303,15 @@ COMMANDS = {
     "study_report.py": "study",
 }
 
+# Rules whose command imports modules of a runtime by name, and for which task.
+RUNTIME_TASKS = {
+    "plan_gguf": "write",
+    "plan_runtime_perplexity": "score",
+    "baseline_perplexity": "score",
+    "plan_speed": "time",
+    "baseline_speed": "time",
+}
+
 PERPLEXITY = "plan_perplexity plan_runtime_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
@@ -357,6 +366,7 @@ MODULES = {
     "plans/apply.py": QUANTIZE_WALKING,
     "plans/apply_embeddings.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}",
     "plans/bits.py": "bits",
+    "plans/names.py": "plan_gguf",
     "search/allocation/patterns.py": "optimal_plan",
     "plans/torch_config.py": f"genetic_plan bits {PERPLEXITY} {TASKS} plan_gguf",
     "reference/*": f"{RUN_A_MODEL} {CHECKED}",
@@ -375,20 +385,29 @@ MODULES = {
     "rounding/sweep.py": "sparsegpt_plan",
     "rounding/gguf_blocks.py": f"{GGUF} optimal_plan",
     "rounding/gguf_codes.py": f"{GGUF} optimal_plan",
+    "runtimes/registry.py": "",
+    "runtimes/runtime.py": "plan_gguf",
     "runtimes/speed.py": SPEEDS,
+    "runtimes/verdicts.py": "plan_gguf",
     "runtimes/gguf/*": f"base_gguf {GGUF}",
     "runtimes/gguf/base_check.py": f"{PERPLEXITY} {CHECKED}",
     "runtimes/gguf/export.py": GGUF,
     "runtimes/gguf/file.py": f"{GGUF} optimal_plan",
     "runtimes/gguf/folding.py": GGUF,
+    "runtimes/gguf/format_types.py": f"{GGUF} optimal_plan",
     "runtimes/gguf/llama_runtime.py": f"{PERPLEXITY} {SPEEDS} base_gguf {GGUF}",
     "runtimes/gguf/metadata.py": "plan_gguf",
+    "runtimes/gguf/options.py": f"{GGUF} optimal_plan",
     "runtimes/gguf/recipe_importance.py": "baseline_gguf",
     "runtimes/gguf/recipes.py": "baseline_gguf",
     "runtimes/gguf/rounded_tensors.py": GGUF,
     "runtimes/gguf/scores.py": f"{PERPLEXITY} {SPEEDS} {CHECKED}",
     "runtimes/gguf/tensor_data.py": f"{GGUF} optimal_plan",
     "runtimes/gguf/tensor_types.py": GGUF,
+    "runtimes/gguf/timing.py": SPEEDS,
+    "runtimes/gguf/runtime.py": "",
+    "runtimes/gguf/verdicts.py": "",
+    "runtimes/gguf/write.py": "plan_gguf",
     "runtimes/transformers/checkpoint.py": f"{GGUF} sparsegpt_plan",
     "runtimes/transformers/original.py": SPEEDS,
     "runtimes/transformers/simulated.py": "",

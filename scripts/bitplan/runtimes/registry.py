@@ -38,8 +38,7 @@ def runtime_named(name: str) -> Runtime:
 
 
 def runtime_of(path: Path) -> Runtime:
-    """Return the runtime whose files end as `path` does. Raises `UserError` for a file of none."""
-    for runtime in map(runtime_named, RUNTIMES):
-        if not runtime.is_folder and path.suffix == Path(runtime.artifact).suffix:
-            return runtime
-    raise user_error("RUNTIME-NO-FILE", path, "is not a file of any runtime", f"Known: {', '.join(RUNTIMES)}")
+    """Return the runtime whose files end as `path` does; for any other name llama.cpp's, which knows its files by their content."""
+    files = (runtime for runtime in map(runtime_named, RUNTIMES) if not runtime.is_folder)
+    found = (runtime for runtime in files if path.suffix == Path(runtime.artifact).suffix)
+    return next(found, runtime_named("gguf"))

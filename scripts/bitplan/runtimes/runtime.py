@@ -61,7 +61,8 @@ class Runtime:
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
     the result of the model that it starts from. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `how_to_run(artifact)` is text for the user.
+    runtime that cannot has None. `how_to_run(artifact)` is text for the user. `code` names the modules whose code is behind "write",
+    "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Runtime:
     settings: tuple[str, ...] = ()
     base: str = ""
     is_folder: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -125,7 +125,8 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
             )
         models[name] = Path(path)
     for path in models.values():
-        check_gguf(path)
+        if runtime_of(path).name == "gguf":
+            check_gguf(path)
     return models
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bitplan.core.places import PACKAGE, scripts_folder
 from bitplan.runtimes.registry import RUNTIMES
-from bitplan.workflow.inputs import BASELINES
+from bitplan.workflow.inputs import runtime_of
 
 # Where local modules are looked for: beside the commands, and where the library is (the same folder in a checkout).
 SCRIPTS = (scripts_folder(), PACKAGE.parent)
@@ -23,13 +23,19 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 TABLES = "bitplan/core/tables"
 # Imports that change no result, as (importer, imported), each the beginning of a path: how a model is fetched, since the files are
-# checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls.
+# checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls;
+# which other runtimes there are, as `runtime_code` counts the one that a job is for; what is imported for its type alone.
 WITHOUT_EFFECT = (
     ("bitplan/cli/parser.py", "bitplan/models/hub"),
     *(
         (printing, TABLES)
         for printing in ("bitplan/plans/", "bitplan/search/", "bitplan/runtimes/", "eval_with_lm_eval.py")
     ),
+    *(
+        (importer, "bitplan/runtimes/registry")
+        for importer in ("bitplan/runtimes/speed.py", "export_plan.py", "perplexity.py")
+    ),
+    *(("bitplan/runtimes/runtime.py", module) for module in ("bitplan/evaluate", "bitplan/reference")),
     *(("bitplan/report/three_way.py", module) for module in ("bitplan/report/metrics", TABLES)),
 )
 
@@ -111,9 +117,10 @@ def files_behind(command: str, *modules: str) -> tuple[Path, ...]:
     return tuple(sorted(seen))
 
 
-def runtime_code(settings: Any, wildcards: Any, command: str) -> str:
-    """Return the version of the code behind a command and the runtime that a job is for."""
-    return code_version(command, RUNTIMES[wildcards.get("runtime", BASELINES)])
+def runtime_code(settings: Any, wildcards: Any, command: str, task: str) -> str:
+    """Return the version of the code behind a command and a task ("write", "score", "time") of the runtime that a job is for."""
+    runtime = runtime_of(wildcards)
+    return code_version(command, runtime.code.get(task, RUNTIMES[runtime.name]))
 
 
 @cache

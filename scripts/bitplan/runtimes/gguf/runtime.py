@@ -22,25 +22,10 @@ def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
 
 
 def write(job: ExportJob) -> Mapping[str, Any]:
-    """Write the GGUF of a job, print what it holds of the plan, and return its report.
+    """Write the GGUF of a job, print what it holds of the plan, and return its report."""
+    from bitplan.runtimes.gguf.write import write_job
 
-    `settings` are `unquantized`, `match` and `max_error` (`GGUFOptions`). Without `base` the model is converted and checked first.
-    """
-    from functools import partial
-
-    from bitplan.runtimes.gguf.base_check import LIMIT, base_checker
-    from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
-    from bitplan.runtimes.gguf.metadata import job_keys
-    from bitplan.runtimes.gguf.options import GGUFOptions
-
-    importance = {name: values.numpy() for name, values in job.importance.items()}
-    options = GGUFOptions(**job.settings, importance=importance, keys=job_keys(job), threads=job.threads)
-    limit = job.notes.get("allow_base_kl", LIMIT)
-    checker = partial(base_checker, job.checkpoint, job.threads, limit)
-    with base_file(job.base, job.checkpoint, job.output.parent, job.info, job.plan, checker) as base:
-        report = export_plan(base, job.output, job.info, job.plan, options, job.checkpoint)
-    print_report(job.output, report)
-    return report
+    return write_job(job)
 
 
 def how_to_run(artifact: Path) -> str:
@@ -50,10 +35,8 @@ def how_to_run(artifact: Path) -> str:
 
 def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores":
     """Return the scores of a GGUF file in llama.cpp. Raises `UserError` for a file of another model."""
-    from bitplan.core.files import check_gguf
     from bitplan.runtimes.gguf.scores import score_gguf
 
-    check_gguf(artifact)
     return score_gguf(artifact, reference, threads)
 
 
@@ -75,4 +58,9 @@ RUNTIME = Runtime(
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",
+    code={
+        "write": "bitplan.runtimes.gguf.write",
+        "score": "bitplan.runtimes.gguf.scores",
+        "time": "bitplan.runtimes.gguf.timing",
+    },
 )

@@ -32,7 +32,7 @@ from bitplan.search.adaptive.run import alphas_of, search, token_perplexity  # n
 from bitplan.search.random.algorithm import RandomSettings, random_plan  # noqa: E402
 from tests.families import FAMILIES, TEXT, make_family  # noqa: E402
 
-HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "speaks")
+HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "generates")
 
 
 def _logit_difference(folder: Path, reference) -> float:

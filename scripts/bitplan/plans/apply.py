@@ -24,13 +24,13 @@ class QuantizedWeights:
     """A cache of quantized matrices by (layer, format, group size), shared by the evaluations of many plans.
 
     It takes at most `limit` bytes and never evicts: every evaluation visits the layers in the same order, so evicting the
-    least recently used matrix would drop each one just before its next use. `made` counts quantizations.
+    least recently used matrix would drop each one just before its next use. `quantizations` counts how often `quantize` ran.
     """
 
     limit: int = 4 * GIB
     formats: Mapping[str, Format] = field(default_factory=lambda: IN_PLANS)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
-    made: int = 0
+    quantizations: int = 0
     _kept: dict[tuple[str, str, int, str], Quantized] = field(default_factory=dict)
     _used: int = 0
 
@@ -41,7 +41,7 @@ class QuantizedWeights:
         key = (layer, choice.wq, group, smoothing.digest if smoothing else "")
         quantized = self._kept.get(key)
         if quantized is None:
-            self.made += 1
+            self.quantizations += 1
             quantized = form.quantize(weight.to(torch.float32), group, self._importance(layer, smoothing))
             packed = form.pack(quantized)
             if self._used + packed.nbytes <= self.limit:

@@ -136,7 +136,7 @@ def read_block(path: Path) -> tuple[dict[str, CompressedLayer], dict[str, Any]]:
         with safe_open(path, framework="pt") as handle:
             facts = json.loads(handle.metadata()["facts"])
             parts: dict[str, dict[str, Tensor]] = {name: {} for name in facts}
-            for key in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+            for key in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
                 name, _, part = key.rpartition("|")
                 parts[name][part] = handle.get_tensor(key)
         layers = {

@@ -125,7 +125,7 @@ def _columns_first(module: nn.Module, values: Tensor) -> Tensor:
 
 
 def _weight_(module: nn.Module, values: Tensor) -> nn.Parameter:
-    """Give a module a weight of its own with values (in, out), by which a loss has gradients."""
+    """Set a new weight with values (in, out) in a module, for which gradients can be computed."""
     old = module.weight
     new = _columns_first(module, values).to(old).contiguous().clone()
     module.weight = nn.Parameter(new, requires_grad=True)

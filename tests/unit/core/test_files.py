@@ -80,9 +80,9 @@ def names(folder: Path) -> set[str]:
 
 
 def test_what_a_killed_process_has_left_is_removed_at_the_next_write(tmp_path):
-    made = subprocess.run([sys.executable, "-c", KILLED, str(SCRIPTS), str(tmp_path)], check=False)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(SCRIPTS), str(tmp_path)], check=False)
     left = names(tmp_path)
-    assert made.returncode == -signal.SIGKILL and len(left) == 2 and all(name.startswith(".") for name in left)
+    assert process.returncode == -signal.SIGKILL and len(left) == 2 and all(name.startswith(".") for name in left)
     write_json(tmp_path / "b.json", {})
     assert names(tmp_path) == left | {"b.json"}, "of another file"
     write_json(tmp_path / "a.json", {})

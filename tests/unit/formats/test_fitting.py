@@ -104,10 +104,14 @@ def test_what_a_description_says_of_rows_that_do_not_fit():
 
 
 def test_one_warning_counts_each_layer_once_and_lengths_with_the_same_substitutes_together():
-    asked = {"a": (64, PALETTE), "b": (96, PALETTE), "c": (172, ("q8_0",)), "d": (256, PALETTE)}
-    told = unfitting_warning(asked)
-    assert told.startswith("3 of 4 layers") and "64, 96 columns: q2_k, q3_k -> q4_0; " in told and "\n" not in told
-    assert told.endswith("172 columns: q8_0 -> bf16") and unfitting_warning({"d": (256, PALETTE)}) == ""
+    requested = {"a": (64, PALETTE), "b": (96, PALETTE), "c": (172, ("q8_0",)), "d": (256, PALETTE)}
+    warning = unfitting_warning(requested)
+    assert (
+        warning.startswith("3 of 4 layers")
+        and "64, 96 columns: q2_k, q3_k -> q4_0; " in warning
+        and "\n" not in warning
+    )
+    assert warning.endswith("172 columns: q8_0 -> bf16") and unfitting_warning({"d": (256, PALETTE)}) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------- real models
@@ -144,16 +148,16 @@ def measured(opened: Opened, output: Path, measure: MeasureSettings | None = Non
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    made: dict[str, Odd] = {}
+    cache: dict[str, Odd] = {}
 
     def model(name: str) -> Odd:
-        if name not in made:
+        if name not in cache:
             folder = tmp_path_factory.mktemp("odd")
             checkpoint = Checkpoint.open(make_llama(folder / "model", *SHAPES[name]))
             opened = Opened(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
             convert(checkpoint, folder / "base.gguf")
-            made[name] = Odd(opened, folder / "base.gguf", measured(opened, folder / "s.tsv"))
-        return made[name]
+            cache[name] = Odd(opened, folder / "base.gguf", measured(opened, folder / "s.tsv"))
+        return cache[name]
 
     return model
 
@@ -177,8 +181,8 @@ def test_each_layer_is_measured_in_what_fits_it_each_once_at_its_true_size(name,
     for layer in (*one.opened.info.quantizable, *(each for each in one.opened.info.layers if each.is_embedding)):
         rows = [r for r in read_table(one.table) if r["layer"] == layer.name and r["inputs"] == "bf16"]
         palette = ("q4_k", "q6_k") if layer.is_embedding else PALETTE
-        wanted = fitting_formats(palette, layer.shape[1])
-        assert {row["format"]: tuple(row["asked"].split()) for row in rows} == wanted and len(rows) == len(wanted)
+        expected = fitting_formats(palette, layer.shape[1])
+        assert {row["format"]: tuple(row["asked"].split()) for row in rows} == expected and len(rows) == len(expected)
         for row in rows:
             assert int(row["bytes"]) == FORMATS[row["format"]].bits_of(layer.shape) / 8
             assert (float(row["kld"]) == 0) is (row["format"] == "bf16")
@@ -202,8 +206,8 @@ def test_a_plans_bits_are_those_of_its_file_which_llama_cpp_runs(name, share, od
     )
     again = read_plan(tmp_path / "p.json", info)
     report = export_plan(one.base, tmp_path / "o.gguf", info, again)
-    held = layer_bytes(tmp_path / "o.gguf", info)
-    assert sum(held[layer] for layer in search.table.layers) == predicted_bytes(search, plan)
+    sizes = layer_bytes(tmp_path / "o.gguf", info)
+    assert sum(sizes[layer] for layer in search.table.layers) == predicted_bytes(search, plan)
     types = {r["layer"]: r["written"] for r in report["tensors"] if r["layer"]}
     for layer in info.quantizable:
         form = FORMATS[plan.of(layer.name).wq]
@@ -238,8 +242,8 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
     one = odd(name)
     info = one.opened.info
     columns = {layer.name: np.ones(layer.shape[1], np.float32) for layer in info.quantizable} if weighed else {}
-    given = importance_by_tensor(one.base, info, columns)
-    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", recipe, 1, importance=given)
+    importance = importance_by_tensor(one.base, info, columns)
+    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", recipe, 1, importance=importance)
     search = searched(one)
     _, budget = next(budgets_of(search, None, tmp_path / "theirs.gguf"))
     theirs = layer_bytes(tmp_path / "theirs.gguf", info)
@@ -288,10 +292,10 @@ def test_the_whole_model_and_the_walk_have_the_same_substitutes(odd):
     one = odd("down alone fits")
     plan, weights = uniform(one.opened.info, "q4_k"), QuantizedWeights()
     with whole(one.opened.model, one.opened.info, weights).under(plan) as module:
-        held = module.model.layers[0].self_attn.q_proj.weight.detach().clone()
+        before = module.model.layers[0].self_attn.q_proj.weight.detach().clone()
     name = "model.layers.0.self_attn.q_proj"
     plain = one.opened.checkpoint.read([f"{name}.weight"])[f"{name}.weight"].float()
-    assert torch.equal(held, FORMATS["q5_0"].roundtrip(plain))
+    assert torch.equal(before, FORMATS["q5_0"].roundtrip(plain))
 
 
 # -------------------------------------------------------------------------------------------------- other searches, tables
@@ -305,9 +309,9 @@ def test_a_genetic_palette_gives_each_layer_what_fits_it(odd):
         plan, _ = genetic_plan(table, None, info, target, "tensor", GeneticSettings(generations=5))
         assert average_bits(plan, info).avg_bits <= bits
         for layer in info.quantizable:
-            made = plan.of(layer.name)
-            assert made.wq in fitting_formats(PALETTE, layer.shape[1])
-            assert ("substitute" in made.notes) is (made.wq not in PALETTE)
+            choice = plan.of(layer.name)
+            assert choice.wq in fitting_formats(PALETTE, layer.shape[1])
+            assert ("substitute" in choice.notes) is (choice.wq not in PALETTE)
     with pytest.raises(UserError, match="The choices reach"):
         genetic_plan(table, None, info, replace(target, avg_bits=5.0), "tensor", GeneticSettings(generations=1))
 
@@ -375,9 +379,9 @@ def test_types_that_stand_for_other_formats_fit_the_rows_too(columns, block, mos
 
 def test_a_description_says_before_anything_slow_which_layers_get_substitutes(odd, command, tmp_path):
     folder = odd("172").opened.checkpoint.folder
-    made = command("describe_model.py", "--model", folder, "--output", tmp_path / "model.json")
-    assert "2 of 14 layers have rows of 64 columns: q2_k, q3_k -> q4_0" in made.stdout
-    assert "10 of 14 layers have rows of 172 columns: no GGUF type" in made.stdout
+    result = command("describe_model.py", "--model", folder, "--output", tmp_path / "model.json")
+    assert "2 of 14 layers have rows of 64 columns: q2_k, q3_k -> q4_0" in result.stdout
+    assert "10 of 14 layers have rows of 172 columns: no GGUF type" in result.stdout
     substitutes = json.loads((tmp_path / "model.json").read_text())["substitutes"]
     assert [(part["columns"], part["layers"]) for part in substitutes] == [(64, 2), (172, 10)]
     assert substitutes[0]["formats"]["q4_k"] == "q5_0" and set(substitutes[1]["formats"].values()) == {"bf16"}

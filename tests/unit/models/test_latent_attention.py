@@ -51,14 +51,14 @@ def test_the_file_scores_as_the_simulation(deepseek, tmp_path):
 def test_heads_share_the_importance_of_their_inputs_and_llama_cpp_takes_it(deepseek, tmp_path):
     _, info, base = deepseek
     columns = {layer.name: np.arange(1, layer.shape[1] + 1, dtype=np.float32) for layer in info.quantizable}
-    given = importance_by_tensor(base, info, columns)
-    assert np.array_equal(given["blk.0.attn_v_b.weight"], np.tile(np.arange(1, 33), 4))
-    assert "blk.0.attn_k_b.weight" not in given
-    quantize_by_recipe(base, tmp_path / "theirs.gguf", "q4_0", 1, importance=given)
+    importance = importance_by_tensor(base, info, columns)
+    assert np.array_equal(importance["blk.0.attn_v_b.weight"], np.tile(np.arange(1, 33), 4))
+    assert "blk.0.attn_k_b.weight" not in importance
+    quantize_by_recipe(base, tmp_path / "theirs.gguf", "q4_0", 1, importance=importance)
     export_plan(base, tmp_path / "ours.gguf", info, uniform(info, "q4_0"), GGUFOptions(importance=columns))
-    held = [
+    stored = [
         {tensor.name: tensor for tensor in GGUFReader(tmp_path / name).tensors} for name in ("ours.gguf", "theirs.gguf")
     ]
     for part in ("blk.0.attn_v_b.weight", "blk.1.attn_v_b.weight"):
-        ours, theirs = (each[part] for each in held)
+        ours, theirs = (each[part] for each in stored)
         assert ours.tensor_type is theirs.tensor_type and np.array_equal(ours.data, theirs.data)

@@ -85,15 +85,15 @@ def test_searches_counts_and_plans_match_by_the_same_rule(info, tmp_path):
     config = tmp_path / "config.json"
     for pattern in ("q_proj", "*q_proj", "*", NAMES[1], "[qm]*", "?_proj"):
         config.write_text(json.dumps({"overrides": [{"pattern": pattern, "wq": "mxfp4"}]}))
-        found = [name for name in NAMES if read_plan(config, info).of(name).wq == "mxfp4"]
+        matches = [name for name in NAMES if read_plan(config, info).of(name).wq == "mxfp4"]
         rounded = ModelSettings(targets=(4.0,), layer_bits=((pattern, 8.0),))
-        assert found == [each.name for each in info.quantizable if rounded.target_of(each, 11) == 8.0], pattern
+        assert matches == [each.name for each in info.quantizable if rounded.target_of(each, 11) == 8.0], pattern
         table = SensitivityTable(
             tuple(names), ("q8_0",), np.ones(len(names)), np.ones((len(names), 1)), np.ones((len(names), 1)), ()
         )
-        assert found == [names[place] for place in rule_of(pattern, "--floor").layers(table) if names[place] in NAMES]
+        assert matches == [names[place] for place in rule_of(pattern, "--floor").layers(table) if names[place] in NAMES]
         counts = pattern_counts(config, info)
-        assert sum(each["layers"] - each["protected"] for each in counts) == (0 if pattern in names else len(found))
+        assert sum(each["layers"] - each["protected"] for each in counts) == (0 if pattern in names else len(matches))
 
 
 def test_patterns_tell_upper_from_lower_case(info):
@@ -153,8 +153,8 @@ def test_the_embedding_of_a_tied_model_decides_the_output_matrix_and_a_contradic
     for entries in ([outside("model.embed_tokens")], [outside("model.embed_tokens"), outside("lm_head")]):
         plan = expand({"overrides": entries}, info.layers)
         assert plan.of("lm_head").wq == plan.of("model.embed_tokens").wq == "q8_0"
-    kept = [outside("model.embed_tokens"), {"pattern": "lm_head", "skip": True}]
-    assert expand({"overrides": kept}, info.layers).of("lm_head").wq == "q8_0", "it is the same matrix"
+    overrides = [outside("model.embed_tokens"), {"pattern": "lm_head", "skip": True}]
+    assert expand({"overrides": overrides}, info.layers).of("lm_head").wq == "q8_0", "it is the same matrix"
     for entries in ([outside("lm_head")], [outside("model.embed_tokens", "q4_0"), outside("lm_head")]):
         with pytest.raises(UserError, match="lm_head: is to be q8_0, and model.embed_tokens, the very same matrix"):
             expand({"overrides": entries}, info.layers)

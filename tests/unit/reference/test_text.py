@@ -45,18 +45,18 @@ def short(tmp_path_factory):
 def changed(tiny, tmp_path):
     """A function that copies the tiny model and changes its configuration and tensors."""
 
-    def made(config=None, tensors=None):
+    def make(config=None, tensors=None):
         folder = tmp_path / "changed"
         shutil.copytree(tiny, folder)
-        held = {**json.loads((folder / "config.json").read_text()), **(config or {})}
-        (folder / "config.json").write_text(json.dumps(held))
+        content = {**json.loads((folder / "config.json").read_text()), **(config or {})}
+        (folder / "config.json").write_text(json.dumps(content))
         if tensors:
             weights = load_file(folder / "model.safetensors")
             tensors(weights)
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
         return folder
 
-    return made
+    return make
 
 
 # ------------------------------------------------------------------------------------------------- tokens seen and held out
@@ -116,8 +116,8 @@ def test_a_held_out_text_that_was_measured_on_is_taken_behind_it(tiny, short, tm
     seen = reference_on(short, model, 16, 3)
     copy = shutil.copy(short, tmp_path / "copy.txt")
     with caplog.at_level(logging.INFO):
-        held = held_out_reference(tmp_path / "copy.txt", seen, model, 24, 2)
-    assert (held.source.start, held.source.stop) == (48, 96) and "its tokens from 48 on" in caplog.text
+        reference = held_out_reference(tmp_path / "copy.txt", seen, model, 24, 2)
+    assert (reference.source.start, reference.source.stop) == (48, 96) and "its tokens from 48 on" in caplog.text
     assert held_out_reference(ROOT / "demo" / "evaluation.txt", seen, model, 16, 2).source.start == 0
     save_reference(tmp_path / "saved.safetensors", reference_on(short, model, 16, 2), model.info.fingerprint, copy)
     with pytest.raises(UserError, match="holds tokens that are measured on"):
@@ -153,18 +153,18 @@ def test_windows_begin_with_bos_where_the_family_needs_it_or_the_policy_says_so(
 
 def test_a_bos_that_is_wanted_and_not_there_is_an_error(changed, short):
     folder = changed({"bos_token_id": None})
-    held = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**held, "bos_token": None}))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": None}))
     with pytest.raises(UserError, match="has no BOS token. Give a tokenizer with one, or --bos never"):
         cut_text(folder, short, 16, 3, bos="always")
 
 
 def test_a_score_and_a_saved_text_say_how_their_windows_begin(tiny, short, tmp_path):
     model = opened(tiny, "fp32", "cpu", 1, "always")
-    made = make_reference(model.model, short, 16, 3, "fp32", 5)
-    save_reference(tmp_path / "t.safetensors", made, model.info.fingerprint, short)
+    reference = make_reference(model.model, short, 16, 3, "fp32", 5)
+    save_reference(tmp_path / "t.safetensors", reference, model.info.fingerprint, short)
     again = load_reference(tmp_path / "t.safetensors", model.checkpoint, model.info.fingerprint)
-    assert again.bos == "1" and again.source == made.source and made.source.start == 5
+    assert again.bos == "1" and again.source == reference.source and reference.source.start == 5
     ones = torch.ones(2, 3)
     assert summarize(TokenScores(ones, ones, ones, ones, again.bos))["bos"] == "1"
 
@@ -216,8 +216,8 @@ def test_a_model_other_than_the_bundled_one_needs_its_text_at_once(name, command
     if name == "test_mixed_precision.py":
         (tmp_path / "c.json").write_text("{}")
         flags += ["--config", tmp_path / "c.json"]
-    made = command(name, *flags, ok=False)
-    assert made.returncode == 2 and f"error: {COMMANDS[name]}: is missing" in made.stderr, made.stderr
+    result = command(name, *flags, ok=False)
+    assert result.returncode == 2 and f"error: {COMMANDS[name]}: is missing" in result.stderr, result.stderr
 
 
 def test_the_bundled_model_is_known_by_its_folder_and_by_its_description(demo, tiny, tmp_path):
@@ -254,8 +254,8 @@ def test_statistics_of_a_model_that_overflows_are_not_written(changed, command, 
         "--output",
         tmp_path / "s.tsv",
     )
-    made = command("layer_stats.py", "--model", changed(tensors=overflowing), *flags, ok=False)
-    assert made.returncode == 2 and "block 1 overflows fp16" in made.stderr and "Traceback" not in made.stderr
+    result = command("layer_stats.py", "--model", changed(tensors=overflowing), *flags, ok=False)
+    assert result.returncode == 2 and "block 1 overflows fp16" in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.glob("s.*"))
 
 

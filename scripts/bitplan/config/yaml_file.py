@@ -79,7 +79,6 @@ DEMO: dict[str, Any] = {
     },
     "studies": STUDIES,
     "sensitivity": {
-        "anchors": "all",
         "embeddings": ["q4_k", "q5_k", "q6_k", "q8_0"],
         "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
     },

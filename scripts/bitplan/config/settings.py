@@ -140,25 +140,20 @@ class SensitivitySettings(Section):
         None,
         description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
     )
-    metric: Literal["measured", "gradient"] = Field(
-        "gradient",
-        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
+    metric: Literal["auto", "measured", "gradient"] = Field(
+        "auto",
+        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure; auto: gradient if an optimal plan or embeddings need KL and there are no anchors",
     )
     draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
     embeddings: list[FormatName] | None = Field(
         None,
-        description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient; null: q4_k to q8_0 where a plan is optimal",
+        description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal",
     )
     memory_limit: Amount = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
     )
     shards: int = Field(1, ge=1, description="jobs that share the layers; the table is the same for any number")
     fisher: bool = Field(False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL")
-
-    @property
-    def has_kld(self) -> bool:
-        """Whether the table has KL, measured or from gradients."""
-        return self.anchors is not None or self.metric == "gradient"
 
     @field_validator("anchors", mode="before")
     @classmethod
@@ -169,10 +164,11 @@ class SensitivitySettings(Section):
 
     @model_validator(mode="after")
     def _is_measured_on_text(self) -> "SensitivitySettings":
-        if self.random and (self.has_kld or self.fisher or self.shards > 1):
-            what = "random goes without anchors, metric gradient, fisher and shards"
+        on_text = self.anchors is not None or self.metric == "gradient" or self.embeddings
+        if self.random and (on_text or self.fisher or self.shards > 1):
+            what = "random goes without anchors, metric gradient, embeddings, fisher and shards"
             raise ValueError(f"{what}: these measure on the calibration text")
-        if self.embeddings and not self.has_kld:
+        if self.embeddings and self.anchors is None and self.metric == "measured":
             raise ValueError("embeddings goes with anchors or metric gradient: its formats have KL alone")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
@@ -259,6 +255,18 @@ class Settings(Section):
         """The plans, and those of the studies."""
         return {**self.plans, **self.cells}
 
+    @property
+    def priced(self) -> bool:
+        """Whether KL of what anchors do not measure comes from gradients: `sensitivity.metric`, and what `auto` means here."""
+        table = self.sensitivity
+        wanted = bool(table.embeddings) or any(plan.method == "optimal" for plan in self.every_plan.values())
+        return table.metric == "gradient" or (table.metric == "auto" and wanted and table.anchors is None)
+
+    @property
+    def has_kld(self) -> bool:
+        """Whether the sensitivity table has KL, measured or from gradients."""
+        return self.priced or self.sensitivity.anchors is not None
+
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":
         """Plans share one table: what a plan may choose has to be in it, with inputs as the plan has them."""
@@ -276,9 +284,13 @@ class Settings(Section):
     def _optimal_plans_have_what_they_need(self) -> "Settings":
         """Measured KL, and the baseline whose size is theirs."""
         for name, plan in self.every_plan.items():
-            if plan.method == "optimal" and not self.sensitivity.has_kld:
-                hint = "set sensitivity.metric to gradient, or sensitivity.anchors to 1, 2 or all"
+            if plan.method == "optimal" and not self.has_kld:
+                hint = "set sensitivity.metric to auto or gradient, or sensitivity.anchors to 1, 2 or all"
                 raise ValueError(f"plan {name} is optimal by KL: {hint}")
+            if plan.method == "optimal" and self.sensitivity.random:
+                raise ValueError(
+                    f"plan {name} is optimal by KL on the calibration text: set sensitivity.random to false"
+                )
             if plan.method == "optimal" and (plan.correct or plan.refine) and self.calibration.sequences is None:
                 what = "decides its steps on calibration text that was not measured on"
                 raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and refine to false")

@@ -92,7 +92,8 @@ def sensitivity_flags(settings: Settings, wildcards: Any) -> str:
     """Return the flags of the sensitivity measurement, without those that change no figure."""
     values = settings.sensitivity.model_dump(exclude={"shards", "smooth_alpha", "memory_limit"})
     switches = {key: values[key] or None for key in ("random", "fisher")}
-    switches["draws"] = values["draws"] if settings.sensitivity.metric == "gradient" else None
+    switches["metric"] = "gradient" if settings.priced else "measured"
+    switches["draws"] = values["draws"] if settings.priced else None
     alphas = settings.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
     return cli_flags({**_dashed({**values, **switches}), **smoothing, **settings.compute.model_dump()})
@@ -103,7 +104,7 @@ def memory_flag(settings: Settings, wildcards: Any, input: Any) -> str:
 
     Asking for the inputs keeps the flag out of what Snakemake records.
     """
-    measured = settings.sensitivity.has_kld
+    measured = settings.has_kld
     return cli_flags({"memory-limit": settings.sensitivity.memory_limit if measured else None})
 
 

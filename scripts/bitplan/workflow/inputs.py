@@ -188,7 +188,7 @@ def compared_baselines(settings: Settings, wildcards: Any) -> list[str]:
 def compared_agreement(settings: Settings, wildcards: Any) -> list[str]:
     """Return the table of what agrees with measured KL, where plans are searched from it."""
     searched = any(plan.method in ("genetic", "optimal") for plan in settings.every_plan.values())
-    measured = settings.sensitivity.has_kld and searched
+    measured = settings.sensitivity.anchors is not None and searched
     return [results(wildcards, "agreement.json")] if measured else []
 
 

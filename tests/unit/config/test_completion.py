@@ -52,7 +52,7 @@ def test_each_method_runs_from_a_plan_and_nothing_else(method, more):
 
 def test_what_an_optimal_plan_needs_follows_from_it():
     own = settings(plans={"best": {"method": "optimal", "same_size_as": "q3_k_m", "palette": ["q3_k", "q4_k"]}})
-    assert own.sensitivity.palette == ["q3_k", "q4_k"] and own.sensitivity.has_kld
+    assert own.sensitivity.palette == ["q3_k", "q4_k"] and own.has_kld
     assert own.sensitivity.embeddings == ["q4_k", "q5_k", "q6_k", "q8_0"]
     assert own.baselines == ["f16", "q3_k_m", "q3_k_m_imatrix"]
 

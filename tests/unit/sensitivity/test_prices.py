@@ -436,8 +436,12 @@ def test_settings_refuse_inputs_that_would_be_measured_smoothed():
     config["sensitivity"]["smooth_alpha"] = []
     assert parse_settings(config).plans["mx"].palette == ["mxfp4/mxfp4", "mxfp8"]
     config["sensitivity"] |= {"metric": "measured"}
-    with pytest.raises(UserError, match="set sensitivity.metric to gradient"):
+    with pytest.raises(UserError, match="set sensitivity.metric to auto or gradient"):
         parse_settings(config)
+    del config["sensitivity"]["metric"]
+    assert parse_settings(config).priced
+    with pytest.raises(UserError, match="set sensitivity.random to false"):
+        parse_settings({**config, "sensitivity": {**config["sensitivity"], "random": True}})
 
 
 # --------------------------------------------------------------------------------------------- through the softmax

@@ -144,6 +144,25 @@ def test_memory_and_time_grow_with_the_weights_and_the_attempt(tmp_path, monkeyp
     assert limit(job(), 1) == 120 + int(5 * 4096 / 1000) and limit(job(), 2) > limit(job(), 1)
 
 
+def priced(metric: str, anchors: int | None, *plans: str, **table) -> str:
+    """The words of the metric among the sensitivity flags of some plans, and whether memory for KL is asked for."""
+    table = {"metric": metric, "anchors": anchors, "palette": PALETTE, **table}
+    made = settings(plans={plan: PLANS[plan] for plan in plans}, sensitivity=table)
+    found = words(flags.sensitivity_flags(made, job()))
+    assert ("--draws" in found) == (found[found.index("--metric") + 1] == "gradient")
+    assert bool(flags.memory_flag(made, job(), None)) == made.has_kld
+    return found[found.index("--metric") + 1]
+
+
+def test_kl_comes_from_gradients_where_a_plan_needs_it_and_nothing_is_measured():
+    assert priced("auto", None, "best") == "gradient"
+    assert priced("auto", None, "w4", embeddings=["q8_0"]) == "gradient"
+    assert priced("auto", None, "w4") == "measured"
+    assert priced("auto", 2, "best") == "measured"
+    assert priced("gradient", 2, "best") == "gradient"
+    assert priced("measured", 2, "best") == "measured"
+
+
 def test_measuring_asks_for_the_memory_that_the_settings_allow():
     plain = resources.model_mem_mb(settings(), job(), 1)
     assert resources.sensitivity_mem_mb(settings(), job(), 1) == plain + 4_000_000_000 // 2**20

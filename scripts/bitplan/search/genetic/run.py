@@ -73,6 +73,19 @@ class Target:
         """Whether the labels decide which layers have A8."""
         return self.avg_bits is None and self.compression is None
 
+    @property
+    def with_inputs(self) -> tuple[str, ...]:
+        """The candidates of the palette that quantize inputs too: a plan that chooses these by layer has no smoothing factors."""
+        return tuple(name for name in self.palette if choice_named(name).inputs_change)
+
+    def check_smoothing(self, alphas: Sequence[float] | None) -> None:
+        """Raise `UserError` where inputs are to be smoothed and the palette chooses them by layer."""
+        if alphas and self.with_inputs:
+            what = f"smooths inputs, and a plan that may choose {self.with_inputs[0]} has no smoothing factors"
+            raise user_error(
+                "GENETIC-BAD-FLAGS", "--smooth-alpha", what, "Leave it out, or choose among formats of weights alone"
+            )
+
     def check_for(self, info: ModelInfo) -> None:
         """Raise `UserError` unless some choice of the model's layers is within the target."""
         self.check()

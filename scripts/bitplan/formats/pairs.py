@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 
 from bitplan.core.errors import nearest
-from bitplan.formats.facts import GGUF_TYPES, NAMES, UNQUANTIZED
+from bitplan.formats.facts import GGUF_TYPES, UNQUANTIZED
+from bitplan.formats.table import NAMES
 
 GROUPED = re.compile(r"^(?P<base>.+)_g(?P<size>[1-9]\d*)$")
 # Formats whose scales are found in their bytes, or which have none: no group can be chosen.

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from bitplan.core.errors import nearest
-from bitplan.formats.facts import NAMES
 from bitplan.formats.pairs import pair_named
+from bitplan.formats.table import NAMES
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 
 from bitplan.core.errors import nearest
-from bitplan.formats.facts import GGUF_TYPES, NAMES, UNQUANTIZED
+from bitplan.formats.facts import GGUF_TYPES, UNQUANTIZED
+from bitplan.formats.table import NAMES
 
 GROUPED = re.compile(r"^(?P<base>.+)_g(?P<size>[1-9]\d*)$")
 # Formats with scales inside their blocks, or without scales: their group size is fixed.

@@ -30,7 +30,7 @@ def _float(name: str, dtype: str) -> "Format":
     return Format(name, "float", 16, 0, 1, quantize, floating.WIDEN, True, fixed_block=True)
 
 
-def _mx(name: str, element: str, bits: int, gguf_type: str, rule: str) -> "Format":
+def _mx(name: str, element: str, bits: int, rule: str) -> "Format":
     from bitplan.formats import mx
     from bitplan.formats.base import Format
 

@@ -183,7 +183,7 @@ def test_a_layer_that_no_token_reached_is_rounded_to_nearest_without_importance(
 
 def test_inputs_that_are_not_finite_are_refused():
     asked, _ = layer_to_round("q4_k")
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="ROUNDING-INPUTS-NOT-FINITE"):
         round_layer(LayerToRound("q", asked.weight, asked.hessian * float("nan"), asked.form, asked.group))
 
 

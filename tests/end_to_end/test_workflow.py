@@ -144,7 +144,7 @@ def test_a_failed_step_shows_its_log_and_keeps_what_others_made(finished):
     (finished / "empty.txt").write_text("\n")
     (finished / "broken.yaml").write_text(yaml.safe_dump(SETTINGS | {"models": {"gone": gone}}))
     made = run(finished, "results/gone/evaluation.safetensors", settings="broken.yaml")
-    assert made.returncode == 1 and "error: empty.txt: is empty" in made.stdout + made.stderr
+    assert made.returncode == 1 and "error [TEXT-EMPTY] empty.txt: " in made.stdout + made.stderr
     assert not (finished / "results/gone/evaluation.safetensors").exists()
     assert (results(finished) / "comparison.tsv").exists()
 

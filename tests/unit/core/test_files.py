@@ -45,7 +45,7 @@ def test_tables_keep_empty_cells_for_what_is_not_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[1]", "no JSON object"), (None, "cannot be read")]
+    ("text", "message"), [("{", "FILE-NOT-JSON"), ("[1]", "FILE-NOT-JSON-OBJECT"), (None, "FILE-UNREADABLE")]
 )
 def test_a_broken_json_file_is_named(tmp_path, text, message):
     path = tmp_path / "a.json"

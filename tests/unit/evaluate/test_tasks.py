@@ -133,15 +133,15 @@ def test_an_own_task_comes_from_a_folder(bundled, tmp_path):
 
 
 def test_unknown_tasks_and_metrics_name_the_nearest():
-    with pytest.raises(UserError, match="'demo_storys': is not known to lm-eval. Did you mean 'demo_stories'"):
+    with pytest.raises(UserError, match="TASKS-UNKNOWN"):
         load_tasks(TaskSettings(("demo_storys",)))
     tasks = load_tasks(TaskSettings(("demo_memory",)))
-    with pytest.raises(UserError, match="has no metric 'ppl'. It has: acc"):
+    with pytest.raises(UserError, match="TASKS-NO-METRIC"):
         main_metric(metrics_of(tasks, "demo_memory"), "demo_memory", "ppl")
 
 
 def test_a_task_whose_data_is_out_of_reach_says_so():
-    with pytest.raises(UserError, match="task wikitext: is not loaded: .*need a network"):
+    with pytest.raises(UserError, match="TASKS-NOT-LOADED.*task wikitext"):
         load_tasks(TaskSettings(("wikitext",)))
 
 

@@ -312,7 +312,7 @@ def test_a_genetic_palette_gives_each_layer_what_fits_it(odd):
             choice = plan.of(layer.name)
             assert choice.wq in fitting_formats(PALETTE, layer.shape[1])
             assert ("substitute" in choice.notes) is (choice.wq not in PALETTE)
-    with pytest.raises(UserError, match="The choices reach"):
+    with pytest.raises(UserError, match="SEARCH-TARGET-OUT-OF-REACH"):
         genetic_plan(table, None, info, replace(target, avg_bits=5.0), "tensor", GeneticSettings(generations=1))
 
 
@@ -351,7 +351,7 @@ def test_shards_of_unlike_layers_merge_to_the_table_of_one_run_and_other_palette
     write_sensitivity(tmp_path / "merged.tsv", *merged(parts, one.opened.info))
     assert (tmp_path / "merged.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
     other = measured(one.opened, tmp_path / "o.tsv", MeasureSettings(anchors, shard=(3, 3)), PALETTE[1:])
-    with pytest.raises(UserError, match="was measured in other formats"):
+    with pytest.raises(UserError, match="SENSITIVITY-UNEQUAL-SHARDS"):
         merged([*parts[:2], other], one.opened.info)
 
 

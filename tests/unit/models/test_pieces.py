@@ -92,7 +92,7 @@ def test_a_value_that_is_not_finite_is_found_in_any_piece(monkeypatch):
     for place in (0, 40, 76):
         broken = values.clone()
         broken.view(-1)[place] = torch.inf
-        with pytest.raises(UserError, match="NaN or infinity"):
+        with pytest.raises(UserError, match="MODEL-NOT-FINITE"):
             walk.check_finite({"w": broken}, "here")
 
 

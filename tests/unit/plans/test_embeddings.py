@@ -306,7 +306,7 @@ def test_searches_and_taus_look_at_the_layers_of_blocks_only(small, tmp_path):
 def test_formats_that_no_row_has_by_itself_are_refused_before_anything_is_measured(small, tmp_path):
     one = small("llama")
     before = one.model.tokens_forwarded
-    with pytest.raises(UserError, match="does not make each row"):
+    with pytest.raises(UserError, match="PLAN-EMBEDDINGS-FORMAT"):
         table_of(one, tmp_path / "s.tsv", embeddings=("int4_tensor",))
     assert one.model.tokens_forwarded == before and not list(tmp_path.iterdir())
 

@@ -155,13 +155,13 @@ def test_factors_of_another_plan_are_refused(llama, tmp_path):
     group = plan.smoothing.groups[0]
     other = Smoothing((SmoothGroup(group.layers, 2 * group.scale, group.norm),))
     write_smoothing(smoothing_path(tmp_path / "plan.json"), other)
-    with pytest.raises(UserError, match="belongs to another plan"):
+    with pytest.raises(UserError, match="SMOOTHING-OTHER-PLAN"):
         read_plan(tmp_path / "plan.json", llama.info)
     smoothing_path(tmp_path / "plan.json").unlink()
-    with pytest.raises(UserError, match="is no file of smoothing factors"):
+    with pytest.raises(UserError, match="SMOOTHING-INVALID"):
         read_plan(tmp_path / "plan.json", llama.info)
     (tmp_path / "x.safetensors").write_bytes(b"12345678")
-    with pytest.raises(UserError, match="is no file of smoothing factors"):
+    with pytest.raises(UserError, match="SMOOTHING-INVALID"):
         read_smoothing(tmp_path / "x.safetensors")
 
 

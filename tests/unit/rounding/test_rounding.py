@@ -186,7 +186,7 @@ def test_a_layer_that_no_token_reached_is_rounded_to_nearest_without_importance(
 
 def test_inputs_that_are_not_finite_are_refused():
     layer, _ = layer_to_round("q4_k")
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="ROUNDING-INPUTS-NOT-FINITE"):
         round_layer(LayerToRound("q", layer.weight, layer.hessian * float("nan"), layer.form, layer.group))
 
 

@@ -58,7 +58,7 @@ def test_the_kl_that_a_search_expects_is_that_of_its_last_kept_step(summary, kl)
 
 def test_scores_without_a_kl_are_refused(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"kl_mean": None}))
-    with pytest.raises(UserError, match="has no kl_mean"):
+    with pytest.raises(UserError, match="REPORT-NO-FIGURE"):
         measured_kl(tmp_path / "s.json")
 
 

@@ -1,6 +1,7 @@
 """Adaptive Alpha-Hill threshold search: as few bits as a limit on perplexity allows, in mxfp4, mxfp8 and bf16."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, input_folder, output_file
 from bitplan.cli.parser import (
@@ -64,7 +65,8 @@ def main(args) -> None:
     print_result(plan, alphas)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags, dtype="auto")
@@ -111,4 +113,8 @@ if __name__ == "__main__":
     )
     flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
     flags.add_argument("--output-plan", type=output_file, required=True, help="plan.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

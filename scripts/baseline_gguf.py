@@ -2,6 +2,7 @@
 
 import os
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
@@ -30,7 +31,8 @@ def main(args) -> None:
     print(f"{args.output}: {args.output.stat().st_size:,} bytes")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--base", type=input_file, required=True, help="the model as GGUF in full precision")
     flags.add_argument("--recipe", default="q4_k_m", help="llama.cpp's name of the recipe, e.g. f16, q4_k_m, q8_0")
@@ -38,4 +40,8 @@ if __name__ == "__main__":
     flags.add_argument("--model", type=Path, help="folder or model.json of the model, with --imatrix")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

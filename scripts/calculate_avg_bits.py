@@ -1,5 +1,7 @@
 """Average bits of a configuration: over all parameters, over the layers, and of the GGUF file if there is one."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import add_model_flag, number, parser, positive, run
 
@@ -22,7 +24,8 @@ def main(args) -> None:
         write_json(args.json, report)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument(
         "--config", type=input_file, required=True, help="config.json, plan.json or mixed_precision_config.pt"
@@ -37,4 +40,8 @@ if __name__ == "__main__":
     flags.add_argument("--output", type=output_file, help="CSV of the layers to write")
     flags.add_argument("--json", type=output_file, help="bits.json to write")
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -5,6 +5,7 @@ Without --models: the original checkpoint in transformers, a Q4_K_M file and a m
 
 import os
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.bundled_text import text_beside
@@ -63,7 +64,8 @@ def main(args) -> None:
         print(f"\n{name}: {settings.prompts[0]}{row['answers'][0]}")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--models", nargs="+", metavar="NAME=FILE", help="files to compare; the first is the reference")
     flags.add_argument(
@@ -92,4 +94,8 @@ if __name__ == "__main__":
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, help="speed.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

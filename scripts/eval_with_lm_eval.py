@@ -1,6 +1,7 @@
 """Run lm-eval tasks on a model, or on a model under a plan: bundled tasks, your own, or the harness's."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, input_folder, output_file
 from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, run
@@ -40,7 +41,8 @@ def main(args) -> None:
             print(f"{task:<24} {metric:<20} {row[metric]:>12.4f} {shown:>10} {row['documents'] or '':>10}")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -57,4 +59,8 @@ if __name__ == "__main__":
     flags.add_argument("--limit", type=count, help="documents of each task; all by default")
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--output", type=output_file, help="tasks.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,5 +1,6 @@
 """Run the three presets of the adaptive search, conservative, balanced and aggressive, on a model."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import output_folder
@@ -35,7 +36,8 @@ def main(args) -> None:
         print(f"{name:<14} {bits:>8.3f} {target:>8.1f} {rise:>+8.2f}%")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_compute_flags(flags)
     add_calibration_window_flags(flags)
@@ -44,4 +46,8 @@ if __name__ == "__main__":
     flags.add_argument(
         "--output", type=output_folder, default=Path("results/example"), help="folder for the three configurations"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

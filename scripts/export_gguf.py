@@ -2,6 +2,7 @@
 
 import os
 import time
+from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def main(args) -> None:
     print(f"{report['differences']} layers are not as they were asked for; {args.report} says how and why")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument(
@@ -67,4 +69,8 @@ if __name__ == "__main__":
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     flags.add_argument("--report", type=output_file, required=True, help="gguf.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -2,6 +2,7 @@
 
 import os
 import time
+from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def main(args) -> None:
     print_report(args.output, report)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_id_flag(flags)
     flags.add_argument(
@@ -51,4 +53,8 @@ if __name__ == "__main__":
     flags.add_argument(
         "--output", type=output_file, default=Path("models/qwen2.5-7b-mixed.gguf"), help="GGUF file to write"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

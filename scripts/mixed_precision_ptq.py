@@ -1,7 +1,7 @@
 """Search W4 weights with A4 or A8 activations for every layer: sensitivity, SmoothQuant, a genetic search under a compression."""
 
 import time
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
@@ -83,7 +83,8 @@ def main(args) -> None:
     print_result(plan, found, info)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
@@ -140,4 +141,8 @@ if __name__ == "__main__":
     flags.add_argument("--output-config", type=output_file, help="config.json to write")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write")
     flags.add_argument("--figure", type=output_file, help="SVG of the search's history to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

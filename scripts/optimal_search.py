@@ -1,7 +1,7 @@
 """Find the plan of least damage for average bits or a file size: exactly, from measured KL, then corrected and refined on fresh text."""
 
 import time
-from argparse import BooleanOptionalAction
+from argparse import ArgumentParser, BooleanOptionalAction
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
@@ -40,7 +40,8 @@ def main(args) -> None:
     search.kept.remove()
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -86,4 +87,8 @@ if __name__ == "__main__":
     )
     flags.add_argument("--output-config", type=output_file, help="config.json to write; {target} in it is the target")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write; {target} in it is the target")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

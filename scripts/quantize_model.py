@@ -2,6 +2,7 @@
 
 import os
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
 from bitplan.cli.parser import add_model_flag, count, parser, run
@@ -40,7 +41,8 @@ def main(args) -> None:
         write_plan(args.save_plan, plan, LayerPlan(), info, "summary")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument(
@@ -51,4 +53,8 @@ if __name__ == "__main__":
     flags.add_argument("--output", type=new_folder, help="folder for the checkpoint; nothing is written without")
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,6 +1,7 @@
 """Random mixed precision: shares of mxfp4 and bf16 drawn by seed, experts and attention first, the rest mxfp8."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
 from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, ratio, run
@@ -26,7 +27,8 @@ def main(args) -> None:
     print_result(plan, info, args.verbose)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -36,4 +38,8 @@ if __name__ == "__main__":
     flags.add_argument("--group-size", type=count, default=32, help="values per block")
     flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

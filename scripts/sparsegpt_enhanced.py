@@ -2,7 +2,7 @@
 
 import logging
 import time
-from argparse import ArgumentTypeError, BooleanOptionalAction
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
@@ -84,7 +84,7 @@ def main(args) -> None:
         print_scores(model, plan, args.evaluation, args.seqlen, skip)
 
 
-def build_parser():
+def build_parser() -> ArgumentParser:
     """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("model", type=Path, help="folder of a checkpoint, a model.json, or an id on the model hub")

@@ -1,6 +1,7 @@
 """Try a configuration of the W4 + A4/A8 search, simulated: perplexity, KL and generated text against full precision."""
 
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
@@ -42,7 +43,8 @@ def main(args) -> None:
     print_comparison(scores, said)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
@@ -65,4 +67,8 @@ if __name__ == "__main__":
         "--max_tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"
     )
     flags.add_argument("--output", type=output_file, help="JSON of the scores and answers to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,5 +1,6 @@
 """Write config.yaml and config.schema.json from the settings models, or check that they are as the models say."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.parser import parser, run
@@ -21,7 +22,12 @@ def main(args) -> None:
             raise user_error(path, "is not what the settings models say", "Run scripts/write_config.py --fix")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--fix", action="store_true", help="write them")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -9,11 +9,11 @@ from bitplan.cli.parser import (
     add_compute_flags,
     add_model_flag,
     add_text_flag,
-    count,
     parser,
-    positive,
     run,
 )
+from bitplan.config.flags import add_settings_flags
+from bitplan.search.adaptive.settings import AdaptivePlan
 
 
 def main(args) -> None:
@@ -24,7 +24,7 @@ def main(args) -> None:
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
     from bitplan.reference.opening import opened
-    from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, AdaptiveSettings
+    from bitplan.search.adaptive.algorithm import AdaptiveSettings
     from bitplan.search.adaptive.run import (
         alphas_of,
         batch_of,
@@ -39,7 +39,7 @@ def main(args) -> None:
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
-    formats = [format_named(name).name for name in args.formats or FORMAT_OF_STAGE]
+    formats = [format_named(name).name for name in args.formats]
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
@@ -71,34 +71,12 @@ def build_parser() -> ArgumentParser:
     add_model_flag(flags)
     add_compute_flags(flags, dtype="auto")
     add_calibration_window_flags(flags)
-    flags.add_argument("--ppl-threshold", type=positive, default=0.1, help="largest rise of perplexity, as a share")
-    flags.add_argument(
-        "--target-avg-bits",
-        type=positive,
-        default=8.0,
-        help="average bits over all parameters that the plan is to be within; whether it is, is said",
+    add_settings_flags(
+        flags,
+        AdaptivePlan,
+        batch_size={"default": None, "help": "windows in one batch; changes speed only; by memory when absent"},
+        include_path={"type": input_folder},
     )
-    flags.add_argument("--step-size", type=positive, default=0.5, help="step of the alpha threshold")
-    flags.add_argument(
-        "--batch-size", type=count, help="windows in one batch; changes speed only; by memory when absent"
-    )
-    flags.add_argument("--search", choices=("linear", "bisect"), default="linear", help="try every step, or halve")
-    flags.add_argument("--fit", choices=("hill", "xmin_mid"), default="hill", help="how alpha is fitted")
-    polarities = ("high_alpha_fewer_bits", "low_alpha_fewer_bits")
-    flags.add_argument(
-        "--polarity", choices=polarities, default=polarities[0], help="which end of alpha is compressed first"
-    )
-    flags.add_argument("--group-size", type=count, default=32, help="values per block")
-    flags.add_argument(
-        "--formats",
-        nargs="+",
-        action="extend",
-        help="a format for each stage, fewest bits first; mxfp4 mxfp8 by default",
-    )
-    flags.add_argument("--task", help="limit a metric of this lm-eval task instead of the perplexity per token")
-    flags.add_argument("--metric", help="which metric of the task; its usual one by default")
-    flags.add_argument("--task-limit", type=count, help="documents of the task; all by default")
-    flags.add_argument("--include-path", type=input_folder, help="folder with your own tasks (YAML files of lm-eval)")
     flags.add_argument("--layer-stats", type=input_file, help="layer_stats.tsv; computed when absent")
     add_text_flag(
         flags,

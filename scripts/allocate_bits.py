@@ -4,7 +4,8 @@ import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import number, parser, positive, run
+from bitplan.cli.parser import parser, run
+from bitplan.config.flag_types import number, positive
 
 
 def main(args) -> None:

@@ -1,12 +1,11 @@
 """Quantize a GGUF file by one of llama.cpp's own recipes (f16, q4_k_m ...), to compare plans with."""
 
-import os
 import time
 from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import count, parser, run
+from bitplan.cli.parser import add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -38,7 +37,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--recipe", default="q4_k_m", help="llama.cpp's name of the recipe, e.g. f16, q4_k_m, q8_0")
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--model", type=Path, help="folder or model.json of the model, with --imatrix")
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     return flags
 

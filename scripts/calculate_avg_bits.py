@@ -3,7 +3,10 @@
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_model_flag, number, parser, positive, run
+from bitplan.cli.parser import add_model_flag, parser, run
+from bitplan.config.flag_types import positive
+from bitplan.config.flags import add_settings_flags
+from bitplan.search.plan_settings import CheckSettings
 
 
 def main(args) -> None:
@@ -35,8 +38,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--target-avg-bits", type=positive, help="target; by default the one in the configuration, if any"
     )
-    flags.add_argument("--on-miss", choices=("fail", "warn"), default="warn", help="what a missed target does")
-    flags.add_argument("--tolerance", type=number(0.0), default=0.0, help="bits over the target that still pass")
+    add_settings_flags(flags, CheckSettings)
     flags.add_argument("--output", type=output_file, help="CSV of the layers to write")
     flags.add_argument("--json", type=output_file, help="bits.json to write")
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")

@@ -5,7 +5,8 @@ import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
-from bitplan.cli.parser import add_base_kl_flag, add_model_flag, count, number, parser, run
+from bitplan.cli.parser import add_base_kl_flag, add_model_flag, parser, run
+from bitplan.config.flag_types import count, number
 
 
 def main(args) -> None:

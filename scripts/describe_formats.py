@@ -3,7 +3,8 @@
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
-from bitplan.cli.parser import count, number, parser, run
+from bitplan.cli.parser import parser, run
+from bitplan.config.flag_types import count, number
 
 
 def main(args) -> None:

@@ -1,13 +1,12 @@
 """Write the configuration of the W4 + A4/A8 search as a GGUF file: W4 layers in q4_0, the rest in f16, smoothing folded in."""
 
-import os
 import time
 from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, count, parser, run
+from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -49,7 +48,7 @@ def build_parser() -> ArgumentParser:
         "--match", choices=("bits", "distortion"), default="bits", help="q4_0 for W4, or the type of nearest distortion"
     )
     add_base_kl_flag(flags)
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     flags.add_argument(
         "--output", type=output_file, default=Path("models/qwen2.5-7b-mixed.gguf"), help="GGUF file to write"
     )

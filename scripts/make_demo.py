@@ -5,7 +5,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import output_folder
-from bitplan.cli.parser import count, number, parser, run
+from bitplan.cli.parser import parser, run
+from bitplan.config.flag_types import count, number
 from bitplan.demo.settings import TrainingSettings
 
 # Texts and questions come from streams of their own, so that no story is in two of them on purpose.

@@ -1,7 +1,7 @@
 """Find the plan of least damage for average bits or a file size: exactly, from measured KL, then corrected and refined on fresh text."""
 
 import time
-from argparse import ArgumentParser, BooleanOptionalAction
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
@@ -9,13 +9,13 @@ from bitplan.cli.parser import (
     add_compute_flags,
     add_model_flag,
     add_text_flag,
-    count,
-    number,
     parser,
-    positive,
     run,
-    size,
 )
+from bitplan.config.flag_types import ListAction, size
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import SensitivitySettings
+from bitplan.search.optimal.settings import OptimalPlan
 
 
 def main(args) -> None:
@@ -46,19 +46,15 @@ def build_parser() -> ArgumentParser:
     add_model_flag(flags)
     add_compute_flags(flags)
     add_calibration_window_flags(flags)
-    flags.add_argument("--target-avg-bits", type=positive, nargs="+", action="extend",
-                       help="bound on average bits over all parameters; several give several plans")  # fmt: skip
-    flags.add_argument(
-        "--same-size-as", type=input_file, help="GGUF file of the same model whose size is the bound instead"
-    )
-    flags.add_argument("--palette", nargs="+", action="extend",
-                       help="weight formats to choose from; the GGUF types q2_k to q8_0 by default")  # fmt: skip
+    several = {"nargs": "+", "action": ListAction}
+    told = "bound on average bits over all parameters; several give several plans"
+    size_of = {"type": input_file, "help": "GGUF file of the same model whose size is the bound instead"}
+    add_settings_flags(flags, OptimalPlan, target_avg_bits={**several, "help": told}, same_size_as=size_of)
     flags.add_argument("--sensitivity", type=input_file, help="table with KL; made when absent")
-    flags.add_argument("--metric", choices=("measured", "gradient"), default="measured",
-                       help="where KL comes from without --sensitivity: measured, or from a few backward passes")  # fmt: skip
-    flags.add_argument(
-        "--draws", type=count, default=16, help="draws of labels for each window, with --metric gradient"
-    )
+    told = "where KL comes from without --sensitivity: measured, or from a few backward passes"
+    memory = {"type": size, "help": "memory for quantized weights, and for hidden states while measuring"}
+    some = ("metric", "draws", "memory_limit")
+    add_settings_flags(flags, SensitivitySettings, some, metric={"help": told}, memory_limit=memory)
     add_text_flag(
         flags,
         "--calibration",
@@ -71,19 +67,6 @@ def build_parser() -> ArgumentParser:
     )
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
-    )
-    flags.add_argument("--groups", choices=("experts", "fusion", "none"),
-                       help="layers that share a format; experts for GGUF types, fusion groups for others")  # fmt: skip
-    flags.add_argument(
-        "--correct", action=BooleanOptionalAction, default=True, help="measure steps around the solution in place"
-    )
-    flags.add_argument(
-        "--refine", action=BooleanOptionalAction, default=False, help="evolutionary refinement at fixed size"
-    )
-    flags.add_argument("--swaps", type=count, default=24, help="steps that the correction measures")
-    flags.add_argument("--seed", type=number(0, kind=int), default=0, help="seed of the refinement")
-    flags.add_argument(
-        "--memory-limit", type=size, default="4GB", help="for quantized weights, and states while measuring"
     )
     flags.add_argument("--output-config", type=output_file, help="config.json to write; {target} in it is the target")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write; {target} in it is the target")

@@ -1,11 +1,10 @@
 """Apply a configuration to a model: print the formats of every layer, and write a checkpoint with the quantized values."""
 
-import os
 import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
-from bitplan.cli.parser import add_model_flag, count, parser, run
+from bitplan.cli.parser import add_model_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -52,7 +51,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")
     flags.add_argument("--output", type=new_folder, help="folder for the checkpoint; nothing is written without")
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     return flags
 
 

@@ -4,7 +4,8 @@ import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_folder
-from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.config.flag_types import count, number
 
 # Those of bitplan.rounding.layer.ROUNDINGS, which is not loaded for --help.
 ROUNDINGS = ("nearest", "feedback", "tuned")

@@ -4,7 +4,8 @@ import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, number, parser, run
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.config.flag_types import number
 
 
 def main(args) -> None:

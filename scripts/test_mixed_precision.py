@@ -5,15 +5,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import (
-    add_compute_flags,
-    add_model_id_flag,
-    add_text_flag,
-    add_window_flags,
-    number,
-    parser,
-    run,
-)
+from bitplan.cli.parser import add_compute_flags, add_model_id_flag, add_text_flag, add_window_flags, parser, run
+from bitplan.config.flag_types import number
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import SensitivitySettings
 
 
 def main(args) -> None:
@@ -55,16 +50,12 @@ def build_parser() -> ArgumentParser:
         default=Path("mixed_precision_config.pt"),
         help="the search's configuration, or a plan",
     )
-    flags.add_argument(
-        "--activation-scope",
-        choices=("tensor", "token"),
-        default="tensor",
-        help="what an activation scale spans, where the configuration is a .pt, which does not say",
-    )
+    told = "what an activation scale spans, where the configuration is a .pt, which does not say"
+    add_settings_flags(flags, SensitivitySettings, ("activation_scope",), activation_scope={"help": told})
     add_text_flag(flags, "--text", "evaluation.txt", "text to score on, or one saved by teacher.py")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument(
-        "--max_tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"
+        "--max-tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"
     )
     flags.add_argument("--output", type=output_file, help="JSON of the scores and answers to write")
     return flags

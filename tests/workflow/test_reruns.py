@@ -14,8 +14,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from bitplan.config.plan_settings import METHODS
 from bitplan.config.settings import Settings
+from bitplan.search.registry import METHODS
 from bitplan.workflow.code_versions import SCRIPTS, content_hashes, files_behind
 from tests.workflow.conftest import Finished, snakemake, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
@@ -74,7 +74,7 @@ def test_everything_is_finished_before_something_changes(everything):
 def test_the_table_has_every_setting():
     assert set(SETTINGS) == set(leaves(Settings))
     assert {method: set(keys) for method, keys in PLAN_SETTINGS.items()} == {
-        method: set(leaves(model)) for method, model in METHODS.items()
+        method: set(leaves(each.settings)) for method, each in METHODS.items()
     }
 
 

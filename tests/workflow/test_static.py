@@ -152,7 +152,9 @@ def third_party(command: str) -> set[str]:
     """The packages that a command and the local code behind it import, anywhere in it."""
     from bitplan.workflow.code_versions import SCRIPTS, files_behind
 
-    nodes = [node for file in files_behind(command) for node in ast.walk(ast.parse(file.read_text()))]
+    nodes = [
+        node for file in files_behind(command, declarations=True) for node in ast.walk(ast.parse(file.read_text()))
+    ]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     local = {path.stem for path in SCRIPTS.glob("*.py")} | {"bitplan"}
@@ -212,7 +214,8 @@ def test_every_jobs_memory_is_a_function_of_the_attempt():
 
 def test_every_jobs_time_grows_with_the_model_and_the_attempt():
     said = {name: re.findall(r"runtime=(.+),", body) for name, body in RULES.items() if "runtime=" in body}
-    assert all(re.fullmatch(r"time_limit\(\d+, \d+\)", limit) for limits in said.values() for limit in limits), said
+    known = r"time_limit\(\d+, \d+\)|on_attempt\(resources\.method_time\)"
+    assert all(re.fullmatch(known, limit) for limits in said.values() for limit in limits), said
 
 
 def test_the_slurm_profile_belongs_to_no_site_and_says_why_each_entry_is_there():

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitplan.search.registry import METHODS
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -11,8 +13,8 @@ if TYPE_CHECKING:
 LOSSLESS_KL = 1e-6
 FILE_SIZE, PLAN_SIZE = "file size (bits per parameter)", "average bits over all parameters"
 COLOURS = {
-    **{"llama.cpp": "#777777", "adaptive": "#1f6fb2", "random": "#d1661f", "genetic": "#2f8f4e"},
-    **{"sparsegpt": "#8a4fb0", "optimal": "#c22f3d", "uniform": "#b09a2f"},
+    **{"llama.cpp": "#777777", "uniform": "#b09a2f"},
+    **{name: method.colour for name, method in METHODS.items()},
 }
 # More points than these have no room for names: those of a method are joined by a line instead.
 MOST_NAMES = 16

@@ -8,6 +8,7 @@ places of modules do not, so that moving a module, or splitting one in two, reru
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,15 @@ DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 # How a model is fetched changes no result: the files are checked against the hub's hashes.
 WITHOUT_EFFECT = {"bitplan/cli/parser.py": ("bitplan/models/hub",)}
+# Models of settings: a rule passes every value as a flag, which Snakemake compares, so that a declaration by itself changes no result.
+DECLARATIONS = (
+    "bitplan/config/settings.py",
+    "bitplan/config/setting_errors.py",
+    "bitplan/config/studies.py",
+    "bitplan/core/section.py",
+    "bitplan/search/plan_settings.py",
+    "bitplan/search/*/settings.py",
+)
 
 
 @cache
@@ -83,12 +93,17 @@ def _below(path: Path) -> str:
     return path.relative_to(SCRIPTS).as_posix()
 
 
-def files_behind(command: str) -> tuple[Path, ...]:
-    """Return the paths of a command and of all local code behind it, sorted."""
+def is_declaration(path: Path) -> bool:
+    """Return whether a file only declares settings."""
+    return any(fnmatchcase(_below(path), pattern) for pattern in DECLARATIONS)
+
+
+def files_behind(command: str, declarations: bool = False) -> tuple[Path, ...]:
+    """Return the paths of a command and of all local code behind it, sorted; models of settings only when asked for."""
     waiting, seen = [SCRIPTS / command], set()
     while waiting:
         path = waiting.pop()
-        if path not in seen:
+        if path not in seen and (declarations or not is_declaration(path)):
             seen.add(path)
             waiting.extend(imported_files(path))
     return tuple(sorted(seen))

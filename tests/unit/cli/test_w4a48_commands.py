@@ -35,15 +35,15 @@ def defaults(name: str, monkeypatch, *flags: str) -> list[str]:
 
 
 def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
-    flags = ("--model_id", "--device", "--ga_pop", "--ga_gen", "--target_compression", "--output")
+    flags = ("--model", "--device", "--ga-pop", "--ga-gen", "--target-compression", "--output")
     assert defaults("mixed_precision_ptq.py", monkeypatch, *flags) == [QWEN, "auto", "30", "25", "0.75", PT]
-    flags = ("--model_id", "--config", "--output", "--match")
+    flags = ("--model", "--config", "--output", "--match")
     assert defaults("export_gguf_official.py", monkeypatch, *flags) == [QWEN, PT, GGUF, "bits"]
-    assert defaults("test_mixed_precision.py", monkeypatch, "--model_id", "--config", "--device") == [QWEN, PT, "auto"]
-    assert defaults("compare_real_quant.py", monkeypatch, "--max_tokens", "--skip_original") == ["200", "False"]
+    assert defaults("test_mixed_precision.py", monkeypatch, "--model", "--config", "--device") == [QWEN, PT, "auto"]
+    assert defaults("compare_real_quant.py", monkeypatch, "--max-tokens", "--skip-original") == ["200", "False"]
     flags = flags_of("compare_real_quant.py", monkeypatch)
-    assert "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf" in flags["--q4km_path"].help
-    assert GGUF in flags["--mixed_path"].help and QWEN in flags["--model_id"].help
+    assert "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf" in flags["--q4km-path"].help
+    assert GGUF in flags["--mixed-path"].help and QWEN in flags["--model-id"].help
 
 
 def spoken(folder, name: str, *words: object) -> str:

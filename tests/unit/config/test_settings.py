@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bitplan.config.paths import placed_settings
-from bitplan.config.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.config.flags import cli_flags
+from bitplan.config.settings import check_duplicate_keys, parse_settings
 from bitplan.config.yaml_file import config_text, schema_text
 from bitplan.core.errors import UserError
 

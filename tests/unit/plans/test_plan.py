@@ -22,7 +22,7 @@ from bitplan.plans.plan import (
     write_plan,
 )
 from bitplan.search.allocation.constraints import rule_of
-from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.model_settings import ModelSettings
 from bitplan.sensitivity.table import SensitivityTable
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]

@@ -30,7 +30,7 @@ from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT
 from bitplan.search.sparsegpt.model import compress_model
 from bitplan.search.sparsegpt.run import compressed_plan
-from bitplan.search.sparsegpt.settings import ModelSettings, part_of
+from bitplan.search.sparsegpt.model_settings import ModelSettings, part_of
 from tests.families import FAMILIES, TEXT, make_family
 
 HALF = ModelSettings(Pruning(0.5), (4.0,), method="budget", cut_ranges=True)

@@ -23,7 +23,7 @@ from bitplan.reference.text import text_digest
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.model import STATISTICS, CompressedModel, compress_model
-from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.model_settings import ModelSettings
 
 
 def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:

@@ -2,6 +2,7 @@
 
 import time
 from argparse import ArgumentParser
+from dataclasses import replace
 
 from bitplan.cli.inputs import input_file, input_folder, output_file
 from bitplan.cli.parser import (
@@ -22,7 +23,7 @@ def main(args) -> None:
     from bitplan.formats.table import format_named
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.fitting import warn_of_formats
-    from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
+    from bitplan.plans.plan import SEARCH_SUMMARY, LayerPlan, write_config, write_plan
     from bitplan.reference.opening import opened
     from bitplan.search.adaptive.algorithm import AdaptiveSettings
     from bitplan.search.adaptive.run import (
@@ -57,9 +58,9 @@ def main(args) -> None:
     plan = search(model, alphas, measure, settings, formats)
     found = held_out(model, evaluation, plan, weights)
     default = LayerPlan(group_size=settings.group_size)
-    plan = Plan(plan.layers, {**plan.summary, **found, "fit": args.fit})
-    write_config(args.output_config, plan, default, model.info, "search_summary")
-    write_plan(args.output_plan, plan, default, model.info, "search_summary")
+    plan = replace(plan, summary={**plan.summary, **found, "fit": args.fit})
+    write_config(args.output_config, plan, default, model.info, SEARCH_SUMMARY)
+    write_plan(args.output_plan, plan, default, model.info)
     write_provenance(args.output_plan, started)
     kept.remove()
     print_result(plan, alphas)

@@ -16,7 +16,7 @@ PRESETS = {
 def main(args) -> None:
     from bitplan.demo import DEMO
     from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import LayerPlan, write_config
+    from bitplan.plans.plan import SEARCH_SUMMARY, LayerPlan, write_config
     from bitplan.reference.opening import opened, reference_on
     from bitplan.search.adaptive.algorithm import AdaptiveSettings
     from bitplan.search.adaptive.run import alphas_of, search, token_perplexity
@@ -28,7 +28,7 @@ def main(args) -> None:
     rows = []
     for name, preset in PRESETS.items():
         plan = search(model, alphas, measure, AdaptiveSettings(**preset))
-        write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info, "search_summary")
+        write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info, SEARCH_SUMMARY)
         figures = plan.summary
         rows.append((name, figures["avg_bits"], figures["target_avg_bits"], 100 * figures["ppl_increase"]))
     print(f"{'preset':<14} {'bits':>8} {'target':>8} {'ppl':>9}")

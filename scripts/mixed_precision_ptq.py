@@ -66,9 +66,9 @@ def main(args) -> None:
     if target.avg_bits is None:
         write_pt(args.output, plan, info)
     if args.output_config:
-        write_config(args.output_config, plan, default, info, "search_summary")
+        write_config(args.output_config, plan, default, info)
     if args.output_plan:
-        write_plan(args.output_plan, plan, default, info, "search_summary")
+        write_plan(args.output_plan, plan, default, info)
     for path in filter(None, (args.output_config, args.output_plan)):
         if plan.smoothing is None:
             write_smoothing(smoothing_path(path), Smoothing(()))

@@ -2,6 +2,7 @@
 
 import time
 from argparse import ArgumentParser
+from dataclasses import replace
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
@@ -31,10 +32,10 @@ def main(args) -> None:
     for target, budget in budgets_of(search, args.target_avg_bits, args.same_size_as):
         plan, figures = search.run(budget)
         summary = summary_of(plan, info, settings, target, figures)
-        made = type(plan)(plan.layers, summary)
+        made = replace(plan, summary=summary)
         for write, path in zip((write_config, write_plan), outputs(target), strict=True):
             if path is not None:
-                write(path, made, LayerPlan(), info, "search_summary")
+                write(path, made, LayerPlan(), info)
         print_optimal(made, info, summary)
     write_provenance(next(path for path in outputs(target) if path is not None), started)
     search.kept.remove()

@@ -31,13 +31,13 @@ def main(args) -> None:
         weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, info.quantizable))
         done = write_checkpoint(args.output, described_checkpoint(args.model, info), info, plan, weights)
         # In a folder of its own: smoothing factors beside the weights would be read as weights.
-        write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info, "summary")
+        write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info)
         write_provenance(args.output, started)
         print(f"\n{args.output}: {done['changed']} weights changed, {done['bytes']:,} bytes")
         if any(made.aq != "bf16" for made in plan.layers.values()):
             print("a checkpoint holds no activation formats: evaluate the plan itself for those")
     if args.save_plan:
-        write_plan(args.save_plan, plan, LayerPlan(), info, "summary")
+        write_plan(args.save_plan, plan, LayerPlan(), info)
 
 
 def build_parser() -> ArgumentParser:

@@ -22,9 +22,9 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = random_plan(info, settings)
     default = LayerPlan(DEFAULT_FORMAT, DEFAULT_FORMAT, settings.group_size)
-    write_config(args.output_config, plan, default, info, "summary")
+    write_config(args.output_config, plan, default, info)
     if args.output_plan:
-        write_plan(args.output_plan, plan, default, info, "summary")
+        write_plan(args.output_plan, plan, default, info)
     write_provenance(args.output_config, started)
     print_result(plan, info, args.verbose)
 

@@ -31,7 +31,7 @@ def main(args) -> None:
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
     settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
-    write_plan(args.output / "plan.json", made, LayerPlan(), model.info, "search_summary")
+    write_plan(args.output / "plan.json", made, LayerPlan(), model.info)
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
     write_provenance(args.output / "plan.json", started, block_forwards=model.model.block_forwards)
     print_rounding(args.output, rows)

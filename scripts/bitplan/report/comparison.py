@@ -8,6 +8,7 @@ from typing import Any
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json
+from bitplan.plans.plan import summary_in
 
 AGAIN = "Make the results again, with snakemake"
 SIMULATED_FILES = ("plan.json", "bits.json", "perplexity.json")
@@ -106,7 +107,7 @@ def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
 
 def _plan_part(entry: Entry) -> dict[str, Any]:
     bits, plan = read_json(entry.folder / "bits.json"), read_json(entry.folder / "plan.json")
-    summary = plan.get("search_summary") or plan.get("summary") or {}
+    summary = summary_in(plan)
     cost = summary.get("cost", {})
     return {
         "method": summary.get("method"),

@@ -139,7 +139,7 @@ def test_adaptive_search_is_written_as_its_document_says(command, tiny, demo, tm
     step = summary["search_history"][0]
     assert {"stage", "threshold", "avg_bits", "ppl", "ppl_increase", "layers"} <= step.keys()
     assert {"pattern": "lm_head", "skip": True, "category": "lm_head"} in config["overrides"]
-    assert len(plan["overrides"]) == 16 and plan["search_summary"] == summary
+    assert len(plan["overrides"]) == 16 and plan["summary"] == summary
     assert "average bits" in made.stdout
 
 

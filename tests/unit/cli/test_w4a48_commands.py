@@ -168,7 +168,7 @@ def test_a_palette_is_searched_from_a_table_without_measuring_again(tiny, tmp_pa
     text = spoken(tmp_path, "mixed_precision_ptq.py", "--model_id", tiny, "--sensitivity", "s.tsv", *target)
     config = json.loads((tmp_path / "c.json").read_text())
     assert "average bits" in text and "target 14: held" in text
-    assert config["search_summary"]["avg_bits"] <= 14 and config["search_summary"]["cost"]["block_forward_tokens"] == 0
+    assert config["summary"]["avg_bits"] <= 14 and config["summary"]["cost"]["block_forward_tokens"] == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"s.smoothing.safetensors", "s.tsv", "c.json"} and "mixed_precision_config.pt" not in names
 

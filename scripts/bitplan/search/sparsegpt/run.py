@@ -100,14 +100,14 @@ def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namesp
     """Write what the flags ask for: config.json, plan.json, statistics, checkpoint."""
     default = LayerPlan()
     if args.output_config:
-        write_config(args.output_config, plan, default, model.info, "search_summary")
+        write_config(args.output_config, plan, default, model.info)
     if args.output_plan:
-        write_plan(args.output_plan, plan, default, model.info, "search_summary")
+        write_plan(args.output_plan, plan, default, model.info)
     if args.output_stats:
         write_table(args.output_stats, made.rows, STATISTICS)
     if args.save:
         done = write_checkpoint(args.save, model.checkpoint, model.info, plan, QuantizedWeights(limit=0))
-        write_plan(args.save / "bitplan" / "plan.json", plan, default, model.info, "search_summary")
+        write_plan(args.save / "bitplan" / "plan.json", plan, default, model.info)
         print(f"{args.save}: {done['changed']} weights changed, {done['bytes']:,} bytes")
     written = args.output_plan or args.output_config or args.save
     if written:

@@ -1,11 +1,9 @@
 # One rule a method: a plan's name decides which of them makes it.
 rule adaptive_plan:
     input:
-        model="results/{model}/model.json",
+        unpack(on_wildcards(inputs.search_inputs)),
         tasks=on_wildcards(inputs.search_task_files, ROOT),
         imatrix=on_wildcards(inputs.search_importance),
-        stats="results/{model}/layer_stats.tsv",
-        calibration="results/{model}/calibration.safetensors",
     output:
         config="results/{model}/plans/{plan}/config.json",
         plan="results/{model}/plans/{plan}/plan.json",
@@ -21,22 +19,22 @@ rule adaptive_plan:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=on_attempt(resources.search_mem_mb),
-        runtime=time_limit(12, 20),
+        mem_mb=on_attempt(resources.method_mem_mb),
+        runtime=on_attempt(resources.method_time),
     params:
         code=code_version("adaptive_quantization_search.py"),
         script=script("adaptive_quantization_search.py"),
         flags=on_wildcards(flags.plan_flags),
         imatrix=on_input(flags.imatrix_flag),
     shell:
-        "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
+        "python {params.script:q} --model {input.model} --layer-stats {input.layer_stats} --calibration {input.calibration}"
         " {params.flags} {params.imatrix} --threads {threads}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
 rule random_plan:
     input:
-        model="results/{model}/model.json",
+        unpack(on_wildcards(inputs.search_inputs)),
     output:
         config="results/{model}/plans/{plan}/config.json",
         plan="results/{model}/plans/{plan}/plan.json",
@@ -58,8 +56,7 @@ rule random_plan:
 
 rule genetic_plan:
     input:
-        model="results/{model}/model.json",
-        sensitivity="results/{model}/sensitivity.tsv",
+        unpack(on_wildcards(inputs.search_inputs)),
         smoothing="results/{model}/sensitivity.smoothing.safetensors",
     output:
         config="results/{model}/plans/{plan}/config.json",
@@ -82,8 +79,8 @@ rule genetic_plan:
         "../envs/torch.yaml"
     threads: 1
     resources:
-        mem_mb=on_attempt(resources.model_mem_mb),
-        runtime=time_limit(1, 0),
+        mem_mb=on_attempt(resources.method_mem_mb),
+        runtime=on_attempt(resources.method_time),
     params:
         code=code_version("mixed_precision_ptq.py"),
         script=script("mixed_precision_ptq.py"),
@@ -97,9 +94,7 @@ rule genetic_plan:
 
 rule optimal_plan:
     input:
-        model="results/{model}/model.json",
-        sensitivity="results/{model}/sensitivity.tsv",
-        calibration="results/{model}/calibration.safetensors",
+        unpack(on_wildcards(inputs.search_inputs)),
         validation=on_wildcards(inputs.validation_text),
         imatrix=on_wildcards(inputs.importance_of),
         same_size=on_wildcards(inputs.optimal_size),
@@ -117,8 +112,8 @@ rule optimal_plan:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=on_attempt(resources.search_mem_mb),
-        runtime=time_limit(12, 20),
+        mem_mb=on_attempt(resources.method_mem_mb),
+        runtime=on_attempt(resources.method_time),
     params:
         code=code_version("optimal_search.py"),
         script=script("optimal_search.py"),
@@ -135,8 +130,7 @@ rule optimal_plan:
 # What is made so far stands in compressed.partial, which no rule removes: a job that was ended goes on from there.
 rule sparsegpt_plan:
     input:
-        model="results/{model}/model.json",
-        calibration="results/{model}/calibration.safetensors",
+        unpack(on_wildcards(inputs.search_inputs)),
     output:
         config="results/{model}/plans/{plan}/config.json",
         plan="results/{model}/plans/{plan}/plan.json",
@@ -153,8 +147,8 @@ rule sparsegpt_plan:
     threads: 1
     resources:
         gpu=GPUS,
-        mem_mb=on_attempt(resources.sparsegpt_mem_mb),
-        runtime=time_limit(24, 20),
+        mem_mb=on_attempt(resources.method_mem_mb),
+        runtime=on_attempt(resources.method_time),
     params:
         code=code_version("sparsegpt_enhanced.py"),
         script=script("sparsegpt_enhanced.py"),

@@ -1,9 +1,11 @@
 """The optimal formats of all layers for a size, or for a limit on damage, from any table of sensitivities."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import number, parser, positive, run
+from bitplan.cli.parser import parser, run
+from bitplan.config.flag_types import number, positive
 
 
 def main(args) -> None:
@@ -44,7 +46,8 @@ def main(args) -> None:
     print("\n".join(printed(problem, constraints, made)))
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     lists = {"nargs": "+", "action": "extend"}
     flags.add_argument(
@@ -84,4 +87,8 @@ if __name__ == "__main__":
         "--output", type=output_file, required=True, help="front.json to write: the plan of every target"
     )
     flags.add_argument("--figure", type=output_file, help="SVG of damage against average bits to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

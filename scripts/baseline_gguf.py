@@ -1,11 +1,11 @@
 """Quantize a GGUF file by one of llama.cpp's own recipes (f16, q4_k_m ...), to compare plans with."""
 
-import os
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import count, parser, run
+from bitplan.cli.parser import add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -30,12 +30,17 @@ def main(args) -> None:
     print(f"{args.output}: {args.output.stat().st_size:,} bytes")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--base", type=input_file, required=True, help="the model as GGUF in full precision")
     flags.add_argument("--recipe", default="q4_k_m", help="llama.cpp's name of the recipe, e.g. f16, q4_k_m, q8_0")
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--model", type=Path, help="folder or model.json of the model, with --imatrix")
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

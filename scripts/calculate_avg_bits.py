@@ -1,7 +1,12 @@
 """Average bits of a configuration: over all parameters, over the layers, and of the GGUF file if there is one."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_model_flag, number, parser, positive, run
+from bitplan.cli.parser import add_model_flag, parser, run
+from bitplan.config.flag_types import positive
+from bitplan.config.flags import add_settings_flags
+from bitplan.search.plan_settings import CheckSettings
 
 
 def main(args) -> None:
@@ -22,7 +27,8 @@ def main(args) -> None:
         write_json(args.json, report)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument(
         "--config", type=input_file, required=True, help="config.json, plan.json or mixed_precision_config.pt"
@@ -32,9 +38,12 @@ if __name__ == "__main__":
     flags.add_argument(
         "--target-avg-bits", type=positive, help="target; by default the one in the configuration, if any"
     )
-    flags.add_argument("--on-miss", choices=("fail", "warn"), default="warn", help="what a missed target does")
-    flags.add_argument("--tolerance", type=number(0.0), default=0.0, help="bits over the target that still pass")
+    add_settings_flags(flags, CheckSettings)
     flags.add_argument("--output", type=output_file, help="CSV of the layers to write")
     flags.add_argument("--json", type=output_file, help="bits.json to write")
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

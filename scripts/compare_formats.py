@@ -1,6 +1,7 @@
 """Mean KL, perplexity and bits of a model with every layer in one format, format by format."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
 from bitplan.cli.parser import add_compute_flags, add_model_flag, add_text_flag, add_window_flags, parser, run
@@ -43,7 +44,8 @@ def main(args) -> None:
         write_provenance(args.output, started)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -52,4 +54,8 @@ if __name__ == "__main__":
     flags.add_argument("--formats", nargs="+", default=default, help="formats by name, from gentle to hard")
     add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
     flags.add_argument("--output", type=output_file, help="TSV to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -3,13 +3,15 @@
 Without --models: the original checkpoint in transformers, a Q4_K_M file and a mixed-precision file, with perplexity and KL.
 """
 
-import os
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.bundled_text import text_beside
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import QWEN, add_text_flag, add_window_flags, count, fetched, number, parser, run
+from bitplan.cli.parser import QWEN, add_text_flag, add_threads_flag, add_window_flags, fetched, parser, run
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import SpeedSettings
 
 Q4KM, MIXED = "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf", "models/qwen2.5-7b-mixed.gguf"
 EVALUATION = "evaluation.txt"
@@ -63,33 +65,34 @@ def main(args) -> None:
         print(f"\n{name}: {settings.prompts[0]}{row['answers'][0]}")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--models", nargs="+", metavar="NAME=FILE", help="files to compare; the first is the reference")
     flags.add_argument(
-        "--model_id",
+        "--model-id",
         dest="model",
         type=Path,
         help=f"the original: folder of a checkpoint, or an id on the model hub; {QWEN} unless it is skipped",
     )
     flags.add_argument(
-        "--skip_original",
+        "--skip-original",
         action="store_true",
         help="do not time the original, which needs most memory; files are still scored where it is known",
     )
-    flags.add_argument("--q4km_path", type=input_file, help=f"the Q4_K_M file; {Q4KM} by default")
-    flags.add_argument("--mixed_path", type=input_file, help=f"the mixed-precision file; {MIXED} by default")
+    flags.add_argument("--q4km-path", type=input_file, help=f"the Q4_K_M file; {Q4KM} by default")
+    flags.add_argument("--mixed-path", type=input_file, help=f"the mixed-precision file; {MIXED} by default")
     add_text_flag(flags, "--text", EVALUATION, "text for perplexity and KL", wanted=scores_wanted)
     add_window_flags(flags)
-    flags.add_argument(
-        "--max_tokens", type=number(2, kind=int), default=200, help="tokens to generate after each prompt"
+    add_settings_flags(
+        flags,
+        SpeedSettings,
+        prompts={"action": "append", "nargs": None, "help": "a prompt; may be given several times"},
     )
-    flags.add_argument("--repeats", type=count, default=5, help="counted rounds over all models")
-    flags.add_argument("--max_repeats", type=count, default=15, help="rounds at most, while speeds vary too much")
-    flags.add_argument("--max_spread", type=number(1.0, open_low=True), default=1.3,
-                       help="fastest over slowest round up to which a speed is stable")  # fmt: skip
-    flags.add_argument("--warmup", type=number(0, kind=int), default=1, help="rounds that are not counted, first")
-    flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     flags.add_argument("--output", type=output_file, help="speed.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

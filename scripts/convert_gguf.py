@@ -2,9 +2,11 @@
 
 import os
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
-from bitplan.cli.parser import add_base_kl_flag, add_model_flag, count, number, parser, run
+from bitplan.cli.parser import add_base_kl_flag, add_model_flag, parser, run
+from bitplan.config.flag_types import count, number
 
 
 def main(args) -> None:
@@ -21,7 +23,8 @@ def main(args) -> None:
     print(f"{args.output}: {args.output.stat().st_size:,} bytes")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument("--type", choices=("f32", "f16", "bf16"), help="precision; the checkpoint's own by default")
@@ -31,4 +34,8 @@ if __name__ == "__main__":
     add_base_kl_flag(flags)
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads of the check")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

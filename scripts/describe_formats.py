@@ -1,7 +1,10 @@
 """Bits, scales, signal to noise ratio and GGUF type of each number format, as a table."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.inputs import output_file
-from bitplan.cli.parser import count, number, parser, run
+from bitplan.cli.parser import parser, run
+from bitplan.config.flag_types import count, number
 
 
 def main(args) -> None:
@@ -22,10 +25,15 @@ def main(args) -> None:
             aside.write_text(with_table(old, table, args.output), encoding="utf-8")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--formats", nargs="+", help="formats by name; all by default")
     flags.add_argument("--values", type=count, default=512 * 1024, help="values drawn from each distribution")
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="seed of the values")
     flags.add_argument("--output", type=output_file, help="Markdown file to write the table into, as docs/formats.md")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

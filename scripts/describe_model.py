@@ -1,6 +1,7 @@
 """List a model's layers: names, categories, shapes, fusion groups, parameters."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
 from bitplan.cli.parser import add_model_flag, parser, run
@@ -21,8 +22,13 @@ def main(args) -> None:
     print("".join(f"{line}\n" for line in fitting_lines(substitutes, len(info.quantizable))), end="")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument("--output", type=output_file, required=True, help="model.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

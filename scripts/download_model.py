@@ -1,6 +1,7 @@
 """Fetch a model from a model hub into a folder: safetensors, settings and tokenizer, every file checked by size and hash."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file, output_folder
 from bitplan.cli.parser import parser, run
@@ -24,7 +25,8 @@ def main(args) -> None:
     )
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--model", dest="id", metavar="ID", required=True, help="id on the model hub: organization/name")
     flags.add_argument("--revision", help="branch, tag or commit; the hub's main branch by default")
@@ -32,4 +34,8 @@ if __name__ == "__main__":
     flags.add_argument(
         "--record", type=output_file, help="JSON to write: commit, and every file with its size and hash"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,9 +1,12 @@
 """Run lm-eval tasks on a model, or on a model under a plan: bundled tasks, your own, or the harness's."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, input_folder, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, run
+from bitplan.cli.parser import add_compute_flags, add_model_flag, parser, run
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import TaskSettings
 
 
 def figures_text(figures) -> str:
@@ -58,21 +61,18 @@ def main(args) -> None:
     print(figures_text(figures))
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
     flags.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
-    flags.add_argument(
-        "--tasks",
-        nargs="+",
-        action="extend",
-        help="names of tasks; the bundled ones by default",
-    )
-    flags.add_argument("--include-path", type=input_folder, help="folder with your own tasks (YAML files of lm-eval)")
-    flags.add_argument("--batch_size", type=count, default=8, help="requests in one batch")
-    flags.add_argument("--max_length", type=number(2, kind=int), default=512, help="tokens that the model sees at once")
-    flags.add_argument("--limit", type=count, help="documents of each task; all by default")
+    tasks = {"help": "names of tasks; the bundled ones by default"}
+    add_settings_flags(flags, TaskSettings, names=tasks, include_path={"type": input_folder})
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--output", type=output_file, help="tasks.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,5 +1,6 @@
 """Run the three presets of the adaptive search, conservative, balanced and aggressive, on a model."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import output_folder
@@ -28,7 +29,7 @@ def main(args) -> None:
     rows = []
     for name, preset in PRESETS.items():
         plan = search(model, alphas, measure, AdaptiveSettings(**preset))
-        write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info, "search_summary")
+        write_config(args.output / f"{name}_config.json", plan, LayerPlan(), model.info)
         rows.append({"preset": name, **plan.summary})
     columns = (
         Column("preset", "preset"),
@@ -39,7 +40,8 @@ def main(args) -> None:
     print(text_table(rows, columns))
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_compute_flags(flags)
     add_calibration_window_flags(flags)
@@ -48,4 +50,8 @@ if __name__ == "__main__":
     flags.add_argument(
         "--output", type=output_folder, default=Path("results/example"), help="folder for the three configurations"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,11 +1,13 @@
 """Write a plan as a GGUF file, each tensor in the type that holds its format or comes nearest, and report every tensor."""
 
-import os
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_base_kl_flag, add_model_flag, count, parser, positive, run
+from bitplan.cli.parser import add_base_kl_flag, add_model_flag, add_threads_flag, parser, run
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import ExportSettings
 
 
 def main(args) -> None:
@@ -34,35 +36,26 @@ def main(args) -> None:
     print(f"{report['differences']} layers are not as they were asked for; {args.report} says how and why")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument(
         "--plan", type=input_file, required=True, help="config.json, plan.json or mixed_precision_config.pt"
     )
     flags.add_argument("--base", type=input_file, help="the model as GGUF in full precision; converted when absent")
-    flags.add_argument(
-        "--unquantized", choices=("f16", "bf16"), default="f16", help="type of layers that the plan leaves at 16 bits"
-    )
-    flags.add_argument(
-        "--match",
-        choices=("bits", "distortion"),
-        default="bits",
-        help="how the type for a format that GGUF lacks is chosen",
-    )
-    flags.add_argument(
-        "--max-error",
-        type=positive,
-        default=1e-3,
-        help="squared error, as a share of the squares, that a type may make on weights with a width per channel",
-    )
+    add_settings_flags(flags, ExportSettings)
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--model-name", help="name of the model in the file; the folder's by default")
     flags.add_argument("--plan-name", help="name of the plan in the file; by default that of its file or folder")
     flags.add_argument("--scores", type=input_file, help="the plan's perplexity.json, for the KL in the file")
     flags.add_argument("--calibration", type=input_file, help="the calibration text, for its SHA-256 in the file")
     add_base_kl_flag(flags)
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     flags.add_argument("--report", type=output_file, required=True, help="report.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,11 +1,11 @@
 """Write the configuration of the W4 + A4/A8 search as a GGUF file: W4 layers in q4_0, the rest in f16, smoothing folded in."""
 
-import os
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, count, parser, run
+from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -35,7 +35,8 @@ def main(args) -> None:
     write_provenance(args.output, started, **facts)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_id_flag(flags)
     flags.add_argument(
@@ -45,8 +46,12 @@ if __name__ == "__main__":
         "--match", choices=("bits", "distortion"), default="bits", help="q4_0 for W4, or the type of nearest distortion"
     )
     add_base_kl_flag(flags)
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    add_threads_flag(flags)
     flags.add_argument(
         "--output", type=output_file, default=Path("models/qwen2.5-7b-mixed.gguf"), help="GGUF file to write"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,6 +1,7 @@
 """Statistics of every layer: spectrum and moments of the weights, size of the activations on calibration text."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
 from bitplan.cli.parser import (
@@ -42,7 +43,8 @@ def main(args) -> None:
     print(f"{len(rows)} layers on {tokens.numel()} tokens: {args.output}, {importance}")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -53,4 +55,8 @@ if __name__ == "__main__":
     flags.add_argument(
         "--save-text", type=output_file, help="also write tokens and final hidden states on the calibration text"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,10 +1,12 @@
 """Train the bundled model from a seed: text, tokenizer, model."""
 
 import json
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import output_folder
-from bitplan.cli.parser import count, number, parser, run
+from bitplan.cli.parser import parser, run
+from bitplan.config.flag_types import count, number
 from bitplan.demo.settings import TrainingSettings
 
 # Texts and questions come from streams of their own, so that no story is in two of them on purpose.
@@ -33,9 +35,14 @@ def main(args) -> None:
     train_model(tokens, settings).save_pretrained(args.output / "model")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--output", type=output_folder, default=Path("demo"), help="folder for texts, tasks and model")
     flags.add_argument("--seed", type=number(0, kind=int), default=TrainingSettings.seed, help="seed of everything")
     flags.add_argument("--steps", type=count, default=TrainingSettings.steps, help="steps of the training")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

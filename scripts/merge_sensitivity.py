@@ -1,6 +1,7 @@
 """Join the sensitivity tables of shards: the table that one run without --shard writes, byte for byte."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import add_model_flag, parser, run
@@ -20,7 +21,8 @@ def main(args) -> None:
     tell_agreement(args.output, args.report)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument(
@@ -28,4 +30,8 @@ if __name__ == "__main__":
     )
     flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
     flags.add_argument("--output", type=output_file, required=True, help="sensitivity.tsv to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

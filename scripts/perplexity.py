@@ -1,6 +1,7 @@
 """Perplexity of a model, of a plan, or of a file in its runtime, and its KL divergence from the full-precision model."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import any_path, input_file, output_file
 from bitplan.cli.parser import (
@@ -64,7 +65,8 @@ def main(args) -> None:
     print(f"KL {result['kl_mean']:.6f} nats per token, top-1 agreement {100 * result['top1_agreement']:.2f} %")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -80,4 +82,8 @@ if __name__ == "__main__":
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     )
     flags.add_argument("--output", type=output_file, required=True, help="perplexity.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,10 +1,10 @@
 """Apply a configuration to a model: print the formats of every layer, and write a checkpoint with the quantized values."""
 
-import os
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
-from bitplan.cli.parser import add_model_flag, count, parser, run
+from bitplan.cli.parser import add_model_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -31,16 +31,17 @@ def main(args) -> None:
         weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, info.quantizable))
         done = write_checkpoint(args.output, described_checkpoint(args.model, info), info, plan, weights)
         # In a folder of its own: smoothing factors beside the weights would be read as weights.
-        write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info, "summary")
+        write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info)
         write_provenance(args.output, started)
         print(f"\n{args.output}: {done['changed']} weights changed, {done['bytes']:,} bytes")
         if any(made.aq != "bf16" for made in plan.layers.values()):
             print("a checkpoint holds no activation formats: evaluate the plan itself for those")
     if args.save_plan:
-        write_plan(args.save_plan, plan, LayerPlan(), info, "summary")
+        write_plan(args.save_plan, plan, LayerPlan(), info)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument(
@@ -50,5 +51,9 @@ if __name__ == "__main__":
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")
     flags.add_argument("--output", type=new_folder, help="folder for the checkpoint; nothing is written without")
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
-    run(flags, main)
+    add_threads_flag(flags)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

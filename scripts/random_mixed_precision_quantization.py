@@ -1,9 +1,12 @@
 """Random mixed precision: shares of mxfp4 and bf16 drawn by seed, experts and attention first, the rest mxfp8."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, count, number, parser, ratio, run
+from bitplan.cli.parser import add_compute_flags, add_model_flag, parser, run
+from bitplan.config.flags import add_settings_flags
+from bitplan.search.random.settings import RandomPlan
 
 
 def main(args) -> None:
@@ -19,21 +22,23 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = random_plan(info, settings)
     default = LayerPlan(DEFAULT_FORMAT, DEFAULT_FORMAT, settings.group_size)
-    write_config(args.output_config, plan, default, info, "summary")
+    write_config(args.output_config, plan, default, info)
     if args.output_plan:
-        write_plan(args.output_plan, plan, default, info, "summary")
+        write_plan(args.output_plan, plan, default, info)
     write_provenance(args.output_config, started)
     print_result(plan, info, args.verbose)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
-    flags.add_argument("--mxfp4-ratio", type=ratio, default=0.3, help="share of layers in mxfp4")
-    flags.add_argument("--bf16-ratio", type=ratio, default=0.2, help="share of layers in bf16")
-    flags.add_argument("--seed", type=number(0, kind=int), default=42, help="the same seed gives the same plan")
-    flags.add_argument("--group-size", type=count, default=32, help="values per block")
+    add_settings_flags(flags, RandomPlan)
     flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,5 +1,7 @@
 """Put all plans and baselines of a model into one table, one page and one figure."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.inputs import input_file, input_folder, output_file
 from bitplan.cli.parser import add_model_flag, parser, run
 
@@ -37,7 +39,8 @@ def main(args) -> None:
     print(texts(tables))
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument("--results", type=input_folder, required=True, help="folder of the model's results")
@@ -52,4 +55,8 @@ if __name__ == "__main__":
     flags.add_argument("--text", type=output_file, required=True, help="readable table to write")
     flags.add_argument("--page", type=output_file, required=True, help="comparison.html to write")
     flags.add_argument("--figure", type=output_file, required=True, help="SVG to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,9 +1,11 @@
 """Round the weights of a plan with error feedback: later columns make up for the errors of earlier ones, in the same number of bytes."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_folder
-from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.config.flag_types import count, number
 
 # Those of bitplan.rounding.layer.ROUNDINGS, which is not loaded for --help.
 ROUNDINGS = ("nearest", "feedback", "tuned")
@@ -29,13 +31,14 @@ def main(args) -> None:
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
     settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
-    write_plan(args.output / "plan.json", made, LayerPlan(), model.info, "search_summary")
+    write_plan(args.output / "plan.json", made, LayerPlan(), model.info)
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
     write_provenance(args.output / "plan.json", started, block_forwards=model.model.block_forwards)
     print_rounding(args.output, rows)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -55,4 +58,8 @@ if __name__ == "__main__":
     flags.add_argument("--tokens-per-step", type=count, default=2048, help="calibration tokens that a step looks at")
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -2,6 +2,7 @@
 one layer alone."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
@@ -9,13 +10,12 @@ from bitplan.cli.parser import (
     add_compute_flags,
     add_model_flag,
     add_text_flag,
-    count,
-    number,
     parser,
     run,
-    share,
-    size,
 )
+from bitplan.config.flag_types import share, size
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import SensitivitySettings
 
 
 def main(args) -> None:
@@ -25,16 +25,17 @@ def main(args) -> None:
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.reference.opening import opened
     from bitplan.sensitivity.candidates import MeasureSettings
-    from bitplan.sensitivity.local_errors import SensitivitySettings, activation_choices, choice_named
+    from bitplan.sensitivity.local_errors import SensitivitySettings as LocalSettings
+    from bitplan.sensitivity.local_errors import activation_choices, choice_named
     from bitplan.sensitivity.local_run import GAUSSIAN
     from bitplan.sensitivity.run import check_flags, make_table, tell_agreement
 
     started = time.monotonic()
-    palette = [choice_named(name) for name in args.palette or ()]
+    palette = [choice_named(name) for name in args.palette]
     choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
-    alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
-    settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
-    outside = tuple(format_named(name).name for name in args.embeddings or ())
+    alphas = () if args.no_smoothing else tuple(args.smooth_alpha)
+    settings = LocalSettings(choices, alphas, not args.norms_only, args.tokens)
+    outside = tuple(format_named(name).name for name in args.embeddings)
     draws = args.draws if args.metric == "gradient" else None
     if outside and args.anchors is None and draws is None:
         hint = "Give --anchors 1, 2 or all, or --metric gradient"
@@ -58,10 +59,8 @@ def main(args) -> None:
     tell_agreement(args.output, args.report)
 
 
-DRAWS = 16
-
-
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -74,54 +73,20 @@ if __name__ == "__main__":
         kind=str,
         wanted=lambda args: not args.random,
     )
-    flags.add_argument("--random", action="store_true", help="the same as --calibration random")
-    flags.add_argument(
-        "--palette",
-        nargs="+",
-        action="extend",
-        help="candidates to measure besides: formats of weights, or weights/inputs as mxfp4/mxfp8 and int4_g128/int8_token",
+    palette = (
+        "candidates to measure besides: formats of weights, or weights/inputs as mxfp4/mxfp8 and int4_g128/int8_token"
     )
-    flags.add_argument("--group-size", type=count, default=128, help="weights per group of int4")
-    flags.add_argument(
-        "--activation-scope", choices=("tensor", "token"), default="tensor", help="what an activation scale spans"
-    )
-    flags.add_argument(
-        "--smooth-alpha",
-        type=number(0.0, 1.0),
-        nargs="+",
-        action="extend",
-        help="SmoothQuant's alpha; the best of several for each group",
+    add_settings_flags(
+        flags,
+        SensitivitySettings,
+        random={"help": "the same as --calibration random"},
+        palette={"help": palette},
+        memory_limit={"type": size},
+        metric={"choices": ("measured", "gradient"), "default": "measured"},
+        shards={"type": share, "default": "1/1", "help": "a share of the layers; merge_sensitivity.py joins them"},
     )
     flags.add_argument("--no-smoothing", action="store_true", help="measure without SmoothQuant")
     flags.add_argument("--norms-only", action="store_true", help="smooth only what can be folded into a norm")
-    flags.add_argument("--tokens", type=count, default=2048, help="tokens looked at for each layer")
-    flags.add_argument(
-        "--metric",
-        choices=("measured", "gradient"),
-        default="measured",
-        help="where KL comes from: measured as --anchors says, or from a few backward passes for all that --anchors do not measure",
-    )
-    flags.add_argument(
-        "--draws", type=count, default=DRAWS, help="draws of labels for each window, with --metric gradient"
-    )
-    flags.add_argument(
-        "--anchors",
-        choices=("1", "2", "all"),
-        help="formats of each layer whose KL is measured; of the others it is fitted",
-    )
-    flags.add_argument(
-        "--embeddings",
-        nargs="+",
-        action="extend",
-        help="formats in which the token embedding and the output matrix are measured too, with --anchors",
-    )
-    flags.add_argument(
-        "--memory-limit", type=size, default="4GB", help="for the hidden states of candidates, with --anchors"
-    )
-    flags.add_argument("--fisher", action="store_true", help="also the Fisher score, from one backward pass")
-    flags.add_argument(
-        "--shard", type=share, default="1/1", help="a share of the layers; merge_sensitivity.py joins them"
-    )
     flags.add_argument(
         "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; found anew when absent"
     )
@@ -132,4 +97,8 @@ if __name__ == "__main__":
     flags.add_argument(
         "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"
     )
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

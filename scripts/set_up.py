@@ -127,12 +127,18 @@ def set_up(place: Path) -> None:
     _say(f"done, {place}", started)
 
 
-def main() -> None:
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's flags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--venv", type=Path, default=ROOT / ".venv")
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
     parser.add_argument(
         "--converter-only", action="store_true", help="only the converter, into this interpreter's environment"
     )
+    return parser
+
+
+def main() -> None:
+    parser = build_parser()
     args = parser.parse_args()
     if os.path.exists(args.venv) and not os.path.isdir(args.venv):
         parser.error(f"--venv {args.venv}: is a file; choose a folder")

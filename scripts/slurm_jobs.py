@@ -3,6 +3,7 @@
 After Snakemake was killed its jobs go on. Await them (what they finish counts) or cancel them, then `snakemake --unlock` and start again.
 """
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_folder
@@ -20,7 +21,8 @@ def main(args) -> None:
     print("\n".join(map(str, jobs)) or "no jobs in the queue")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument(
         "--directory",
@@ -31,4 +33,8 @@ if __name__ == "__main__":
     choice = flags.add_mutually_exclusive_group()
     choice.add_argument("--wait", action="store_true", help="wait until all have ended")
     choice.add_argument("--cancel", action="store_true", help="cancel them")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -2,11 +2,14 @@
 
 import logging
 import time
-from argparse import ArgumentTypeError, BooleanOptionalAction
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
-from bitplan.cli.parser import add_bos_flag, add_compute_flags, count, number, parser, ratio, run
+from bitplan.cli.parser import add_bos_flag, add_compute_flags, parser, run
+from bitplan.config.flag_types import count, number
+from bitplan.config.flags import add_settings_flags
+from bitplan.search.sparsegpt.settings import SparseGPTPlan
 
 # True: log the scores and widths of every layer, as --debug does.
 DEBUG = False
@@ -28,33 +31,20 @@ def __getattr__(name: str):
     return {"SparseGPT": SparseGPT, "QuantizationStats": QuantizationStats, "Quantizer": Quantizer}[name]
 
 
-def named_number(text: str) -> tuple[str, float]:
-    """The argparse type of NAME=NUMBER."""
-    name, equals, value = text.rpartition("=")
-    if not equals or not name:
-        raise ArgumentTypeError(f"{text!r} is not NAME=NUMBER")
-    try:
-        return name, float(value)
-    except ValueError:
-        raise ArgumentTypeError(f"{value!r} in {text!r} is not a number") from None
-
-
 def settings_of(args):
     """Return the settings that the flags say."""
     from bitplan.rounding.sweep import Pruning
     from bitplan.search.sparsegpt.layer import ChannelSettings
-    from bitplan.search.sparsegpt.scores import WEIGHTS
-    from bitplan.search.sparsegpt.settings import ModelSettings
+    from bitplan.search.sparsegpt.model_settings import ModelSettings
 
     targets = tuple(args.target_avg_bits or ())
     quantiles = None if args.quantiles is None else tuple(args.quantiles)
-    weights = dict(args.weights) if args.weights else dict(WEIGHTS)
     return ModelSettings(
         pruning=Pruning(args.sparsity, args.prunen, args.prunem),
         targets=() if targets == (16.0,) else targets,
-        layer_bits=tuple(args.layer_bits or ()),
+        layer_bits=tuple(args.layer_bits),
         method=args.bit_allocation_method,
-        channels=ChannelSettings(tuple(args.bit_options or (2, 3, 4, 6, 8)), quantiles, weights),
+        channels=ChannelSettings(tuple(args.bit_options), quantiles, dict(args.weights)),
         symmetric=args.sym,
         cut_ranges=args.mse,
         group_size=args.group_size,
@@ -84,7 +74,7 @@ def main(args) -> None:
         print_scores(model, plan, args.evaluation, args.seqlen, skip)
 
 
-def build_parser():
+def build_parser() -> ArgumentParser:
     """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("model", type=Path, help="folder of a checkpoint, a model.json, or an id on the model hub")
@@ -95,30 +85,9 @@ def build_parser():
     flags.add_argument("--nsamples", type=count, default=128, help="calibration windows")
     flags.add_argument("--seqlen", type=number(2, kind=int), default=2048, help="tokens per window")
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn")
-    flags.add_argument("--sparsity", type=ratio, default=0.0, help="share of the weights that become 0, below 1")
-    flags.add_argument("--prunen", type=number(0, kind=int), default=0, help="prune this many of every --prunem")
-    flags.add_argument("--prunem", type=number(0, kind=int), default=0, help="neighbours in a row, as 2 of 4")
-    flags.add_argument(
-        "--target_avg_bits", type=number(0.0, 16.0, open_low=True), nargs="+", action="extend",
-        help="mean width of a layer's channels; several: for as many equal parts of the blocks; 16: prune only; plain quantiles when absent",
-    )  # fmt: skip
-    flags.add_argument("--layer_bits", type=named_number, nargs="+", action="extend", metavar="PATTERN=BITS",
-                       help="mean width for the layers that match; the last match wins")  # fmt: skip
-    flags.add_argument("--bit_allocation_method", choices=("quantile", "budget", "optimal", "uniform"),
-                       default="quantile", help="how widths are given to channels")  # fmt: skip
-    flags.add_argument("--bit_options", type=number(2, 8, kind=int), nargs="+", action="extend",
-                       help="widths to choose from; 2 3 4 6 8 by default")  # fmt: skip
-    flags.add_argument("--quantiles", type=ratio, nargs="+", action="extend",
-                       help="shares of the channels up to each width but the last; even by default")  # fmt: skip
-    flags.add_argument("--weights", type=named_number, nargs="+", action="extend", metavar="SCORE=WEIGHT",
-                       help="weights of the scores activation, hessian, weight, output, stability; .25 .25 .15 .25 .10")  # fmt: skip
-    flags.add_argument("--sym", action=BooleanOptionalAction, default=True, help="symmetric codes, or a zero point")
-    flags.add_argument("--mse", action=BooleanOptionalAction, default=True, help="cut ranges where that helps")
-    flags.add_argument("--group_size", type=count, help="inputs of a row that share a scale; the whole row by default")
-    flags.add_argument("--blocksize", type=count, default=128, help="columns between two updates of the rest")
-    flags.add_argument("--percdamp", type=number(0.0), default=0.01, help="damping, in shares of the mean diagonal")
-    flags.add_argument("--compensate", action=BooleanOptionalAction, default=True,
-                       help="let later columns make up for earlier ones; without: magnitude pruning, rounding to nearest")  # fmt: skip
+    # The document's command gives widths by plain quantiles unless it is told an average.
+    told = "mean width of a layer's channels, without scales; several: for equal parts of the blocks; 16: prune only; plain quantiles when absent"
+    add_settings_flags(flags, SparseGPTPlan, target_avg_bits={"default": None, "help": told})
     flags.add_argument("--evaluation", type=input_file, help="text on which the compressed model is scored at the end")
     flags.add_argument("--debug", action="store_true", help="log scores and widths of every layer")
     flags.add_argument("--save", type=new_folder, help="folder for the compressed checkpoint, which transformers loads")

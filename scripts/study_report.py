@@ -1,5 +1,7 @@
 """Put the cells of a study into a table and a figure."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.inputs import input_folder, output_file
 from bitplan.cli.parser import parser, run
 
@@ -35,7 +37,8 @@ def main(args) -> None:
     print(text)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--results", type=input_folder, required=True, help="folder of the model's results")
     flags.add_argument("--study", required=True, help="name of the study, for the title")
@@ -46,4 +49,8 @@ if __name__ == "__main__":
     flags.add_argument("--output", type=output_file, required=True, help="TSV to write")
     flags.add_argument("--text", type=output_file, required=True, help="readable table to write")
     flags.add_argument("--figure", type=output_file, required=True, help="SVG to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

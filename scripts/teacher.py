@@ -1,9 +1,11 @@
 """Save a text's tokens and the full-precision model's final hidden states, with which plans are compared."""
 
 import time
+from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, number, parser, run
+from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
+from bitplan.config.flag_types import number
 
 
 def main(args) -> None:
@@ -19,7 +21,8 @@ def main(args) -> None:
     print(f"{made.tokens.shape[0]} windows of {made.tokens.shape[1]} tokens: {args.output}")
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     add_compute_flags(flags)
@@ -29,4 +32,8 @@ if __name__ == "__main__":
     )
     flags.add_argument("--text", type=input_file, required=True, help="UTF-8 text")
     flags.add_argument("--output", type=output_file, required=True, help="safetensors file to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,5 +1,7 @@
 """Run the tests of the adaptive search."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.parser import parser, run
 
 
@@ -9,5 +11,10 @@ def main(args) -> None:
     run_tests("tests/unit/search/test_adaptive.py", "tests/unit/statistics/test_alpha_hill.py")
 
 
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
+    return parser(__doc__)
+
+
 if __name__ == "__main__":
-    run(parser(__doc__), main)
+    run(build_parser(), main)

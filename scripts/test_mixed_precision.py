@@ -1,18 +1,14 @@
 """Try a configuration of the W4 + A4/A8 search, simulated: perplexity, KL and generated text against full precision."""
 
 import time
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import (
-    add_compute_flags,
-    add_model_id_flag,
-    add_text_flag,
-    add_window_flags,
-    number,
-    parser,
-    run,
-)
+from bitplan.cli.parser import add_compute_flags, add_model_id_flag, add_text_flag, add_window_flags, parser, run
+from bitplan.config.flag_types import number
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import SensitivitySettings
 
 
 def main(args) -> None:
@@ -42,7 +38,8 @@ def main(args) -> None:
     print_comparison(scores, said)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_id_flag(flags)
     add_compute_flags(flags, device="auto")
@@ -53,16 +50,16 @@ if __name__ == "__main__":
         default=Path("mixed_precision_config.pt"),
         help="the search's configuration, or a plan",
     )
-    flags.add_argument(
-        "--activation-scope",
-        choices=("tensor", "token"),
-        default="tensor",
-        help="what an activation scale spans, where the configuration is a .pt, which does not say",
-    )
+    told = "what an activation scale spans, where the configuration is a .pt, which does not say"
+    add_settings_flags(flags, SensitivitySettings, ("activation_scope",), activation_scope={"help": told})
     add_text_flag(flags, "--text", "evaluation.txt", "text to score on, or one saved by teacher.py")
     flags.add_argument("--prompts", action="append", help="a prompt; may be given several times")
     flags.add_argument(
-        "--max_tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"
+        "--max-tokens", type=number(1, kind=int), default=60, help="tokens to generate after each prompt"
     )
     flags.add_argument("--output", type=output_file, help="JSON of the scores and answers to write")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -1,5 +1,7 @@
 """Run the tests of the random method: classification of layers, draws, files, edge cases."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.parser import parser, run
 
 
@@ -9,5 +11,10 @@ def main(args) -> None:
     run_tests("tests/unit/search/test_random_mixed.py", "tests/unit/models/test_layers.py")
 
 
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
+    return parser(__doc__)
+
+
 if __name__ == "__main__":
-    run(parser(__doc__), main)
+    run(build_parser(), main)

@@ -1,5 +1,6 @@
 """Write config.yaml, config.schema.json and docs/errors.md from their sources, or check that they match."""
 
+from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.parser import parser, run
@@ -25,7 +26,12 @@ def main(args) -> None:
             )
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     flags.add_argument("--fix", action="store_true", help="write them")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -95,7 +95,7 @@ def test_the_comparison_has_a_row_for_each_plan_and_baseline_and_agrees_with_the
 
 
 def test_the_adaptive_plan_holds_its_limit_on_the_calibration_text(finished):
-    summary = json.loads((results(finished) / "plans/careful/plan.json").read_text())["search_summary"]
+    summary = json.loads((results(finished) / "plans/careful/plan.json").read_text())["summary"]
     assert summary["ppl_increase"] <= 0.05 and summary["base_ppl"] > 1
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bitplan.search import registry
 from tests.conftest import SCRIPTS
 
 LIBRARY = SCRIPTS / "bitplan"
@@ -16,7 +17,7 @@ LAYERS = (
     "report", "config", "cli", "workflow", "console",
 )  # fmt: skip
 # The method folders of search/: none imports another. What they share stands beside them or in knapsack/.
-METHODS = ("adaptive", "random", "genetic", "optimal", "sparsegpt")
+METHODS = tuple(registry.METHODS)
 FILES = sorted(LIBRARY.rglob("*.py"))
 
 

@@ -14,9 +14,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from bitplan.config.plan_settings import METHODS
 from bitplan.config.settings import Settings
 from bitplan.runtimes.registry import RUNTIMES, runtime_named
+from bitplan.search.registry import METHODS
 from bitplan.workflow.code_versions import content_hashes, files_behind
 from tests.conftest import SCRIPTS
 from tests.workflow.conftest import Finished, snakemake, summary
@@ -86,7 +86,7 @@ def test_everything_is_finished_before_something_changes(everything):
 def test_the_table_has_every_setting():
     assert set(SETTINGS) == set(leaves(Settings))
     assert {method: set(keys) for method, keys in PLAN_SETTINGS.items()} == {
-        method: set(leaves(model)) for method, model in METHODS.items()
+        method: set(leaves(each.settings)) for method, each in METHODS.items()
     }
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,56 +10,39 @@ from typing import NoReturn
 
 from bitplan.cli.bundled_text import TextFlag, fill_texts_
 from bitplan.cli.inputs import check_files, input_file, outputs_of
-from bitplan.config.defaults import BOS_MEANING, BOS_POLICIES, CALIBRATION_WINDOWS, EVALUATION_WINDOWS, WINDOW_LENGTH
+from bitplan.config.flag_types import count, number, or_word
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import CalibrationWindows, ComputeSettings, ModelSettings, Settings, WindowSettings
 from bitplan.core.errors import Problem, UserError, nearest
-from bitplan.core.sizes import bytes_of
-
-MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
-
-
-def number(
-    low: float, high: float = float("inf"), *, kind: type = float, open_low: bool = False
-) -> Callable[[str], float]:
-    """Return an argparse type that accepts numbers from `low` to `high` (`low` itself not, when `open_low`), none infinite."""
-    end = "" if high == float("inf") else f" to {high:g}"
-    high = min(high, MOST if kind is int else sys.float_info.max)
-
-    def parse(text: str) -> float:
-        value = kind(text)
-        fits = low < value if open_low else low <= value
-        if not (fits and value <= high):
-            begin = f"{'over' if open_low else 'from'} {low:g}"
-            raise argparse.ArgumentTypeError(f"{text} is out of range: expected a number {begin}{end}")
-        return value
-
-    parse.__name__ = kind.__name__
-    return parse
-
 
 MOST_LINES = 3
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
 # Set before torch is imported, and only where the user has not. MKL's results may otherwise differ in the last digits from run
 # to run, with the place in memory at which a buffer happens to lie: the same command is to write the same bytes.
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "HF_HUB_DISABLE_TELEMETRY": "1"}
-count = number(1, kind=int)
-ratio = number(0.0, 1.0)
-positive = number(0.0, open_low=True)
 
 
-def size(text: str) -> int:
-    """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
-    try:
-        return bytes_of(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help that marks required flags and shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        words = action.help or ""
+        if action.required and action.option_strings:
+            return f"{words} (required)"
+        shown = _shown(action)
+        return f"{words} (default: {shown})" if shown else words
 
 
-def share(text: str) -> tuple[int, int]:
-    """The argparse type of a share of the work, as 2/4: (number from 1, of how many)."""
-    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip())
-    if not found or int(found[1]) > int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share: expected number/count, from 1/4 to 4/4")
-    return int(found[1]), int(found[2])
+def _shown(action: argparse.Action) -> str:
+    """Return a flag's default as it would be typed; "" where there is nothing to show."""
+    default = action.default
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return "on" if default else "off"
+    if default is None or default is False or default == argparse.SUPPRESS or default == []:
+        return ""
+    words = default if isinstance(default, list) else [default]
+    text = " ".join("=".join(map(str, word)) if isinstance(word, tuple) else str(word) for word in words)
+    return text.replace("%", "%%")
 
 
 class _OneLineParser(argparse.ArgumentParser):
@@ -69,17 +51,21 @@ class _OneLineParser(argparse.ArgumentParser):
     def __init__(self, **how: object) -> None:
         super().__init__(**how)
         self.texts: list[TextFlag] = []
+        # Other spellings of flags, from the documents: accepted, and not shown.
+        self.aliases: dict[str, str] = {}
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        """Parse flags in either spelling, --max_tokens and --max-tokens: documents and habits differ."""
-        return super().parse_known_args([self._declared(word) for word in (args or sys.argv[1:])], namespace)
+        """Parse flags in either spelling, --max_tokens and --max-tokens: documents and habits differ; help shows the dashes."""
+        return super().parse_known_args(
+            [self._declared(word) for word in (sys.argv[1:] if args is None else args)], namespace
+        )
 
     def _declared(self, word: str) -> str:
-        """Return a flag in the spelling that it was declared with; any other word as it is."""
+        """Return a flag as it was declared; any other word as it is."""
         flag, equals, value = word.partition("=")
-        spellings = (flag, f"--{flag[2:].replace('_', '-')}", f"--{flag[2:].replace('-', '_')}")
-        known = next((each for each in spellings if each in self._option_string_actions), flag)
-        return f"{known}{equals}{value}" if word.startswith("--") else word
+        dashed = f"--{flag[2:].replace('_', '-')}"
+        known = self.aliases.get(dashed, dashed)
+        return f"{known}{equals}{value}" if word.startswith("--") and known in self._option_string_actions else word
 
     def error(self, message: str) -> NoReturn:
         """Print one line that tells a misspelt flag first, and exit with 2."""
@@ -98,44 +84,42 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Return a parser that shows defaults, refuses abbreviated flags and knows `--verbose`."""
-    made = _OneLineParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    made = _OneLineParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
     made.add_argument("--verbose", action="store_true", help="log details")
     return made
 
 
 def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32", device: str = "cpu") -> None:
-    """Add --device, --dtype and --threads."""
-    made.add_argument("--device", default=device, help="cpu, cuda, cuda:N, mps, or auto: the best that is there")
+    """Add --device, --dtype and --threads: the settings of `compute`, and what a command takes besides."""
+    dtypes = ("fp32", "fp16", "bf16", "auto")
     told = "number type to compute in; auto: bf16 where the processor computes in it, else fp32"
-    made.add_argument("--dtype", default=dtype, choices=("fp32", "fp16", "bf16", "auto"), help=told)
+    how = {"device": {"default": device}, "dtype": {"default": dtype, "choices": dtypes, "help": told}}
+    add_settings_flags(made, ComputeSettings, **how)
+    add_threads_flag(made)
+
+
+def add_threads_flag(made: argparse.ArgumentParser) -> None:
+    """Add --threads, by default all that the machine has."""
     made.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
 
 
-def count_or_all(text: str) -> int | None:
-    """The argparse type of a count, or None for `all`."""
-    return None if text == "all" else count(text)
-
-
-def add_window_flags(made: argparse.ArgumentParser, sequences: int = EVALUATION_WINDOWS) -> None:
+def add_window_flags(
+    made: argparse.ArgumentParser, model: type[WindowSettings] = WindowSettings, sequences: int | None = None
+) -> None:
     """Add --length, --sequences and --bos: how a text is cut into windows of tokens, by default as in the workflow."""
-    made.add_argument(
-        "--length", type=number(2, kind=int), default=WINDOW_LENGTH, help="tokens per window, as in the workflow"
-    )
-    told = "windows to use, as in the workflow, or all"
-    made.add_argument("--sequences", type=count_or_all, default=sequences, metavar="COUNT|all", help=told)
+    own = {"default": sequences} if sequences else {}
+    add_settings_flags(made, model, sequences={"help": "windows to use, or all of the text", **own})
     add_bos_flag(made)
 
 
 def add_calibration_window_flags(made: argparse.ArgumentParser) -> None:
     """Add --length, --sequences and --bos for a text that is measured on."""
-    add_window_flags(made, CALIBRATION_WINDOWS)
+    add_window_flags(made, CalibrationWindows)
 
 
 def add_bos_flag(made: argparse.ArgumentParser) -> None:
     """Add --bos."""
-    made.add_argument("--bos", choices=BOS_POLICIES, default="auto", help=BOS_MEANING)
+    add_settings_flags(made, Settings, only=("bos",))
 
 
 def add_text_flag(
@@ -151,29 +135,24 @@ def add_text_flag(
     made.texts.append(TextFlag(flag, bundled, wanted))
 
 
-def add_model_flag(made: argparse.ArgumentParser) -> None:
+def add_model_flag(made: argparse.ArgumentParser, required: bool = True, default: Path | None = None) -> None:
     """Add --model and --revision."""
     told = "folder of a checkpoint, the model.json of one, or an id on the model hub (organization/name)"
-    made.add_argument("--model", type=Path, required=True, help=told)
+    made.add_argument("--model", type=Path, required=required, default=default, help=told)
     made.add_argument("--revision", help="branch, tag or commit on the model hub; its main branch by default")
 
 
 def add_base_kl_flag(made: argparse.ArgumentParser) -> None:
     """Add --allow-base-kl; without a number it allows any."""
     told = "largest KL of the model's own GGUF file from the model, nats per token; without a number: any"
-    made.add_argument("--allow-base-kl", type=_base_kl, nargs="?", const=float("inf"), default=1e-3, help=told)
-
-
-def _base_kl(text: str) -> float:
-    """The argparse type of a limit on KL: a number from 0, or inf."""
-    return float("inf") if text == "inf" else number(0.0)(text)
+    how = {"nargs": "?", "const": float("inf"), "type": or_word(number(0.0), {"inf": float("inf")}), "help": told}
+    add_settings_flags(made, ModelSettings, only=("allow_base_kl",), allow_base_kl=how)
 
 
 def add_model_id_flag(made: argparse.ArgumentParser) -> None:
-    """Add --model_id, which is --model with a default, and --revision."""
-    help_text = "folder of a checkpoint, a model.json, or an id on the model hub"
-    made.add_argument("--model_id", "--model", dest="model", type=Path, default=Path(QWEN), help=help_text)
-    made.add_argument("--revision", help="revision on the model hub: branch, tag or commit")
+    """Add --model with a default, which the documents call --model_id, and --revision."""
+    add_model_flag(made, default=Path(QWEN), required=False)
+    made.aliases["--model-id"] = "--model"
 
 
 def _configure_logging(verbose: bool) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from bitplan.config.plan_settings import METHODS
+from bitplan.search.registry import METHODS
 
 DEMO_FILE = Path("demo") / "config.yaml"
 # What a model is compared in where a configuration names no plan.
@@ -64,7 +64,7 @@ def _plans(config: Config) -> list[Config]:
 
 def _value(plan: Config, key: str) -> Any:
     """Return a plan's setting, or its method's default; None where the method lacks it."""
-    field = METHODS[plan["method"]].model_fields.get(key)
+    field = METHODS[plan["method"]].settings.model_fields.get(key)
     return plan.get(key, field.get_default(call_default_factory=True)) if field else None
 
 

@@ -1,8 +1,6 @@
 """The settings of the workflow: every key of `config.yaml`, its type, range and meaning. They reach commands as flags only."""
 
-import difflib
-import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,23 +16,16 @@ from bitplan.config.defaults import (
     WINDOW_LENGTH,
     Bos,
 )
-from bitplan.config.plan_settings import (
-    METHODS,
-    AnyPlan,
-    CandidateName,
-    CheckSettings,
-    FormatName,
-    Name,
-    PathName,
-    Section,
-)
 from bitplan.config.recipes import IMATRIX_SUFFIX as IMATRIX_SUFFIX
 from bitplan.config.recipes import Recipe
-from bitplan.config.renamed import instead_of
+from bitplan.config.setting_errors import problem_of
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
+from bitplan.core.section import Flag, Name, PathName, Section
 from bitplan.core.sizes import bytes_of
 from bitplan.runtimes.registry import known_runtime
+from bitplan.search.plan_settings import CandidateName, FormatName
+from bitplan.search.registry import AnyPlan
 
 
 def _amount(text: str) -> str:
@@ -82,19 +73,25 @@ class WindowSettings(Section):
     """How a text is cut into windows of tokens."""
 
     length: int = Field(WINDOW_LENGTH, ge=2, description="tokens per window")
-    sequences: int | None = Field(EVALUATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+    sequences: Annotated[int | None, Flag(null="all")] = Field(
+        EVALUATION_WINDOWS, ge=1, description="windows to use; null: all of the text"
+    )
 
 
 class CalibrationWindows(WindowSettings):
     """How the calibration text is cut."""
 
-    sequences: int | None = Field(CALIBRATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+    sequences: Annotated[int | None, Flag(null="all")] = Field(
+        CALIBRATION_WINDOWS, ge=1, description="windows to use; null: all of the text"
+    )
 
 
 class ValidationWindows(WindowSettings):
     """How the text of validation is cut."""
 
-    sequences: int | None = Field(VALIDATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+    sequences: Annotated[int | None, Flag(null="all")] = Field(
+        VALIDATION_WINDOWS, ge=1, description="windows to use; null: all of the text"
+    )
 
 
 class ExportSettings(Section):
@@ -127,7 +124,7 @@ class SensitivitySettings(Section):
     activation_scope: Literal["tensor", "token"] = Field(
         "tensor", description="what a scale of A4 and A8 spans: a window, or each token"
     )
-    smooth_alpha: list[Annotated[float, Field(ge=0, le=1)]] = Field(
+    smooth_alpha: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Flag(empty="no-smoothing")] = Field(
         [0.5], description="SmoothQuant's alpha; of several the best for each group; none: no smoothing"
     )
     palette: list[CandidateName] = Field(
@@ -135,7 +132,9 @@ class SensitivitySettings(Section):
         description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that plans may choose from are added",
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
-    random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
+    random: Annotated[bool, Flag(switch=True)] = Field(
+        False, description="Gaussian inputs in the place of the calibration text"
+    )
     anchors: Literal[1, 2, "all"] | None = Field(
         None,
         description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
@@ -144,16 +143,22 @@ class SensitivitySettings(Section):
         "auto",
         description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure; auto: gradient if an optimal plan or embeddings need KL and there are no anchors",
     )
-    draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
+    draws: Annotated[int, Flag(when=("metric", "gradient"))] = Field(
+        16, ge=1, description="draws of labels for each window, with metric gradient"
+    )
     embeddings: list[FormatName] | None = Field(
         None,
         description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal",
     )
-    memory_limit: Amount = Field(
+    memory_limit: Annotated[Amount, Flag(by_rule=True)] = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
     )
-    shards: int = Field(1, ge=1, description="jobs that share the layers; the table is the same for any number")
-    fisher: bool = Field(False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL")
+    shards: Annotated[int, Flag(name="shard", by_rule=True)] = Field(
+        1, ge=1, description="jobs that share the layers; the table is the same for any number"
+    )
+    fisher: Annotated[bool, Flag(switch=True)] = Field(
+        False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL"
+    )
 
     @field_validator("anchors", mode="before")
     @classmethod
@@ -178,7 +183,9 @@ class SensitivitySettings(Section):
 class TaskSettings(Section):
     """Which lm-eval tasks are run on the model and on every plan."""
 
-    names: list[str] = Field([], description="tasks, e.g. demo_stories and demo_memory; none by default")
+    names: Annotated[list[str], Flag(name="tasks")] = Field(
+        [], description="tasks, e.g. demo_stories and demo_memory; none by default"
+    )
     include_path: PathName | None = Field(None, description="folder with your own tasks (YAML files of lm-eval)")
     limit: int | None = Field(None, ge=1, description="documents of each task; all when absent")
     batch_size: int = Field(
@@ -281,21 +288,11 @@ class Settings(Section):
         return self
 
     @model_validator(mode="after")
-    def _optimal_plans_have_what_they_need(self) -> "Settings":
-        """Measured KL, and the baseline whose size is theirs."""
+    def _plans_have_what_they_need(self) -> "Settings":
+        """Each method says what a plan of it needs of the other settings."""
         for name, plan in self.every_plan.items():
-            if plan.method == "optimal" and not self.has_kld:
-                hint = "set sensitivity.metric to auto or gradient, or sensitivity.anchors to 1, 2 or all"
-                raise ValueError(f"plan {name} is optimal by KL: {hint}")
-            if plan.method == "optimal" and self.sensitivity.random:
-                raise ValueError(
-                    f"plan {name} is optimal by KL on the calibration text: set sensitivity.random to false"
-                )
-            if plan.method == "optimal" and (plan.correct or plan.refine) and self.calibration.sequences is None:
-                what = "decides its steps on calibration text that was not measured on"
-                raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and refine to false")
-            if getattr(plan, "same_size_as", None) not in (None, *self.baselines):
-                raise ValueError(f"plan {name} is to have the size of {plan.same_size_as}, which is no baseline")
+            for what in plan.lacks(self):
+                raise ValueError(f"plan {name} {what}")
         return self
 
     @model_validator(mode="after")
@@ -313,76 +310,12 @@ class Settings(Section):
         return self
 
 
-def _keys_at(location: tuple) -> list[str]:
-    """Return the keys that are valid where an unknown key was found."""
-    sections: dict[str, type[Section]] = {
-        "compute": ComputeSettings,
-        "calibration": WindowSettings,
-        "evaluation": WindowSettings,
-    }
-    sections["validation"] = WindowSettings
-    sections |= {
-        "export": ExportSettings,
-        "speed": SpeedSettings,
-        "tasks": TaskSettings,
-        "sensitivity": SensitivitySettings,
-    }
-    if len(location) == 1:
-        return list(Settings.model_fields)
-    if location[0] == "studies":
-        return list(StudySettings.model_fields)
-    if location[0] == "plans":
-        return list((CheckSettings if "check" in location[2:-1] else METHODS[location[2]]).model_fields)
-    return list((ModelSettings if location[0] == "models" else sections[location[0]]).model_fields)
-
-
-# What YAML reads as truth values, as it was probably written.
-BOOLEANS = {"False": "no", "True": "yes"}
-
-# Codes of what pydantic finds; every other kind is SETTINGS-INVALID.
-CODES = {
-    "missing": "SETTINGS-MISSING",
-    "literal_error": "SETTINGS-NOT-A-CHOICE",
-    "greater_than": "SETTINGS-OUT-OF-RANGE",
-    "greater_than_equal": "SETTINGS-OUT-OF-RANGE",
-    "less_than": "SETTINGS-OUT-OF-RANGE",
-    "less_than_equal": "SETTINGS-OUT-OF-RANGE",
-    "finite_number": "SETTINGS-OUT-OF-RANGE",
-}
-
-
-def _problem(error: Mapping[str, Any]) -> Problem:
-    location = error["loc"] or ("configuration",)
-    shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
-    if error["type"] == "extra_forbidden" and (instead := instead_of(location, error["input"])):
-        return Problem("SETTINGS-RENAMED", shown, f"was renamed: {instead}", "docs/extending.md lists the runtimes")
-    if error["type"] == "extra_forbidden":
-        known = _keys_at(location)
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        return Problem(
-            "SETTINGS-UNKNOWN-KEY",
-            shown,
-            "unknown key",
-            f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}",
-        )
-    if error["type"] == "union_tag_not_found":
-        return Problem("SETTINGS-NO-METHOD", shown, "has no method", f"Add one of: {', '.join(METHODS)}")
-    if location[-1] == "[key]" and error["type"] == "string_type":
-        name = BOOLEANS.get(str(error["input"]), str(error["input"]))
-        what = f"YAML reads the name {name} as a value of type {type(error['input']).__name__}"
-        return Problem("SETTINGS-NAME-NOT-TEXT", str(location[0]), what, f'Put the name in quotes: "{name}"')
-    what = error["msg"].removeprefix("Value error, ")
-    hint = "Add it" if error["type"] == "missing" else "config.yaml describes every setting"
-    given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"
-    return Problem(CODES.get(error["type"], "SETTINGS-INVALID"), shown, what[0].lower() + what[1:] + given, hint)
-
-
 def parse_settings(config: Mapping[str, Any]) -> Settings:
     """Return the settings in a configuration. Raises `UserError` with one line for every problem."""
     try:
         return TypeAdapter(Settings).validate_python(dict(config))
     except ValidationError as error:
-        raise UserError(_problem(each) for each in error.errors()) from None
+        raise UserError(problem_of(each, Settings) for each in error.errors()) from None
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -422,20 +355,3 @@ def check_duplicate_keys(path: Path) -> None:
         raise UserError(
             [Problem("SETTINGS-NOT-YAML", str(path), f"is not YAML: {' '.join(str(error).split())}")]
         ) from None
-
-
-def _words(values: Mapping[str, Any]) -> Iterator[str]:
-    for key in sorted(values):
-        value, flag = values[key], f"--{key}"
-        if value is None:
-            continue
-        if isinstance(value, bool):
-            yield flag if value else f"--no-{key}"
-            continue
-        for item in value if isinstance(value, (list, tuple)) else (value,):
-            yield from (flag, str(item))
-
-
-def cli_flags(values: Mapping[str, Any]) -> str:
-    """Return settings as one sorted string of flags: lists repeat the flag, booleans are --x/--no-x, None is left out."""
-    return shlex.join(_words(values))

@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from bitplan.config.plan_settings import AnyPlan, Name, Section
+from bitplan.core.section import Name, Section
+from bitplan.search.registry import AnyPlan
 
 Values = list[Any] | dict[Name, Any]
 

@@ -8,8 +8,9 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from bitplan.config.plan_settings import METHODS
 from bitplan.config.settings import Settings
+from bitplan.search.plan_settings import PlanSettings
+from bitplan.search.registry import METHODS
 
 HEAD = (
     "# Settings of the workflow. Every key is here with its default, meaning and range.\n"
@@ -63,13 +64,14 @@ def _section(model: type[BaseModel], values: Mapping[str, Any], indent: int) -> 
 
 
 def _method_lines() -> Iterator[str]:
-    for name, model in METHODS.items():
+    for name, method in METHODS.items():
         yield f"  # method {name}:"
-        for key, field in model.model_fields.items():
-            if key != "method":
-                default = field.get_default(call_default_factory=True)
-                shown = default.model_dump() if isinstance(default, BaseModel) else default
-                yield f"  #   {key}: {_value(shown)} {_comment(field)}"
+        fields = method.settings.model_fields
+        own = [key for key in fields if key not in PlanSettings.model_fields and key != "method"]
+        for key in (*own, *PlanSettings.model_fields):
+            default = fields[key].get_default(call_default_factory=True)
+            shown = default.model_dump() if isinstance(default, BaseModel) else default
+            yield f"  #   {key}: {_value(shown)} {_comment(fields[key])}"
 
 
 def _lines() -> Iterator[str]:

@@ -5,7 +5,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bitplan.cli.inputs import input_folder
-from bitplan.cli.parser import count, parser
+from bitplan.cli.parser import parser
+from bitplan.config.flag_types import count
 from bitplan.console.project import Project
 from bitplan.console.snakemake_run import run_workflow
 

@@ -20,23 +20,22 @@ HEAD = "# Written by bitplan. Edit it and run `bitplan compare` here, or use it 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user wants of a model: its size as average bits, a recipe's size or bytes (exactly one), and how weights are rounded."""
+    """What a user wants of a model: average bits, or the size of a recipe (exactly one)."""
 
     bits: float | None = None
     same_size_as: str | None = None
-    max_size: str | None = None
 
     @property
     def name(self) -> str:
         """The name of the plan: letters, digits, dots and dashes."""
         if self.bits is not None:
             return f"optimal-{self.bits:g}bit"
-        return f"optimal-{(self.same_size_as or self.max_size or '').lower().replace('_', '-')}"
+        return f"optimal-{(self.same_size_as or '').replace('_', '-')}"
 
     @property
     def plan(self) -> dict[str, Any]:
         """The plan's settings."""
-        size = {"target_avg_bits": self.bits, "same_size_as": self.same_size_as, "max_size": self.max_size}
+        size = {"target_avg_bits": self.bits, "same_size_as": self.same_size_as}
         return {"method": "optimal", **{key: value for key, value in size.items() if value is not None}}
 
 

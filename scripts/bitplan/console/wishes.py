@@ -6,17 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.cli.inputs import input_file
-from bitplan.cli.parser import add_text_flag, count, number, parser, size
+from bitplan.cli.parser import add_text_flag, parser
+from bitplan.config.flag_types import count, number
 from bitplan.config.recipes import QUANTIZED_RECIPES
 from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
 
 DEFAULT_RECIPE = "q4_k_m"
-
-
-def size_text(text: str) -> str:
-    """The argparse type of an amount of bytes, as 4GB: the text itself, which the settings understand."""
-    size(text)
-    return text
 
 
 def wish_parser(description: str) -> ArgumentParser:
@@ -34,12 +29,6 @@ def wish_parser(description: str) -> ArgumentParser:
         help=f"as large as a recipe of llama.cpp; {DEFAULT_RECIPE} when no size is given",
     )
     sizes.add_argument("--bits", type=number(0.0, 16.0, open_low=True), help="average bits over all parameters")
-    sizes.add_argument(
-        "--max-size",
-        type=size_text,
-        metavar="SIZE",
-        help="largest file, as 4GB or 700MiB",
-    )
     flags.add_argument(
         "--work", type=Path, default=Path(FOLDER), help="folder for results: a later run goes on from them"
     )
@@ -50,7 +39,7 @@ def wish_parser(description: str) -> ArgumentParser:
 
 def wish_of(args: Namespace) -> Wish:
     """Return the size that the flags ask for."""
-    sizes = (args.bits, args.same_size_as, args.max_size)
+    sizes = (args.bits, args.same_size_as)
     return Wish(*sizes) if any(value is not None for value in sizes) else Wish(same_size_as=DEFAULT_RECIPE)
 
 

@@ -27,7 +27,12 @@ UNQUANTIZED_BITS = 16
 # The keys of an override besides its pattern; all others are errors.
 FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "embeddings")
 NOTES = ("alpha_hill", "category", "precision", SUBSTITUTE)
-SUMMARIES = ("search_summary", "summary")
+# Keys of overrides in earlier versions.
+RENAMED = {"outside": 'It was renamed to "embeddings"'}
+SUMMARY = "summary"
+# The name of the summary in the config.json of the adaptive search, by its document.
+SEARCH_SUMMARY = "search_summary"
+SUMMARIES = (SEARCH_SUMMARY, SUMMARY)
 KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version", "smoothing", "compressed", "rounded")
 
 
@@ -101,7 +106,7 @@ class Plan:
 def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
     known = ("pattern", *FORMAT_KEYS, *NOTES)
     problems = [
-        Problem("PLAN-UNKNOWN-KEY", f"{where}.{key}", "unknown key", nearest(key, known))
+        Problem("PLAN-UNKNOWN-KEY", f"{where}.{key}", "unknown key", RENAMED.get(key) or nearest(key, known))
         for key in entry
         if key not in known
     ]
@@ -273,7 +278,12 @@ def expand(
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
     chosen = _with_tied_output(chosen, layers, source)
     warn_of_plan(source, chosen, layers)
-    return Plan(fitted_layers(chosen, layers), config.get("search_summary") or config.get("summary") or {})
+    return Plan(fitted_layers(chosen, layers), summary_in(config))
+
+
+def summary_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a config.json or plan.json says about how it was searched; nothing where it says nothing."""
+    return config.get(SUMMARY) or config.get(SEARCH_SUMMARY) or {}
 
 
 def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
@@ -332,7 +342,7 @@ def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | N
     return Plan(fitted_layers(chosen, info.layers))
 
 
-def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
+def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str = SUMMARY) -> None:
     """Write a config.json: the default, an override for each layer that differs from it, and the summary."""
     overrides = [
         {"pattern": name, **choice.to_json()}
@@ -342,10 +352,10 @@ def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, su
     _write(path, default, overrides, plan, info, summary_key)
 
 
-def write_plan(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
+def write_plan(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo) -> None:
     """Write a plan.json: the same schema with one record per layer, in model order."""
     records = [{"pattern": layer.name, **plan.of(layer.name).to_json()} for layer in info.layers]
-    _write(path, default, records, plan, info, summary_key)
+    _write(path, default, records, plan, info)
 
 
 def _protected(info: ModelInfo, name: str) -> bool:
@@ -353,7 +363,7 @@ def _protected(info: ModelInfo, name: str) -> bool:
 
 
 def _write(
-    path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str
+    path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str = SUMMARY
 ) -> None:
     content = {
         "default": _formats_of(default),

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitplan.core.figures import BLUE, GREEN, GREY, OCHRE, ORANGE, PURPLE, RED, svg_axes
+from bitplan.core.figures import GREY, OCHRE, svg_axes
 from bitplan.report.metrics import BY_KEY
+from bitplan.search.registry import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +16,8 @@ LOSSLESS_KL = 1e-6
 FILE_SIZE, PLAN_SIZE = "avg_bits_file", "avg_bits"
 # The colour of each method.
 COLOURS = {
-    **{"llama.cpp": GREY, "adaptive": BLUE, "random": ORANGE, "genetic": GREEN},
-    **{"sparsegpt": PURPLE, "optimal": RED, "uniform": OCHRE},
+    **{"llama.cpp": GREY, "uniform": OCHRE},
+    **{name: method.colour for name, method in METHODS.items()},
 }
 # More points than these have no room for names: those of a method are joined by a line instead.
 MOST_NAMES = 16

@@ -7,6 +7,7 @@ from typing import Any
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json
+from bitplan.plans.plan import summary_in
 from bitplan.report.metrics import METRICS, Metric
 
 AGAIN = "Run snakemake again to create the results"
@@ -66,7 +67,7 @@ class Reader:
     def plan(self, path: Path) -> dict[str, Any]:
         """Return the method of a plan.json and what its search cost."""
         plan = read_json(path)
-        summary = plan.get("search_summary") or plan.get("summary") or {}
+        summary = summary_in(plan)
         return {"method": summary.get("method"), "cost": {"evaluations": None, **summary.get("cost", {})}}
 
     def file(self, path: Path) -> dict[str, Any]:

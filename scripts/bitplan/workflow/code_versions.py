@@ -8,6 +8,7 @@ places of modules do not, so that moving a module, or splitting one in two, reru
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,15 @@ WITHOUT_EFFECT = (
     ),
     *(("bitplan/runtimes/runtime.py", module) for module in ("bitplan/evaluate", "bitplan/reference")),
     *(("bitplan/report/three_way.py", module) for module in ("bitplan/report/metrics", TABLES)),
+)
+# Models of settings: a rule passes every value as a flag, which Snakemake compares, so that a declaration by itself changes no result.
+DECLARATIONS = (
+    "bitplan/config/settings.py",
+    "bitplan/config/setting_errors.py",
+    "bitplan/config/studies.py",
+    "bitplan/core/section.py",
+    "bitplan/search/plan_settings.py",
+    "bitplan/search/*/settings.py",
 )
 
 
@@ -106,12 +116,18 @@ def _below(path: Path) -> str:
     return min((path.relative_to(root).as_posix() for root in SCRIPTS if path.is_relative_to(root)), key=len)
 
 
-def files_behind(command: str, *modules: str) -> tuple[Path, ...]:
-    """Return the paths of a command, of modules that it imports by name, and of all local code behind them, sorted."""
+def is_declaration(path: Path) -> bool:
+    """Return whether a file only declares settings."""
+    return any(fnmatchcase(_below(path), pattern) for pattern in DECLARATIONS)
+
+
+def files_behind(command: str, *modules: str, declarations: bool = False) -> tuple[Path, ...]:
+    """Return the paths of a command, of modules that it imports by name, and of all local code behind them, sorted; models of
+    settings only when asked for."""
     waiting, seen = [SCRIPTS[0] / command, *filter(None, map(_located, modules))], set()
     while waiting:
         path = waiting.pop()
-        if path not in seen:
+        if path not in seen and (declarations or not is_declaration(path)):
             seen.add(path)
             waiting.extend(imported_files(path))
     return tuple(sorted(seen))

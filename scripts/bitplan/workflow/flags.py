@@ -7,24 +7,23 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from bitplan.config.settings import IMATRIX_SUFFIX, Settings, cli_flags
+from bitplan.config.flags import cli_flags, flag_values
+from bitplan.config.settings import IMATRIX_SUFFIX, Settings
+from bitplan.core.section import Section
 from bitplan.runtimes.registry import runtime_named
+from bitplan.search.plan_settings import PlanSettings
+from bitplan.search.registry import METHODS
 from bitplan.workflow.inputs import BASELINES, compared_agreement, results
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
-NOT_A_FLAG = {"method", "check"}
-# Methods whose search runs the model, and so takes the settings of `compute`.
-RUN_THE_MODEL = {"adaptive", "genetic", "optimal", "sparsegpt"}
 
 
 def flags_of(settings: Settings, *sections: str, **more: Any) -> str:
     """Return the settings of some sections, and more, as one string of flags."""
     values: dict[str, Any] = {}
     for section in sections:
-        values.update(getattr(settings, section).model_dump())
-    if "sequences" in values:
-        values["sequences"] = values["sequences"] or "all"
+        values.update(flag_values(getattr(settings, section)))
     return cli_flags({**values, **more})
 
 
@@ -38,39 +37,22 @@ def evaluation_flags(settings: Settings, wildcards: Any, held_out_from: Mapping[
     return text_flags(settings, "evaluation", held_out_from[wildcards.model])
 
 
-def _dashed(values: dict[str, Any]) -> dict[str, Any]:
-    return {key.replace("_", "-"): value for key, value in values.items()}
-
-
-def _adaptive(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    """Return a search's settings; one on a task sees as many tokens at once as the tasks of the report do."""
-    return {**values, "length": settings.tasks.max_length} if values["task"] else values
-
-
-def _genetic(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    return {**values, "activation_scope": settings.sensitivity.activation_scope}
-
-
-def _optimal(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != "same_size_as"}
-
-
-def _sparsegpt(settings: Settings, values: dict[str, Any]) -> dict[str, Any]:
-    named = {key: [f"{name}={value}" for name, value in values[key].items()] for key in ("weights", "layer_bits")}
-    return {**values, **named}
-
-
-# How the settings of a method's plans become flags, where not one by one.
-BY_METHOD = {"adaptive": _adaptive, "genetic": _genetic, "optimal": _optimal, "sparsegpt": _sparsegpt}
+def _shared_values(settings: Settings, plan: PlanSettings) -> dict[str, Any]:
+    """Return the settings outside a plan that its search is given too, as its method says."""
+    values: dict[str, Any] = {}
+    for shared in METHODS[plan.method].shared:
+        name, _, key = shared.path.partition(".")
+        if not shared.when or getattr(plan, shared.when):
+            section: Section = getattr(settings, name)
+            some = flag_values(section, (key,) if key else ())
+            values |= dict.fromkeys((shared.flag,), *some.values()) if shared.flag else some
+    return values
 
 
 def plan_flags(settings: Settings, wildcards: Any) -> str:
     """Return the flags of the command that searches a plan."""
     plan = settings.every_plan[wildcards.plan]
-    values = {key: value for key, value in plan.model_dump().items() if key not in NOT_A_FLAG}
-    compute = settings.compute.model_dump() if plan.method in RUN_THE_MODEL else {}
-    adapted = BY_METHOD[plan.method](settings, values) if plan.method in BY_METHOD else values
-    return cli_flags({**_dashed(adapted), **compute})
+    return cli_flags({**flag_values(plan), **_shared_values(settings, plan)})
 
 
 def size_flag(settings: Settings, wildcards: Any, input: Any) -> str:
@@ -90,13 +72,9 @@ def imatrix_flag(settings: Settings, wildcards: Any, input: Any) -> str:
 
 def sensitivity_flags(settings: Settings, wildcards: Any) -> str:
     """Return the flags of the sensitivity measurement, without those that change no figure."""
-    values = settings.sensitivity.model_dump(exclude={"shards", "smooth_alpha", "memory_limit"})
-    switches = {key: values[key] or None for key in ("random", "fisher")}
-    switches["metric"] = "gradient" if settings.priced else "measured"
-    switches["draws"] = values["draws"] if settings.priced else None
-    alphas = settings.sensitivity.smooth_alpha
-    smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
-    return cli_flags({**_dashed({**values, **switches}), **smoothing, **settings.compute.model_dump()})
+    metric = "gradient" if settings.priced else "measured"
+    resolved = settings.sensitivity.model_copy(update={"metric": metric})
+    return cli_flags({**flag_values(resolved), **flag_values(settings.compute)})
 
 
 def memory_flag(settings: Settings, wildcards: Any, input: Any) -> str:
@@ -115,20 +93,17 @@ def shard_flag(settings: Settings, wildcards: Any) -> str:
 
 def check_flags(settings: Settings, wildcards: Any) -> str:
     """Return what the average-bit check does when a plan exceeds its target."""
-    check = settings.every_plan[wildcards.plan].check
-    return cli_flags({"on-miss": check.on_miss, "tolerance": check.tolerance})
+    return cli_flags(flag_values(settings.every_plan[wildcards.plan].check))
 
 
 def speed_flags(settings: Settings, wildcards: Any) -> str:
     """Return how files are timed."""
-    return cli_flags(settings.speed.model_dump())
+    return flags_of(settings, "speed")
 
 
 def task_flags(settings: Settings, wildcards: Any) -> str:
     """Return which lm-eval tasks are run, and how."""
-    tasks = settings.tasks.model_dump()
-    named = {"tasks": tasks.pop("names"), "include-path": tasks.pop("include_path")}
-    return cli_flags({**named, **tasks, **settings.compute.model_dump()})
+    return flags_of(settings, "tasks", "compute")
 
 
 def download_flags(settings: Settings, wildcards: Any) -> str:
@@ -159,8 +134,8 @@ def calibration_flag(settings: Settings, wildcards: Any, input: Any) -> str:
 def export_flags(settings: Settings, wildcards: Any) -> str:
     """Return the runtime that a plan is exported for, the settings that it reads, and what the file is called."""
     named = {"runtime": wildcards.runtime, "model-name": wildcards.model, "plan-name": wildcards.plan}
-    values = settings.export.model_dump(include=set(runtime_named(wildcards.runtime).settings))
-    return cli_flags({**_dashed(values), **named})
+    names = runtime_named(wildcards.runtime).settings
+    return cli_flags({**(flag_values(settings.export, names) if names else {}), **named})
 
 
 def base_flag(settings: Settings, wildcards: Any, input: Any) -> str:

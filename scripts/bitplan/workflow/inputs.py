@@ -14,9 +14,8 @@ from bitplan.models.checkpoint_files import PARTS, matching
 from bitplan.models.hub.listing import looks_like_id
 from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
+from bitplan.search.registry import METHODS, TABLE, Method
 
-# What stands beside a plan's `of` file and belongs to it, by method.
-BESIDE = {"genetic": "{of}.smoothing.safetensors", "sparsegpt": "compressed"}
 PLAN_FILES = ("plan.json", "bits.json", "perplexity.json")
 # The runtime that the baselines are files of.
 BASELINES = "gguf"
@@ -60,10 +59,21 @@ def evaluation_text(settings: Settings, wildcards: Any) -> str:
     return settings.models[wildcards.model].evaluation
 
 
+def method_of(settings: Settings, wildcards: Any) -> Method:
+    """Return the method of a plan."""
+    return METHODS[settings.every_plan[wildcards.plan].method]
+
+
+def search_inputs(settings: Settings, wildcards: Any) -> dict[str, str]:
+    """Return the results of a model that a plan's search reads, by the first part of their names."""
+    names = ("model.json", *method_of(settings, wildcards).inputs)
+    return {name.partition(".")[0]: results(wildcards, name) for name in names}
+
+
 def export_calibration(settings: Settings, wildcards: Any) -> str | list[str]:
-    """Return the calibration text behind a plan's file, which names it; none for a random plan without importance."""
-    unused = settings.every_plan[wildcards.plan].method == "random" and not settings.imatrix
-    return [] if unused else calibration_text(settings, wildcards)
+    """Return the calibration text behind a plan's file, which names it; none where neither search nor importance looks at it."""
+    used = method_of(settings, wildcards).inputs or settings.imatrix
+    return calibration_text(settings, wildcards) if used else []
 
 
 def importance_of(settings: Settings, wildcards: Any) -> str | list[str]:
@@ -96,7 +106,7 @@ def genetic_pt(settings: Settings, wildcards: Any) -> str:
 
 def beside_plan(settings: Settings, wildcards: Any, of: str) -> list[str]:
     """Return what stands beside a plan's `of` file and belongs to it: smoothing factors or compressed weights."""
-    name = BESIDE.get(settings.every_plan[wildcards.plan].method)
+    name = method_of(settings, wildcards).beside
     return [results(wildcards, "plans", wildcards.plan, name.format(of=of))] if name else []
 
 
@@ -187,7 +197,7 @@ def compared_baselines(settings: Settings, wildcards: Any) -> list[str]:
 
 def compared_agreement(settings: Settings, wildcards: Any) -> list[str]:
     """Return the table of what agrees with measured KL, where plans are searched from it."""
-    searched = any(plan.method in ("genetic", "optimal") for plan in settings.every_plan.values())
+    searched = any(TABLE in METHODS[plan.method].inputs for plan in settings.every_plan.values())
     measured = settings.sensitivity.anchors is not None and searched
     return [results(wildcards, "agreement.json")] if measured else []
 

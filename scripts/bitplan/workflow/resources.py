@@ -6,6 +6,7 @@ from typing import Any
 
 from bitplan.config.settings import Settings
 from bitplan.core.sizes import bytes_of
+from bitplan.search.registry import METHODS
 from bitplan.workflow.inputs import model_folder
 
 GIB_MB = 1024
@@ -51,6 +52,21 @@ def sparsegpt_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     """Return memory in MiB for SparseGPT: a walk, and the second moments of a block's inputs with their factors."""
     moments = min(40 * GIB_MB, 0.6 * weights_mb(settings, wildcards))
     return model_mem_mb(settings, wildcards, attempt) + int(moments * attempt)
+
+
+def method_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
+    """Return memory in MiB for a plan's search, as its method says."""
+    memory = MEMORY[METHODS[settings.every_plan[wildcards.plan].method].memory]
+    return memory(settings, wildcards, attempt)
+
+
+def method_time(settings: Settings, wildcards: Any, attempt: int) -> int:
+    """Return the time limit of a plan's search in minutes, as its method says."""
+    return time_limit(settings, *METHODS[settings.every_plan[wildcards.plan].method].time)(wildcards, attempt)
+
+
+# By the names that the registry of methods gives.
+MEMORY = {function.__name__: function for function in (model_mem_mb, search_mem_mb, sparsegpt_mem_mb)}
 
 
 def time_limit(settings: Settings, hours: float, minutes_per_gb: float) -> Callable[[Any, int], int]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bitplan.config.flags import flag_name
 from tests.conftest import SCRIPTS
 
 COMMANDS = sorted(
@@ -67,24 +68,33 @@ def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
 
 
 def test_every_setting_is_a_flag_of_its_command(monkeypatch):
-    from bitplan.config import plan_settings, settings
+    from bitplan.config import settings
+    from bitplan.search.plan_settings import CheckSettings
+    from bitplan.search.registry import METHODS
 
     sections = {
-        "adaptive_quantization_search.py": (plan_settings.AdaptivePlan, settings.ComputeSettings),
-        "random_mixed_precision_quantization.py": (plan_settings.RandomPlan,),
-        "mixed_precision_ptq.py": (plan_settings.GeneticPlan, settings.ComputeSettings),
-        "sparsegpt_enhanced.py": (plan_settings.SparseGPTPlan, settings.ComputeSettings),
-        "layer_stats.py": (settings.ComputeSettings, settings.WindowSettings),
+        **{method.command: (method.settings,) for method in METHODS.values()},
+        "sensitivity.py": (settings.SensitivitySettings, settings.ComputeSettings, settings.CalibrationWindows),
+        "layer_stats.py": (settings.ComputeSettings, settings.CalibrationWindows),
         "teacher.py": (settings.ComputeSettings, settings.WindowSettings),
         "export_gguf.py": (settings.ExportSettings,),
         "compare_real_quant.py": (settings.SpeedSettings,),
-        "calculate_avg_bits.py": (plan_settings.CheckSettings,),
+        "calculate_avg_bits.py": (CheckSettings,),
         "eval_with_lm_eval.py": (settings.TaskSettings, settings.ComputeSettings),
     }
     for command, models in sections.items():
-        flags = {flag.lstrip("-").replace("-", "_") for flag in flags_of(command, monkeypatch)}
-        keys = {key for model in models for key in model.model_fields} - {"method", "check", "names"}
-        assert keys <= flags, f"{command}: {keys - flags}"
+        flags = {flag.lstrip("-") for flag in flags_of(command, monkeypatch)}
+        names = {flag_name(key, field) for model in models for key, field in model.model_fields.items()}
+        assert names - {"method", "check"} <= flags, f"{command}: {names - flags}"
+
+
+def test_a_method_whose_search_runs_the_model_has_the_flags_of_what_it_shares(monkeypatch):
+    from bitplan.search.registry import METHODS
+
+    for method in METHODS.values():
+        flags = flags_of(method.command, monkeypatch)
+        assert not any(shared.path == "compute" for shared in method.shared) or {"--device", "--dtype"} <= set(flags)
+        assert {f"--{shared.flag}" for shared in method.shared if shared.flag} <= set(flags)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -129,7 +139,7 @@ def test_adaptive_search_is_written_as_its_document_says(command, tiny, demo, tm
     step = summary["search_history"][0]
     assert {"stage", "threshold", "avg_bits", "ppl", "ppl_increase", "layers"} <= step.keys()
     assert {"pattern": "lm_head", "skip": True, "category": "lm_head"} in config["overrides"]
-    assert len(plan["overrides"]) == 16 and plan["search_summary"] == summary
+    assert len(plan["overrides"]) == 16 and plan["summary"] == summary
     assert "average bits" in made.stdout
 
 

@@ -35,15 +35,15 @@ def defaults(name: str, monkeypatch, *flags: str) -> list[str]:
 
 
 def test_the_documents_flags_have_the_documents_defaults(monkeypatch):
-    flags = ("--model_id", "--device", "--ga_pop", "--ga_gen", "--target_compression", "--output")
+    flags = ("--model", "--device", "--ga-pop", "--ga-gen", "--target-compression", "--output")
     assert defaults("mixed_precision_ptq.py", monkeypatch, *flags) == [QWEN, "auto", "30", "25", "0.75", PT]
-    flags = ("--model_id", "--config", "--output", "--match")
+    flags = ("--model", "--config", "--output", "--match")
     assert defaults("export_gguf_official.py", monkeypatch, *flags) == [QWEN, PT, GGUF, "bits"]
-    assert defaults("test_mixed_precision.py", monkeypatch, "--model_id", "--config", "--device") == [QWEN, PT, "auto"]
-    assert defaults("compare_real_quant.py", monkeypatch, "--max_tokens", "--skip_original") == ["200", "False"]
+    assert defaults("test_mixed_precision.py", monkeypatch, "--model", "--config", "--device") == [QWEN, PT, "auto"]
+    assert defaults("compare_real_quant.py", monkeypatch, "--max-tokens", "--skip-original") == ["200", "False"]
     flags = flags_of("compare_real_quant.py", monkeypatch)
-    assert "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf" in flags["--q4km_path"].help
-    assert GGUF in flags["--mixed_path"].help and QWEN in flags["--model_id"].help
+    assert "models/Qwen2.5-7B-Instruct-Q4_K_M.gguf" in flags["--q4km-path"].help
+    assert GGUF in flags["--mixed-path"].help and QWEN in flags["--model-id"].help
 
 
 def spoken(folder, name: str, *words: object) -> str:
@@ -168,7 +168,7 @@ def test_a_palette_is_searched_from_a_table_without_measuring_again(tiny, tmp_pa
     text = spoken(tmp_path, "mixed_precision_ptq.py", "--model_id", tiny, "--sensitivity", "s.tsv", *target)
     config = json.loads((tmp_path / "c.json").read_text())
     assert "average bits" in text and "target 14: held" in text
-    assert config["search_summary"]["avg_bits"] <= 14 and config["search_summary"]["cost"]["block_forward_tokens"] == 0
+    assert config["summary"]["avg_bits"] <= 14 and config["summary"]["cost"]["block_forward_tokens"] == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert names >= {"s.smoothing.safetensors", "s.tsv", "c.json"} and "mixed_precision_config.pt" not in names
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from bitplan.config.flags import cli_flags
 from bitplan.config.paths import placed_settings
-from bitplan.config.settings import check_duplicate_keys, cli_flags, parse_settings
+from bitplan.config.settings import check_duplicate_keys, parse_settings
 from bitplan.config.yaml_file import config_text, schema_text
 from bitplan.core.errors import UserError
 from tests.conftest import SCRIPTS
@@ -174,3 +175,23 @@ def test_commands_and_workflow_share_their_default_windows():
     )
     for section, windows in (("calibration", 16), ("validation", 16), ("evaluation", 32)):
         assert getattr(held, section).model_dump() == {"length": 512, "sequences": windows}
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "now"),
+    [
+        ({"selection": {"sequences": 8}}, "selection", "validation"),
+        ({"sensitivity": {"outside": ["q8_0"]}}, "sensitivity.outside", "embeddings"),
+        ({"plans": {"a": {"method": "optimal", "target_avg_bits": 5.0, "race": True}}}, "plans.a.race", "refine"),
+    ],
+)
+def test_a_key_of_an_earlier_version_is_told_its_new_name(changes, key, now):
+    assert f'{key}: unknown key. It was renamed to "{now}"' in "\n".join(problems(**changes))
+
+
+def test_the_keys_that_are_known_are_those_of_the_section_where_the_unknown_one_stands():
+    told = "\n".join(
+        problems(plans={"a": {"method": "random", "check": {"zzz": 1}}}, models={"m": {**MODEL, "zzz": 1}})
+    )
+    assert "plans.a.check.zzz: unknown key. Known: on_miss, tolerance" in told
+    assert "models.m.zzz: unknown key. Known: path, revision, calibration" in told

@@ -202,7 +202,6 @@ def test_a_plans_bits_are_those_of_its_file_which_llama_cpp_runs(name, share, od
         Plan(plan.layers, summary_of(plan, info, search.settings, target, figures)),
         LayerPlan(),
         info,
-        "summary",
     )
     again = read_plan(tmp_path / "p.json", info)
     report = export_plan(one.base, tmp_path / "o.gguf", info, again)

@@ -22,7 +22,7 @@ from bitplan.plans.plan import (
     write_plan,
 )
 from bitplan.search.allocation.constraints import rule_of
-from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.model_settings import ModelSettings
 from bitplan.sensitivity.table import SensitivityTable
 
 NAMES = [f"model.layers.{i}.{part}" for i in (0, 1, 10) for part in ("self_attn.q_proj", "mlp.down_proj")]
@@ -201,8 +201,8 @@ def test_files_keep_the_formats_of_what_is_outside(tied, tmp_path):
     info = matrices(tied)
     entries = [outside("model.embed_tokens"), {"pattern": NAMES[0], "wq": "int4", "group_size": 16}]
     plan = expand({"overrides": entries}, info.layers)
-    write_config(tmp_path / "config.json", plan, LayerPlan(group_size=32), info, "summary")
-    write_plan(tmp_path / "plan.json", plan, LayerPlan("mxfp8", "mxfp8", 32), info, "summary")
+    write_config(tmp_path / "config.json", plan, LayerPlan(group_size=32), info)
+    write_plan(tmp_path / "plan.json", plan, LayerPlan("mxfp8", "mxfp8", 32), info)
     for name in ("config.json", "plan.json"):
         assert read_plan(tmp_path / name, info).layers == plan.layers
     bits, rows = bits_report(plan, info, None, None)
@@ -286,7 +286,7 @@ def test_a_plan_names_what_a_layer_gets_whose_rows_do_not_fit_and_what_was_asked
     assert len(caplog.messages) == 1 and "3 of 4 layers" in caplog.text
     caplog.clear()
     for write, name in ((write_plan, "p.json"), (write_config, "c.json")):
-        write(tmp_path / name, plan, LayerPlan(), info, "summary")
+        write(tmp_path / name, plan, LayerPlan(), info)
         entries = {entry["pattern"]: entry for entry in json.loads((tmp_path / name).read_text())["overrides"]}
         assert entries[NAMES[0]]["wq"] == "q8_0" and entries[NAMES[0]]["substitute"] == "q6_k -> q8_0: 64 columns"
         again = read_plan(tmp_path / name, info)
@@ -301,8 +301,8 @@ def test_config_and_plan_files_expand_to_the_plan_they_were_written_from(info, t
         {"default": {"wq": "mxfp8", "aq": "mxfp8"}, "overrides": [{"pattern": "*down_proj", "skip": True}]}, info.layers
     )
     default = LayerPlan("mxfp8", "mxfp8")
-    write_config(tmp_path / "config.json", plan, default, info, "summary")
-    write_plan(tmp_path / "plan.json", plan, default, info, "summary")
+    write_config(tmp_path / "config.json", plan, default, info)
+    write_plan(tmp_path / "plan.json", plan, default, info)
     for name in ("config.json", "plan.json"):
         assert read_plan(tmp_path / name, info).layers == plan.layers
     records = json.loads((tmp_path / "plan.json").read_text())["overrides"]
@@ -310,7 +310,7 @@ def test_config_and_plan_files_expand_to_the_plan_they_were_written_from(info, t
 
 
 def test_a_plan_for_another_model_is_refused(info, tmp_path):
-    write_plan(tmp_path / "plan.json", uniform(info, "mxfp4"), LayerPlan(), info, "summary")
+    write_plan(tmp_path / "plan.json", uniform(info, "mxfp4"), LayerPlan(), info)
     other = ModelInfo("there", "f2", info.architecture, info.model_type, info.parameters, info.layers)
     with pytest.raises(UserError, match="PLAN-OTHER-MODEL"):
         read_plan(tmp_path / "plan.json", other)

@@ -137,7 +137,7 @@ def test_smoothing_lowers_the_damage_of_four_bit_activations(demo):
 
 def test_a_plan_carries_its_smoothing_through_its_file(llama, tmp_path):
     plan = replace(uniform(llama.info, "int4", "int8_tensor"), smoothing=llama.smoothing())
-    write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info, "summary")
+    write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info)
     again = read_plan(tmp_path / "plan.json", llama.info)
     assert again.smoothing.digest == plan.smoothing.digest
     first = smoothing_path(tmp_path / "plan.json").read_bytes()
@@ -151,7 +151,7 @@ def test_a_plan_carries_its_smoothing_through_its_file(llama, tmp_path):
 
 def test_factors_of_another_plan_are_refused(llama, tmp_path):
     plan = replace(uniform(llama.info, "int4"), smoothing=llama.smoothing())
-    write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info, "summary")
+    write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info)
     group = plan.smoothing.groups[0]
     other = Smoothing((SmoothGroup(group.layers, 2 * group.scale, group.norm),))
     write_smoothing(smoothing_path(tmp_path / "plan.json"), other)
@@ -207,7 +207,7 @@ def test_a_checkpoint_with_folded_smoothing_scores_as_the_plan(family, tmp_path)
 
 def test_the_command_keeps_a_plans_factors_out_of_the_weights_it_writes(llama, command, tmp_path):
     plan = replace(uniform(llama.info, "int4"), smoothing=llama.smoothing())
-    write_plan(tmp_path / "p.json", plan, LayerPlan(), llama.info, "summary")
+    write_plan(tmp_path / "p.json", plan, LayerPlan(), llama.info)
     folder = llama.checkpoint.folder
     command("quantize_model.py", "--model", folder, "--layer-config", tmp_path / "p.json", "--output", tmp_path / "out")
     assert Checkpoint.open(tmp_path / "out").tensors.keys() == llama.checkpoint.tensors.keys()

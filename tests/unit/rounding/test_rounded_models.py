@@ -196,7 +196,7 @@ def test_with_activation_formats_layers_are_rounded_for_the_quantized_inputs(lla
 @pytest.fixture
 def written(llama, tmp_path):
     rounded_plan = rounded(llama, mixed(llama.info, "int4", "mxfp8_e5m2", "q4_0"), tmp_path / "made" / "rounded")
-    write_plan(tmp_path / "made" / "plan.json", rounded_plan, LayerPlan(), llama.info, "search_summary")
+    write_plan(tmp_path / "made" / "plan.json", rounded_plan, LayerPlan(), llama.info)
     return tmp_path / "made" / "plan.json", rounded_plan
 
 
@@ -204,7 +204,7 @@ def test_a_plan_that_is_written_and_read_has_the_same_weights(written, llama, tm
     path, rounded_plan = written
     again = read_plan(path, llama.info)
     assert again.rounded.rounding == "feedback"
-    write_plan(tmp_path / "copy" / "plan.json", again, LayerPlan(), llama.info, "search_summary")
+    write_plan(tmp_path / "copy" / "plan.json", again, LayerPlan(), llama.info)
     copy = read_plan(tmp_path / "copy" / "plan.json", llama.info)
     for layer in llama.info.quantizable:
         assert torch.equal(copy.rounded.weight(layer.name), rounded_plan.rounded.weight(layer.name))

@@ -323,8 +323,8 @@ def test_every_kind_of_file_gives_the_plan_back(smooth, tmp_path):
     model = info()
     smoothing = smoothing_for(model) if smooth else None
     plan, _ = searched(Target(0.8), model, smoothing=smoothing)
-    write_config(tmp_path / "config.json", plan, LayerPlan(), model, "search_summary")
-    write_plan(tmp_path / "plan.json", plan, LayerPlan(), model, "search_summary")
+    write_config(tmp_path / "config.json", plan, LayerPlan(), model)
+    write_plan(tmp_path / "plan.json", plan, LayerPlan(), model)
     write_pt(tmp_path / "made.pt", plan, model)
     for name in ("config.json", "plan.json", "made.pt"):
         again = read_any_plan(tmp_path / name, model)
@@ -338,7 +338,7 @@ def test_every_kind_of_file_gives_the_plan_back(smooth, tmp_path):
 def test_a_palettes_files_give_the_plan_back(tmp_path):
     model = info()
     plan, _ = searched(Target(None, 8.0, PALETTE), model)
-    write_config(tmp_path / "config.json", plan, LayerPlan(), model, "search_summary")
+    write_config(tmp_path / "config.json", plan, LayerPlan(), model)
     assert formats(read_plan(tmp_path / "config.json", model), model) == formats(plan, model)
 
 

@@ -30,8 +30,8 @@ from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.layer import ChannelSettings, SparseGPT
 from bitplan.search.sparsegpt.model import compress_model
+from bitplan.search.sparsegpt.model_settings import ModelSettings, part_of
 from bitplan.search.sparsegpt.run import compressed_plan
-from bitplan.search.sparsegpt.settings import ModelSettings, part_of
 from tests.families import FAMILIES, TEXT, make_family
 
 HALF = ModelSettings(Pruning(0.5), (4.0,), method="budget", cut_ranges=True)
@@ -107,8 +107,8 @@ def test_a_blocks_layers_are_compressed_on_the_outputs_of_the_compressed_blocks_
 
 def test_a_plan_that_is_written_and_read_computes_the_same(family, tmp_path):
     _, made, plan = family
-    write_config(tmp_path / "config.json", plan, LayerPlan(), made.info, "search_summary")
-    write_plan(tmp_path / "plan.json", plan, LayerPlan(), made.info, "search_summary")
+    write_config(tmp_path / "config.json", plan, LayerPlan(), made.info)
+    write_plan(tmp_path / "plan.json", plan, LayerPlan(), made.info)
     states = plan_hidden(made.model, made.info, plan, made.reference.tokens, QuantizedWeights())
     for name in ("config.json", "plan.json"):
         again = read_plan(tmp_path / name, made.info)
@@ -135,8 +135,8 @@ def test_a_second_plan_with_outputs_in_the_same_folder_is_refused_before_any_wor
     def run(name: str, settings=HALF):
         outputs = (tmp_path / f"{name}.config.json", tmp_path / f"{name}.json")
         with compressed_plan(model, llama.reference.tokens, settings, *outputs, None) as (_, plan):
-            write_config(outputs[0], plan, LayerPlan(), llama.info, "search_summary")
-            write_plan(outputs[1], plan, LayerPlan(), llama.info, "search_summary")
+            write_config(outputs[0], plan, LayerPlan(), llama.info)
+            write_plan(outputs[1], plan, LayerPlan(), llama.info)
 
     run("first")
     held = (tmp_path / "compressed/index.json").read_bytes()
@@ -359,7 +359,7 @@ def test_a_base_file_of_the_original_is_not_taken_for_the_compressed_one(llama, 
 
 @pytest.fixture
 def written(llama, tmp_path):
-    write_plan(tmp_path / "plan.json", llama.plan(tmp_path / "made"), LayerPlan(), llama.info, "search_summary")
+    write_plan(tmp_path / "plan.json", llama.plan(tmp_path / "made"), LayerPlan(), llama.info)
     return tmp_path / "plan.json"
 
 
@@ -404,7 +404,7 @@ def test_a_cut_file_is_refused_when_its_layer_is_wanted(written, llama):
 def test_one_plans_weights_never_replace_anothers(llama, written, tmp_path):
     other = llama.plan(tmp_path / "other", replace(HALF, targets=(3.0,)))
     with pytest.raises(UserError, match="COMPRESSED-OTHER-PLAN"):
-        write_plan(tmp_path / "second.json", other, LayerPlan(), llama.info, "search_summary")
+        write_plan(tmp_path / "second.json", other, LayerPlan(), llama.info)
     assert read_compressed(tmp_path / "compressed").digest == read_plan(written, llama.info).compressed.digest
 
 
@@ -480,5 +480,5 @@ def test_the_documents_names_are_imported_from_the_command(llama):
 
 
 def test_a_uniform_plan_of_no_compressed_layer_needs_no_folder(llama, tmp_path):
-    write_plan(tmp_path / "plan.json", uniform(llama.info, "int4"), LayerPlan(), llama.info, "summary")
+    write_plan(tmp_path / "plan.json", uniform(llama.info, "int4"), LayerPlan(), llama.info)
     assert read_plan(tmp_path / "plan.json", llama.info).compressed is None

@@ -383,7 +383,7 @@ def test_a_search_chooses_among_weights_with_inputs(llama, mx_table, tmp_path, c
     plan = read_plan(tmp_path / "plan.json", llama.opened.info)
     pairs = {(plan.of(layer.name).wq, plan.of(layer.name).aq) for layer in llama.opened.info.quantizable}
     assert pairs <= {("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("bf16", "bf16")} and len(pairs) > 1
-    assert sum(read_json(tmp_path / "plan.json")["search_summary"]["kld_from"].values()) == 14
+    assert sum(read_json(tmp_path / "plan.json")["summary"]["kld_from"].values()) == 14
 
 
 def test_an_allocation_chooses_among_weights_with_inputs(mx_table, tmp_path, command):
@@ -421,7 +421,7 @@ def test_the_genetic_search_chooses_among_weights_with_inputs_by_their_price(lla
     plan = read_plan(tmp_path / "plan.json", llama.opened.info)
     pairs = {(plan.of(layer.name).wq, plan.of(layer.name).aq) for layer in llama.opened.info.quantizable}
     assert pairs <= {("mxfp4", "mxfp4"), ("mxfp8", "mxfp8"), ("bf16", "bf16")} and len(pairs) > 1
-    assert sum(read_json(tmp_path / "plan.json")["search_summary"]["kld_from"].values()) == 14
+    assert sum(read_json(tmp_path / "plan.json")["summary"]["kld_from"].values()) == 14
 
 
 def test_settings_refuse_inputs_that_would_be_measured_smoothed():

@@ -12,7 +12,7 @@ the fewest bits is the result. `target_avg_bits` ends no stage: it is the averag
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -271,7 +271,7 @@ class AdaptiveQuantizationSearch:
         thresholds = self.thresholds()
         plan = self.plan(thresholds)
         ppl, _ = self.ppl(plan)
-        return Plan(plan.layers, self.summary(thresholds, plan, ppl))
+        return replace(plan, summary=self.summary(thresholds, plan, ppl))
 
     def _check_base(self) -> None:
         """Raise `UserError` for a model whose own figure leaves no share of it to be a limit."""
@@ -285,7 +285,7 @@ class AdaptiveQuantizationSearch:
             )
 
     def summary(self, thresholds: Sequence[float | None], plan: Plan, ppl: float) -> dict[str, Any]:
-        """Return the `search_summary` of the configuration."""
+        """Return the summary of the plan."""
         s, bits = self.settings, average_bits(plan, self.info, self.formats)
         named = {
             f"{form}_threshold": None if t is None else self.sign * t

@@ -160,7 +160,7 @@ def search(
     plan = found.run()
     forwarded = model.model.tokens_forwarded - before
     cost = {**plan.summary["cost"], "block_forward_tokens": forwarded}
-    return Plan(plan.layers, {**plan.summary, "measure": measure.name, **measure.summary, "cost": cost})
+    return replace(plan, summary={**plan.summary, "measure": measure.name, **measure.summary, "cost": cost})
 
 
 def print_result(plan: Plan, alphas: Mapping[str, float]) -> None:

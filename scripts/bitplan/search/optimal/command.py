@@ -20,7 +20,6 @@ from bitplan.sensitivity.run import make_table
 from bitplan.sensitivity.table import SensitivityTable, read_sensitivity_table
 from bitplan.statistics.importance import read_importance
 
-PALETTE = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 PLACE = "{target}"
 
 
@@ -99,7 +98,7 @@ def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
 
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
-    choices = [choice_named(name) for name in args.palette or PALETTE]
+    choices = [choice_named(name) for name in args.palette]
     palette = tuple(choice.name for choice in choices)
     refinement = RefinementSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, args.groups, refinement)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitplan.core.errors import Problem, UserError
@@ -87,4 +87,5 @@ def random_plan(info: ModelInfo, settings: RandomSettings) -> Plan:
         )
     plan = Plan(layers, _summary(chosen, settings))
     bits = average_bits(plan, info)
-    return Plan(layers, {**plan.summary, "avg_bits": bits.avg_bits, "avg_bits_layers": bits.avg_bits_layers})
+    figures = {"avg_bits": bits.avg_bits, "avg_bits_layers": bits.avg_bits_layers}
+    return replace(plan, summary={**plan.summary, **figures})

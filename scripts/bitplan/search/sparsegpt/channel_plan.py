@@ -7,7 +7,7 @@ from bitplan.formats.table import CHANNELS
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan
 from bitplan.search.sparsegpt.model import CompressedModel
-from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.model_settings import ModelSettings
 
 
 def channel_plan(made: CompressedModel, info: ModelInfo, settings: ModelSettings, cost: Mapping[str, int]) -> Plan:

@@ -28,8 +28,8 @@ from bitplan.plans.compressed import (
 )
 from bitplan.search.sparsegpt.layer import Compressed as MadeLayer
 from bitplan.search.sparsegpt.layer import SparseGPT
+from bitplan.search.sparsegpt.model_settings import ModelSettings, blocks_of
 from bitplan.search.sparsegpt.report import QuantizationStats
-from bitplan.search.sparsegpt.settings import ModelSettings, blocks_of
 from bitplan.statistics.hessian import InputMoments, moments_of
 
 

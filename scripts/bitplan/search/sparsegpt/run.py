@@ -23,7 +23,7 @@ from bitplan.reference.text import text_digest
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
 from bitplan.search.sparsegpt.model import STATISTICS, CompressedModel, compress_model
-from bitplan.search.sparsegpt.settings import ModelSettings
+from bitplan.search.sparsegpt.model_settings import ModelSettings
 
 
 def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:
@@ -107,14 +107,14 @@ def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namesp
     """Write what the flags ask for: config.json, plan.json, statistics, checkpoint."""
     default = LayerPlan()
     if args.output_config:
-        write_config(args.output_config, plan, default, model.info, "search_summary")
+        write_config(args.output_config, plan, default, model.info)
     if args.output_plan:
-        write_plan(args.output_plan, plan, default, model.info, "search_summary")
+        write_plan(args.output_plan, plan, default, model.info)
     if args.output_stats:
         write_table(args.output_stats, made.rows, STATISTICS)
     if args.save:
         done = write_checkpoint(args.save, model.checkpoint, model.info, plan, QuantizedWeights(limit=0))
-        write_plan(args.save / "bitplan" / "plan.json", plan, default, model.info, "search_summary")
+        write_plan(args.save / "bitplan" / "plan.json", plan, default, model.info)
         print(f"{args.save}: {done['changed']} weights changed, {done['bytes']:,} bytes")
     written = args.output_plan or args.output_config or args.save
     if written:

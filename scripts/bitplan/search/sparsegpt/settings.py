@@ -1,117 +1,63 @@
-"""How a whole model is compressed: what is pruned, how wide channels are on average where, and how grids are made."""
+"""The settings of SparseGPT plans."""
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
-from torch import Tensor, get_num_threads
+from pydantic import Field, field_validator, model_validator
 
-from bitplan import __version__
-from bitplan.core.errors import Problem, UserError
-from bitplan.models.layer_patterns import matched, nearest_layers
-from bitplan.models.layers import Layer, ModelInfo
-from bitplan.rounding.channel_grid import Quantizer
-from bitplan.rounding.sweep import Pruning
-from bitplan.search.sparsegpt.layer import UNIFORM, ChannelSettings
+from bitplan.search.plan_settings import PlanSettings
+from bitplan.search.sparsegpt.score_weights import WEIGHTS
+
+Width = Annotated[int, Field(ge=2, le=8)]
+Share = Annotated[float, Field(ge=0, le=1)]
+MeanWidth = Annotated[float, Field(gt=0, le=16)]
 
 
-@dataclass(frozen=True)
-class ModelSettings:
-    """How a model is compressed. `targets`: average widths, each for an equal part of the blocks in order (none: plain quantiles, or
-    no quantization with `bits` 16); `layer_bits`: averages of the layers that a pattern matches, the last match wins.
-    """
+class SparseGPTPlan(PlanSettings):
+    """A plan whose weights are pruned and quantized by SparseGPT, with a width for every input channel."""
 
-    pruning: Pruning = field(default_factory=Pruning)
-    targets: tuple[float, ...] = ()
-    layer_bits: tuple[tuple[str, float], ...] = ()
-    method: str = "quantile"
-    channels: ChannelSettings = field(default_factory=ChannelSettings)
-    symmetric: bool = True
-    cut_ranges: bool = False
-    group_size: int | None = None
-    blocksize: int = 128
-    percdamp: float = 0.01
-    compensate: bool = True
-    quantize: bool = True
+    method: Literal["sparsegpt"]
+    sparsity: float = Field(0.0, ge=0, lt=1, description="share of the weights that become 0")
+    prunen: int = Field(0, ge=0, description="prune this many of every prunem neighbours in a row instead")
+    prunem: int = Field(0, ge=0, description="neighbours in a row, as 4 in 2 of 4")
+    target_avg_bits: list[MeanWidth] = Field(
+        [4.0],
+        description="mean width of a layer's channels, without scales; several: for equal parts of the blocks; 16: prune only; none: plain quantiles",
+    )
+    layer_bits: dict[str, MeanWidth] = Field(
+        {}, description="mean widths of the layers that a pattern matches; the last match wins"
+    )
+    bit_allocation_method: Literal["quantile", "budget", "optimal", "uniform"] = Field(
+        "quantile", description="how widths are given to channels"
+    )
+    bit_options: list[Width] = Field([2, 3, 4, 6, 8], min_length=1, description="widths to choose from, rising")
+    quantiles: list[Share] | None = Field(
+        None, description="shares of the channels up to each width but the last; even when absent"
+    )
+    weights: dict[Literal[tuple(WEIGHTS)], Annotated[float, Field(ge=0)]] = Field(
+        dict(WEIGHTS),
+        min_length=1,
+        description="weights of the five scores of a channel; one that is not named counts nothing",
+    )
+    sym: bool = Field(True, description="symmetric codes, or a zero point")
+    mse: bool = Field(True, description="cut the range of a row where that lowers its error")
+    group_size: int | None = Field(
+        None, ge=1, description="inputs of a row that share a scale; the whole row when absent"
+    )
+    blocksize: int = Field(128, ge=1, description="columns between two updates of the rest; a multiple of prunem")
+    percdamp: float = Field(0.01, ge=0, description="damping of the Hessian, in shares of its mean diagonal")
+    compensate: bool = Field(
+        True, description="let later columns make up for earlier ones; without: magnitude pruning, rounding to nearest"
+    )
 
-    def quantizer(self) -> Quantizer | None:
-        """Return how the grids of layers are made; None where layers are pruned only."""
-        return Quantizer(8, True, self.symmetric, self.cut_ranges, self.group_size) if self.quantize else None
+    @field_validator("target_avg_bits", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return value if isinstance(value, list) else [value]
 
-    def target_of(self, layer: Layer, blocks: int) -> float | None:
-        """Return the average width of a layer's channels; None for the plain quantiles."""
-        chosen = self.targets[part_of(layer.block, blocks, len(self.targets))] if self.targets else None
-        for pattern, bits in self.layer_bits:
-            chosen = bits if matched(pattern, (layer.name,)) else chosen
-        return chosen
-
-    def check(self, info: ModelInfo) -> None:
-        """Raise `UserError` with everything that does not fit: patterns without a layer, targets out of reach, shares, widths."""
-        problems = list(self._problems(info))
-        if problems:
-            raise UserError(problems)
-
-    def _problems(self, info: ModelInfo) -> Iterator[Problem]:
-        names, blocks = [layer.name for layer in info.quantizable], blocks_of(info)
-        for check in (lambda: self.pruning.check(self.blocksize), self.channels.check):
-            try:
-                check()
-            except UserError as error:
-                yield from error.problems
-        for pattern, _ in self.layer_bits:
-            if not matched(pattern, names):
-                yield Problem(
-                    "SPARSEGPT-NO-MATCH", f"layer_bits: {pattern}", "matches no layer", nearest_layers(pattern, names)
-                )
-        if len(self.targets) > blocks:
-            yield Problem(
-                "SPARSEGPT-TARGET",
-                "target_avg_bits",
-                f"{len(self.targets)} parts of {blocks} blocks",
-                "Give at most one per block",
-            )
-        targets = (
-            {self.target_of(layer, blocks) for layer in info.quantizable} if len(self.targets) <= blocks else set()
-        )
-        yield from self._target_problems(targets)
-
-    def _target_problems(self, targets: set[float | None]) -> Iterator[Problem]:
-        if not self.quantize:
-            return
-        if self.method != "quantile" and None in targets:
-            yield Problem(
-                "SPARSEGPT-TARGET", "target_avg_bits", f"is required by {self.method}", "Set it or use quantile"
-            )
-        for target in sorted(targets - {None}):
-            whole = target == int(target) and 2 <= target <= 8
-            try:
-                if self.method != UNIFORM:
-                    self.channels.check_target(target)
-                elif not whole:
-                    hint = "Use an integer from 2 to 8 or another allocation"
-                    yield Problem(
-                        "SPARSEGPT-TARGET",
-                        "target_avg_bits",
-                        f"{target:g} is not a width that all channels can have",
-                        hint,
-                    )
-            except UserError as error:
-                yield from error.problems
-
-    def digest(self, info: ModelInfo, tokens: Tensor, dtype: str) -> str:
-        """Return a SHA-256 of everything that decides the result: also the threads, which may change last digits."""
-        told = json.dumps([info.fingerprint, dtype, get_num_threads(), __version__, asdict(self)], sort_keys=True)
-        return hashlib.sha256(told.encode() + tokens.numpy().tobytes()).hexdigest()
-
-
-def part_of(block: int, blocks: int, parts: int) -> int:
-    """Return which of the equal parts of the blocks a block belongs to, from 0. Part k begins at block k x blocks // parts: of an odd
-    number of blocks the middle one is in the second half, as `block < blocks // 2` says.
-    """
-    return max(part for part in range(parts) if part * blocks // parts <= block)
-
-
-def blocks_of(info: ModelInfo) -> int:
-    """Return the number of decoder blocks that hold layers."""
-    return 1 + max(layer.block for layer in info.quantizable)
+    @model_validator(mode="after")
+    def _fits_together(self) -> "SparseGPTPlan":
+        if self.bit_options != sorted(set(self.bit_options)):
+            raise ValueError("bit_options do not rise")
+        if (self.prunen or self.prunem) and not 0 < self.prunen < self.prunem:
+            raise ValueError(f"prunen and prunem: {self.prunen} of {self.prunem} is no pattern")
+        return self

@@ -1,0 +1,36 @@
+"""The settings of adaptive plans."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bitplan.core.section import PathName
+from bitplan.search.plan_settings import FormatName, PlanSettings
+
+
+class AdaptivePlan(PlanSettings):
+    """A plan found by the adaptive Alpha-Hill threshold search."""
+
+    method: Literal["adaptive"] = "adaptive"
+    ppl_threshold: float = Field(0.1, gt=0, description="largest rise of perplexity, as a share")
+    target_avg_bits: float = Field(
+        8.0,
+        gt=0,
+        le=16,
+        description="average bits over all parameters that the plan is to be within; the check compares",
+    )
+    step_size: float = Field(0.5, gt=0, description="step of the alpha threshold")
+    batch_size: int = Field(8, ge=1, description="windows in one batch; changes speed only")
+    search: Literal["linear", "bisect"] = Field("linear", description="try every step, or halve")
+    fit: Literal["hill", "xmin_mid"] = Field("hill", description="how alpha is fitted")
+    polarity: Literal["high_alpha_fewer_bits", "low_alpha_fewer_bits"] = Field(
+        "high_alpha_fewer_bits", description="which end of alpha is compressed first"
+    )
+    group_size: int = Field(32, ge=1, description="values per block")
+    formats: list[FormatName] = Field(
+        ["mxfp4", "mxfp8"], min_length=1, description="a format for each stage, fewest bits first: docs/formats.md"
+    )
+    task: str | None = Field(None, description="limit a metric of this lm-eval task instead of perplexity per token")
+    metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
+    task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
+    include_path: PathName | None = Field(None, description="folder with your own lm-eval tasks")

@@ -1,0 +1,40 @@
+"""The settings of genetic plans."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bitplan.search.plan_settings import CandidateName, PlanSettings
+
+Compression = Annotated[float, Field(gt=0, le=1)]
+
+
+class GeneticPlan(PlanSettings):
+    """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
+
+    method: Literal["genetic"]
+    target_compression: Compression | Literal["auto"] = Field(
+        0.75,
+        description="bound on (4 + mean activation bits) / 12: all A4 0.667, all A8 1; or auto: A8 where sensitivity is high",
+    )
+    target_avg_bits: float | None = Field(
+        None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"
+    )
+    palette: list[CandidateName] = Field(
+        [], description="formats, or weights/inputs, to choose from, with target_avg_bits"
+    )
+    metric: Literal["mse", "relative_mse", "weighted_error"] = Field(
+        "mse", description="column of the sensitivity table that is minimized"
+    )
+    solution: Literal["genetic", "exact"] = Field("genetic", description="which of the two solutions the plan holds")
+    ga_pop: int = Field(30, ge=3, description="plans in a generation")
+    ga_gen: int = Field(25, ge=1, description="generations")
+    seed: int = Field(0, ge=0, description="the same seed gives the same plan")
+
+    @model_validator(mode="after")
+    def _palette_goes_with_a_target(self) -> "GeneticPlan":
+        if bool(self.palette) != (self.target_avg_bits is not None):
+            raise ValueError("palette and target_avg_bits go together: give both, or neither for W4 with A4 or A8")
+        if not self.palette and self.metric == "weighted_error":
+            raise ValueError("metric weighted_error looks at weights only and cannot tell A4 from A8: use mse")
+        return self

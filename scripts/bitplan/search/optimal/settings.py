@@ -1,0 +1,52 @@
+"""The settings of optimal plans."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from bitplan.core.section import Flag
+from bitplan.search.plan_settings import CandidateName, PlanSettings
+
+
+class OptimalPlan(PlanSettings):
+    """The plan of least damage within a size: exact from measured KL, then corrected and refined on fresh text."""
+
+    method: Literal["optimal"]
+    target_avg_bits: float | None = Field(
+        None, gt=0, le=16, description="bound on average bits over all parameters; or same_size_as"
+    )
+    # The rule passes the baseline's file.
+    same_size_as: Annotated[str | None, Flag(by_rule=True)] = Field(
+        None, description="baseline whose file size is the bound, e.g. q4_k_m"
+    )
+    palette: list[CandidateName] = Field(
+        ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
+        min_length=1,
+        description="formats, or weights/inputs as mxfp4/mxfp8, to choose from; sensitivity.palette has to measure them",
+    )
+    groups: Literal["experts", "fusion", "none"] | None = Field(
+        None, description="layers that share a format; when absent experts for GGUF types, fusion groups for others"
+    )
+    correct: bool = Field(True, description="measure steps around the solution in place, and solve again")
+    swaps: int = Field(24, ge=1, description="steps that the correction measures")
+    refine: bool = Field(False, description="evolutionary refinement at fixed size, by random swaps")
+    seed: int = Field(0, ge=0, description="seed of the refinement")
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> "OptimalPlan":
+        if (self.target_avg_bits is None) == (self.same_size_as is None):
+            raise ValueError("target_avg_bits and same_size_as: give exactly one")
+        return self
+
+    def lacks(self, settings: Any) -> Iterator[str]:
+        """Yield what the configuration lacks: measured KL, text to decide on, the baseline whose size is the plan's."""
+        if not settings.has_kld:
+            yield "is optimal by KL: set sensitivity.metric to auto or gradient, or sensitivity.anchors to 1, 2 or all"
+        if settings.sensitivity.random:
+            yield "is optimal by KL on the calibration text: set sensitivity.random to false"
+        if (self.correct or self.refine) and settings.calibration.sequences is None:
+            what = "decides its steps on calibration text that was not measured on"
+            yield f"{what}: set calibration.sequences, or correct and refine to false"
+        if self.same_size_as not in (None, *settings.baselines):
+            yield f"is to have the size of {self.same_size_as}, which is no baseline"

@@ -1,0 +1,40 @@
+"""What the settings of all search methods share: names of formats, the check of a plan's average bits, the base of a plan."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
+
+from bitplan.core.errors import nearest
+from bitplan.core.section import Section
+from bitplan.formats.pairs import pair_named
+from bitplan.formats.table import NAMES
+
+
+def _known_format(name: str) -> str:
+    """Return a format's name. Raises ValueError that names the nearest ones for another word."""
+    if name not in NAMES:
+        raise ValueError(f"format {name!r} is not known. {nearest(name, NAMES) or 'docs/formats.md lists them'}")
+    return name
+
+
+FormatName = Annotated[str, AfterValidator(_known_format)]
+# A weight format, or weights/inputs: pairs.py.
+CandidateName = Annotated[str, AfterValidator(lambda name: pair_named(name).name)]
+
+
+class CheckSettings(Section):
+    """What to do if a plan exceeds its target."""
+
+    on_miss: Literal["fail", "warn"] = Field("warn", description="stop the workflow, or only warn")
+    tolerance: float = Field(0.0, ge=0, description="bits over the target that still pass")
+
+
+class PlanSettings(Section):
+    """The settings of a plan; a method's model adds `method`, a literal with its name, and its own."""
+
+    check: CheckSettings = Field(CheckSettings(), description="what to do if the plan exceeds its target")
+
+    def lacks(self, settings: Any) -> Iterator[str]:
+        """Yield what the rest of the configuration (config.settings.Settings) lacks for this plan, as the end of a sentence about it."""
+        yield from ()

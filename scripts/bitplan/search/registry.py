@@ -1,0 +1,77 @@
+"""The search methods, one line each. Rules, flags, inputs, memory, times and colours of a method are read from here.
+
+Adding a method: its folder with `settings.py`, a line in `_ALL`, a command, a rule in `rules/search.smk`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from bitplan.search.adaptive.settings import AdaptivePlan
+from bitplan.search.genetic.settings import GeneticPlan
+from bitplan.search.optimal.settings import OptimalPlan
+from bitplan.search.plan_settings import PlanSettings
+from bitplan.search.random.settings import RandomPlan
+from bitplan.search.sparsegpt.settings import SparseGPTPlan
+
+CALIBRATION, STATS, TABLE = "calibration.safetensors", "layer_stats.tsv", "sensitivity.tsv"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A setting outside the plan that its search is given too: `section`, or `section.key` as a flag of another name if `flag` says
+    so; only for plans that have the setting `when`, if that is given."""
+
+    path: str
+    flag: str = ""
+    when: str = ""
+
+
+COMPUTE = Shared("compute")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A search method. `inputs`: results of the model that its search reads besides model.json. `beside`: what stands beside config.json
+    and plan.json and belongs to them, `{of}` being config or plan. `memory`: a function of workflow/resources.py. `time`: hours, and
+    minutes for each GB of weights. `colour`: its points in figures."""
+
+    settings: type[PlanSettings]
+    command: str
+    colour: str
+    inputs: tuple[str, ...] = ()
+    shared: tuple[Shared, ...] = ()
+    beside: str = ""
+    memory: str = "model_mem_mb"
+    time: tuple[int, int] = (1, 0)
+
+    @property
+    def name(self) -> str:
+        """The method's name in plans."""
+        return get_args(self.settings.model_fields["method"].annotation)[0]
+
+
+_ALL = (
+    Method(
+        AdaptivePlan, "adaptive_quantization_search.py", "#1f6fb2", (STATS, CALIBRATION), memory="search_mem_mb", time=(12, 20),
+        # A search that is limited by a task sees as many tokens at once as the tasks of the report do.
+        shared=(COMPUTE, Shared("tasks.max_length", flag="length", when="task")),
+    ),
+    Method(RandomPlan, "random_mixed_precision_quantization.py", "#d1661f"),
+    Method(
+        GeneticPlan, "mixed_precision_ptq.py", "#2f8f4e", (TABLE,), (COMPUTE, Shared("sensitivity.activation_scope")),
+        beside="{of}.smoothing.safetensors",
+    ),
+    Method(
+        SparseGPTPlan, "sparsegpt_enhanced.py", "#8a4fb0", (CALIBRATION,), (COMPUTE,), "compressed", "sparsegpt_mem_mb", (24, 20)
+    ),
+    Method(
+        OptimalPlan, "optimal_search.py", "#c22f3d", (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(12, 20)
+    ),
+)  # fmt: skip
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
+AnyPlan = Annotated[reduce(or_, (method.settings for method in _ALL)), Field(discriminator="method")]

@@ -205,7 +205,10 @@ class OptimalPlan(Section):
     groups: Literal["experts", "fusion", "none"] | None = Field(
         None, description="layers that share a format; when absent experts for GGUF types, fusion groups for others"
     )
-    correct: bool = Field(True, description="measure steps around the solution in place, and solve again")
+    correct: bool = Field(
+        True,
+        description="measure steps around the solution in place, and solve again, if validation could show the gain",
+    )
     swaps: int = Field(24, ge=1, description="steps that the correction measures")
     refine: bool = Field(False, description="evolutionary refinement at fixed size, by random swaps")
     seed: int = Field(0, ge=0, description="seed of the refinement")

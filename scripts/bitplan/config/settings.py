@@ -286,7 +286,9 @@ class Settings(Section):
                 hint = "set sensitivity.metric to auto or gradient, or sensitivity.anchors to 1, 2 or all"
                 raise ValueError(f"plan {name} is optimal by KL: {hint}")
             if plan.method == "optimal" and self.sensitivity.random:
-                raise ValueError(f"plan {name} is optimal by KL on the calibration text: set sensitivity.random to false")
+                raise ValueError(
+                    f"plan {name} is optimal by KL on the calibration text: set sensitivity.random to false"
+                )
             if plan.method == "optimal" and (plan.correct or plan.refine) and self.calibration.sequences is None:
                 what = "decides its steps on calibration text that was not measured on"
                 raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and refine to false")

@@ -24,7 +24,7 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.knapsack.choices import Choices, total_size
 from bitplan.search.knapsack.exact import optimal
 from bitplan.search.knapsack.levels import levels_of, neighbours
-from bitplan.search.optimal.correction import corrected, steps_around
+from bitplan.search.optimal.correction import corrected, prospect, steps_around
 from bitplan.search.optimal.paired import difference
 from bitplan.search.optimal.refinement import RefinementSettings, offspring_of, refine
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table
@@ -130,6 +130,39 @@ def test_a_table_that_is_wrong_by_a_factor_in_place_is_put_right():
     start = optimal(choices, 8.0).choice
     found, _ = corrected(choices, start, 8.0, measure, 100)
     assert measure(found).mean() < measure(start).mean() and total_size(choices, found) <= 8.0
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "worthwhile"),
+    [(10.0, 1e-3, True), (10.0, 100.0, False), (1.0, 1e-9, False)],
+    ids=["wrong table, quiet text", "wrong table, noisy text", "right table"],
+)
+def test_correction_is_worthwhile_where_the_text_could_show_what_it_gains(factor, noise, worthwhile):
+    choices = table(12)
+    budget = float(choices.size.mean(axis=1).sum())
+    start = optimal(choices, budget).choice
+    true, rng, evaluated = choices.damage.copy(), RNG(1), []
+    true[0] *= factor
+
+    def measure(choice) -> np.ndarray:
+        evaluated.append(choice)
+        return np.array([sum(true[i, k] for i, k in enumerate(choice))] * 2)
+
+    def judge(choice) -> np.ndarray:
+        return measure(choice)[0] + noise * rng.normal(size=8)
+
+    found = prospect(choices, start, budget, measure, judge, 24)
+    assert found.worthwhile == worthwhile and len(evaluated) == 3
+    # The share by which the plan's KL is off, times what each step changes, less what the table says that the step costs.
+    misfit = abs(measure(start)[0] / choices.damage[np.arange(12), start].sum() - 1)
+    steps = steps_around(choices, start, budget, 24)
+    gains = [misfit * abs(step.damage) - max(0.0, step.cost) for step in steps]
+    assert found.could_gain == pytest.approx(sum(gain for gain in gains if gain > 0), abs=1e-12)
+
+
+def test_an_optimum_without_another_level_has_nothing_to_correct():
+    one = Choices(["a"], ["x"], np.array([[1.0]]), np.array([[1.0]]))
+    assert not prospect(one, np.array([0]), 1.0, None, None, 24).worthwhile
 
 
 # ------------------------------------------------------------------------------------------------------------------- refinement
@@ -247,6 +280,9 @@ def test_correction_and_race_keep_the_size_and_say_what_they_gained_and_cost(sma
         low, high = stage["interval"]
         assert low <= stage["kl_change"] <= high and stage["kept"] == (high < 0) and stage["windows"] == 4
         assert stage["evaluations"] > 0 and stage["block_forward_tokens"] > 0
+    correction = figures["stages"][0]
+    assert correction["tried"] == (correction["could_gain"] > correction["least_shown"])
+    assert correction["tried"] or (correction["kl_change"] == 0 and correction["evaluations"] == 3)
     cost = figures["cost"]
     assert cost["block_forward_tokens"] == sum(stage["block_forward_tokens"] for stage in figures["stages"])
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,14 @@ from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, 
 from bitplan.search.damage import PlanDamage, part_of
 from bitplan.search.evaluations import Evaluations
 from bitplan.search.knapsack.choices import as_choice
-from bitplan.search.optimal.correction import corrected
+from bitplan.search.optimal.correction import Prospect, corrected, prospect
 from bitplan.search.optimal.paired import Difference, difference
 from bitplan.search.optimal.refinement import RefinementSettings, refine
 from bitplan.sensitivity.table import SensitivityTable, check_known
 
 log = logging.getLogger(__name__)
 FEWEST_WINDOWS = 4
+CORRECTION = "correction"
 GROUPS = ("experts", "fusion", "none")
 
 Choice = NDArray[np.intp]
@@ -38,7 +39,8 @@ Choice = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class OptimalSettings:
-    """Which steps are taken after the exact solution: `correct` measures up to `swaps` steps in place, `refine` swaps at one size.
+    """Which steps are taken after the exact solution: `correct` measures up to `swaps` steps in place, where fresh text could show what that
+    gains, `refine` swaps at one size.
 
     `groups` says what shares a format: the experts of a projection (a GGUF's tensors), fusion groups (q, k and v; gate and up), nothing;
     None: experts where the palette is of GGUF types, fusion groups elsewhere.
@@ -68,7 +70,10 @@ def _is_merged(layer: Layer, kind: str) -> bool:
 
 @dataclass(frozen=True)
 class Stage:
-    """What a step of the search gave: KL of its plan against the one before on fresh text, whether it was kept, what it cost."""
+    """What a step of the search gave: KL of its plan against the one before on fresh text, whether it was kept, what it cost.
+
+    Of a step that was estimated first the `prospect`; one that is not worthwhile was not tried, and changes nothing.
+    """
 
     name: str
     kl_before: float
@@ -76,10 +81,13 @@ class Stage:
     kept: bool
     evaluations: int
     block_forward_tokens: int
+    prospect: Prospect | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the stage for a plan's summary."""
+        tried = {} if self.prospect is None else {"tried": self.prospect.worthwhile, **asdict(self.prospect)}
         return {
+            **tried,
             "stage": self.name,
             "kl_before": self.kl_before,
             "kl_change": self.change.mean,
@@ -228,7 +236,7 @@ class OptimalSearch:
         half = len(self.fresh.tokens) // 2
         seen = self._damage(self.calibration, "calibration")
         wanted = {
-            "correction": (self.settings.correct, self._correct, part_of(self.fresh, 0, half)),
+            CORRECTION: (self.settings.correct, self._correct, part_of(self.fresh, 0, half)),
             "refine": (self.settings.refine, self._refine, part_of(self.fresh, half, len(self.fresh.tokens))),
         }
         stages = []
@@ -243,14 +251,20 @@ class OptimalSearch:
     ) -> tuple[Choice, Stage]:
         """Return the choice after one step, or before it where fresh text does not confirm that it damages less."""
         before, counted = self.model.model.tokens_forwarded, seen.evaluations
-        found = step(choice, budget, seen)
         judge = self._damage(text, name)
+        expected = self._prospect(choice, budget, seen, judge) if name == CORRECTION else None
+        found = choice if expected and not expected.worthwhile else step(choice, budget, seen)
         change = difference(judge.by_window(found), judge.by_window(choice))
         kl_before = float(judge.by_window(choice).mean())
         evaluations = seen.evaluations - counted + judge.evaluations
-        stage = Stage(name, kl_before, change, change.lower, evaluations, self.model.model.tokens_forwarded - before)
+        cost = self.model.model.tokens_forwarded - before
+        stage = Stage(name, kl_before, change, change.lower, evaluations, cost, expected)
         log.info("%s: KL %+.6f (%+.6f to %+.6f) on fresh text", name, change.mean, change.low, change.high)
         return (found if stage.kept else choice), stage
+
+    def _prospect(self, choice: Choice, budget: float, seen: PlanDamage, judge: PlanDamage) -> Prospect:
+        measures = seen.by_window, judge.by_window
+        return prospect(self.problem.choices, choice, budget, *measures, self.settings.swaps)
 
     def _correct(self, choice: Choice, budget: float, seen: PlanDamage) -> Choice:
         return corrected(self.problem.choices, choice, budget, seen.by_window, self.settings.swaps)[0]
@@ -295,6 +309,12 @@ def print_optimal(plan: Plan, info: ModelInfo, summary: dict[str, Any]) -> None:
         f"sum of KL {summary['kld_predicted']:.6g}, none below {summary['lower_bound']:.6g} (gap {summary['gap']:.2g})"
     )
     for stage in summary["stages"]:
+        if not stage.get("tried", True):
+            gain, shown = stage["could_gain"], stage["least_shown"]
+            print(
+                f"{stage['stage']}: not tried; it could gain about {gain:.2g}, and {stage['windows']} fresh windows show {shown:.2g} or more"
+            )
+            continue
         low, high = stage["interval"]
         told = "kept" if stage["kept"] else "not kept"
         print(

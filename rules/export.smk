@@ -27,8 +27,8 @@ rule plan_gguf:
         model="results/{model}/model.json",
         base="results/{model}/base.gguf",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
-        plan="results/{model}/plans/{plan}/plan.json",
-        beside=beside_plan("plan"),
+        plan=on_wildcards(inputs.used_plan),
+        beside=beside_used_plan,
         imatrix=on_wildcards(inputs.importance_of),
         calibration=on_wildcards(inputs.export_calibration),
     output:

@@ -44,6 +44,7 @@ def main(args) -> None:
         "scored": kind,
         "length": reference.tokens.shape[1],
         "dtype": model.dtype,
+        "rounding": plan.rounded.rounding if plan.rounded else None,
         **summarize(scores),
     }
     if args.gguf:

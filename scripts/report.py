@@ -8,7 +8,16 @@ def main(args) -> None:
     from bitplan.core.files import write_table, written_aside
     from bitplan.models.layers import model_info
     from bitplan.report.agreement import agreement_html, agreement_text, read_agreement
-    from bitplan.report.comparison import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
+    from bitplan.report.comparison import (
+        COLUMNS,
+        Entry,
+        as_page,
+        as_text,
+        check_results,
+        checked_row,
+        reference_speed,
+        rounding_text,
+    )
     from bitplan.report.figure import FILE_SIZE, PLAN_SIZE, as_simulated, draw
     from bitplan.report.tasks import task_columns, task_rows, tasks_html, tasks_text
 
@@ -27,8 +36,9 @@ def main(args) -> None:
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     with written_aside(args.figure) as aside:
         draw(rows if baselines else as_simulated(rows), aside, title, FILE_SIZE if baselines else PLAN_SIZE)
-    texts = {args.text: as_text(rows) + tasks_text(tasks) + agreement_text(taus)}
-    more = tasks_html(tasks) + agreement_html(taus)
+    notes = rounding_text(rows)
+    texts = {args.text: as_text(rows) + notes + tasks_text(tasks) + agreement_text(taus)}
+    more = f"<p>{notes.strip()}</p>" * bool(notes) + tasks_html(tasks) + agreement_html(taus)
     texts[args.page] = as_page(rows, more, args.figure.read_text(encoding="utf-8"), title)
     for path, text in texts.items():
         with written_aside(path) as aside:

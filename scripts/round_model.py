@@ -4,9 +4,7 @@ import time
 
 from bitplan.cli.inputs import input_file, output_folder
 from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
-
-# Those of bitplan.rounding.layer.ROUNDINGS, which is not loaded for --help.
-ROUNDINGS = ("nearest", "feedback", "tuned")
+from bitplan.config.defaults import DAMPING, DESCENTS, ROUNDINGS, TOKENS_PER_STEP, TUNING_STEPS
 
 
 def main(args) -> None:
@@ -47,12 +45,14 @@ if __name__ == "__main__":
                        help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")  # fmt: skip
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn of a longer text")
     flags.add_argument("--rounding", choices=ROUNDINGS, default="feedback", help="how weights are rounded")
-    flags.add_argument("--damping", type=number(0.0), default=0.01,
+    flags.add_argument("--damping", type=number(0.0), default=DAMPING,
                        help="added to the diagonal of each layer's second moments, in shares of its mean")  # fmt: skip
-    flags.add_argument("--descents", type=number(0, kind=int), default=2,
+    flags.add_argument("--descents", type=number(0, kind=int), default=DESCENTS,
                        help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
-    flags.add_argument("--steps", type=count, default=50, help="steps that tuning takes on each block")
-    flags.add_argument("--tokens-per-step", type=count, default=2048, help="calibration tokens that a step looks at")
+    flags.add_argument("--steps", type=count, default=TUNING_STEPS, help="steps that tuning takes on each block")
+    flags.add_argument(
+        "--tokens-per-step", type=count, default=TOKENS_PER_STEP, help="calibration tokens that a step looks at"
+    )
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
     run(flags, main)

@@ -8,6 +8,11 @@ CALIBRATION_WINDOWS = 16
 VALIDATION_WINDOWS = 16
 EVALUATION_WINDOWS = 32
 
+# How the weights of a plan are rounded: docs/rounding.md.
+Rounding = Literal["nearest", "feedback", "tuned"]
+ROUNDINGS = get_args(Rounding)
+DAMPING, DESCENTS, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 50, 2048
+
 Bos = Literal["auto", "always", "never"]
 BOS_POLICIES = get_args(Bos)
 BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (Gemma)"

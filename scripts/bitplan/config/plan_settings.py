@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from bitplan.config.defaults import Rounding
 from bitplan.core.errors import nearest
 from bitplan.formats.facts import NAMES
 from bitplan.formats.pairs import pair_named
@@ -50,6 +51,11 @@ class CheckSettings(Section):
     tolerance: float = Field(0.0, ge=0, description="bits over the target that still pass")
 
 
+ROUNDING = Field(
+    None, description="how weights are rounded at the same size: docs/rounding.md; as rounding.default says when absent"
+)
+
+
 class AdaptivePlan(Section):
     """A plan found by the adaptive Alpha-Hill threshold search."""
 
@@ -76,6 +82,7 @@ class AdaptivePlan(Section):
     metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
     task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
     include_path: PathName | None = Field(None, description="folder with your own lm-eval tasks")
+    rounding: Rounding | None = ROUNDING
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
 
@@ -87,6 +94,7 @@ class RandomPlan(Section):
     bf16_ratio: float = Field(0.2, ge=0, le=1, description="share of layers in bf16")
     seed: int = Field(42, ge=0, description="the same seed gives the same plan")
     group_size: int = Field(32, ge=1, description="values per block")
+    rounding: Rounding | None = ROUNDING
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
     @field_validator("bf16_ratio")
@@ -121,6 +129,7 @@ class GeneticPlan(Section):
     ga_pop: int = Field(30, ge=3, description="plans in a generation")
     ga_gen: int = Field(25, ge=1, description="generations")
     seed: int = Field(0, ge=0, description="the same seed gives the same plan")
+    rounding: Rounding | None = ROUNDING
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
     @model_validator(mode="after")
@@ -209,6 +218,7 @@ class OptimalPlan(Section):
     swaps: int = Field(24, ge=1, description="steps that the correction measures")
     refine: bool = Field(False, description="evolutionary refinement at fixed size, by random swaps")
     seed: int = Field(0, ge=0, description="seed of the refinement")
+    rounding: Rounding | None = ROUNDING
     check: CheckSettings = Field(CheckSettings(), description="what a missed target does")
 
     @model_validator(mode="after")

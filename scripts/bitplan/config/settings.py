@@ -13,10 +13,15 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_
 from bitplan.config.defaults import (
     BOS_MEANING,
     CALIBRATION_WINDOWS,
+    DAMPING,
+    DESCENTS,
     EVALUATION_WINDOWS,
+    TOKENS_PER_STEP,
+    TUNING_STEPS,
     VALIDATION_WINDOWS,
     WINDOW_LENGTH,
     Bos,
+    Rounding,
 )
 from bitplan.config.plan_settings import (
     METHODS,
@@ -93,6 +98,20 @@ class ValidationWindows(WindowSettings):
     """How the text of validation is cut."""
 
     sequences: int | None = Field(VALIDATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
+
+
+class RoundingSettings(Section):
+    """How the weights of plans are rounded, on the calibration text."""
+
+    default: Rounding = Field("nearest", description="how, for plans that do not say it themselves")
+    damping: float = Field(
+        DAMPING, ge=0, description="added to the diagonal of each layer's second moments, in shares of its mean"
+    )
+    descents: int = Field(
+        DESCENTS, ge=0, description="sweeps of coordinate descent over the codes after the one with error feedback"
+    )
+    steps: int = Field(TUNING_STEPS, ge=1, description="steps that tuning takes on each block")
+    tokens_per_step: int = Field(TOKENS_PER_STEP, ge=1, description="calibration tokens that a step of tuning looks at")
 
 
 class ExportSettings(Section):
@@ -225,6 +244,9 @@ class Settings(Section):
         description="windows of the evaluation text; of one that is the calibration text too, those behind the others",
     )
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="sensitivity of layers to formats")
+    rounding: RoundingSettings = Field(
+        RoundingSettings(), description="choice of each weight's code under its format, after the search"
+    )
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
     tasks: TaskSettings = Field(TaskSettings(), description="optional lm-eval tasks")
@@ -256,6 +278,10 @@ class Settings(Section):
     def every_plan(self) -> dict[str, AnyPlan]:
         """The plans, and those of the studies."""
         return {**self.plans, **self.cells}
+
+    def rounding_of(self, plan: str) -> str:
+        """Return how the weights of a plan are rounded; one with a width per channel has no codes left to choose."""
+        return getattr(self.every_plan[plan], "rounding", "nearest") or self.rounding.default
 
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":
@@ -308,6 +334,7 @@ def _keys_at(location: tuple) -> list[str]:
     }
     sections["validation"] = WindowSettings
     sections |= {
+        "rounding": RoundingSettings,
         "export": ExportSettings,
         "speed": SpeedSettings,
         "tasks": TaskSettings,

@@ -159,7 +159,8 @@ def _lines() -> Iterator[str]:
     yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
     yield f"\nimatrix: {_value(fields['imatrix'].default)} {_comment(fields['imatrix'])}"
     yield f"\nbos: {_value(fields['bos'].default)} {_comment(fields['bos'])}"
-    for name in ("compute", "calibration", "validation", "evaluation", "sensitivity", "export", "speed", "tasks"):
+    sections = ("calibration", "validation", "evaluation", "sensitivity", "rounding", "export", "speed", "tasks")
+    for name in ("compute", *sections):
         default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"
         yield from _section(type(fields[name].default), {**default, **DEMO.get(name, {})}, 2)

@@ -39,7 +39,9 @@ def warn_of_formats(formats: Sequence[str], info: ModelInfo, embeddings: Sequenc
     `embeddings` are those asked of the token embedding and the output matrix.
     """
     asked = {layer.name: (layer.shape[1], formats) for layer in info.quantizable}
-    beside = {layer.name: (layer.shape[1], embeddings) for layer in info.layers if layer.is_embedding and not layer.tied}
+    beside = {
+        layer.name: (layer.shape[1], embeddings) for layer in info.layers if layer.is_embedding and not layer.tied
+    }
     _warn("", asked | (beside if embeddings else {}))
 
 

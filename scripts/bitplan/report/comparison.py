@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import Problem, UserError, user_error
-from bitplan.core.files import read_json
+from bitplan.core.files import read_json, read_table
 
+# Beside a plan whose weights were rounded by a step of their own.
+ROUNDING_TABLE = Path("rounding", "rounding.tsv")
 AGAIN = "Make the results again, with snakemake"
 SIMULATED_FILES = ("plan.json", "bits.json", "perplexity.json")
 BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
 PLAN_FILES = ("bits.json", "plan.json", "perplexity.json", "gguf_perplexity.json", "model.gguf", "speed.json")
 COLUMNS = (
-    *("name", "method", "avg_bits", "avg_bits_layers", "avg_bits_file", "file_bytes"),
+    *("name", "method", "rounding", "rounded_to_nearest", "avg_bits", "avg_bits_layers", "avg_bits_file", "file_bytes"),
     *("target_avg_bits", "target_missed_by"),
     *("ppl", "ppl_error", "kl", "kl_error", "top1"),
     *("file_ppl", "file_ppl_error", "file_kl", "file_kl_error", "file_top1"),
@@ -31,6 +33,7 @@ COLUMNS = (
 # What the readable table shows: (column, heading, format).
 SHOWN = (
     ("name", "plan", "{:<24}"),
+    ("rounding", "rounding", "{:>8}"),
     ("avg_bits", "bits", "{:>7.3f}"),
     ("avg_bits_layers", "layers", "{:>7.3f}"),
     ("avg_bits_file", "file", "{:>7.3f}"),
@@ -49,7 +52,8 @@ LEGEND = (
     "bits: over all parameters; layers: over the quantizable layers; file: 8 x file bytes / parameters. "
     "PPL, KL: the plan with its activation formats, simulated. file PPL, file KL, top-1: the GGUF in llama.cpp, "
     "which keeps activations whole. ratio: tokens/s over the reference file in the same rounds, median, min and max; "
-    "tok/s: that ratio times the reference's own speed. unstable: it varied too much between rounds; min and max are its range."
+    "tok/s: that ratio times the reference's own speed. unstable: it varied too much between rounds; min and max are its range. "
+    "rounding: how weights got their codes (docs/rounding.md)."
 )
 
 
@@ -104,14 +108,34 @@ def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
     return {prefix + name: scores[key] for name, key in kept.items()}
 
 
+def _rounding(folder: Path, rounding: str | None) -> dict[str, Any]:
+    """Return how the scored plan's weights were rounded, and how many layers were rounded to nearest instead."""
+    if rounding is None:
+        return {"rounding": "nearest", "rounded_to_nearest": None}
+    layers = read_table(folder / ROUNDING_TABLE)
+    return {"rounding": rounding, "rounded_to_nearest": sum(bool(layer["why"]) for layer in layers)}
+
+
+def rounding_text(rows: Iterable[dict[str, Any]]) -> str:
+    """Return a line for each plan some of whose layers could not be rounded as asked, to follow the table; "" without any."""
+    lines = [
+        f"{row['name']}: {row['rounded_to_nearest']} layers are rounded to nearest; rounding/rounding.tsv says why\n"
+        for row in rows
+        if row.get("rounded_to_nearest")
+    ]
+    return "\n" + "".join(lines) if lines else ""
+
+
 def _plan_part(entry: Entry) -> dict[str, Any]:
     bits, plan = read_json(entry.folder / "bits.json"), read_json(entry.folder / "plan.json")
+    scores = read_json(entry.folder / "perplexity.json")
     summary = plan.get("search_summary") or plan.get("summary") or {}
     cost = summary.get("cost", {})
     return {
         "method": summary.get("method"),
+        **_rounding(entry.folder, scores.get("rounding")),
         **{key: bits[key] for key in ("avg_bits", "avg_bits_layers", "target_avg_bits", "target_missed_by")},
-        **_scores("", read_json(entry.folder / "perplexity.json")),
+        **_scores("", scores),
         "search_evaluations": cost.get("evaluations"),
         "search_block_forward_tokens": cost["block_forward_tokens"],
     }

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, get_num_threads
 
 from bitplan import __version__
-from bitplan.core.errors import user_error
 from bitplan.core.progress import progress
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
@@ -172,20 +171,20 @@ def round_plan(
 ) -> tuple[Plan, tuple[Mapping[str, Any], ...]]:
     """Return the plan with its layers rounded on windows of tokens (sequences, length), and a row of figures for each.
 
-    The codes are written into the folder, which is replaced when all is done; until then the blocks are in `folder`.partial. Raises
-    `UserError` for a plan without a layer to round, and for formats that do not fit their layers.
+    The codes are written into the folder, which is replaced when all is done; until then the blocks are in `folder`.partial. A plan
+    without a layer to round has an empty one, and the log says so. Raises `UserError` for formats that do not fit their layers.
     """
     check_columns(plan, info)
-    if not rounded_names(plan, info):
-        what = "has no layer with a format of codes inside the blocks: there is nothing to round"
-        raise user_error("plan", what, f"Formats with codes are {', '.join(list(GRIDS)[:6])} ...")
     plan = replace(plan, rounded=None)
     partial = folder.with_name(f"{folder.name}.partial")
     take_up(partial, _digest(info, plan, settings, tokens, dtype))
     run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
-    try:
-        model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
-    finally:
-        drop_if_empty(partial)
+    if not rounded_names(plan, info):
+        log.warning("the plan has no layer with a format of codes inside the blocks: there is nothing to round")
+    else:
+        try:
+            model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
+        finally:
+            drop_if_empty(partial)
     rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)
     return replace(plan, rounded=rounded), tuple(run.rows)

@@ -12,7 +12,7 @@ from bitplan.workflow.inputs import compared_agreement, results
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
-NOT_A_FLAG = {"method", "check"}
+NOT_A_FLAG = {"method", "check", "rounding"}
 # Methods whose search runs the model, and so takes the settings of `compute`.
 RUN_THE_MODEL = {"adaptive", "genetic", "optimal", "sparsegpt"}
 
@@ -115,6 +115,15 @@ def check_flags(settings: Settings, wildcards: Any) -> str:
     """Return what the average-bit check does when a plan exceeds its target."""
     check = settings.every_plan[wildcards.plan].check
     return cli_flags({"on-miss": check.on_miss, "tolerance": check.tolerance})
+
+
+def rounding_flags(settings: Settings, wildcards: Any) -> str:
+    """Return how the weights of a plan are rounded; the settings of tuning only where it is tuned."""
+    rounding, held = settings.rounding_of(wildcards.plan), settings.rounding
+    values: dict[str, Any] = {"rounding": rounding, "damping": held.damping, "descents": held.descents}
+    if rounding == "tuned":
+        values |= {"steps": held.steps, "tokens-per-step": held.tokens_per_step}
+    return cli_flags({**values, **settings.compute.model_dump()})
 
 
 def speed_flags(settings: Settings, wildcards: Any) -> str:

@@ -53,6 +53,12 @@ def sparsegpt_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     return model_mem_mb(settings, wildcards, attempt) + int(moments * attempt)
 
 
+def rounding_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
+    """Return memory in MiB for rounding: that of SparseGPT, and for tuning once more that of a walk, for gradients and the reference's states."""
+    tuning = settings.rounding_of(wildcards.plan) == "tuned"
+    return sparsegpt_mem_mb(settings, wildcards, attempt) + tuning * model_mem_mb(settings, wildcards, attempt)
+
+
 def time_limit(settings: Settings, hours: float, minutes_per_gb: float) -> Callable[[Any, int], int]:
     """Return a function that gives a job's time limit in minutes: some hours, and more for each GB of weights; grows when retried."""
 

@@ -178,8 +178,14 @@ def test_layers_without_codes_and_those_outside_the_blocks_are_left_as_the_plan_
     assert {name for name in plan.layers if name in made.rounded} == {
         name for name, asked in plan.layers.items() if asked.wq == "int4"
     }
-    with pytest.raises(UserError, match="nothing to round"):
-        rounded(llama, uniform(llama.info, "bf16"), tmp_path / "none")
+
+
+def test_a_plan_without_codes_to_choose_is_written_as_it_is_and_the_log_says_so(llama, tmp_path, caplog):
+    made = rounded(llama, uniform(llama.info, "bf16"), tmp_path / "plan" / "rounded")
+    assert "nothing to round" in caplog.text and not (tmp_path / "plan" / "rounded.partial").exists()
+    write_plan(tmp_path / "plan" / "plan.json", made, LayerPlan(), llama.info, "search_summary")
+    again = read_plan(tmp_path / "plan" / "plan.json", llama.info)
+    assert not any(layer.name in again.rounded for layer in llama.info.layers)
 
 
 def test_with_activation_formats_layers_are_rounded_for_the_quantized_inputs(llama, tmp_path):

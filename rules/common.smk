@@ -96,17 +96,29 @@ def plans_of(method):
     return targets.plans_of(SETTINGS, method)
 
 
+def rounded_plans(*methods):
+    """Return the names of the plans of some methods whose weights are rounded by a step of their own."""
+    return targets.rounded_plans(SETTINGS, methods)
+
+
 def beside_plan(of):
     """Return a function that gives what stands beside a plan's `of` file and belongs to it. A folder is ancient: Snakemake
     can't compare its content, and the plan holds its digest."""
 
-    def paths(wildcards):
-        found = inputs.beside_plan(SETTINGS, wildcards, of)
-        return [
-            ancient(path) if path.endswith("compressed") else path for path in found
-        ]
+    return lambda wildcards: ancient_folders(
+        inputs.beside_plan(SETTINGS, wildcards, of)
+    )
 
-    return paths
+
+def beside_used_plan(wildcards):
+    """Return what stands beside the plan that is scored and exported, as `beside_plan` does."""
+    return ancient_folders(inputs.beside_used_plan(SETTINGS, wildcards))
+
+
+def ancient_folders(paths):
+    """Return paths, those of stored weights as ancient ones."""
+    folders = ("compressed", "rounded")
+    return [ancient(path) if path.endswith(folders) else path for path in paths]
 
 
 def whole_machine(wildcards):

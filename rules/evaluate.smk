@@ -30,8 +30,8 @@ rule plan_perplexity:
     input:
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
-        plan="results/{model}/plans/{plan}/plan.json",
-        beside=beside_plan("plan"),
+        plan=on_wildcards(inputs.used_plan),
+        beside=beside_used_plan,
         imatrix=on_wildcards(inputs.importance_of),
         evaluation="results/{model}/evaluation.safetensors",
     output:
@@ -126,8 +126,8 @@ rule plan_tasks:
         on_wildcards(inputs.task_files, ROOT),
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
-        plan="results/{model}/plans/{plan}/plan.json",
-        beside=beside_plan("plan"),
+        plan=on_wildcards(inputs.used_plan),
+        beside=beside_used_plan,
         imatrix=on_wildcards(inputs.importance_of),
     output:
         figures="results/{model}/plans/{plan}/tasks.json",

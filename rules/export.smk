@@ -32,8 +32,8 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             model="results/{model}/model.json",
             base=on_wildcards(inputs.export_base),
             bits=ancient("results/{model}/plans/{plan}/bits.json"),
-            plan="results/{model}/plans/{plan}/plan.json",
-            beside=beside_plan("plan"),
+            plan=on_wildcards(inputs.used_plan),
+            beside=beside_used_plan,
             imatrix=on_wildcards(inputs.importance_of),
             calibration=on_wildcards(inputs.export_calibration),
         output:

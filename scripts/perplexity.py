@@ -52,6 +52,7 @@ def main(args) -> None:
         "scored": kind,
         "length": reference.tokens.shape[1],
         "dtype": model.dtype,
+        "rounding": plan.rounded.rounding if plan.rounded else None,
         **summarize(scores),
     }
     if runtime is not None and runtime.name == "gguf":

@@ -5,10 +5,9 @@ from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_folder
 from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
-from bitplan.config.flag_types import count, number
-
-# Those of bitplan.rounding.layer.ROUNDINGS, which is not loaded for --help.
-ROUNDINGS = ("nearest", "feedback", "tuned")
+from bitplan.config.flag_types import number
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import RoundingSettings
 
 
 def main(args) -> None:
@@ -19,7 +18,7 @@ def main(args) -> None:
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.datasets import calibration_windows
     from bitplan.reference.opening import opened
-    from bitplan.rounding.model import COLUMNS, RoundingSettings, round_plan
+    from bitplan.rounding.model import COLUMNS, ModelRounding, round_plan
     from bitplan.rounding.report import check_output, print_rounding
     from bitplan.rounding.tuning import TuningSettings
 
@@ -29,7 +28,7 @@ def main(args) -> None:
     plan = read_any_plan(args.plan, model.info)
     tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
-    settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
+    settings = ModelRounding(args.rounding, args.damping, args.descents, tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
     write_plan(args.output / "plan.json", made, LayerPlan(), model.info)
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
@@ -49,13 +48,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--calibration", required=True,
                        help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")  # fmt: skip
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn of a longer text")
-    flags.add_argument("--rounding", choices=ROUNDINGS, default="feedback", help="how weights are rounded")
-    flags.add_argument("--damping", type=number(0.0), default=0.01,
-                       help="added to the diagonal of each layer's second moments, in shares of its mean")  # fmt: skip
-    flags.add_argument("--descents", type=number(0, kind=int), default=2,
-                       help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
-    flags.add_argument("--steps", type=count, default=50, help="steps that tuning takes on each block")
-    flags.add_argument("--tokens-per-step", type=count, default=2048, help="calibration tokens that a step looks at")
+    add_settings_flags(flags, RoundingSettings, default={"default": "feedback", "help": "how weights are rounded"})
     flags.add_argument("--output", type=output_folder, required=True,
                        help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
     return flags

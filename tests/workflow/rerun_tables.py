@@ -28,6 +28,8 @@ CONFIG: dict[str, Any] = {
         "best": {"method": "optimal", "target_avg_bits": 6.0, "palette": ["q4_k", "q6_k", "q8_0"], "refine": True},
         "sized": {"method": "optimal", "same_size_as": "q4_k_m", "palette": ["q4_k", "q6_k"], "correct": False},
         "pruned": {"method": "sparsegpt", "prunen": 2, "prunem": 4},
+        "fed": {"method": "random", "rounding": "feedback"},
+        "tuned": {"method": "genetic", "rounding": "tuned"},
     },
     "studies": {"widths": {"plan": {"method": "sparsegpt"}, "vary": {"target_avg_bits": [3.0, 4.0]}}},
     "baselines": ["f16", "q4_k_m", "q4_k_m_imatrix"],
@@ -40,12 +42,13 @@ CONFIG: dict[str, Any] = {
 # Jobs that follow a job because they read what it makes. Between jobs of plans (or of baselines) only those of the same name follow, unless the
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
 IMPORTANCE = "plan_perplexity plan_gguf plan_tasks baseline_gguf@q4_k_m_imatrix"
-OF_A_PLAN = "bits plan_perplexity plan_gguf plan_tasks comparison"
+OF_A_PLAN = "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_tasks comparison"
+ROUNDED = "rounded_plan rounded_genetic_plan"
 ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
 FOLLOWS = {
     "download": "model",
     "model": ALL_OF_A_MODEL,
-    "layer_stats": f"sensitivity sensitivity_shard adaptive_plan optimal_plan sparsegpt_plan {IMPORTANCE}",
+    "layer_stats": f"sensitivity sensitivity_shard {ROUNDED} adaptive_plan optimal_plan sparsegpt_plan {IMPORTANCE}",
     "validation": "optimal_plan@best",
     "sensitivity_shard": "sensitivity",
     "sensitivity": "genetic_plan optimal_plan",
@@ -54,6 +57,8 @@ FOLLOWS = {
     "genetic_plan": OF_A_PLAN,
     "optimal_plan": OF_A_PLAN,
     "sparsegpt_plan": OF_A_PLAN,
+    "rounded_plan": "plan_perplexity plan_gguf plan_tasks comparison",
+    "rounded_genetic_plan": "plan_perplexity plan_gguf plan_tasks comparison",
     "bits": "comparison",
     "bits@widths.*": "study@widths",
     "evaluation": "plan_perplexity plan_runtime_perplexity baseline_perplexity",
@@ -76,7 +81,14 @@ FOLLOWS = {
 
 ON_A_DEVICE = (
     "layer_stats validation evaluation sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan"
-    " plan_perplexity plan_tasks model_tasks"
+    " rounded_plan rounded_genetic_plan plan_perplexity plan_tasks model_tasks"
+)
+# The plans that say nothing of rounding themselves.
+ROUNDED_BY_DEFAULT = " ".join(
+    [
+        *(f"rounded_plan@{name}" for name in ("threshold", "typed", "tasked", "lot", "best", "sized")),
+        *(f"rounded_genetic_plan@{name}" for name in ("w4", "mixed")),
+    ]
 )
 SPEEDS = "plan_speed baseline_speed"
 TASKS = "plan_tasks model_tasks"
@@ -126,6 +138,11 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "sensitivity.memory_limit": ("sensitivity.memory_limit", "1GB", ""),
     "sensitivity.shards": ("sensitivity.shards", 2, "sensitivity_shard sensitivity"),
     "sensitivity.fisher": ("sensitivity.fisher", True, "sensitivity"),
+    "rounding.default": ("rounding.default", "feedback", ROUNDED_BY_DEFAULT),
+    "rounding.damping": ("rounding.damping", 0.02, ROUNDED),
+    "rounding.descents": ("rounding.descents", 1, ROUNDED),
+    "rounding.steps": ("rounding.steps", 20, "rounded_genetic_plan@tuned"),
+    "rounding.tokens_per_step": ("rounding.tokens_per_step", 1024, "rounded_genetic_plan@tuned"),
     "export.unquantized": ("export.unquantized", "bf16", "plan_gguf"),
     "export.match": ("export.match", "distortion", "plan_gguf"),
     "export.max_error": ("export.max_error", 0.01, "plan_gguf"),
@@ -170,6 +187,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
         "metric": ("tasked", "acc"),
         "task_limit": ("tasked", 8),
         "include_path": ("tasked", "demo/own"),
+        "rounding": ("threshold", "feedback"),
         "check.on_miss": ("threshold", "fail"),
         "check.tolerance": ("threshold", 0.5),
     },
@@ -178,6 +196,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
         "bf16_ratio": ("lot", 0.4),
         "seed": ("lot", 1),
         "group_size": ("lot", 64),
+        "rounding": ("lot", "feedback"),
         "check.on_miss": ("lot", "fail"),
         "check.tolerance": ("lot", 0.5),
     },
@@ -190,6 +209,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
         "ga_pop": ("w4", 40),
         "ga_gen": ("w4", 40),
         "seed": ("w4", 1),
+        "rounding": ("w4", "feedback"),
         "check.on_miss": ("w4", "fail"),
         "check.tolerance": ("w4", 0.5),
     },
@@ -202,6 +222,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
         "swaps": ("best", 8),
         "refine": ("best", False),
         "seed": ("best", 1),
+        "rounding": ("best", "feedback"),
         "check.on_miss": ("best", "fail"),
         "check.tolerance": ("best", 0.5),
     },
@@ -296,6 +317,7 @@ COMMANDS = {
     "perplexity.py": "plan_perplexity plan_runtime_perplexity baseline_perplexity",
     "eval_with_lm_eval.py": "plan_tasks model_tasks",
     "convert_gguf.py": "base_gguf",
+    "round_model.py": ROUNDED,
     "export_plan.py": "plan_gguf",
     "baseline_gguf.py": "baseline_gguf",
     "compare_real_quant.py": "plan_speed baseline_speed",
@@ -316,11 +338,9 @@ PERPLEXITY = "plan_perplexity plan_runtime_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 REFERENCE = "validation evaluation"
-RUN_A_MODEL = f"layer_stats {REFERENCE} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {SPEEDS}"
-QUANTIZE = f"layer_stats sensitivity {SEARCHES} bits {PERPLEXITY} {TASKS} {GGUF}"
-QUANTIZE_WALKING = (
-    f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}"
-)
+RUN_A_MODEL = f"layer_stats {REFERENCE} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {SPEEDS}"
+QUANTIZE = f"layer_stats sensitivity {SEARCHES} {ROUNDED} bits {PERPLEXITY} {TASKS} {GGUF}"
+QUANTIZE_WALKING = f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {GGUF}"
 READ_WEIGHTS = f"{QUANTIZE} {REFERENCE} {SPEEDS} base_gguf"
 READ_A_MODEL = f"{READ_WEIGHTS} model comparison"
 CHECKED = "base_gguf plan_gguf"  # what converts a model checks that llama.cpp computes it
@@ -341,7 +361,7 @@ MODULES = {
     "core/figures.py": "genetic_plan comparison study",
     "core/tables.py": "comparison study",
     "core/section.py": "",
-    "core/progress.py": f"sensitivity optimal_plan sparsegpt_plan {GGUF} {SPEEDS}",
+    "core/progress.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED} {GGUF} {SPEEDS}",
     "core/provenance.py": f"download model {READ_WEIGHTS}".replace(" bits", ""),
     "core/resume.py": "layer_stats sensitivity adaptive_plan genetic_plan optimal_plan",
     "demo/*": "",
@@ -371,9 +391,9 @@ MODULES = {
     "plans/bits.py": "bits",
     "plans/names.py": "plan_gguf",
     "search/allocation/patterns.py": "optimal_plan",
-    "plans/torch_config.py": f"genetic_plan bits {PERPLEXITY} {TASKS} plan_gguf",
+    "plans/torch_config.py": f"genetic_plan {ROUNDED} bits {PERPLEXITY} {TASKS} plan_gguf",
     "reference/*": f"{RUN_A_MODEL} {CHECKED}",
-    "reference/datasets.py": "sparsegpt_plan",
+    "reference/datasets.py": f"sparsegpt_plan {ROUNDED}",
     "reference/opening.py": RUN_A_MODEL,
     "reference/text.py": f"{RUN_A_MODEL} {CHECKED} baseline_gguf",
     "report/*": "comparison",
@@ -383,10 +403,10 @@ MODULES = {
     "report/tables.py": "comparison study",
     "report/study.py": "study",
     "report/three_way.py": SPEEDS,
-    "rounding/*": "",
-    "rounding/channel_grid.py": "sparsegpt_plan",
-    "rounding/sweep.py": "sparsegpt_plan",
-    "rounding/gguf_blocks.py": f"{GGUF} optimal_plan",
+    "rounding/*": ROUNDED,
+    "rounding/channel_grid.py": f"sparsegpt_plan {ROUNDED}",
+    "rounding/sweep.py": f"sparsegpt_plan {ROUNDED}",
+    "rounding/gguf_blocks.py": f"{GGUF} optimal_plan {ROUNDED}",
     "rounding/gguf_codes.py": f"{GGUF} optimal_plan",
     "runtimes/registry.py": "",
     "runtimes/runtime.py": "plan_gguf",
@@ -436,7 +456,7 @@ MODULES = {
     "sensitivity/smooth_factors.py": SMOOTHED,
     "sensitivity/table.py": "genetic_plan optimal_plan",
     "statistics/*": STATISTICS,
-    "statistics/hessian.py": "sparsegpt_plan",
+    "statistics/hessian.py": f"sparsegpt_plan {ROUNDED}",
     "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF}",
     "statistics/inputs.py": SMOOTHED,
     "workflow/*": "",

@@ -38,6 +38,8 @@ MODULE_NAMES = sorted(
     path.relative_to(SCRIPTS / "bitplan").as_posix() for path in SCRIPTS.glob("bitplan/**/*.py") if content_hashes(path)
 )
 PLAN_CASES = [(method, key) for method, keys in PLAN_SETTINGS.items() for key in keys]
+# The rule that rounds a plan, where it is a method's own.
+ROUNDING = {"genetic": "rounded_genetic_plan"}
 EDIT = "\nEDITED_BY_A_TEST = True\n"
 
 
@@ -103,7 +105,8 @@ def test_a_setting_reruns_what_it_is_behind(everything, setting):
 @pytest.mark.parametrize(("method", "key"), PLAN_CASES)
 def test_a_setting_of_a_plan_reruns_that_plan_alone(everything, method, key):
     plan, value, *more = PLAN_SETTINGS[method][key]
-    rule = "bits" if key.startswith("check.") else f"{method}_plan"
+    rules = {"check.on_miss": "bits", "check.tolerance": "bits", "rounding": ROUNDING.get(method, "rounded_plan")}
+    rule = rules.get(key, f"{method}_plan")
     with configured(everything, changed(CONFIG, f"plans.{plan}.{key}", value)):
         assert_reruns(everything, " ".join([f"{rule}@{plan}", *more]))
 

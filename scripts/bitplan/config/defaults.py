@@ -8,6 +8,9 @@ CALIBRATION_WINDOWS = 16
 VALIDATION_WINDOWS = 16
 EVALUATION_WINDOWS = 32
 
+# Of rounding: docs/rounding.md.
+DAMPING, DESCENTS, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 50, 2048
+
 Bos = Literal["auto", "always", "never"]
 BOS_POLICIES = get_args(Bos)
 BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (Gemma)"

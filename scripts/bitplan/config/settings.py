@@ -11,7 +11,11 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_
 from bitplan.config.defaults import (
     BOS_MEANING,
     CALIBRATION_WINDOWS,
+    DAMPING,
+    DESCENTS,
     EVALUATION_WINDOWS,
+    TOKENS_PER_STEP,
+    TUNING_STEPS,
     VALIDATION_WINDOWS,
     WINDOW_LENGTH,
     Bos,
@@ -24,7 +28,7 @@ from bitplan.core.errors import Problem, UserError
 from bitplan.core.section import Flag, Name, PathName, Section
 from bitplan.core.sizes import bytes_of
 from bitplan.runtimes.registry import known_runtime
-from bitplan.search.plan_settings import CandidateName, FormatName
+from bitplan.search.plan_settings import CandidateName, FormatName, Rounding
 from bitplan.search.registry import AnyPlan
 
 
@@ -91,6 +95,26 @@ class ValidationWindows(WindowSettings):
 
     sequences: Annotated[int | None, Flag(null="all")] = Field(
         VALIDATION_WINDOWS, ge=1, description="windows to use; null: all of the text"
+    )
+
+
+class RoundingSettings(Section):
+    """How the weights of plans are rounded, on the calibration text."""
+
+    default: Annotated[Rounding, Flag(name="rounding")] = Field(
+        "nearest", description="how, for plans that do not say it themselves"
+    )
+    damping: float = Field(
+        DAMPING, ge=0, description="added to the diagonal of each layer's second moments, in shares of its mean"
+    )
+    descents: int = Field(
+        DESCENTS, ge=0, description="sweeps of coordinate descent over the codes after the one with error feedback"
+    )
+    steps: Annotated[int, Flag(when=("default", "tuned"))] = Field(
+        TUNING_STEPS, ge=1, description="steps that tuning takes on each block"
+    )
+    tokens_per_step: Annotated[int, Flag(when=("default", "tuned"))] = Field(
+        TOKENS_PER_STEP, ge=1, description="calibration tokens that a step of tuning looks at"
     )
 
 
@@ -225,6 +249,9 @@ class Settings(Section):
         description="windows of the evaluation text; of one that is the calibration text too, those behind the others",
     )
     sensitivity: SensitivitySettings = Field(SensitivitySettings(), description="sensitivity of layers to formats")
+    rounding: RoundingSettings = Field(
+        RoundingSettings(), description="choice of each weight's code under its format, after the search"
+    )
     export: ExportSettings = Field(ExportSettings(), description="GGUF files")
     speed: SpeedSettings = Field(SpeedSettings(), description="speed comparison")
     tasks: TaskSettings = Field(TaskSettings(), description="optional lm-eval tasks")
@@ -273,6 +300,10 @@ class Settings(Section):
     def has_kld(self) -> bool:
         """Whether the sensitivity table has KL, measured or from gradients."""
         return self.priced or self.sensitivity.anchors is not None
+
+    def rounding_of(self, plan: str) -> str:
+        """Return how the weights of a plan are rounded; one with a width per channel has no codes left to choose."""
+        return getattr(self.every_plan[plan], "rounding", "nearest") or self.rounding.default
 
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":

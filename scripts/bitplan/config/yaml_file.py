@@ -86,7 +86,17 @@ def _lines() -> Iterator[str]:
         yield f"  #   {key}: {_comment(field).removeprefix('# ')}"
     for name in ("baselines", "imatrix", "bos"):
         yield f"\n{name}: {_value(fields[name].default)} {_comment(fields[name])}"
-    for name in ("compute", "calibration", "validation", "evaluation", "sensitivity", "export", "speed", "tasks"):
+    for name in (
+        "compute",
+        "calibration",
+        "validation",
+        "evaluation",
+        "sensitivity",
+        "rounding",
+        "export",
+        "speed",
+        "tasks",
+    ):
         yield f"\n{name}: {_comment(fields[name])}"
         yield from _section(type(fields[name].default), fields[name].default.model_dump(), 2)
 

@@ -8,11 +8,12 @@ from bitplan.report.metrics import METRICS, SHOWN, legend_of
 from bitplan.report.tables import Row, Table
 
 NAME = Column("name", "plan")
-COLUMNS = ("name", "method", *(metric.key for metric in METRICS))
+ROUNDING = Column("rounding", "rounding")
+COLUMNS = ("name", "method", ROUNDING.key, "rounded_to_nearest", *(metric.key for metric in METRICS))
 SPEEDS = ("tokens_per_second", "ratio_to_reference")
 NOTE = (
     "Without \"file\": the plan with its activation formats, simulated. file ...: the GGUF in llama.cpp, which keeps activations "
-    "whole. unstable: the speed varied too much between rounds; min and max are its range."
+    "whole. unstable: the speed varied too much between rounds; min and max are its range. rounding: how weights are rounded (docs/rounding.md)."
 )  # fmt: skip
 
 
@@ -27,11 +28,21 @@ def _shown(row: Row) -> dict[str, Any]:
     return {**row, **(dict.fromkeys(SPEEDS, "unstable") if row.get("speed_stable") is False else {})}
 
 
+def rounding_notes(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each plan some of whose layers could not be rounded as its setting says."""
+    return [
+        f"{row['name']}: {row['rounded_to_nearest']} layers are rounded to nearest; rounding/rounding.tsv says why."
+        for row in rows
+        if row.get("rounded_to_nearest")
+    ]
+
+
 def comparison_table(rows: Sequence[Row]) -> Table:
     """Return the comparison, by rising KL, with the metrics that some row has."""
     metrics = tuple(m for m in SHOWN if any(row.get(m.key) is not None for row in rows))
     ordered = [_shown(row) for row in sorted(rows, key=damage)]
-    return Table("", (NAME, *metrics), ordered, f"{legend_of(metrics)} {NOTE}")
+    shown = (NAME, *[ROUNDING] * any(row.get(ROUNDING.key) is not None for row in rows), *metrics)
+    return Table("", shown, ordered, " ".join((legend_of(metrics), NOTE, *rounding_notes(rows))))
 
 
 def comparison_json(rows: Sequence[Row]) -> dict[str, Any]:

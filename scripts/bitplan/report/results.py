@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import Problem, UserError, user_error
-from bitplan.core.files import read_json
+from bitplan.core.files import read_json, read_table
 from bitplan.plans.plan import summary_in
 from bitplan.report.metrics import METRICS, Metric
 
@@ -19,6 +19,8 @@ PLAN_RESULTS = {
     **{"bits": "bits.json", "plan": "plan.json", "scores": "perplexity.json"},
     **{key: f"{RUNTIME}/{name}" for key, name in BASELINE_RESULTS.items()},
 }
+# Beside a plan whose weights were rounded by a step of their own.
+ROUNDING_TABLE = Path("rounding", "rounding.tsv")
 OF_FILES = tuple(BASELINE_RESULTS)
 BASELINE_METHOD = "llama.cpp"
 
@@ -106,6 +108,14 @@ def value_of(results: Mapping[str, Any], metric: Metric) -> Any:
     return value
 
 
+def rounding_in(folder: Path, rounding: str | None) -> dict[str, Any]:
+    """Return how the weights of a plan's folder were rounded, and how many layers were rounded to nearest instead."""
+    if rounding is None:
+        return {"rounding": "nearest", "rounded_to_nearest": None}
+    layers = read_table(folder / ROUNDING_TABLE)
+    return {"rounding": rounding, "rounded_to_nearest": sum(bool(layer["why"]) for layer in layers)}
+
+
 def row_of(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> dict[str, Any]:
     """Return the entry's name, method and metrics; without a reference's speed the simulated plan's alone.
 
@@ -114,6 +124,12 @@ def row_of(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> d
     try:
         results = Reader(entry, parameters, reference).results()
         method = results["plan"]["method"] if entry.is_plan else BASELINE_METHOD
-        return {"name": entry.name, "method": method, **{each.key: value_of(results, each) for each in METRICS}}
+        rounding = rounding_in(entry.folder, results["scores"].get("rounding")) if entry.is_plan else {}
+        return {
+            "name": entry.name,
+            "method": method,
+            **rounding,
+            **{each.key: value_of(results, each) for each in METRICS},
+        }
     except (KeyError, TypeError, AttributeError) as error:
         raise user_error("REPORT-NO-FIGURE", entry.folder, f"has an incomplete result: {error}", AGAIN) from None

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, get_num_threads
 
 from bitplan import __version__
-from bitplan.core.errors import user_error
 from bitplan.core.progress import progress
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
@@ -35,7 +34,7 @@ COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "
 
 
 @dataclass(frozen=True)
-class RoundingSettings:
+class ModelRounding:
     """How a plan's layers are rounded.
 
     `damping` times the mean of each Hessian's diagonal is added to it; `descents` is the number of sweeps of coordinate descent
@@ -53,7 +52,7 @@ def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
     return [layer.name for layer in info.quantizable if plan.of(layer.name).wq in GRIDS]
 
 
-def _digest(info: ModelInfo, plan: Plan, settings: RoundingSettings, tokens: Tensor, dtype: str) -> str:
+def _digest(info: ModelInfo, plan: Plan, settings: ModelRounding, tokens: Tensor, dtype: str) -> str:
     """Return a SHA-256 of everything that the result depends on, including threads, which may change last digits."""
     choices = {name: choice.to_json() for name, choice in plan.layers.items()}
     digests = [part.digest for part in (plan.smoothing, plan.compressed) if part is not None]
@@ -67,7 +66,7 @@ class _Rounding:
 
     info: ModelInfo
     plan: Plan
-    settings: RoundingSettings
+    settings: ModelRounding
     partial: Path
     weights: QuantizedWeights
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -170,26 +169,26 @@ def round_plan(
     info: ModelInfo,
     plan: Plan,
     tokens: Tensor,
-    settings: RoundingSettings,
+    settings: ModelRounding,
     folder: Path,
     dtype: str = "fp32",
 ) -> tuple[Plan, tuple[Mapping[str, Any], ...]]:
     """Return the plan with its layers rounded on windows of tokens (sequences, length), and a row of figures for each.
 
-    The codes are written to `folder`.partial, which replaces `folder` at the end. Raises `UserError` for a plan without a layer to
-    round, and for formats that do not fit their layers.
+    The codes are written into the folder, which is replaced when all is done; until then the blocks are in `folder`.partial. A plan
+    without a layer to round has an empty one, and the log says so. Raises `UserError` for formats that do not fit their layers.
     """
     check_columns(plan, info)
-    if not rounded_names(plan, info):
-        what = "has no layer inside the blocks with a format that can be rounded"
-        raise user_error("ROUNDING-NOTHING", "plan", what, f"Such formats are {', '.join(list(GRIDS)[:6])} ...")
     plan = replace(plan, rounded=None)
     partial = folder.with_name(f"{folder.name}.partial")
     take_up(partial, _digest(info, plan, settings, tokens, dtype))
     run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
-    try:
-        model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
-    finally:
-        drop_if_empty(partial)
+    if not rounded_names(plan, info):
+        log.warning("the plan has no layer with a format of codes inside the blocks: there is nothing to round")
+    else:
+        try:
+            model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
+        finally:
+            drop_if_empty(partial)
     rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)
     return replace(plan, rounded=rounded), tuple(run.rows)

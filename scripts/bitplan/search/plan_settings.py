@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from bitplan.core.errors import nearest
-from bitplan.core.section import Section
+from bitplan.core.section import Flag, Section
 from bitplan.formats.pairs import pair_named
 from bitplan.formats.table import NAMES
 
@@ -21,6 +21,10 @@ def _known_format(name: str) -> str:
 FormatName = Annotated[str, AfterValidator(_known_format)]
 # A weight format, or weights/inputs: pairs.py.
 CandidateName = Annotated[str, AfterValidator(lambda name: pair_named(name).name)]
+
+
+# How the weights of a plan are rounded: docs/rounding.md.
+Rounding = Literal["nearest", "feedback", "tuned"]
 
 
 class CheckSettings(Section):
@@ -38,3 +42,13 @@ class PlanSettings(Section):
     def lacks(self, settings: Any) -> Iterator[str]:
         """Yield what the rest of the configuration (config.settings.Settings) lacks for this plan, as the end of a sentence about it."""
         yield from ()
+
+
+class RoundablePlan(PlanSettings):
+    """The settings of a plan whose formats leave a choice of codes."""
+
+    # A step between the search and the scores rounds; the search does not.
+    rounding: Annotated[Rounding | None, Flag(by_rule=True)] = Field(
+        None,
+        description="how weights are rounded at the same size: docs/rounding.md; as rounding.default says when absent",
+    )

@@ -96,6 +96,12 @@ def check_flags(settings: Settings, wildcards: Any) -> str:
     return cli_flags(flag_values(settings.every_plan[wildcards.plan].check))
 
 
+def rounding_flags(settings: Settings, wildcards: Any) -> str:
+    """Return how the weights of a plan are rounded; the settings of tuning only where it is tuned."""
+    resolved = settings.rounding.model_copy(update={"default": settings.rounding_of(wildcards.plan)})
+    return cli_flags({**flag_values(resolved), **flag_values(settings.compute)})
+
+
 def speed_flags(settings: Settings, wildcards: Any) -> str:
     """Return how files are timed."""
     return flags_of(settings, "speed")

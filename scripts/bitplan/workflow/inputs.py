@@ -16,6 +16,7 @@ from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.registry import METHODS, TABLE, Method
 
+ROUNDED_PLAN = "rounding"  # folder in that of a plan
 PLAN_FILES = ("plan.json", "bits.json", "perplexity.json")
 # The runtime that the baselines are files of.
 BASELINES = "gguf"
@@ -110,6 +111,26 @@ def beside_plan(settings: Settings, wildcards: Any, of: str) -> list[str]:
     return [results(wildcards, "plans", wildcards.plan, name.format(of=of))] if name else []
 
 
+def is_rounded(settings: Settings, wildcards: Any) -> bool:
+    """Return whether the weights of a plan are rounded by a step of their own, otherwise than to nearest."""
+    return settings.rounding_of(wildcards.plan) != "nearest"
+
+
+def used_plan(settings: Settings, wildcards: Any) -> str:
+    """Return the plan that is scored and exported: the one that was searched, or that one with its weights rounded."""
+    folder = (ROUNDED_PLAN,) if is_rounded(settings, wildcards) else ()
+    return results(wildcards, "plans", wildcards.plan, *folder, "plan.json")
+
+
+def beside_used_plan(settings: Settings, wildcards: Any) -> list[str]:
+    """Return what stands beside the plan that is scored and exported: also its rounded codes."""
+    if not is_rounded(settings, wildcards):
+        return beside_plan(settings, wildcards, "plan")
+    folder = Path(used_plan(settings, wildcards)).parent
+    searched = beside_plan(settings, wildcards, "plan")
+    return [str(folder / name) for name in (*(Path(path).name for path in searched), "rounded")]
+
+
 def _files_below(folders: Iterable[Path]) -> list[str]:
     """Return the files in some folders, and in theirs, except those that Python compiled."""
     found = [path for folder in folders for path in folder.rglob("*")]
@@ -181,7 +202,9 @@ def compared_plans(settings: Settings, wildcards: Any) -> list[str]:
     """Return the files of all plans that a model's comparison shows."""
     tasks = ("tasks.json",) if settings.tasks.names else ()
     names = (*PLAN_FILES, *runtime_results(settings, wildcards), *tasks)
-    return [results(wildcards, "plans", plan, name) for plan in settings.plans for name in names]
+    rounded = [plan for plan in settings.plans if settings.rounding_of(plan) != "nearest"]
+    own = [results(wildcards, "plans", plan, ROUNDED_PLAN, "rounding.tsv") for plan in rounded]
+    return [results(wildcards, "plans", plan, name) for plan in settings.plans for name in names] + own
 
 
 def compared_model(settings: Settings, wildcards: Any) -> list[str]:

@@ -54,6 +54,12 @@ def sparsegpt_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     return model_mem_mb(settings, wildcards, attempt) + int(moments * attempt)
 
 
+def rounding_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
+    """Return memory in MiB for rounding: that of SparseGPT, and for tuning once more that of a walk, for gradients and the reference's states."""
+    tuning = settings.rounding_of(wildcards.plan) == "tuned"
+    return sparsegpt_mem_mb(settings, wildcards, attempt) + tuning * model_mem_mb(settings, wildcards, attempt)
+
+
 def method_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     """Return memory in MiB for a plan's search, as its method says."""
     memory = MEMORY[METHODS[settings.every_plan[wildcards.plan].method].memory]

@@ -41,6 +41,15 @@ def plans_of(settings: Settings, method: str) -> list[str]:
     return [name for name, plan in settings.every_plan.items() if plan.method == method]
 
 
+def rounded_plans(settings: Settings, methods: Iterable[str]) -> list[str]:
+    """Return the names of the plans of some methods whose weights are rounded by a step of their own."""
+    return [
+        name
+        for name, plan in settings.every_plan.items()
+        if plan.method in methods and settings.rounding_of(name) != "nearest"
+    ]
+
+
 def of_models(settings: Settings, *names: str) -> list[str]:
     """Return results of every model."""
     return [f"results/{model}/{name}" for model, name in product(settings.models, names)]

@@ -15,7 +15,7 @@ from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_nll
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan, read_plan, uniform, write_plan
-from bitplan.rounding.model import RoundingSettings, round_plan
+from bitplan.rounding.model import ModelRounding, round_plan
 from bitplan.rounding.tuning import TuningSettings
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
@@ -27,7 +27,7 @@ from tests.conftest import ROOT
 from tests.families import FAMILIES, TEXT, make_family
 from tests.unit.search.test_sparsegpt_models import Opened, damage
 
-FEW_STEPS = RoundingSettings("tuned", tuning=TuningSettings(5, 64))
+FEW_STEPS = ModelRounding("tuned", tuning=TuningSettings(5, 64))
 BLOCK_OF_32 = ("q8_0", "q4_0", "q5_1", "iq4_nl")
 
 
@@ -39,8 +39,8 @@ def mixed(info, *formats: str) -> Plan:
     return Plan({layer.name: layers.get(layer.name, LayerPlan()) for layer in info.layers})
 
 
-def rounded(case: Opened, plan: Plan, folder, settings: RoundingSettings | None = None) -> Plan:
-    return round_plan(case.model, case.info, plan, case.reference.tokens, settings or RoundingSettings(), folder)[0]
+def rounded(case: Opened, plan: Plan, folder, settings: ModelRounding | None = None) -> Plan:
+    return round_plan(case.model, case.info, plan, case.reference.tokens, settings or ModelRounding(), folder)[0]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "mixtral", "gemma2", "opt"])
@@ -76,8 +76,8 @@ def test_on_a_trained_model_it_halves_the_damage_of_rounding_to_nearest(bundled,
 
 def test_tuned_codes_damage_a_trained_model_less_than_those_of_feedback(bundled, tmp_path):
     plan = uniform(bundled.info, "q4_k")
-    tuned = RoundingSettings("tuned", tuning=TuningSettings(40, 2048))
-    ours, start = (rounded(bundled, plan, tmp_path / how.rounding, how) for how in (tuned, RoundingSettings()))
+    tuned = ModelRounding("tuned", tuning=TuningSettings(40, 2048))
+    ours, start = (rounded(bundled, plan, tmp_path / how.rounding, how) for how in (tuned, ModelRounding()))
     assert damage(bundled, ours) < 0.95 * damage(bundled, start)
 
 
@@ -106,7 +106,7 @@ def test_gradients_pass_quantized_inputs(llama, tmp_path, aq, caplog):
         llama,
         uniform(llama.info, "int3", aq, 32),
         tmp_path / "r",
-        RoundingSettings("tuned", tuning=TuningSettings(20, 96)),
+        ModelRounding("tuned", tuning=TuningSettings(20, 96)),
     )
     logged = [record.args for record in caplog.records if record.msg.startswith("block %d")]
     assert len(logged) == 2 and all(after < before for _, before, after in logged)
@@ -128,7 +128,7 @@ def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, 
     assert torch.equal(first, also_first) and not torch.allclose(second, other)
 
 
-@pytest.mark.parametrize("settings", [RoundingSettings(), FEW_STEPS], ids=["feedback", "tuned"])
+@pytest.mark.parametrize("settings", [ModelRounding(), FEW_STEPS], ids=["feedback", "tuned"])
 def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_path, monkeypatch, settings):
     plan = mixed(llama.info, "q4_0", "int4", "mxfp4")
     whole = rounded(llama, plan, tmp_path / "whole", settings)
@@ -167,7 +167,7 @@ def test_what_a_run_with_other_settings_has_left_is_not_gone_on_from(llama, tmp_
     plan = uniform(llama.info, "int4")
     monkeypatch.setattr(rounding_model, "round_layer", stops)
     with pytest.raises(KeyboardInterrupt):
-        rounded(llama, plan, tmp_path / "r", RoundingSettings(damping=0.1))
+        rounded(llama, plan, tmp_path / "r", ModelRounding(damping=0.1))
     monkeypatch.setattr(rounding_model, "round_layer", real)
     rounded_plan = rounded(llama, plan, tmp_path / "r")
     assert rounded_plan.rounded.digest == rounded(llama, plan, tmp_path / "other").rounded.digest
@@ -179,8 +179,14 @@ def test_layers_without_codes_and_those_outside_the_blocks_are_left_as_the_plan_
     assert {name for name in plan.layers if name in rounded_plan.rounded} == {
         name for name, choice in plan.layers.items() if choice.wq == "int4"
     }
-    with pytest.raises(UserError, match="ROUNDING-NOTHING"):
-        rounded(llama, uniform(llama.info, "bf16"), tmp_path / "none")
+
+
+def test_a_plan_without_codes_to_choose_is_written_as_it_is_and_the_log_says_so(llama, tmp_path, caplog):
+    made = rounded(llama, uniform(llama.info, "bf16"), tmp_path / "plan" / "rounded")
+    assert "nothing to round" in caplog.text and not (tmp_path / "plan" / "rounded.partial").exists()
+    write_plan(tmp_path / "plan" / "plan.json", made, LayerPlan(), llama.info)
+    again = read_plan(tmp_path / "plan" / "plan.json", llama.info)
+    assert not any(layer.name in again.rounded for layer in llama.info.layers)
 
 
 def test_with_activation_formats_layers_are_rounded_for_the_quantized_inputs(llama, tmp_path):

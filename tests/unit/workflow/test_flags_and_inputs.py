@@ -7,6 +7,7 @@ import pytest
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
 from bitplan.workflow import flags, inputs, resources, targets
+from tests.conftest import ROOT
 
 MODEL = {"path": "demo/model", "calibration": "a.txt", "evaluation": "b.txt"}
 PLANS = {
@@ -166,3 +167,67 @@ def test_kl_comes_from_gradients_where_a_plan_needs_it_and_nothing_is_measured()
 def test_measuring_asks_for_the_memory_that_the_settings_allow():
     plain = resources.model_mem_mb(settings(), job(), 1)
     assert resources.sensitivity_mem_mb(settings(), job(), 1) == plain + 4_000_000_000 // 2**20
+
+
+# ------------------------------------------------------------------------------------------------------------- rounding
+
+
+def rounded(**changes):
+    plans = {
+        **PLANS,
+        "fed": {"method": "random", "rounding": "feedback"},
+        "tuned": {"method": "genetic", "rounding": "tuned"},
+    }
+    return settings(**{"plans": plans, **changes})
+
+
+def test_a_plan_that_does_not_say_how_it_is_rounded_is_rounded_by_the_default():
+    assert {rounded().rounding_of(plan) for plan in PLANS} == {"nearest"}
+    by_default = rounded(rounding={"default": "tuned"})
+    assert by_default.rounding_of("best") == "tuned" and by_default.rounding_of("fed") == "feedback"
+
+
+def test_a_sparsegpt_plan_has_no_codes_left_to_choose():
+    assert rounded(rounding={"default": "feedback"}).rounding_of("pruned") == "nearest"
+
+
+def test_a_plan_may_stay_at_nearest_where_the_default_is_another():
+    plans = {"plain": {"method": "random", "rounding": "nearest"}}
+    assert inputs.used_plan(settings(plans=plans, rounding={"default": "feedback"}), job(plan="plain")).endswith(
+        "plain/plan.json"
+    )
+
+
+def test_a_rounded_plan_is_scored_and_exported_with_its_codes_and_its_smoothing():
+    assert inputs.used_plan(rounded(), job(plan="best")) == "results/m/plans/best/plan.json"
+    assert inputs.used_plan(rounded(), job(plan="tuned")) == "results/m/plans/tuned/rounding/plan.json"
+    assert inputs.beside_used_plan(rounded(), job(plan="fed")) == ["results/m/plans/fed/rounding/rounded"]
+    assert inputs.beside_used_plan(rounded(), job(plan="tuned")) == [
+        "results/m/plans/tuned/rounding/plan.smoothing.safetensors",
+        "results/m/plans/tuned/rounding/rounded",
+    ]
+    assert inputs.beside_used_plan(rounded(), job(plan="w4")) == inputs.beside_plan(rounded(), job(plan="w4"), "plan")
+
+
+def test_how_a_plan_is_rounded_is_no_setting_of_its_search():
+    assert "rounding" not in flags.plan_flags(rounded(), job(plan="fed"))
+    made = flags.rounding_flags(rounded(), job(plan="fed"))
+    assert value(made, "--rounding") == "feedback" and value(made, "--descents") == "2" and "--steps" not in made
+    assert value(flags.rounding_flags(rounded(rounding={"steps": 9}), job(plan="tuned")), "--steps") == "9"
+
+
+def test_only_plans_that_are_not_rounded_to_nearest_have_a_step_for_it():
+    assert targets.rounded_plans(rounded(), ("random", "optimal")) == ["fed"]
+    assert targets.rounded_plans(rounded(rounding={"default": "feedback"}), ("genetic",)) == ["w4", "tuned"]
+    assert "results/m/plans/fed/rounding/rounding.tsv" in inputs.compared_plans(rounded(), job())
+
+
+def test_tuning_asks_for_more_memory_than_feedback():
+    fed, tuned = (resources.rounding_mem_mb(rounded(), job(plan=plan), 1) for plan in ("fed", "tuned"))
+    assert resources.sparsegpt_mem_mb(rounded(), job(), 1) == fed < tuned
+
+
+def test_rounding_reads_no_text_but_that_of_calibration():
+    rule = (ROOT / "rules" / "rounding.smk").read_text()
+    assert "results/{model}/calibration.safetensors" in rule
+    assert "evaluation" not in rule and "validation" not in rule

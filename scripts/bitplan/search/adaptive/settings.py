@@ -5,10 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from bitplan.core.section import PathName
-from bitplan.search.plan_settings import FormatName, PlanSettings
+from bitplan.search.plan_settings import FormatName, RoundablePlan
 
 
-class AdaptivePlan(PlanSettings):
+class AdaptivePlan(RoundablePlan):
     """A plan found by the adaptive Alpha-Hill threshold search."""
 
     method: Literal["adaptive"] = "adaptive"

@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bitplan.search.plan_settings import CandidateName, PlanSettings
+from bitplan.search.plan_settings import CandidateName, RoundablePlan
 
 Compression = Annotated[float, Field(gt=0, le=1)]
 
 
-class GeneticPlan(PlanSettings):
+class GeneticPlan(RoundablePlan):
     """A plan found by the genetic search: W4 with A4 or A8 under a compression, or a palette under average bits."""
 
     method: Literal["genetic"]

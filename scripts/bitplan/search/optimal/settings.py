@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bitplan.core.section import Flag
-from bitplan.search.plan_settings import CandidateName, PlanSettings
+from bitplan.search.plan_settings import CandidateName, RoundablePlan
 
 
-class OptimalPlan(PlanSettings):
+class OptimalPlan(RoundablePlan):
     """The plan of least damage within a size: exact from measured KL, then corrected and refined on fresh text."""
 
     method: Literal["optimal"]
@@ -28,7 +28,10 @@ class OptimalPlan(PlanSettings):
     groups: Literal["experts", "fusion", "none"] | None = Field(
         None, description="layers that share a format; when absent experts for GGUF types, fusion groups for others"
     )
-    correct: bool = Field(True, description="measure steps around the solution in place, and solve again")
+    correct: bool = Field(
+        True,
+        description="measure steps around the solution in place, and solve again, if validation could show the gain",
+    )
     swaps: int = Field(24, ge=1, description="steps that the correction measures")
     refine: bool = Field(False, description="evolutionary refinement at fixed size, by random swaps")
     seed: int = Field(0, ge=0, description="seed of the refinement")

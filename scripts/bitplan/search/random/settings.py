@@ -4,10 +4,10 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from bitplan.search.plan_settings import PlanSettings
+from bitplan.search.plan_settings import RoundablePlan
 
 
-class RandomPlan(PlanSettings):
+class RandomPlan(RoundablePlan):
     """A random plan."""
 
     method: Literal["random"]

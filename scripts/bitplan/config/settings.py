@@ -8,14 +8,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from bitplan.config.defaults import (
-    BOS_MEANING,
-    CALIBRATION_WINDOWS,
-    EVALUATION_WINDOWS,
-    VALIDATION_WINDOWS,
-    WINDOW_LENGTH,
-    Bos,
-)
 from bitplan.config.setting_errors import problem_of
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
@@ -23,6 +15,15 @@ from bitplan.core.section import Flag, Name, PathName, Section
 from bitplan.core.sizes import bytes_of
 from bitplan.search.plan_settings import CandidateName, FormatName
 from bitplan.search.registry import AnyPlan
+
+# Tokens of a window, and windows of each text.
+WINDOW_LENGTH = 512
+CALIBRATION_WINDOWS = 16
+VALIDATION_WINDOWS = 16
+EVALUATION_WINDOWS = 32
+
+Bos = Literal["auto", "always", "never"]
+BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (Gemma)"
 
 # Ends the name of a baseline whose recipe is given the importance matrix.
 IMATRIX_SUFFIX = "_imatrix"

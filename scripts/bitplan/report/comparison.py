@@ -8,7 +8,6 @@ from typing import Any
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json
-from bitplan.plans.plan import summary_in
 
 AGAIN = "Make the results again, with snakemake"
 SIMULATED_FILES = ("plan.json", "bits.json", "perplexity.json")
@@ -107,7 +106,7 @@ def _scores(prefix: str, scores: dict[str, Any]) -> dict[str, Any]:
 
 def _plan_part(entry: Entry) -> dict[str, Any]:
     bits, plan = read_json(entry.folder / "bits.json"), read_json(entry.folder / "plan.json")
-    summary = summary_in(plan)
+    summary = plan.get("summary", {})
     cost = summary.get("cost", {})
     return {
         "method": summary.get("method"),

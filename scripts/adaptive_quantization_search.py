@@ -8,6 +8,7 @@ from bitplan.cli.inputs import input_file, input_folder, output_file
 from bitplan.cli.parser import (
     add_calibration_window_flags,
     add_compute_flags,
+    add_imatrix_flag,
     add_model_flag,
     add_text_flag,
     parser,
@@ -87,9 +88,7 @@ def build_parser() -> ArgumentParser:
         wanted=lambda args: args.task is None,
     )
     flags.add_argument("--evaluation", type=input_file, help="held-out text to score the plan found on, or a saved one")
-    flags.add_argument(
-        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
-    )
+    add_imatrix_flag(flags)
     flags.add_argument("--output-config", type=output_file, required=True, help="config.json to write")
     flags.add_argument("--output-plan", type=output_file, required=True, help="plan.json to write")
     return flags

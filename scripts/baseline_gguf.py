@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_threads_flag, parser, run
+from bitplan.cli.parser import add_imatrix_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -35,7 +35,7 @@ def build_parser() -> ArgumentParser:
     flags = parser(__doc__)
     flags.add_argument("--base", type=input_file, required=True, help="the model as GGUF in full precision")
     flags.add_argument("--recipe", default="q4_k_m", help="llama.cpp's name of the recipe, e.g. f16, q4_k_m, q8_0")
-    flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    add_imatrix_flag(flags)
     flags.add_argument("--model", type=Path, help="folder or model.json of the model, with --imatrix")
     add_threads_flag(flags)
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")

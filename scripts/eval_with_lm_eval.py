@@ -4,7 +4,7 @@ import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, input_folder, output_file
-from bitplan.cli.parser import add_compute_flags, add_model_flag, parser, run
+from bitplan.cli.parser import add_compute_flags, add_imatrix_flag, add_model_flag, parser, run
 from bitplan.config.flags import add_settings_flags
 from bitplan.config.settings import TaskSettings
 
@@ -69,7 +69,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
     tasks = {"help": "names of tasks; the bundled ones by default"}
     add_settings_flags(flags, TaskSettings, names=tasks, include_path={"type": input_folder})
-    flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    add_imatrix_flag(flags)
     flags.add_argument("--output", type=output_file, help="tasks.json to write")
     return flags
 

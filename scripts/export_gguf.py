@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
-from bitplan.cli.parser import add_base_kl_flag, add_model_flag, add_threads_flag, parser, run
+from bitplan.cli.parser import add_base_kl_flag, add_imatrix_flag, add_model_flag, add_threads_flag, parser, run
 from bitplan.config.flags import add_settings_flags
 from bitplan.config.settings import ExportSettings
 
@@ -45,7 +45,7 @@ def build_parser() -> ArgumentParser:
     )
     flags.add_argument("--base", type=input_file, help="the model as GGUF in full precision; converted when absent")
     add_settings_flags(flags, ExportSettings)
-    flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    add_imatrix_flag(flags)
     flags.add_argument("--model-name", help="name of the model in the file; the folder's by default")
     flags.add_argument("--plan-name", help="name of the plan in the file; by default that of its file or folder")
     flags.add_argument("--scores", type=input_file, help="the plan's perplexity.json, for the KL in the file")

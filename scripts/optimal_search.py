@@ -8,6 +8,7 @@ from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
     add_calibration_window_flags,
     add_compute_flags,
+    add_imatrix_flag,
     add_model_flag,
     add_text_flag,
     parser,
@@ -72,9 +73,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--validation", type=input_file, help="saved text that the search has not seen, to accept steps on"
     )
-    flags.add_argument(
-        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
-    )
+    add_imatrix_flag(flags)
     flags.add_argument("--output-config", type=output_file, help="config.json to write; {target} in it is the target")
     flags.add_argument("--output-plan", type=output_file, help="plan.json to write; {target} in it is the target")
     return flags

@@ -7,6 +7,7 @@ from bitplan.cli.inputs import any_path, input_file, output_file
 from bitplan.cli.parser import (
     add_base_kl_flag,
     add_compute_flags,
+    add_imatrix_flag,
     add_model_flag,
     add_text_flag,
     add_window_flags,
@@ -79,9 +80,7 @@ def build_parser() -> ArgumentParser:
     scored.add_argument("--artifact", type=any_path, help="file or folder of a runtime, to score in --runtime")
     flags.add_argument("--runtime", default="gguf", help="runtime of --artifact")
     add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
-    flags.add_argument(
-        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
-    )
+    add_imatrix_flag(flags)
     flags.add_argument("--output", type=output_file, required=True, help="perplexity.json to write")
     return flags
 

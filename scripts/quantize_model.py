@@ -4,7 +4,7 @@ import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, new_folder, output_file
-from bitplan.cli.parser import add_model_flag, add_threads_flag, parser, run
+from bitplan.cli.parser import add_imatrix_flag, add_model_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
@@ -50,7 +50,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--save-plan", type=output_file, help="plan.json to write: one record for every layer")
     flags.add_argument("--dry-run", action="store_true", help="print only, write nothing")
     flags.add_argument("--output", type=new_folder, help="folder for the checkpoint; nothing is written without")
-    flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
+    add_imatrix_flag(flags)
     add_threads_flag(flags)
     return flags
 

@@ -8,6 +8,7 @@ from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import (
     add_calibration_window_flags,
     add_compute_flags,
+    add_imatrix_flag,
     add_model_flag,
     add_text_flag,
     parser,
@@ -90,9 +91,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; found anew when absent"
     )
-    flags.add_argument(
-        "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
-    )
+    add_imatrix_flag(flags)
     flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
     flags.add_argument(
         "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"

@@ -354,7 +354,6 @@ MODULES = {
     "cli/*": "*",
     "cli/testing.py": "",
     "config/*": "",
-    "config/defaults.py": "*",
     "config/flag_types.py": "*",
     "config/flags.py": "*",
     "core/*": "*",

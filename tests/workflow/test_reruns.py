@@ -162,7 +162,11 @@ def test_every_row_of_the_table_has_a_module(pattern):
 
 
 def test_every_module_is_behind_some_command_but_for_what_the_rules_themselves_use():
-    behind = {file.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.glob("*.py") for file in files_behind(path.name)}
+    behind = {
+        file.relative_to(SCRIPTS).as_posix()
+        for path in SCRIPTS.glob("*.py")
+        for file in files_behind(path.name, declarations=True)
+    }
     every = {f"bitplan/{module}" for module in MODULE_NAMES}
     tasks = [
         module

@@ -135,6 +135,12 @@ def add_text_flag(
     made.texts.append(TextFlag(flag, bundled, wanted))
 
 
+def add_imatrix_flag(made: argparse.ArgumentParser) -> None:
+    """Add --imatrix."""
+    told = "importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
+    made.add_argument("--imatrix", type=input_file, help=told)
+
+
 def add_model_flag(made: argparse.ArgumentParser, required: bool = True, default: Path | None = None) -> None:
     """Add --model and --revision."""
     told = "folder of a checkpoint, the model.json of one, or an id on the model hub (organization/name)"

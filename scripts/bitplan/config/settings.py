@@ -8,18 +8,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from bitplan.config.defaults import (
-    BOS_MEANING,
-    CALIBRATION_WINDOWS,
-    DAMPING,
-    DESCENTS,
-    EVALUATION_WINDOWS,
-    TOKENS_PER_STEP,
-    TUNING_STEPS,
-    VALIDATION_WINDOWS,
-    WINDOW_LENGTH,
-    Bos,
-)
 from bitplan.config.recipes import IMATRIX_SUFFIX as IMATRIX_SUFFIX
 from bitplan.config.recipes import Recipe
 from bitplan.config.setting_errors import problem_of
@@ -30,6 +18,17 @@ from bitplan.core.sizes import bytes_of
 from bitplan.runtimes.registry import known_runtime
 from bitplan.search.plan_settings import CandidateName, FormatName, Rounding
 from bitplan.search.registry import AnyPlan
+
+# Tokens of a window, and windows of each text.
+WINDOW_LENGTH = 512
+CALIBRATION_WINDOWS = 16
+VALIDATION_WINDOWS = 16
+EVALUATION_WINDOWS = 32
+
+Bos = Literal["auto", "always", "never"]
+BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (Gemma)"
+# Of rounding: docs/rounding.md.
+DAMPING, DESCENTS, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 50, 2048
 
 
 def _amount(text: str) -> str:

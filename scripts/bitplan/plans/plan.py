@@ -278,10 +278,10 @@ def expand(
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
     chosen = _with_tied_output(chosen, layers, source)
     warn_of_plan(source, chosen, layers)
-    return Plan(fitted_layers(chosen, layers), summary_in(config))
+    return Plan(fitted_layers(chosen, layers), _summary_in(config))
 
 
-def summary_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _summary_in(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a config.json or plan.json says about how it was searched; nothing where it says nothing."""
     return config.get(SUMMARY) or config.get(SEARCH_SUMMARY) or {}
 

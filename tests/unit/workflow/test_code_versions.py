@@ -98,3 +98,12 @@ def test_what_an_edge_without_effect_leads_to_does_not_count(scripts, monkeypatc
     before = scripts()
     assert scripts(**{"pkg/late.py": "x = 3\n"}) == before
     assert scripts(**{"pkg/n.py": "def g(): return 2\n"}) != before
+
+
+def test_a_declaration_of_settings_is_no_part_of_a_version_and_is_found_when_asked_for():
+    declared = versions.SCRIPTS / "bitplan/search/adaptive/settings.py"
+    command = "adaptive_quantization_search.py"
+    assert declared not in versions.files_behind(command) and declared in versions.files_behind(
+        command, declarations=True
+    )
+    assert versions.SCRIPTS / "bitplan/config/flags.py" in versions.files_behind(command)

@@ -7,7 +7,6 @@ from typing import Any
 
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json, read_table
-from bitplan.plans.plan import summary_in
 from bitplan.report.metrics import METRICS, Metric
 
 AGAIN = "Run snakemake again to create the results"
@@ -69,7 +68,7 @@ class Reader:
     def plan(self, path: Path) -> dict[str, Any]:
         """Return the method of a plan.json and what its search cost."""
         plan = read_json(path)
-        summary = summary_in(plan)
+        summary = plan.get("summary", {})
         return {"method": summary.get("method"), "cost": {"evaluations": None, **summary.get("cost", {})}}
 
     def file(self, path: Path) -> dict[str, Any]:

@@ -55,12 +55,15 @@ def _layer_rows(plan: Plan, info: ModelInfo) -> list[dict[str, Any]]:
 
 
 def _distribution(rows: list[dict[str, Any]], parameters: int) -> dict[str, dict[str, float]]:
-    """Return per weight format the number of layers, their parameters and their share of all parameters of the model."""
-    held: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0})
+    """Return per weight format the number of layers, their parameters, bytes and average bits, and their share of all parameters."""
+    held: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0, "bytes": 0.0})
     for row in rows:
-        held[row["wq"]]["layers"] += 1
-        held[row["wq"]]["params"] += row["params"]
-    return {form: {**part, "share": part["params"] / parameters} for form, part in held.items()}
+        for key, amount in (("layers", 1), ("params", row["params"]), ("bytes", row["bytes"])):
+            held[row["wq"]][key] += amount
+    return {
+        form: {**part, "share": part["params"] / parameters, "bits": 8 * part["bytes"] / part["params"]}
+        for form, part in held.items()
+    }
 
 
 def pattern_counts(config: Path, info: ModelInfo) -> list[dict[str, Any]]:

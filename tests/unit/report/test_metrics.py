@@ -56,7 +56,7 @@ def assert_shown(made: dict[str, str], key: str, heading: str, value: float, tex
     head, *lines = made[".txt"].splitlines()
     assert heading in head and f"file {heading}" in head
     assert next(line for line in lines if line.startswith("one")).split().count(text) == 2
-    assert f">{heading}</th>" in made[".html"] and f"<td>{text}</td>" in made[".html"]
+    assert f">{heading}</button></th>" in made[".html"] and f">{text}</td>" in made[".html"]
 
 
 def test_the_hundredth_worst_token_is_shown_everywhere(tiny, tmp_path):

@@ -98,7 +98,9 @@ CONTENT = Content(
 def test_the_page_is_one_file_of_less_than_2_mb_that_escapes_what_it_shows():
     made = page(CONTENT)
     assert len(made.encode()) < 2_000_000 and "large <b>" not in made and "large &lt;b&gt;" in made
-    library = max(re.findall(r"<script>.*?</script>", made, re.DOTALL), key=len)  # the drawing library has such words in its text
+    library = max(
+        re.findall(r"<script>.*?</script>", made, re.DOTALL), key=len
+    )  # the drawing library has such words in its text
     assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(?!data:)", made.replace(library, ""))
     assert made == page(CONTENT)
 

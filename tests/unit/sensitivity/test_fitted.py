@@ -97,11 +97,7 @@ def test_the_table_of_taus_is_read_and_shown_in_text_and_on_the_page(tmp_path):
     assert lines[0] == ["tau", "against", "KL", "q2_k", "q8_0", "all"]
     assert lines[1:] == [["alpha", "1.000", "0.000", "-0.125"], ["mse", "0.250", "0.500"]]
     shown = page(Content("t", [agreement_table(read)], "<svg/>"))
-    assert (
-        '<td>alpha</td><td data-value="1.0">1.000</td><td data-value="0.0">0.000</td><td data-value="-0.125">-0.125</td>'
-        in shown
-        and "fisher" not in shown
-    )
+    assert '<td>alpha</td><td data-value="1">1.000</td><td data-value="0">0.000</td>' in shown and "fisher" not in shown
     assert agreement_table({}) is None
 
 

@@ -12,7 +12,7 @@ def main(args) -> None:
     from bitplan.report.comparison import COLUMNS, comparison_json, comparison_table, damage
     from bitplan.report.figure import draw
     from bitplan.report.front import axes_of, dominated, headlines
-    from bitplan.report.page.charts import front_chart, plan_charts
+    from bitplan.report.page.charts import front_charts, plan_charts
     from bitplan.report.page.render import Content, page
     from bitplan.report.results import Entry, check_results, reference_speed, row_of
     from bitplan.report.tables import texts, write_text
@@ -41,7 +41,7 @@ def main(args) -> None:
     write_text(args.text, texts(tables))
     figure = args.figure.read_text(encoding="utf-8")
     answers = answers_of(best_first) if baselines else {}
-    charts = {"front": front_chart(rows, axes), **plan_charts(best_first, info.layers)}
+    charts = {**front_charts(rows, axes), **plan_charts(best_first, info.layers)}
     aside = frozenset(dominated(rows, axes))
     write_text(args.page, page(Content(title, tables, figure, headlines(rows, axes), charts, answers, aside)))
     print(texts(tables))

@@ -9,7 +9,7 @@ from bitplan.report.answers import Answer, compared
 from bitplan.report.comparison import comparison_table
 from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of
 from bitplan.report.metrics import METRICS
-from bitplan.report.page.charts import cells_of, front_chart, heat_map
+from bitplan.report.page.charts import cells_of, front_charts, heat_map
 from bitplan.report.page.render import Content, page
 from tests.browser import CHROMIUM, browser
 
@@ -89,7 +89,7 @@ CONTENT = Content(
     [comparison_table(ROWS)],
     "<svg/>",
     headlines(ROWS, OF_FILES),
-    {"front": front_chart(ROWS, OF_FILES), "formats": heat_map({"one": ONE, "other": OTHER}, {})},
+    {**front_charts(ROWS, OF_FILES), "formats": heat_map({"one": ONE, "other": OTHER}, {})},
     {name: [Answer("Once", "a cat sat", compared("a cat sat", f"a {name} sat"))] for name in ("best", "worse")},
     frozenset(dominated(ROWS, OF_FILES)),
 )
@@ -216,3 +216,15 @@ def test_the_page_complains_of_nothing_and_asks_for_nothing_but_itself(shown):
     assert shown.complaints == []
     assert {address.split(":")[0] for address in shown.requests} <= {"file", "data"}
     assert sum(address.startswith("file:") for address in shown.requests) == 1
+
+
+def test_a_page_of_one_plan_or_of_none_that_answers_complains_of_nothing_either(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    assert front_charts([ROWS[-1]], OF_FILES) == {}
+    one = Content("one", [comparison_table(ROWS[2:3])], "<svg/>", (), front_charts(ROWS[2:3], OF_FILES))
+    (tmp_path / "one.html").write_text(page(one), encoding="utf-8")
+    with browser(tmp_path / "profile") as view:
+        view.open(tmp_path / "one.html")
+        drawn(view)
+        assert view.value(POINTS + ".map(each => 1)") == [1] and view.complaints == []

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # The marks of the axis of sizes: bits per parameter.
 BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32)
+# A label stands on the left of points in the right half.
+SIDE, SHIFT = "datum.at_right ? 'right' : 'left'", "datum.at_right ? -7 : 9"
 INPUT, OUTPUT, ELSEWHERE = "in", "out", "other"
 
 
@@ -33,48 +35,49 @@ def _value(point: Point, row: Row, axes: Axes, middle: float) -> dict[str, Any]:
     return {**asdict(point), **ends, "text": text, "at_right": point.size > middle}
 
 
-def front_chart(rows: Sequence[Row], axes: Axes) -> dict[str, Any]:
-    """Return the front as a Vega-Lite specification: a point for each row, with its standard error; dominated ones are grey."""
+def front_charts(rows: Sequence[Row], axes: Axes) -> dict[str, dict[str, Any]]:
+    """Return {"front": KL against size as a Vega-Lite specification}; nothing where no row has both.
+
+    Each row is a point with its standard error. Dominated ones are grey, the others have names and a line through them.
+    """
     import altair as alt
 
-    by_name = {row["name"]: row for row in rows}
-    places = points_of(rows, axes)
-    middle = math.sqrt(places[0].size * places[-1].size) if places else 0.0
-    points = [_value(point, by_name[point.name], axes, middle) for point in places]
-    methods = sorted({point["method"] for point in points})
-    colours = alt.Scale(domain=methods, range=[COLOURS.get(method, GREY) for method in methods])
-    shape = alt.Shape("method:N", title="method", scale=alt.Scale(domain=methods))
-    colour = alt.Color("method:N", title="method", scale=colours)
+    by_name, points = {row["name"]: row for row in rows}, points_of(rows, axes)
+    if not points:
+        return {}
+    middle = math.sqrt(points[0].size * points[-1].size)
+    values = [_value(point, by_name[point.name], axes, middle) for point in points]
+    methods = sorted({point.method for point in points})
+    colours = [COLOURS.get(method, GREY) for method in methods]
     chosen = alt.selection_point(fields=["method"], bind="legend")
-    x = alt.X(
-        "size:Q",
-        title=_title(axes.size),
-        scale=alt.Scale(type="log", nice=False, padding=24),
-        axis=alt.Axis(values=BITS, labelOverlap=True),
-    )
-    y = alt.Y("kl:Q", title=_title(axes.kl), scale=alt.Scale(type="log"))
-    base = alt.Chart(alt.Data(values=points)).encode(
-        x=x, y=y, opacity=alt.condition(chosen, alt.value(1), alt.value(0.15))
-    )
+    base = _placed(alt, values, axes).encode(opacity=alt.condition(chosen, alt.value(1), alt.value(0.15)))
     best, rest = base.transform_filter("!datum.dominated"), base.transform_filter("datum.dominated")
-    bars = base.mark_rule(color=GREY).encode(y=alt.Y("low:Q", title=_title(axes.kl)), y2="high:Q")
-    dots = {"shape": shape, "tooltip": _tooltip(rows, alt)}
-    return _finished(
-        best.mark_line(strokeDash=[4, 4], color=GREY).encode(opacity=alt.value(1))
-        + bars
-        + rest.mark_point(size=90, filled=True, color=GREY).encode(**dots)
-        + best.mark_point(size=110, filled=True).encode(color=colour, **dots).add_params(chosen)
-        + best.transform_filter("!datum.at_right").mark_text(align="left", dx=9, dy=-7).encode(text="label:N")
-        + best.transform_filter("datum.at_right").mark_text(align="right", dx=-6, dy=-11).encode(text="label:N"),
-        380,
-    )
+    shape = alt.Shape("method:N", title="method", scale=alt.Scale(domain=methods))
+    colour = alt.Color("method:N", title="method", scale=alt.Scale(domain=methods, range=colours))
+    dots = {"shape": shape, "tooltip": _tooltip(alt, rows)}
+    layers = [
+        best.mark_line(strokeDash=[4, 4], color=GREY).encode(opacity=alt.value(1)),
+        base.mark_rule(color=GREY).encode(y=alt.Y("low:Q", title=_title(axes.kl)), y2="high:Q"),
+        best.mark_point(size=110, filled=True).encode(color=colour, **dots).add_params(chosen),
+        best.mark_text(align=alt.expr(SIDE), dx=alt.expr(SHIFT), dy=-9).encode(text="label:N"),
+    ]
+    if any(point.dominated for point in points):
+        layers.insert(2, rest.mark_point(size=90, filled=True, color=GREY).encode(**dots))
+    return {"front": _finished(alt.layer(*layers), 380)}
+
+
+def _placed(alt: Any, values: Sequence[Mapping[str, Any]], axes: Axes) -> "altair.Chart":
+    """Return a chart of some points with logarithmic axes of size and KL."""
+    scale, marks = alt.Scale(type="log", nice=False, padding=24), alt.Axis(values=BITS, labelOverlap=True)
+    x = alt.X("size:Q", title=_title(axes.size), scale=scale, axis=marks)
+    return alt.Chart(alt.Data(values=values)).encode(x=x, y=alt.Y("kl:Q", title=_title(axes.kl), scale=alt.Scale(type="log")))  # fmt: skip
 
 
 def _title(key: str) -> str:
     return f"{BY_KEY[key].heading} ({BY_KEY[key].unit})" if key.endswith("kl") else BY_KEY[key].axis
 
 
-def _tooltip(rows: Sequence[Row], alt: Any) -> list[Any]:
+def _tooltip(alt: Any, rows: Sequence[Row]) -> list[Any]:
     known = [metric for metric in SHOWN if any(row.get(metric.key) is not None for row in rows)]
     fields = [("name", "plan"), ("method", "method"), *((f"text.{each.key}", each.heading) for each in known)]
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in fields]

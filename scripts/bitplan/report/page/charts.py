@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # The marks of the axis of sizes: bits per parameter.
 BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32)
-# A label stands on the left of points in the right half.
-SIDE, SHIFT = "datum.at_right ? 'right' : 'left'", "datum.at_right ? -7 : 9"
+# A label stands on the right above its point, or in the right half on the left below it, where the line does not cross it.
+SIDE, SHIFT, LIFT = (f"datum.at_right ? {right} : {left}" for right, left in (("'right'", "'left'"), (-4, 9), (15, -9)))
 INPUT, OUTPUT, ELSEWHERE = "in", "out", "other"
 
 
@@ -59,7 +59,7 @@ def front_charts(rows: Sequence[Row], axes: Axes) -> dict[str, dict[str, Any]]:
         best.mark_line(strokeDash=[4, 4], color=GREY).encode(opacity=alt.value(1)),
         base.mark_rule(color=GREY).encode(y=alt.Y("low:Q", title=_title(axes.kl)), y2="high:Q"),
         best.mark_point(size=110, filled=True).encode(color=colour, **dots).add_params(chosen),
-        best.mark_text(align=alt.expr(SIDE), dx=alt.expr(SHIFT), dy=-9).encode(text="label:N"),
+        best.mark_text(align=alt.expr(SIDE), dx=alt.expr(SHIFT), dy=alt.expr(LIFT)).encode(text="label:N"),
     ]
     if any(point.dominated for point in points):
         layers.insert(2, rest.mark_point(size=90, filled=True, color=GREY).encode(**dots))

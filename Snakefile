@@ -47,21 +47,26 @@ rule plans:
 rule perplexity:
     input:
         targets.of_plans(SETTINGS, "perplexity.json"),
-        targets.of_plans(
-            SETTINGS, "gguf_perplexity.json", models=targets.with_gguf(SETTINGS)
-        ),
+        targets.runtime_files(SETTINGS, "perplexity.json"),
         targets.of_baselines(SETTINGS, "perplexity.json"),
+
+
+rule exports:
+    input:
+        targets.artifacts(SETTINGS),
 
 
 rule gguf:
     input:
-        targets.of_plans(SETTINGS, "model.gguf", models=targets.with_gguf(SETTINGS)),
+        targets.of_runtimes(
+            SETTINGS, lambda each: [each.artifact] if each.name == "gguf" else []
+        ),
         targets.of_baselines(SETTINGS, "model.gguf"),
 
 
 rule speed:
     input:
-        targets.of_plans(SETTINGS, "speed.json", models=targets.with_gguf(SETTINGS)),
+        targets.runtime_files(SETTINGS, "speed.json"),
         targets.of_baselines(SETTINGS, "speed.json"),
 
 

@@ -32,7 +32,7 @@ from bitplan.search.adaptive.run import alphas_of, search, token_perplexity  # n
 from bitplan.search.random.algorithm import RandomSettings, random_plan  # noqa: E402
 from tests.families import FAMILIES, TEXT, make_family  # noqa: E402
 
-HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "speaks")
+HEADINGS = ("family", "layers", "logits", "adaptive", "random", "GGUF KL", "plan's GGUF KL", "file bits", "generates")
 
 
 def _logit_difference(folder: Path, reference) -> float:
@@ -50,7 +50,7 @@ def _gguf(model: Opened, reference, plan, folder: Path) -> Iterator[str]:
     """Yield the cells of the file: KL of the base, KL and bits of the plan's, and the first token it says."""
     convert(model.checkpoint, folder / "base.gguf")
     yield f"{summarize(score_gguf(folder / 'base.gguf', reference, 1))['kl_mean']:.0e}"
-    report = export_plan(folder / "base.gguf", folder / "o.gguf", model.info, plan, "f16", {}, 1)
+    report = export_plan(folder / "base.gguf", folder / "o.gguf", model.info, plan)
     yield f"{summarize(score_gguf(folder / 'o.gguf', reference, 1))['kl_mean']:.5f}"
     yield f"{report['avg_bits_file']:.2f}"
     with opened_gguf(folder / "o.gguf", 64, 1) as runtime:

@@ -27,6 +27,7 @@ from bitplan.reference.opening import Opened, opened  # noqa: E402
 from bitplan.reference.reference import Reference, make_reference  # noqa: E402
 from bitplan.report.figure import draw  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
+from bitplan.runtimes.gguf.options import GGUFOptions  # noqa: E402
 from bitplan.runtimes.gguf.scores import score_gguf  # noqa: E402
 from bitplan.search.damage import PlanDamage  # noqa: E402
 from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
@@ -74,7 +75,13 @@ class Bench:
     def export(self, name: str, method: str, plan: Plan) -> np.ndarray:
         """Export a plan, score the file and return its KL by window."""
         file = self.folder / f"{name}.gguf"
-        export_plan(self.folder / "base.gguf", file, self.model.info, plan, "f16", self.importance, self.args.threads)
+        export_plan(
+            self.folder / "base.gguf",
+            file,
+            self.model.info,
+            plan,
+            GGUFOptions(importance=self.importance, threads=self.args.threads),
+        )
         kl = self.score(name, method, file)
         if not self.args.keep:
             file.unlink()

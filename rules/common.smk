@@ -14,8 +14,9 @@ ROOT = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from bitplan.core.errors import UserError
+from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.workflow import flags, inputs, resources, targets
-from bitplan.workflow.code_versions import code_version
+from bitplan.workflow.code_versions import code_version, runtime_code
 from bitplan.workflow.session import (
     comparisons_since,
     held_out_from,
@@ -60,6 +61,7 @@ wildcard_constraints:
     plan=one_of(SETTINGS.every_plan),
     study=one_of(SETTINGS.studies),
     baseline=one_of(SETTINGS.baselines),
+    runtime=one_of(RUNTIMES),
 
 
 def script(name):

@@ -2,11 +2,11 @@
 rule plan_speed:
     input:
         reference=on_wildcards(inputs.reference_file),
-        gguf="results/{model}/plans/{plan}/model.gguf",
+        artifact=on_wildcards(inputs.artifact),
     output:
-        speed="results/{model}/plans/{plan}/speed.json",
+        speed="results/{model}/plans/{plan}/{runtime}/speed.json",
     log:
-        "logs/{model}/{plan}/speed.log",
+        "logs/{model}/{plan}/{runtime}_speed.log",
     conda:
         "../envs/llama.yaml"
     threads: whole_machine
@@ -15,20 +15,20 @@ rule plan_speed:
         runtime=time_limit(2, 5),
         slurm_extra="--exclusive",
     params:
-        code=code_version("compare_real_quant.py"),
+        code=on_wildcards(runtime_code, "compare_real_quant.py", "time"),
         script=script("compare_real_quant.py"),
         flags=on_wildcards(flags.speed_flags),
         reference=SETTINGS.baselines[0],
         name=compared_name,
     shell:
-        "python {params.script:q} --models {params.reference}={input.reference} {params.name}={input.gguf}"
+        "python {params.script:q} --models {params.reference}={input.reference} {params.name}={input.artifact}"
         " {params.flags} --threads {threads} --output {output.speed} > {log} 2>&1"
 
 
 use rule plan_speed as baseline_speed with:
     input:
         reference=on_wildcards(inputs.reference_file),
-        gguf="results/{model}/baselines/{baseline}/model.gguf",
+        artifact="results/{model}/baselines/{baseline}/model.gguf",
     output:
         speed="results/{model}/baselines/{baseline}/speed.json",
     log:

@@ -57,36 +57,38 @@ rule plan_perplexity:
         " {params.imatrix} --threads {threads} --output {output.scores} > {log} 2>&1"
 
 
-rule plan_gguf_perplexity:
+rule plan_runtime_perplexity:
     input:
         model="results/{model}/model.json",
-        gguf="results/{model}/plans/{plan}/model.gguf",
+        artifact=on_wildcards(inputs.artifact),
         evaluation="results/{model}/evaluation.safetensors",
     output:
-        scores="results/{model}/plans/{plan}/gguf_perplexity.json",
+        scores="results/{model}/plans/{plan}/{runtime}/perplexity.json",
     log:
-        "logs/{model}/{plan}/gguf_perplexity.log",
+        "logs/{model}/{plan}/{runtime}_perplexity.log",
     conda:
-        "../envs/llama.yaml"
+        on_wildcards(inputs.environment_of, ROOT)
     threads: 1
     resources:
         mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 5),
     params:
-        code=code_version("perplexity.py"),
+        code=on_wildcards(runtime_code, "perplexity.py", "score"),
         script=script("perplexity.py"),
+        named=on_wildcards(inputs.runtime_name),
         flags=flags.flags_of(
             SETTINGS, dtype=SETTINGS.compute.dtype, **flags.CHECKED_BEFORE
         ),
     shell:
-        "python {params.script:q} --model {input.model} --gguf {input.gguf} --text {input.evaluation} {params.flags}"
+        "python {params.script:q} --model {input.model} --artifact {input.artifact} --runtime {params.named}"
+        " --text {input.evaluation} {params.flags}"
         " --threads {threads} --output {output.scores} > {log} 2>&1"
 
 
-use rule plan_gguf_perplexity as baseline_perplexity with:
+use rule plan_runtime_perplexity as baseline_perplexity with:
     input:
         model="results/{model}/model.json",
-        gguf="results/{model}/baselines/{baseline}/model.gguf",
+        artifact="results/{model}/baselines/{baseline}/model.gguf",
         evaluation="results/{model}/evaluation.safetensors",
     output:
         scores="results/{model}/baselines/{baseline}/perplexity.json",

@@ -22,37 +22,54 @@ rule base_gguf:
         " --output {output.gguf} > {log} 2>&1"
 
 
-rule plan_gguf:
-    input:
-        model="results/{model}/model.json",
-        base="results/{model}/base.gguf",
-        bits=ancient("results/{model}/plans/{plan}/bits.json"),
-        plan="results/{model}/plans/{plan}/plan.json",
-        beside=beside_plan("plan"),
-        imatrix=on_wildcards(inputs.importance_of),
-        calibration=on_wildcards(inputs.export_calibration),
-    output:
-        gguf=ensure("results/{model}/plans/{plan}/model.gguf", non_empty=True),
-        report="results/{model}/plans/{plan}/gguf.json",
-    log:
-        "logs/{model}/{plan}/gguf.log",
-    benchmark:
-        "results/{model}/benchmarks/{plan}.gguf.tsv"
-    conda:
-        "../envs/llama.yaml"
-    threads: 1
-    resources:
-        mem_mb=on_attempt(resources.model_mem_mb),
-        runtime=time_limit(2, 1),
-    params:
-        code=code_version("export_gguf.py"),
-        script=script("export_gguf.py"),
-        flags=on_wildcards(flags.plan_gguf_flags),
-        imatrix=on_input(flags.imatrix_flag),
-        calibration=on_input(flags.calibration_flag),
-    shell:
-        "python {params.script:q} --model {input.model} --plan {input.plan} --base {input.base} {params.flags}"
-        " {params.imatrix} {params.calibration} --threads {threads} --output {output.gguf} --report {output.report} > {log} 2>&1"
+# One rule for each runtime, plan_gguf ...: what it writes has a name, and is a file or a folder.
+for RUNTIME in map(runtime_named, RUNTIMES):
+
+    rule:
+        name:
+            f"plan_{RUNTIME.name}"
+        input:
+            model="results/{model}/model.json",
+            base=on_wildcards(inputs.export_base),
+            bits=ancient("results/{model}/plans/{plan}/bits.json"),
+            plan="results/{model}/plans/{plan}/plan.json",
+            beside=beside_plan("plan"),
+            imatrix=on_wildcards(inputs.importance_of),
+            calibration=on_wildcards(inputs.export_calibration),
+        output:
+            artifact=(
+                directory(
+                    f"results/{{model}}/plans/{{plan}}/{{runtime}}/{RUNTIME.artifact}"
+                )
+                if RUNTIME.is_folder
+                else ensure(
+                    f"results/{{model}}/plans/{{plan}}/{{runtime}}/{RUNTIME.artifact}",
+                    non_empty=True,
+                )
+            ),
+            report="results/{model}/plans/{plan}/{runtime}/report.json",
+        log:
+            "logs/{model}/{plan}/{runtime}.log",
+        benchmark:
+            "results/{model}/benchmarks/{plan}.{runtime}.tsv"
+        wildcard_constraints:
+            runtime=RUNTIME.name,
+        conda:
+            f"../envs/{RUNTIME.environment}.yaml"
+        threads: 1
+        resources:
+            mem_mb=on_attempt(resources.model_mem_mb),
+            runtime=time_limit(2, 1),
+        params:
+            code=on_wildcards(runtime_code, "export_plan.py", "write"),
+            script=script("export_plan.py"),
+            flags=on_wildcards(flags.export_flags),
+            base=on_input(flags.base_flag),
+            imatrix=on_input(flags.imatrix_flag),
+            calibration=on_input(flags.calibration_flag),
+        shell:
+            "python {params.script:q} --model {input.model} --plan {input.plan} {params.base} {params.flags}"
+            " {params.imatrix} {params.calibration} --threads {threads} --output {output.artifact} --report {output.report} > {log} 2>&1"
 
 
 rule baseline_gguf:

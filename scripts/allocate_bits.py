@@ -20,7 +20,9 @@ def main(args) -> None:
     started = time.monotonic()
     targets = targets_of(args.target_avg_bits or (), args.target_bytes or (), args.max_kld or ())
     if not targets:
-        raise user_error("targets", "there is none", "Give --target-avg-bits, --target-bytes or --max-kld")
+        raise user_error(
+            "ALLOCATE-NO-TARGET", "targets", "no target is given", "Give --target-avg-bits, --target-bytes or --max-kld"
+        )
     grouped = [path for path in map(group_file, args.groups or ()) if path]
     refuse(clashes([path for path in (args.output, args.figure) if path], [args.sensitivity, *grouped]))
     palette = tuple(args.palette or ())

@@ -18,8 +18,8 @@ def main(args) -> None:
 
     started = time.monotonic()
     if (args.imatrix is None) != (args.model is None):
-        what = "go together: the importance matrix is by the names of the model's layers"
-        raise user_error("--imatrix and --model", what, "Give both, or neither")
+        what = "must be given together: the importance matrix uses the names of the model's layers"
+        raise user_error("GGUF-IMATRIX-WITHOUT-MODEL", "--imatrix and --model", what, "Give both or neither")
     importance = {}
     if args.imatrix:
         info = model_info(args.model)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
@@ -13,26 +12,25 @@ def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.plans.names import name_of_plan
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.runtimes.gguf.base_check import base_checker
-    from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
-    from bitplan.runtimes.gguf.metadata import measured_kl, name_of_plan, plan_keys
+    from bitplan.runtimes.gguf.runtime import RUNTIME
+    from bitplan.runtimes.runtime import ExportJob
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
     info = model_info(args.model)
     plan = read_any_plan(args.plan, info)
-    importance = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
-    names = (args.model_name or Path(info.path).resolve().name, args.plan_name or name_of_plan(args.plan))
-    keys = plan_keys(plan, info, *names, measured_kl(args.scores), args.calibration)
+    importance = read_importance(args.imatrix, info.quantizable)
+    notes = {name: getattr(args, name) for name in ("scores", "calibration", "allow_base_kl")}
+    notes["model_name"] = args.model_name or Path(info.path).resolve().name
+    notes["plan_name"] = args.plan_name or name_of_plan(args.plan)
+    settings = {name: getattr(args, name) for name in RUNTIME.settings}
     checkpoint = described_checkpoint(args.model, info)
-    checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
-    with base_file(args.base, checkpoint, args.output.parent, info, plan, checker) as base:
-        how = (args.unquantized, importance, args.threads, args.match, args.max_error, keys, checkpoint)
-        report = export_plan(base, args.output, info, plan, *how)
+    job = ExportJob(checkpoint, info, plan, args.output, importance, settings, args.base, notes, args.threads)
+    report = RUNTIME.write(job)
     write_json(args.report, report)
     write_provenance(args.output, started)
-    print_report(args.output, report)
     print(f"{report['differences']} layers are not as they were asked for; {args.report} says how and why")
 
 
@@ -66,5 +64,5 @@ if __name__ == "__main__":
     add_base_kl_flag(flags)
     flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
-    flags.add_argument("--report", type=output_file, required=True, help="gguf.json to write")
+    flags.add_argument("--report", type=output_file, required=True, help="report.json to write")
     run(flags, main)

@@ -2,7 +2,6 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 
 from bitplan.cli.inputs import input_file, output_file
@@ -14,27 +13,26 @@ def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.plans.names import name_of_plan
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.runtimes.gguf.base_check import base_checker
-    from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
-    from bitplan.runtimes.gguf.metadata import name_of_plan, plan_keys
+    from bitplan.runtimes.gguf.runtime import RUNTIME
+    from bitplan.runtimes.runtime import ExportJob
 
     started = time.monotonic()
     beside = args.output.with_suffix(".json")
     refuse(clashes([args.output, beside], [args.config], args.model))
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
-    keys = plan_keys(plan, info, Path(info.path).resolve().name, name_of_plan(args.config))
+    notes = {"model_name": Path(info.path).resolve().name, "plan_name": name_of_plan(args.config)}
+    notes["allow_base_kl"] = args.allow_base_kl
     checkpoint = described_checkpoint(args.model, info)
-    checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
-    with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
-        report = export_plan(
-            base, args.output, info, plan, "f16", {}, args.threads, args.match, keys=keys, checkpoint=checkpoint
-        )
+    job = ExportJob(
+        checkpoint, info, plan, args.output, settings={"match": args.match}, notes=notes, threads=args.threads
+    )
+    report = RUNTIME.write(job)
     write_json(beside, report)
     facts = {"model": str(args.model.resolve()), "model_fingerprint": info.fingerprint}
     write_provenance(args.output, started, **facts)
-    print_report(args.output, report)
 
 
 if __name__ == "__main__":

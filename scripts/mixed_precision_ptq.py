@@ -49,8 +49,9 @@ def main(args) -> None:
     target = Target(compression, args.target_avg_bits, tuple(args.palette or ()), args.metric)
     target.check()
     if target.avg_bits is not None and not (args.output_config or args.output_plan):
-        what = "has no place for its plan: the configuration of torch holds W4 with A4 or A8 only"
-        raise user_error("--palette", what, "Give --output-plan")
+        what = "needs an output for its plan: the torch configuration supports W4 with A4 or A8 only"
+        raise user_error("GENETIC-NO-OUTPUT", "--palette", what, "Give --output-plan")
+    target.check_smoothing(args.smooth_alpha)
     check_sources(args.sensitivity, {"--smooth-alpha": args.smooth_alpha, "--calibration": args.calibration})
     if args.sensitivity:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
@@ -59,9 +60,7 @@ def main(args) -> None:
         model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
         choices = (*activation_choices(args.activation_scope), *map(choice_named, target.palette))
-        # A plan that chooses inputs by layer has no factors.
-        plain = any(choice_named(name).inputs_change for name in target.palette)
-        settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (() if plain else (0.5,))))
+        settings = SensitivitySettings(choices, tuple(args.smooth_alpha or (() if target.with_inputs else (0.5,))))
         rows, smoothing = measured(model, args.calibration, args.length, args.sequences, settings)
         info, table = model.info, sensitivity_of(rows)
     warn_of_formats(target.palette, info)

@@ -1,4 +1,4 @@
-"""Find the plan of least damage for average bits or a file size: exactly, from measured KL, then corrected and refined on fresh text."""
+"""Find the plan of least damage for average bits or a file size: exactly, from the KL of each layer alone, then corrected and refined on fresh text."""
 
 import time
 from argparse import BooleanOptionalAction
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     flags.add_argument("--palette", nargs="+", action="extend",
                        help="weight formats to choose from; the GGUF types q2_k to q8_0 by default")  # fmt: skip
     flags.add_argument("--sensitivity", type=input_file, help="table with KL; made when absent")
-    flags.add_argument("--metric", choices=("measured", "gradient"), default="measured",
+    flags.add_argument("--metric", choices=("measured", "gradient"), default="gradient",
                        help="where KL comes from without --sensitivity: measured, or from a few backward passes")  # fmt: skip
     flags.add_argument(
         "--draws", type=count, default=16, help="draws of labels for each window, with --metric gradient"

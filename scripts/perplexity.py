@@ -1,8 +1,8 @@
-"""Perplexity of a model, of a plan, or of a GGUF file, and its KL divergence from the full-precision model."""
+"""Perplexity of a model, of a plan, or of a file in its runtime, and its KL divergence from the full-precision model."""
 
 import time
 
-from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.inputs import any_path, input_file, output_file
 from bitplan.cli.parser import (
     add_base_kl_flag,
     add_compute_flags,
@@ -15,6 +15,7 @@ from bitplan.cli.parser import (
 
 
 def main(args) -> None:
+    from bitplan.core.errors import user_error
     from bitplan.core.files import check_gguf, write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
@@ -24,30 +25,36 @@ def main(args) -> None:
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.opening import opened, reference_on
     from bitplan.runtimes.gguf.base_check import refuse_other_model
-    from bitplan.runtimes.gguf.scores import score_gguf
+    from bitplan.runtimes.registry import runtime_named
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
+    runtime = runtime_named("gguf" if args.gguf else args.runtime) if args.gguf or args.artifact else None
+    artifact = args.gguf or args.artifact
+    if runtime is not None and runtime.score is None:
+        raise user_error(
+            "RUNTIME-NO-SCORE", f"runtime {runtime.name}", "cannot be scored here", "Score the plan with --plan"
+        )
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     check_columns(plan, model.info)
-    if args.gguf:
-        check_gguf(args.gguf)
+    if runtime is not None and runtime.name == "gguf":
+        check_gguf(artifact)
     reference = reference_on(args.text, model, args.length, args.sequences)
-    if args.gguf:
-        scores = score_gguf(args.gguf, reference, args.threads)
+    if runtime is not None:
+        scores = runtime.score(artifact, reference, args.threads)
     else:
         scores = score_plan(model.model, model.info, plan, reference, weights)
-    kind = "gguf" if args.gguf else "plan" if args.plan else "model"
+    kind = runtime.name if runtime is not None else "plan" if args.plan else "model"
     result = {
         "scored": kind,
         "length": reference.tokens.shape[1],
         "dtype": model.dtype,
         **summarize(scores),
     }
-    if args.gguf:
-        refuse_other_model(args.gguf, result["kl_mean"], args.allow_base_kl, model.checkpoint.config)
+    if runtime is not None and runtime.name == "gguf":
+        refuse_other_model(artifact, result["kl_mean"], args.allow_base_kl, model.checkpoint.config)
     write_json(args.output, result)
     write_provenance(args.output, started)
     error = "" if result["ppl_error"] is None else f" +- {result['ppl_error']:.4f}"
@@ -66,6 +73,8 @@ if __name__ == "__main__":
     scored = flags.add_mutually_exclusive_group()
     scored.add_argument("--plan", type=input_file, help="config.json or plan.json to apply")
     scored.add_argument("--gguf", type=input_file, help="GGUF file to score in llama.cpp")
+    scored.add_argument("--artifact", type=any_path, help="file or folder of a runtime, to score in --runtime")
+    flags.add_argument("--runtime", default="gguf", help="runtime of --artifact")
     add_text_flag(flags, "--text", "evaluation.txt", "text, or one saved by teacher.py")
     flags.add_argument(
         "--imatrix", type=input_file, help="importance matrix for GGUF types: the safetensors beside layer_stats.tsv"

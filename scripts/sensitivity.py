@@ -38,7 +38,12 @@ def main(args) -> None:
     draws = args.draws if args.metric == "gradient" else None
     if outside and args.anchors is None and draws is None:
         hint = "Give --anchors 1, 2 or all, or --metric gradient"
-        raise user_error("--embeddings", "is for KL, which --anchors and --metric gradient ask for", hint)
+        raise user_error(
+            "SENSITIVITY-NEEDS-KL",
+            "--embeddings",
+            "is measured by KL only, which needs --anchors or --metric gradient",
+            hint,
+        )
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)

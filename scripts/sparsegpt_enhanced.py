@@ -36,7 +36,7 @@ def named_number(text: str) -> tuple[str, float]:
     try:
         return name, float(value)
     except ValueError:
-        raise ArgumentTypeError(f"{value!r} in {text!r} is no number") from None
+        raise ArgumentTypeError(f"{value!r} in {text!r} is not a number") from None
 
 
 def settings_of(args):

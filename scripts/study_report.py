@@ -13,12 +13,21 @@ def main(args) -> None:
     hint = "Give --cell NAME setting=value ..."
     wrong = [word for _, *varied in args.cell for word in varied if "=" not in word]
     if wrong:
-        raise UserError(Problem(f"--cell: {word}", "is not setting=value", hint) for word in wrong)
+        raise UserError(Problem("STUDY-BAD-CELL", f"--cell: {word}", "is not setting=value", hint) for word in wrong)
     cells = {name: dict(word.split("=", 1) for word in varied) for name, *varied in args.cell}
     rows = [cell_row(args.results / "plans" / name, name, varied) for name, varied in cells.items()]
     along = {*columns_of(rows)}
     if args.x not in along:
-        raise UserError([Problem(f"--x {args.x}", "is not varied", f"Give one of {', '.join(sorted(along))}")])
+        raise UserError(
+            [
+                Problem(
+                    "STUDY-NOT-VARIED",
+                    f"--x {args.x}",
+                    "is not varied in the study",
+                    f"Give one of {', '.join(sorted(along))}",
+                )
+            ]
+        )
     write_table(args.output, rows, columns_of(rows))
     draw_study(rows, args.x, args.figure, f"{args.results.name}: {args.study}")
     text = study_table(rows).text()

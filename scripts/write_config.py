@@ -1,4 +1,4 @@
-"""Write config.yaml and config.schema.json from the settings models, or check that they are as the models say."""
+"""Write config.yaml, config.schema.json and docs/errors.md from their sources, or check that they match."""
 
 from pathlib import Path
 
@@ -9,16 +9,20 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main(args) -> None:
     from bitplan.config.yaml_file import config_text, schema_text
+    from bitplan.core.error_codes import errors_page
     from bitplan.core.errors import user_error
     from bitplan.core.files import written_aside
 
-    for name, text in {"config.yaml": config_text(), "config.schema.json": schema_text()}.items():
+    generated = {"config.yaml": config_text(), "config.schema.json": schema_text(), "docs/errors.md": errors_page()}
+    for name, text in generated.items():
         path = ROOT / name
         if args.fix:
             with written_aside(path) as aside:
                 aside.write_text(text, encoding="utf-8")
         elif not path.exists() or path.read_text(encoding="utf-8") != text:
-            raise user_error(path, "is not what the settings models say", "Run scripts/write_config.py --fix")
+            raise user_error(
+                "SETTINGS-OUTDATED", path, "does not match its source", "Run scripts/write_config.py --fix"
+            )
 
 
 if __name__ == "__main__":

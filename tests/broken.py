@@ -596,6 +596,7 @@ def _results(shelf: Shelf, target: Path, plan_lacks: str = "") -> None:
     for folder, names in (("plans/one", PLAN_RESULTS), ("baselines/f16", BASELINE_RESULTS)):
         (target / folder).mkdir(parents=True)
         for name in {*names.values()} - {plan_lacks}:
+            (target / folder / name).parent.mkdir(exist_ok=True)
             written(target / folder / name, {})
 
 

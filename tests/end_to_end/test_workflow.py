@@ -29,10 +29,10 @@ PLAN = (
     "plan.json",
     "bits.json",
     "perplexity.json",
-    "gguf_perplexity.json",
-    "model.gguf",
-    "gguf.json",
-    "speed.json",
+    "gguf/perplexity.json",
+    "gguf/model.gguf",
+    "gguf/report.json",
+    "gguf/speed.json",
     "tasks.json",
 )
 
@@ -88,7 +88,7 @@ def test_a_second_run_has_nothing_to_do(finished):
 def test_the_comparison_has_a_row_for_each_plan_and_baseline_and_agrees_with_the_files(finished):
     rows = {row["name"]: row for row in csv.DictReader((results(finished) / "comparison.tsv").open(), delimiter="\t")}
     assert set(rows) == {"careful", "drawn", "f16", "q4_k_m"}
-    scores = json.loads((results(finished) / "plans/careful/gguf_perplexity.json").read_text())
+    scores = json.loads((results(finished) / "plans/careful/gguf/perplexity.json").read_text())
     assert float(rows["careful"]["file_kl"]) == pytest.approx(scores["kl_mean"])
     assert float(rows["f16"]["file_kl"]) < 1e-5 < float(rows["q4_k_m"]["file_kl"])
     assert float(rows["careful"]["avg_bits"]) < 16 and int(rows["careful"]["search_evaluations"]) > 1
@@ -101,7 +101,7 @@ def test_the_adaptive_plan_holds_its_limit_on_the_calibration_text(finished):
 
 def test_the_three_figures_of_average_bits_belong_together(finished):
     plan = results(finished) / "plans/drawn"
-    bits, report = (json.loads((plan / name).read_text()) for name in ("bits.json", "gguf.json"))
+    bits, report = (json.loads((plan / name).read_text()) for name in ("bits.json", "gguf/report.json"))
     assert bits["avg_bits_layers"] < bits["avg_bits"] and report["avg_bits_file"] == pytest.approx(
         bits["avg_bits"], rel=0.08
     )
@@ -109,7 +109,7 @@ def test_the_three_figures_of_average_bits_belong_together(finished):
 
 def test_a_plans_file_talks_in_the_words_of_its_language(finished):
     known = set(text_of(1, 300_000).split())
-    with opened(results(finished) / "plans/drawn/model.gguf", 128, 1) as runtime:
+    with opened(results(finished) / "plans/drawn/gguf/model.gguf", 128, 1) as runtime:
         tokens, _, _ = runtime.generate(runtime.tokenize("Near the mill lived"), 60)
         words = runtime.text_of(tokens).split()[1:-1]
     assert len(words) > 30 and sum(word in known for word in words) > 0.8 * len(words), words
@@ -125,7 +125,7 @@ def test_results_are_byte_for_byte_the_same_when_made_again(finished, tmp_path):
         "layer_stats.tsv",
         "calibration.safetensors",
         "plans/careful/plan.json",
-        "plans/careful/model.gguf",
+        "plans/careful/gguf/model.gguf",
         "plans/drawn/perplexity.json",
     )
     for name in same:
@@ -144,7 +144,7 @@ def test_a_failed_step_shows_its_log_and_keeps_what_others_made(finished):
     (finished / "empty.txt").write_text("\n")
     (finished / "broken.yaml").write_text(yaml.safe_dump(SETTINGS | {"models": {"gone": gone}}))
     made = run(finished, "results/gone/evaluation.safetensors", settings="broken.yaml")
-    assert made.returncode == 1 and "error: empty.txt: is empty" in made.stdout + made.stderr
+    assert made.returncode == 1 and "error [TEXT-EMPTY] empty.txt: " in made.stdout + made.stderr
     assert not (finished / "results/gone/evaluation.safetensors").exists()
     assert (results(finished) / "comparison.tsv").exists()
 
@@ -154,4 +154,4 @@ def test_a_plan_that_must_hold_its_target_and_does_not_stops_before_it_is_export
     (finished / "strict.yaml").write_text(yaml.safe_dump(SETTINGS | {"plans": {"strict": strict}}))
     made = run(finished, "gguf", settings="strict.yaml")
     assert made.returncode == 1 and "over its target of 1" in made.stdout + made.stderr
-    assert not (results(finished) / "plans/strict/model.gguf").exists()
+    assert not (results(finished) / "plans/strict/gguf/model.gguf").exists()

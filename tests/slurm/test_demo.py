@@ -64,7 +64,7 @@ def test_speeds_and_the_comparison_are_made_on_the_cluster(finished):
     base = finished.folder / "results" / "demo"
     names = {line.split("\t")[0] for line in (base / "comparison.tsv").read_text().splitlines()[1:]}
     assert names == {"f16", "q4_k_m", *SETTINGS["plans"]}
-    assert all((base / "plans" / plan / "speed.json").stat().st_size > 0 for plan in SETTINGS["plans"])
+    assert all((base / "plans" / plan / "gguf/speed.json").stat().st_size > 0 for plan in SETTINGS["plans"])
 
 
 def test_every_step_but_the_cheap_ones_was_a_job(finished):

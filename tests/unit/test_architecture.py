@@ -13,7 +13,7 @@ LIBRARY = SCRIPTS / "bitplan"
 # From the bottom to the top: a folder may import those before it in this list, never those behind it.
 LAYERS = (
     "core", "demo", "formats", "models", "plans", "reference", "statistics", "evaluate", "rounding", "sensitivity", "runtimes", "search",
-    "report", "config", "cli", "workflow",
+    "report", "config", "cli", "workflow", "console",
 )  # fmt: skip
 # The method folders of search/: none imports another. What they share stands beside them or in knapsack/.
 METHODS = ("adaptive", "random", "genetic", "optimal", "sparsegpt")

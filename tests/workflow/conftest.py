@@ -44,6 +44,7 @@ def copy_workflow(folder: Path) -> Path:
     (model / "model.safetensors").write_bytes(bytes(2_000_000))
     for text in ("calibration", "evaluation"):
         (folder / "demo" / f"{text}.txt").write_text(text)
+    shutil.copy(ROOT / "demo" / "config.yaml", folder / "demo")
     return folder
 
 

@@ -16,10 +16,22 @@ from pydantic import BaseModel
 
 from bitplan.config.plan_settings import METHODS
 from bitplan.config.settings import Settings
-from bitplan.workflow.code_versions import SCRIPTS, content_hashes, files_behind
+from bitplan.runtimes.registry import RUNTIMES, runtime_named
+from bitplan.workflow.code_versions import content_hashes, files_behind
+from tests.conftest import SCRIPTS
 from tests.workflow.conftest import Finished, snakemake, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
-from tests.workflow.rerun_tables import BESIDE, CHANGES, COMMANDS, CONFIG, FILES, MODULES, PLAN_SETTINGS, SETTINGS
+from tests.workflow.rerun_tables import (
+    BESIDE,
+    CHANGES,
+    COMMANDS,
+    CONFIG,
+    FILES,
+    MODULES,
+    PLAN_SETTINGS,
+    RUNTIME_TASKS,
+    SETTINGS,
+)
 
 # A package's own file that holds a docstring alone has no content, so nothing depends on it.
 MODULE_NAMES = sorted(
@@ -123,7 +135,7 @@ def test_the_table_has_every_command_of_the_workflow(everything):
 
 @pytest.mark.parametrize("module", MODULE_NAMES)
 def test_a_module_is_behind_the_rules_of_the_table_and_no_others(module):
-    behind = {rule for command, rules in COMMANDS.items() for rule in rules.split() if is_behind(module, command)}
+    behind = {rule for command, rules in COMMANDS.items() for rule in rules.split() if is_behind(module, command, rule)}
     every = {rule for rules in COMMANDS.values() for rule in rules.split()}
     row = [
         rules for pattern, rules in MODULES.items() if fnmatchcase(module, pattern) and depth(pattern) == depth(module)
@@ -136,8 +148,9 @@ def depth(path: str) -> int:
     return path.count("/")
 
 
-def is_behind(module: str, command: str) -> bool:
-    return SCRIPTS / "bitplan" / module in files_behind(command)
+def is_behind(module: str, command: str, rule: str) -> bool:
+    of_runtime = [runtime_named("gguf").code[task] for task in [RUNTIME_TASKS.get(rule)] if task]
+    return SCRIPTS / "bitplan" / module in files_behind(command, *of_runtime)
 
 
 @pytest.mark.parametrize("pattern", MODULES)
@@ -148,8 +161,15 @@ def test_every_row_of_the_table_has_a_module(pattern):
 def test_every_module_is_behind_some_command_but_for_what_the_rules_themselves_use():
     behind = {file.relative_to(SCRIPTS).as_posix() for path in SCRIPTS.glob("*.py") for file in files_behind(path.name)}
     every = {f"bitplan/{module}" for module in MODULE_NAMES}
+    tasks = [
+        module
+        for runtime in map(runtime_named, RUNTIMES)
+        for module in (*runtime.code.values(), RUNTIMES[runtime.name])
+    ]
+    behind |= {file.relative_to(SCRIPTS).as_posix() for file in files_behind("export_plan.py", *tasks)}
     of_the_rules = {module for module in every if module.startswith("bitplan/workflow/")} | {
         "bitplan/config/paths.py",
+        "bitplan/runtimes/registry.py",
         "bitplan/models/hub/cache.py",
     }
     assert every - behind - of_the_rules == set()
@@ -245,7 +265,8 @@ def test_results_without_their_records_give_a_warning_and_its_way_out_works(fini
     assert ".snakemake/ does not record how" in snakemake(folder, "--summary").stderr
     taken = snakemake(folder, "--touch", "--forceall", "--cores", "1")
     assert taken.returncode == 0, taken.stderr
-    with written(folder / "config.yaml", (folder / "config.yaml").read_text().replace("seed: 456", "seed: 457")):
+    demo = folder / "demo" / "config.yaml"
+    with written(demo, demo.read_text().replace("seed: 456", "seed: 457")):
         later = snakemake(folder, "--summary")
         assert "does not record" not in later.stderr
         assert "plans/random-balanced/plan.json" in pending_lines(later.stdout)

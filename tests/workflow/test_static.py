@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SCRIPTS
 from tests.workflow.conftest import snakemake
 
 
@@ -28,7 +28,7 @@ def test_a_dry_run_plans_every_step_for_every_plan(workflow):
     assert made.returncode == 0, made.stderr
     counts = dict(re.findall(r"^(\w+) +(\d+)$", snakemake(workflow, "--dry-run").stdout, re.M))
     assert (
-        counts["plan_gguf"] == counts["bits"] == "10" and counts["baseline_gguf"] == "2" and counts["comparison"] == "1"
+        counts["plan_gguf"] == counts["bits"] == "7" and counts["baseline_gguf"] == "7" and counts["comparison"] == "1"
     )
 
 
@@ -42,7 +42,7 @@ def test_the_layers_are_shared_among_as_many_jobs_as_the_settings_say(workflow, 
     assert made.stdout.count("--anchors 2") == max(1, jobs) and "--report results/demo/agreement.json" in made.stdout
 
 
-@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "gguf", "speed", "report", "studies"])
+@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "exports", "gguf", "speed", "report", "studies"])
 def test_named_targets_exist(workflow, target):
     assert snakemake(workflow, "--dry-run", target).returncode == 0
 
@@ -150,9 +150,15 @@ CALLS = sorted(
 
 def third_party(command: str) -> set[str]:
     """The packages that a command and the local code behind it import, anywhere in it."""
-    from bitplan.workflow.code_versions import SCRIPTS, files_behind
+    from bitplan.workflow.code_versions import files_behind
 
-    nodes = [node for file in files_behind(command) for node in ast.walk(ast.parse(file.read_text()))]
+    return packages_of(files_behind(command))
+
+
+def packages_of(files) -> set[str]:
+    """The packages that some files of the library import, anywhere in them."""
+
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     local = {path.stem for path in SCRIPTS.glob("*.py")} | {"bitplan"}
@@ -161,7 +167,7 @@ def third_party(command: str) -> set[str]:
 
 
 def test_the_commands_of_rules_are_found_with_their_environments():
-    assert {command for _, command in CALLS} >= {"sensitivity.py", "report.py", "export_gguf.py", "download_model.py"}
+    assert {command for _, command in CALLS} >= {"sensitivity.py", "report.py", "convert_gguf.py", "download_model.py"}
 
 
 @pytest.mark.parametrize(("environment", "command"), CALLS)
@@ -193,7 +199,7 @@ def test_set_up_names_what_the_machine_lacks(monkeypatch):
 RULES = {
     name: body
     for path in (ROOT / "rules").glob("*.smk")
-    for name, body in re.findall(r"^rule (\w+):\n((?:    .*\n|\n)+)", path.read_text(), re.M)
+    for name, body in re.findall(r"^(?:    )?rule(?: (\w+))?:\n((?:    .*\n|\n)+)", path.read_text(), re.M)
 }
 
 
@@ -210,8 +216,12 @@ def test_every_jobs_memory_is_a_function_of_the_attempt():
     ), said
 
 
+def resources_of(body: str) -> list[str]:
+    return re.findall(r"resources:\n((?: +\w+=.*\n)+)", body)
+
+
 def test_every_jobs_time_grows_with_the_model_and_the_attempt():
-    said = {name: re.findall(r"runtime=(.+),", body) for name, body in RULES.items() if "runtime=" in body}
+    said = {name: re.findall(r"runtime=(.+),", asked) for name, body in RULES.items() for asked in resources_of(body)}
     assert all(re.fullmatch(r"time_limit\(\d+, \d+\)", limit) for limits in said.values() for limit in limits), said
 
 

@@ -53,9 +53,9 @@ def fill_texts_(flags: Iterable[TextFlag], args: argparse.Namespace) -> None:
     missing = [each for each in flags if getattr(args, each.dest) is None and each.wanted(args)]
     bundled = is_bundled(getattr(args, "model", None))
     if missing and not bundled:
-        what = "is missing, and no text fits every model"
+        what = "is required: there is no default text for this model"
         hint = "Give a UTF-8 text similar to what the model will be used on"
-        raise UserError(Problem(each.flag, what, hint) for each in missing)
+        raise UserError(Problem("TEXT-MISSING", each.flag, what, hint) for each in missing)
     for each in missing:
         setattr(args, each.dest, DEMO / each.bundled)
         log.info("no %s was given: using the bundled model's own, %s", each.flag, DEMO / each.bundled)

@@ -35,63 +35,87 @@ def new_folder(text: str) -> Path:
     return Path(text)
 
 
-def _input_file_problem(path: Path) -> str:
-    """Return what is wrong with a file to read; "" when nothing is."""
+def any_path(text: str) -> Path:
+    """The argparse type of a file or folder that has to be there."""
+    return Path(text)
+
+
+def output_path(text: str) -> Path:
+    """The argparse type of a file or folder to write; one that is there is replaced."""
+    return Path(text)
+
+
+Fault = tuple[str, str] | None  # the code and what is wrong
+
+
+def _any_path_problem(path: Path) -> Fault:
+    return _input_folder_problem(path) if os.path.isdir(path) else _input_file_problem(path)
+
+
+def _input_file_problem(path: Path) -> Fault:
+    """Return what is wrong with a file to read; None when nothing is."""
     # Not Path.exists, which raises for a name that the system finds too long.
     if not os.path.exists(path):
-        return "does not exist"
+        return "INPUT-MISSING", "does not exist"
     if os.path.isdir(path):
-        return "is a folder, not a file"
-    return "" if os.access(path, os.R_OK) else "may not be read"
+        return "INPUT-IS-FOLDER", "is a folder, not a file"
+    return None if os.access(path, os.R_OK) else ("FILE-UNREADABLE", "cannot be read: permission denied")
 
 
-def _input_folder_problem(path: Path) -> str:
-    return "" if os.path.isdir(path) else "is not a folder" if os.path.exists(path) else "does not exist"
+def _input_folder_problem(path: Path) -> Fault:
+    if os.path.isdir(path):
+        return None
+    return ("INPUT-NOT-FOLDER", "is not a folder") if os.path.exists(path) else ("INPUT-MISSING", "does not exist")
 
 
-def _unwritable(folder: Path) -> str:
-    """Return why nothing can be written under `folder`, which need not be there yet; "" when it can be."""
+def _unwritable(folder: Path) -> Fault:
+    """Return why nothing can be written under `folder`, which need not exist yet; None when it can be."""
     above = os.path.realpath(folder)
     while not os.path.lexists(above):
         above = os.path.dirname(above)
     if not os.path.isdir(above):
-        return f"cannot be written: {above} is a file"
+        return "OUTPUT-UNWRITABLE", f"cannot be written: {above} is a file"
     try:
         tempfile.TemporaryFile(dir=above).close()
     except OSError as error:
-        return f"cannot be written: {above}: {error.strerror}"
-    return ""
+        return "OUTPUT-UNWRITABLE", f"cannot be written: {above}: {error.strerror}"
+    return None
 
 
-def _output_file_problem(path: Path) -> str:
-    """Return what keeps a file from being written; "" when nothing does."""
-    return "cannot be written: it is a folder" if os.path.isdir(path) else _unwritable(path.absolute().parent)
-
-
-def _output_folder_problem(path: Path) -> str:
-    return _unwritable(path.absolute())
-
-
-def _new_folder_problem(path: Path) -> str:
-    """Return what keeps a folder from being made; "" when nothing does."""
-    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        return "exists already"
+def _output_file_problem(path: Path) -> Fault:
+    """Return what keeps a file from being written; None when nothing does."""
+    if os.path.isdir(path):
+        return "OUTPUT-UNWRITABLE", "cannot be written: it is a folder"
     return _unwritable(path.absolute().parent)
 
 
-INPUTS: dict[Callable[[str], Path], Callable[[Path], str]] = {
+def _output_folder_problem(path: Path) -> Fault:
+    return _unwritable(path.absolute())
+
+
+def _new_folder_problem(path: Path) -> Fault:
+    """Return what keeps a folder from being created; None when nothing does."""
+    if os.path.exists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        return "OUTPUT-EXISTS", "exists already"
+    return _unwritable(path.absolute().parent)
+
+
+INPUTS: dict[Callable[[str], Path], Callable[[Path], Fault]] = {
     input_file: _input_file_problem,
     input_folder: _input_folder_problem,
+    any_path: _any_path_problem,
 }
-OUTPUTS: dict[Callable[[str], Path], Callable[[Path], str]] = {
+OUTPUTS: dict[Callable[[str], Path], Callable[[Path], Fault]] = {
     output_file: _output_file_problem,
     output_folder: _output_folder_problem,
     new_folder: _new_folder_problem,
+    output_path: _output_folder_problem,
 }
 HINTS = {
     output_file: "Choose another file",
     output_folder: "Choose another folder",
     new_folder: "Choose another folder",
+    output_path: "Choose another place",
 }
 
 
@@ -105,7 +129,7 @@ def _given(made: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[
 
 def inputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Path]:
     """Return the files that the flags say are read."""
-    return [path for action, path in _given(made, args) if action.type is input_file]
+    return [path for action, path in _given(made, args) if action.type in (input_file, any_path)]
 
 
 def outputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[Path]:
@@ -117,11 +141,11 @@ def outputs_of(made: argparse.ArgumentParser, args: argparse.Namespace) -> list[
 def _problems(made: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[Problem]:
     written = outputs_of(made, args)
     for action, path in _given(made, args):
-        flag, told = action.option_strings[0], action.help or ""
-        if action.type in INPUTS and (what := INPUTS[action.type](path)):
-            yield Problem(f"{flag} {path}", what, f"Give: {told}")
-        if path in written and action.type in OUTPUTS and (what := OUTPUTS[action.type](path)):
-            yield Problem(f"{flag} {path}", what, HINTS[action.type])
+        flag, told = (*action.option_strings, action.dest)[0], action.help or ""
+        if action.type in INPUTS and (fault := INPUTS[action.type](path)):
+            yield Problem(fault[0], f"{flag} {path}", fault[1], f"Expected: {told}")
+        if path in written and action.type in OUTPUTS and (fault := OUTPUTS[action.type](path)):
+            yield Problem(fault[0], f"{flag} {path}", fault[1], HINTS[action.type])
 
 
 def clashes(outputs: Iterable[Path], inputs: Iterable[Path], model: Path | None = None) -> Iterator[Problem]:
@@ -131,12 +155,22 @@ def clashes(outputs: Iterable[Path], inputs: Iterable[Path], model: Path | None 
         real = os.path.realpath(path)
         if real in read:
             yield Problem(
-                str(path), "is read by the same command, and writing it would destroy it", "Choose another file"
+                "OUTPUT-IS-INPUT",
+                str(path),
+                "is also an input of this command and would be overwritten",
+                "Choose another file",
             )
         if real in seen:
-            yield Problem(str(path), "is to be written twice by the same command", "Give each output a name of its own")
+            yield Problem(
+                "OUTPUT-TWICE", str(path), "is the path of two outputs of this command", "Give each output its own path"
+            )
         if model is not None and _part_of_model(real, model):
-            yield Problem(str(path), "would be a part of the model, or replace one", "Write outside the model's folder")
+            yield Problem(
+                "OUTPUT-IN-MODEL",
+                str(path),
+                "would become part of the model or replace a part of it",
+                "Choose a path outside the model's folder",
+            )
         seen.add(real)
 
 

@@ -59,7 +59,7 @@ def share(text: str) -> tuple[int, int]:
     """The argparse type of a share of the work, as 2/4: (number from 1, of how many)."""
     found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text.strip())
     if not found or int(found[1]) > int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no share: expected number/count, from 1/4 to 4/4")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: expected number/count, from 1/4 to 4/4")
     return int(found[1]), int(found[2])
 
 
@@ -91,7 +91,8 @@ class _OneLineParser(argparse.ArgumentParser):
         if unknown:
             close = nearest(unknown[0], known, 1)
             message = f"unrecognized arguments: {' '.join(unknown)}{'. ' + close.rstrip('?') if close else ''}"
-        print(f"error: {message}. {self.prog} --help lists the flags", file=sys.stderr)
+        code = "FLAGS-UNKNOWN" if unknown else "FLAGS-INVALID"
+        print(f"error [{code}] {message}. {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(2)
 
 
@@ -208,19 +209,29 @@ def _tell(problems: Sequence[Problem]) -> None:
     """Print at most three lines, one for each problem; the last one counts what is left."""
     shown = problems if len(problems) <= MOST_LINES else problems[: MOST_LINES - 1]
     for problem in shown:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error {problem}", file=sys.stderr)
     if len(shown) < len(problems):
-        print(f"error: and {len(problems) - len(shown)} more problems of this kind", file=sys.stderr)
+        print(f"error: {len(problems) - len(shown)} more problems", file=sys.stderr)
 
 
 # What the machine lacks, by the words of the system, of safetensors and of torch.
-SHORTAGES: tuple[tuple[str, str, str], ...] = (
-    ("No space left on device", "no space is left on the device", "Free some, or write to another one"),
-    ("Disk quota exceeded", "the disk quota is used up", "Free some, or write to another place"),
-    ("Read-only file system", "the file system is read-only", "Write to another place"),
-    ("Permission denied", "permission is denied", "Choose a place that you may read and write"),
-    ("out of memory", "memory is used up", "Use fewer --sequences, a smaller --dtype or a larger machine"),
-    ("can't allocate memory", "memory is used up", "Use fewer --sequences, a smaller --dtype or a larger machine"),
+SHORTAGES: tuple[tuple[str, str, str, str], ...] = (
+    ("No space left on device", "SYSTEM-DISK-FULL", "the disk is full", "Free some, or write to another one"),
+    ("Disk quota exceeded", "SYSTEM-DISK-FULL", "the disk quota is used up", "Free some, or write to another place"),
+    ("Read-only file system", "SYSTEM-READ-ONLY", "the file system is read-only", "Write to another place"),
+    ("Permission denied", "SYSTEM-NO-PERMISSION", "permission is denied", "Choose a place that you may read and write"),
+    (
+        "out of memory",
+        "SYSTEM-NO-MEMORY",
+        "memory is used up",
+        "Use fewer --sequences, a smaller --dtype or a larger machine",
+    ),
+    (
+        "can't allocate memory",
+        "SYSTEM-NO-MEMORY",
+        "memory is used up",
+        "Use fewer --sequences, a smaller --dtype or a larger machine",
+    ),
 )
 
 
@@ -232,10 +243,13 @@ def _of_the_system(error: Exception, outputs: Sequence[Path]) -> Problem | None:
     text = f"{error} {getattr(error, 'strerror', '') or ''}"
     if isinstance(error, MemoryError):
         text += " out of memory"
-    found = next(((what, hint) for words, what, hint in SHORTAGES if words in text), None)
+    found = next(((code, what, hint) for words, code, what, hint in SHORTAGES if words in text), None)
     written = " or ".join(map(str, outputs)) if isinstance(error, OSError) or "os error" in text else ""
     where = written or getattr(error, "filename", None) or type(error).__name__
-    return Problem(str(where), *found) if found else None
+    if found is None:
+        return None
+    code, what, hint = found
+    return Problem(code, str(where), what, hint)
 
 
 def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
@@ -258,5 +272,7 @@ def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None
         _tell((problem,))
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; results so far are kept where the step keeps them", file=sys.stderr)
+        print(
+            "interrupted; run the same command again: steps that save their progress resume from there", file=sys.stderr
+        )
         sys.exit(1)

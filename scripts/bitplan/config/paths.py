@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from bitplan.config.settings import Settings
 from bitplan.core.errors import Problem, UserError
 
 DEMO = "demo"
+# organization/name, or a name alone.
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def placed(path: str, workflow: Path) -> str:
@@ -36,6 +39,51 @@ def placed_settings(settings: Settings, workflow: Path) -> Settings:
     return settings.model_copy(update={"models": models, "plans": plans, "tasks": tasks})
 
 
+def _model_problem(path: str) -> tuple[str, str, str] | None:
+    """Return the code, what is wrong with the place of a model and what to do; None for a checkpoint, or what may be an id on the model hub."""
+    if os.path.isfile(path):
+        return (
+            "MODEL-IS-FILE",
+            "is a file, not the folder of a checkpoint",
+            "Give the folder with config.json and *.safetensors",
+        )
+    if os.path.isdir(path):
+        inner = sorted(name for name in os.listdir(path) if os.path.isfile(os.path.join(path, name, "config.json")))
+        if os.path.isfile(os.path.join(path, "config.json")):
+            return None
+        hint = (
+            f"Give one of the models in it, e.g. {os.path.join(path, inner[0])}" if inner else "Give the model's folder"
+        )
+        return "MODEL-NO-CONFIG", "is a folder without a config.json", hint
+    if HUB_ID.fullmatch(path):
+        return None
+    return (
+        "INPUT-MISSING",
+        "does not exist",
+        "Give the folder of a checkpoint, or an id on the model hub (organization/name)",
+    )
+
+
+def _text_problem(path: str) -> tuple[str, str, str] | None:
+    if os.path.isfile(path):
+        return None
+    fault = ("INPUT-IS-FOLDER", "is a folder") if os.path.isdir(path) else ("INPUT-MISSING", "does not exist")
+    return *fault, "Give a text file (UTF-8)"
+
+
+def check_places(settings: Settings) -> None:
+    """Raise `UserError` with every path of a model or a text that does not lead to one."""
+    problems = []
+    for name, model in settings.models.items():
+        checks = {"path": _model_problem, "calibration": _text_problem, "evaluation": _text_problem}
+        for key, check in checks.items():
+            if wrong := check(getattr(model, key)):
+                code, what, hint = wrong
+                problems.append(Problem(code, f"models.{name}.{key}: {getattr(model, key)}", what, hint))
+    if problems:
+        raise UserError(problems)
+
+
 def same_text(one: str, other: str) -> bool:
     """Return whether two paths lead to one text: one file, a link to it, or the same content."""
     paths = (one, other)
@@ -60,6 +108,15 @@ def tokens_seen(settings: Settings, name: str) -> int:
     before = settings.tokens_before_evaluation
     if before is None:
         used = "validation" if settings.calibration.sequences else "calibration"
-        what = f"is the calibration text too, of which {used}.sequences: null leaves nothing to hold out"
-        raise UserError([Problem(f"models.{name}.evaluation", what, f"Set {used}.sequences, or give another text")])
+        what = f"is the calibration text too, and {used}.sequences: null uses all of it"
+        raise UserError(
+            [
+                Problem(
+                    "SETTINGS-NOTHING-HELD-OUT",
+                    f"models.{name}.evaluation",
+                    what,
+                    f"Set {used}.sequences or use another evaluation text",
+                )
+            ]
+        )
     return before

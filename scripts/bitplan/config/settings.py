@@ -28,12 +28,13 @@ from bitplan.config.plan_settings import (
     PathName,
     Section,
 )
+from bitplan.config.recipes import IMATRIX_SUFFIX as IMATRIX_SUFFIX
+from bitplan.config.recipes import Recipe
+from bitplan.config.renamed import instead_of
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.sizes import bytes_of
-
-# Ends the name of a baseline whose recipe is given the importance matrix.
-IMATRIX_SUFFIX = "_imatrix"
+from bitplan.runtimes.registry import known_runtime
 
 
 def _amount(text: str) -> str:
@@ -43,6 +44,7 @@ def _amount(text: str) -> str:
 
 
 Amount = Annotated[str, AfterValidator(_amount)]
+RuntimeName = Annotated[str, AfterValidator(known_runtime)]
 
 
 class ModelSettings(Section):
@@ -52,8 +54,8 @@ class ModelSettings(Section):
     revision: str | None = Field(None, description="revision on the model hub: branch, tag or commit")
     calibration: PathName = Field(description="text on which statistics are taken and searches run")
     evaluation: PathName = Field(description="held-out text on which plans are compared")
-    gguf: bool = Field(
-        True, description="whether llama.cpp knows the family; without, plans are compared by simulation"
+    runtimes: list[RuntimeName] = Field(
+        ["gguf"], description="runtimes that plans are exported for; none: plans are compared by simulation"
     )
     base_type: Literal["f32", "f16", "bf16"] | None = Field(
         None, description="precision of the GGUF that plans are exported from; the checkpoint's own when absent"
@@ -110,8 +112,8 @@ class ExportSettings(Section):
 class SpeedSettings(Section):
     """How GGUF files are timed."""
 
-    max_tokens: int = Field(200, ge=2, description="tokens to generate after each prompt")
-    repeats: int = Field(5, ge=1, description="counted rounds over all files")
+    max_tokens: int = Field(64, ge=2, description="tokens to generate after each prompt")
+    repeats: int = Field(3, ge=1, description="counted rounds over all files")
     max_repeats: int = Field(15, ge=1, description="rounds at most, while speeds vary by more than max_spread")
     max_spread: float = Field(1.3, gt=1, description="fastest over slowest round up to which a speed is stable")
     warmup: int = Field(1, ge=0, description="rounds before, not counted")
@@ -130,7 +132,7 @@ class SensitivitySettings(Section):
     )
     palette: list[CandidateName] = Field(
         [],
-        description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that genetic plans with average bits and optimal plans may choose from",
+        description="formats to measure, of weights (q4_k) or weights/inputs (mxfp4/mxfp8): those that plans may choose from are added",
     )
     tokens: int = Field(2048, ge=1, description="tokens looked at for each layer")
     random: bool = Field(False, description="Gaussian inputs in the place of the calibration text")
@@ -138,25 +140,20 @@ class SensitivitySettings(Section):
         None,
         description="measure KL of each layer alone in 1 or 2 formats of the palette, or in all; absent: not at all",
     )
-    metric: Literal["measured", "gradient"] = Field(
-        "measured",
-        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
+    metric: Literal["auto", "measured", "gradient"] = Field(
+        "auto",
+        description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure; auto: gradient if an optimal plan or embeddings need KL and there are no anchors",
     )
     draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
-    embeddings: list[FormatName] = Field(
-        [],
-        description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient",
+    embeddings: list[FormatName] | None = Field(
+        None,
+        description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal",
     )
     memory_limit: Amount = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
     )
     shards: int = Field(1, ge=1, description="jobs that share the layers; the table is the same for any number")
     fisher: bool = Field(False, description="also the Fisher score, from one backward pass: a cheaper estimate of KL")
-
-    @property
-    def has_kld(self) -> bool:
-        """Whether the table has KL, measured or from gradients."""
-        return self.anchors is not None or self.metric == "gradient"
 
     @field_validator("anchors", mode="before")
     @classmethod
@@ -167,10 +164,11 @@ class SensitivitySettings(Section):
 
     @model_validator(mode="after")
     def _is_measured_on_text(self) -> "SensitivitySettings":
-        if self.random and (self.has_kld or self.fisher or self.shards > 1):
-            what = "random goes without anchors, metric gradient, fisher and shards"
+        on_text = self.anchors is not None or self.metric == "gradient" or self.embeddings
+        if self.random and (on_text or self.fisher or self.shards > 1):
+            what = "random goes without anchors, metric gradient, embeddings, fisher and shards"
             raise ValueError(f"{what}: these measure on the calibration text")
-        if self.embeddings and not self.has_kld:
+        if self.embeddings and self.anchors is None and self.metric == "measured":
             raise ValueError("embeddings goes with anchors or metric gradient: its formats have KL alone")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
@@ -189,13 +187,7 @@ class TaskSettings(Section):
     max_length: int = Field(512, ge=2, description="tokens that the model sees at once; changes the figures")
 
 
-# llama.cpp's recipes by name; a test holds them known to the runtime.
-QUANTIZED_RECIPES = (
-    "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0", "iq4_nl", "iq4_xs",
-    "q3_k_l", "q3_k_m", "q3_k_s", "q2_k",
-)  # fmt: skip
-WITH_IMPORTANCE = tuple(f"{recipe}{IMATRIX_SUFFIX}" for recipe in QUANTIZED_RECIPES)
-Recipe = Literal[("f16", "bf16", *QUANTIZED_RECIPES, *WITH_IMPORTANCE)]
+USUAL_BASELINES = ("f16", "q4_k_m")
 
 
 class Settings(Section):
@@ -205,9 +197,10 @@ class Settings(Section):
     plans: dict[Name, AnyPlan] = Field(min_length=1, description="plans by name; each is searched for every model")
     studies: dict[Name, StudySettings] = Field({}, description="studies by name: a plan with some settings varied")
     baselines: list[Recipe] = Field(
-        ["f16", "q4_k_m"],
+        None,
         min_length=1,
-        description="llama.cpp's recipes, *_imatrix: with the importance matrix; the first is the reference of speed",
+        validate_default=True,
+        description="llama.cpp's recipes, *_imatrix: with the importance matrix; the first is the reference of speed; null: f16 and those whose size a plan has, or q4_k_m",
     )
     imatrix: bool = Field(
         True,
@@ -235,6 +228,11 @@ class Settings(Section):
         """An entry set to null is left out: so a default one is dropped in a file that is laid over config.yaml."""
         return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
 
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _usual_baselines(cls, value: Any) -> Any:
+        return list(USUAL_BASELINES) if value is None else value
+
     @property
     def tokens_before_validation(self) -> int | None:
         """How many tokens of the calibration text are measured on; None: all."""
@@ -257,6 +255,18 @@ class Settings(Section):
         """The plans, and those of the studies."""
         return {**self.plans, **self.cells}
 
+    @property
+    def priced(self) -> bool:
+        """Whether KL of what anchors do not measure comes from gradients: `sensitivity.metric`, and what `auto` means here."""
+        table = self.sensitivity
+        wanted = bool(table.embeddings) or any(plan.method == "optimal" for plan in self.every_plan.values())
+        return table.metric == "gradient" or (table.metric == "auto" and wanted and table.anchors is None)
+
+    @property
+    def has_kld(self) -> bool:
+        """Whether the sensitivity table has KL, measured or from gradients."""
+        return self.priced or self.sensitivity.anchors is not None
+
     @model_validator(mode="after")
     def _palettes_are_measured(self) -> "Settings":
         """Plans share one table: what a plan may choose has to be in it, with inputs as the plan has them."""
@@ -274,9 +284,13 @@ class Settings(Section):
     def _optimal_plans_have_what_they_need(self) -> "Settings":
         """Measured KL, and the baseline whose size is theirs."""
         for name, plan in self.every_plan.items():
-            if plan.method == "optimal" and not self.sensitivity.has_kld:
-                hint = "set sensitivity.metric to gradient, or sensitivity.anchors to 1, 2 or all"
+            if plan.method == "optimal" and not self.has_kld:
+                hint = "set sensitivity.metric to auto or gradient, or sensitivity.anchors to 1, 2 or all"
                 raise ValueError(f"plan {name} is optimal by KL: {hint}")
+            if plan.method == "optimal" and self.sensitivity.random:
+                raise ValueError(
+                    f"plan {name} is optimal by KL on the calibration text: set sensitivity.random to false"
+                )
             if plan.method == "optimal" and (plan.correct or plan.refine) and self.calibration.sequences is None:
                 what = "decides its steps on calibration text that was not measured on"
                 raise ValueError(f"plan {name} {what}: set calibration.sequences, or correct and refine to false")
@@ -325,24 +339,42 @@ def _keys_at(location: tuple) -> list[str]:
 # What YAML reads as truth values, as it was probably written.
 BOOLEANS = {"False": "no", "True": "yes"}
 
+# Codes of what pydantic finds; every other kind is SETTINGS-INVALID.
+CODES = {
+    "missing": "SETTINGS-MISSING",
+    "literal_error": "SETTINGS-NOT-A-CHOICE",
+    "greater_than": "SETTINGS-OUT-OF-RANGE",
+    "greater_than_equal": "SETTINGS-OUT-OF-RANGE",
+    "less_than": "SETTINGS-OUT-OF-RANGE",
+    "less_than_equal": "SETTINGS-OUT-OF-RANGE",
+    "finite_number": "SETTINGS-OUT-OF-RANGE",
+}
+
 
 def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
+    if error["type"] == "extra_forbidden" and (instead := instead_of(location, error["input"])):
+        return Problem("SETTINGS-RENAMED", shown, f"was renamed: {instead}", "docs/extending.md lists the runtimes")
     if error["type"] == "extra_forbidden":
         known = _keys_at(location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)
-        return Problem(shown, "unknown key", f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}")
+        return Problem(
+            "SETTINGS-UNKNOWN-KEY",
+            shown,
+            "unknown key",
+            f'Did you mean "{close[0]}"?' if close else f"Known: {', '.join(known)}",
+        )
     if error["type"] == "union_tag_not_found":
-        return Problem(shown, "has no method", f"Add one of: {', '.join(METHODS)}")
+        return Problem("SETTINGS-NO-METHOD", shown, "has no method", f"Add one of: {', '.join(METHODS)}")
     if location[-1] == "[key]" and error["type"] == "string_type":
         name = BOOLEANS.get(str(error["input"]), str(error["input"]))
-        what = f"the name {name} is no word in YAML, but a {type(error['input']).__name__}"
-        return Problem(str(location[0]), what, f'Put the name in quotes: "{name}"')
+        what = f"YAML reads the name {name} as a value of type {type(error['input']).__name__}"
+        return Problem("SETTINGS-NAME-NOT-TEXT", str(location[0]), what, f'Put the name in quotes: "{name}"')
     what = error["msg"].removeprefix("Value error, ")
-    hint = "Add it" if error["type"] == "missing" else ""
+    hint = "Add it" if error["type"] == "missing" else "config.yaml describes every setting"
     given = "" if error["type"] == "missing" or isinstance(error["input"], Mapping) else f" (it is {error['input']!r})"
-    return Problem(shown, what[0].lower() + what[1:] + given, hint)
+    return Problem(CODES.get(error["type"], "SETTINGS-INVALID"), shown, what[0].lower() + what[1:] + given, hint)
 
 
 def parse_settings(config: Mapping[str, Any]) -> Settings:
@@ -365,7 +397,14 @@ def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
         if key in seen:
             mark = key_node.start_mark
             raise UserError(
-                [Problem(f"{mark.name}:{mark.line + 1}", f"key {key!r} is given twice", f"First in line {seen[key]}")]
+                [
+                    Problem(
+                        "SETTINGS-KEY-TWICE",
+                        f"{mark.name}:{mark.line + 1}",
+                        f"key {key!r} is given twice",
+                        f"It is given first in line {seen[key]}; remove one of them",
+                    )
+                ]
             )
         seen[key] = key_node.start_mark.line + 1
     return loader.construct_mapping(node, deep=True)
@@ -380,7 +419,9 @@ def check_duplicate_keys(path: Path) -> None:
         with open(path, encoding="utf-8") as handle:
             yaml.load(handle, _UniqueKeys)
     except yaml.YAMLError as error:
-        raise UserError([Problem(str(path), f"is not YAML: {' '.join(str(error).split())}")]) from None
+        raise UserError(
+            [Problem("SETTINGS-NOT-YAML", str(path), f"is not YAML: {' '.join(str(error).split())}")]
+        ) from None
 
 
 def _words(values: Mapping[str, Any]) -> Iterator[str]:

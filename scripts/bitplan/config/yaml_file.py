@@ -10,81 +10,13 @@ from pydantic.fields import FieldInfo
 
 from bitplan.config.plan_settings import METHODS
 from bitplan.config.settings import Settings
-from bitplan.search.sparsegpt.score_weights import WEIGHTS
 
 HEAD = (
     "# Settings of the workflow. Every key is here with its default, meaning and range.\n"
     "# Another file can change some: snakemake --configfile mine.yaml (mappings merge, lists replace).\n"
 )
-SPARSEGPT = {"method": "sparsegpt", "bit_allocation_method": "budget", "target_avg_bits": 3.0}
-UNIFORM = {"bit_allocation_method": "uniform"}
-ROUNDED = {**UNIFORM, "compensate": False}
-STUDIES: dict[str, Any] = {
-    "scores": {
-        "plan": SPARSEGPT,
-        "vary": {
-            "weights": {"all": dict(WEIGHTS), **{name: {name: 1.0} for name in WEIGHTS}},
-            "bit_allocation_method": ["quantile", "optimal"],
-        },
-        "also": {"gptq": UNIFORM, "rtn": ROUNDED},
-        "x": "weights",
-    },
-    "bits": {
-        "plan": SPARSEGPT,
-        "vary": {
-            "target_avg_bits": [2.5, 3.0, 3.5, 4.0, 4.5, 5.0],
-            "bit_allocation_method": ["quantile", "budget", "optimal"],
-        },
-        "also": {
-            f"{name}-{bits}": {**how, "target_avg_bits": bits}
-            for name, how in (("gptq", UNIFORM), ("rtn", ROUNDED))
-            for bits in (2, 3, 4, 5)
-        },
-        "x": "avg_bits_layers",
-    },
-    "sparsity": {
-        "plan": {**SPARSEGPT, "target_avg_bits": 4.0},
-        "vary": {
-            "sparsity": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7],
-            "compensate": {"sparsegpt": True, "magnitude": False},
-        },
-        "x": "sparsity",
-    },
-}
-DEMO: dict[str, Any] = {
-    "models": {
-        "demo": {"path": "demo/model", "calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}
-    },
-    "plans": {
-        "adaptive-conservative": {
-            "method": "adaptive",
-            "ppl_threshold": 0.05,
-            "target_avg_bits": 10.0,
-            "step_size": 0.3,
-        },
-        "adaptive-balanced": {"method": "adaptive", "ppl_threshold": 0.1, "target_avg_bits": 8.0, "step_size": 0.5},
-        "adaptive-aggressive": {"method": "adaptive", "ppl_threshold": 0.2, "target_avg_bits": 6.0, "step_size": 0.8},
-        "random-high-compression": {"method": "random", "mxfp4_ratio": 0.3, "bf16_ratio": 0.1, "seed": 123},
-        "random-balanced": {"method": "random", "mxfp4_ratio": 0.25, "bf16_ratio": 0.25, "seed": 456},
-        "random-high-precision": {"method": "random", "mxfp4_ratio": 0.1, "bf16_ratio": 0.4, "seed": 789},
-        "genetic-w4a48": {"method": "genetic", "target_compression": 0.75},
-        "genetic-6bit": {
-            "method": "genetic",
-            "target_avg_bits": 6.0,
-            "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
-            "metric": "relative_mse",
-        },
-        "optimal-6bit": {"method": "optimal", "target_avg_bits": 6.0},
-        "sparsegpt-4bit": {"method": "sparsegpt", "target_avg_bits": [4.0], "bit_allocation_method": "budget"},
-    },
-    "studies": STUDIES,
-    "sensitivity": {
-        "anchors": "all",
-        "embeddings": ["q4_k", "q5_k", "q6_k", "q8_0"],
-        "palette": ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
-    },
-    "speed": {"max_tokens": 64, "repeats": 3},
-}
+# A model of one's own, as it is shown in the file: as comments, so that the demo runs until somebody names one.
+EXAMPLE = {"path": "path/to/checkpoint", "calibration": "calibration.txt", "evaluation": "evaluation.txt"}
 
 
 def _range(field: FieldInfo) -> str:
@@ -142,27 +74,19 @@ def _method_lines() -> Iterator[str]:
 
 def _lines() -> Iterator[str]:
     fields = Settings.model_fields
-    yield f"models: {_comment(fields['models'])}"
-    for name, values in DEMO["models"].items():
-        yield f"  {name}:"
-        yield from _section(type_of("models"), values, 4)
+    yield f"models: {_comment(fields['models'])}; while none is named here or elsewhere, demo/config.yaml"
+    yield "  # mine:"
+    yield from (f"  #   {line.strip()}" for line in _section(type_of("models"), EXAMPLE, 0))
     yield f"\nplans: {_comment(fields['plans'])}"
     yield from _method_lines()
-    for name, values in DEMO["plans"].items():
-        yield f"  {name}: {_value(values)}"
     yield f"\nstudies: {_comment(fields['studies'])}; made by the target studies, not by default"
     for key, field in type_of("studies").model_fields.items():
         yield f"  #   {key}: {_comment(field).removeprefix('# ')}"
-    for name, values in DEMO["studies"].items():
-        yield f"  {name}:"
-        yield from (f"    {key}: {_value(value)}" for key, value in values.items())
-    yield f"\nbaselines: {_value(fields['baselines'].default)} {_comment(fields['baselines'])}"
-    yield f"\nimatrix: {_value(fields['imatrix'].default)} {_comment(fields['imatrix'])}"
-    yield f"\nbos: {_value(fields['bos'].default)} {_comment(fields['bos'])}"
+    for name in ("baselines", "imatrix", "bos"):
+        yield f"\n{name}: {_value(fields[name].default)} {_comment(fields[name])}"
     for name in ("compute", "calibration", "validation", "evaluation", "sensitivity", "export", "speed", "tasks"):
-        default = fields[name].default.model_dump()
         yield f"\n{name}: {_comment(fields[name])}"
-        yield from _section(type(fields[name].default), {**default, **DEMO.get(name, {})}, 2)
+        yield from _section(type(fields[name].default), fields[name].default.model_dump(), 2)
 
 
 def type_of(section: str) -> type[BaseModel]:
@@ -171,7 +95,7 @@ def type_of(section: str) -> type[BaseModel]:
 
 
 def config_text() -> str:
-    """Return the content of `config.yaml`: the demo's settings, every key with a comment."""
+    """Return the content of `config.yaml`: every setting with its default, and a comment."""
     return HEAD + "\n" + "\n".join(_lines()) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""Errors, files, resuming, progress and provenance: what every other folder uses."""
+"""Errors, files, resuming, progress and provenance: used by every other folder."""

@@ -1,4 +1,4 @@
-"""Files between steps: written aside and renamed, byte-deterministic, with provenance beside them."""
+"""Files passed between steps: byte-deterministic, written to a temporary path and then renamed."""
 
 import csv
 import fcntl
@@ -16,29 +16,29 @@ from bitplan.core.errors import user_error
 
 SCHEMA_VERSION = 1
 GGUF_BEGIN = b"GGUF"
-MADE_AGAIN = "Make it again with the command that wrote it"
+MADE_AGAIN = "Run the command that wrote it again"
 
 
 WORK = ".bitplan-work-"
-RANDOM = "[a-z0-9_]{8}"  # what tempfile puts into a name
+RANDOM = "[a-z0-9_]{8}"  # the random part of tempfile's names
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, renamed to it when the block ends without an error.
+    """Yield a temporary path next to `path`, renamed to it when the block ends without an error.
 
-    A reader sees the old file or the whole new one, never a part; after an error the old file still stands. What a killed
-    process has left of the same file is removed.
+    A reader sees the old file or the complete new one, never a partial one. After an error the old file is unchanged.
+    Temporary files of the same output that killed processes left behind are removed.
     """
     path = Path(path)
     begin, end = f".{path.name}.", f".tmp{path.suffix}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path.parent, begin, end)
-        aside, handle = _locked(lambda: _opened(*tempfile.mkstemp(prefix=begin, suffix=end, dir=path.parent)))
+        aside, handle = _locked(lambda: _path_and_handle(*tempfile.mkstemp(prefix=begin, suffix=end, dir=path.parent)))
     except OSError as error:
         raise user_error(
-            path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
+            "OUTPUT-UNWRITABLE", path, f"cannot be written: {error.strerror}", "Choose a folder that you may write to"
         ) from None
     try:
         yield aside
@@ -55,51 +55,51 @@ def _umask() -> int:
     return mask
 
 
-def _opened(handle: int, name: str) -> tuple[Path, int]:
+def _path_and_handle(handle: int, name: str) -> tuple[Path, int]:
     return Path(name), handle
 
 
-def _opened_folder(parent: Path) -> tuple[Path, int]:
+def _open_folder(parent: Path) -> tuple[Path, int]:
     while True:
         name = tempfile.mkdtemp(prefix=WORK, dir=parent)
-        with suppress(FileNotFoundError):  # another process took it for abandoned
+        with suppress(FileNotFoundError):  # another process may have removed it as abandoned
             return Path(name), os.open(name, os.O_RDONLY)
 
 
 def _locked(make: Callable[[], tuple[Path, int]]) -> tuple[Path, int]:
-    """Return a temporary file or folder and its open handle, which holds a lock on it until it is closed or the process ends.
+    """Return a temporary file or folder and its open handle, which locks it until it is closed or the process ends.
 
-    The lock tells it from one whose process was killed. A file system without locks gives none, and nothing is removed there.
+    The lock distinguishes it from one whose process was killed. On a file system without locks nothing is ever removed.
     """
     while True:
-        made, handle = make()
+        path, handle = make()
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX)
-        # Between its making and its locking another process may have taken it for abandoned.
-        if made.exists():
-            return made, handle
+        # Before it was locked, another process may have removed it as abandoned.
+        if path.exists():
+            return path, handle
         os.close(handle)
 
 
 def _remove_abandoned(parent: Path, begin: str, end: str = "") -> None:
-    """Remove the temporary files and folders whose processes were killed: of these names, and locked by nobody."""
-    named = re.compile(re.escape(begin) + RANDOM + re.escape(end))
-    for found in [Path(entry) for entry in os.scandir(parent) if named.fullmatch(entry.name)]:
+    """Remove temporary files and folders of killed processes: those with such names that no process has locked."""
+    pattern = re.compile(re.escape(begin) + RANDOM + re.escape(end))
+    for path in [Path(entry) for entry in os.scandir(parent) if pattern.fullmatch(entry.name)]:
         with suppress(OSError):
-            handle = os.open(found, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(found) if found.is_dir() else found.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
             finally:
                 os.close(handle)
 
 
 @contextmanager
 def folder_aside(parent: Path) -> Iterator[Path]:
-    """Yield a temporary folder under `parent`, removed when the block ends. Those that killed processes have left are removed."""
+    """Yield a temporary folder under `parent`, removed when the block ends. Folders left by killed processes are removed."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, WORK)
-    folder, handle = _locked(lambda: _opened_folder(parent))
+    folder, handle = _locked(lambda: _open_folder(parent))
     try:
         yield folder
     finally:
@@ -109,12 +109,12 @@ def folder_aside(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def folder_written_aside(output: Path) -> Iterator[Path]:
-    """Yield a folder beside `output` that becomes it when the block ends without an error.
+    """Yield a folder next to `output` that is renamed to it when the block ends without an error.
 
-    Raises `UserError` when there is something at `output` already: nothing is overwritten.
+    Raises `UserError` when `output` exists and is not an empty folder: nothing is overwritten.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise user_error(output, "exists already", "Choose another folder, or remove this one")
+        raise user_error("OUTPUT-EXISTS", output, "exists already", "Choose another folder or remove this one")
     output = output.absolute()
     aside = output.with_name(f".{output.name}.tmp")
     try:
@@ -123,7 +123,7 @@ def folder_written_aside(output: Path) -> Iterator[Path]:
         aside.mkdir()
     except OSError as error:
         what = f"cannot be written: {error.strerror}"
-        raise user_error(output, what, "Choose a folder that you may write to") from None
+        raise user_error("OUTPUT-UNWRITABLE", output, what, "Choose a folder that you may write to") from None
     try:
         yield aside
         if output.exists():
@@ -158,23 +158,30 @@ def read_json(path: Path, hint: str = MADE_AGAIN) -> dict[str, Any]:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", hint) from None
+        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", hint) from None
     except (ValueError, RecursionError) as error:
-        raise user_error(path, f"is not JSON: {error}", hint) from None
+        raise user_error("FILE-NOT-JSON", path, f"is not JSON: {error}", hint) from None
     if not isinstance(content, dict):
-        raise user_error(path, "holds no JSON object", hint)
+        raise user_error("FILE-NOT-JSON-OBJECT", path, "is not a JSON object", hint)
     return content
 
 
 def check_gguf(path: Path) -> None:
-    """Raise `UserError` for a file that is missing or does not begin as a GGUF file does."""
+    """Raise `UserError` for a file that is missing or does not start with GGUF's magic bytes."""
     try:
         with open(path, "rb") as handle:
             begin = handle.read(len(GGUF_BEGIN))
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", "Make it with scripts/export_gguf.py") from None
+        raise user_error(
+            "FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", "Create it with scripts/export_gguf.py"
+        ) from None
     if begin != GGUF_BEGIN:
-        raise user_error(path, "is no GGUF file", "Make one with scripts/export_gguf.py or scripts/convert_gguf.py")
+        raise user_error(
+            "GGUF-NOT-GGUF",
+            path,
+            "is not a GGUF file",
+            "Create one with scripts/export_gguf.py or scripts/convert_gguf.py",
+        )
 
 
 def _cell(value: Any) -> str:
@@ -194,17 +201,19 @@ def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence
 
 
 def read_table(path: Path, required: Sequence[str] = (), delimiter: str = "\t") -> list[dict[str, str]]:
-    """Return the rows of a table as dicts of strings. Raises `UserError` when it is no table or a required column is missing."""
+    """Return the rows of a table as dicts of strings. Raises `UserError` when it is not a table or lacks a required column."""
     try:
         with open(path, encoding="utf-8", newline="") as handle:
             reader = csv.DictReader(handle, delimiter=delimiter)
             rows, columns = list(reader), reader.fieldnames or []
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", MADE_AGAIN) from None
+        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", MADE_AGAIN) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise user_error(path, f"is no table: {error}", MADE_AGAIN) from None
+        raise user_error("TABLE-NOT-TABLE", path, f"is not a CSV or TSV table: {error}", MADE_AGAIN) from None
     missing = [column for column in required if column not in columns]
     if missing:
-        held = ", ".join(columns)[:200] or "none"
-        raise user_error(path, f"has no column {', '.join(missing)}", f"Its columns are: {held}. {MADE_AGAIN}")
+        names = ", ".join(columns)[:200] or "none"
+        raise user_error(
+            "TABLE-NO-COLUMN", path, f"has no column {', '.join(missing)}", f"Its columns are: {names}. {MADE_AGAIN}"
+        )
     return rows

@@ -1,4 +1,4 @@
-"""Where a result came from: a `.meta.json` beside it, which no rule reads."""
+"""How a result was produced: a `.meta.json` next to it, which no rule reads."""
 
 import platform
 import shlex

@@ -1,4 +1,4 @@
-"""What a long measurement has done so far, kept beside its output: killed at any moment, the next run goes on from there."""
+"""Intermediate results of a long measurement, saved next to its output: after a kill, the next run resumes from them."""
 
 import hashlib
 import json
@@ -19,53 +19,53 @@ from bitplan.core.files import read_json, write_json, written_aside
 
 log = logging.getLogger(__name__)
 KEY = "of.json"
-HIDDEN = "hidden"  # the states that the next block gets, among what is kept of a walk
-# Keeping a walk takes at most this share of its time: blocks that are done faster than they are written are kept a few at a time.
+HIDDEN = "hidden"  # the name of the next block's input states among the saved tensors of a walk
+# Saving takes at most this share of a walk's time: when blocks finish faster than they are written, some are not saved.
 SHARE = 0.05
 
 
 def digest_of(facts: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of facts that JSON can hold; tensors by their bytes."""
+    """Return the SHA-256 of JSON-serializable facts; tensors enter by their bytes."""
 
-    def told(value: Any) -> Any:
+    def encode(value: Any) -> Any:
         if isinstance(value, Tensor):
             return hashlib.sha256(value.contiguous().cpu().numpy().tobytes()).hexdigest()
         return repr(value)
 
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=encode).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Kept:
-    """A folder of finished pieces by name: JSON objects and tensors. Each is written aside and renamed, so it is whole or not there."""
+    """A folder of named intermediate results: JSON objects and tensors. Each is renamed into place, so it is complete or absent."""
 
     folder: Path
 
     @classmethod
     def folder_of(cls, output: Path) -> "Kept":
-        """Return the folder `<output>.partial`, as it is."""
+        """Return the folder `<output>.partial` without changing it."""
         return cls(Path(output).with_name(f"{Path(output).name}.partial"))
 
     @classmethod
     def beside(cls, output: Path, digest: str) -> "Kept":
         """Return the folder of an output, emptied first where it holds pieces of another measurement than `digest`."""
-        made = cls.folder_of(output)
-        if made.has(KEY) and read_json(made.folder / KEY).get("digest") != digest:
-            log.warning("%s is of another model, text or setting: beginning anew", made.folder)
-        elif made.has(KEY):
-            log.info("going on from %s", made.folder)
-            return made
-        made.remove()
+        partial = cls.folder_of(output)
+        if partial.has(KEY) and read_json(partial.folder / KEY).get("digest") != digest:
+            log.warning("%s was created with a different model, text or settings; starting over", partial.folder)
+        elif partial.has(KEY):
+            log.info("resuming from %s", partial.folder)
+            return partial
+        partial.remove()
         try:
-            write_json(made.folder / KEY, {"digest": digest})
+            write_json(partial.folder / KEY, {"digest": digest})
         except OSError:
-            made.remove()
+            partial.remove()
             raise
-        return made
+        return partial
 
     @contextmanager
     def unless_worthless(self) -> Iterator["Kept"]:
-        """Remove the folder after a mistake that the user has to mend, which makes it worthless; not where the disk is full."""
+        """Remove the folder after an error in the user's input, which makes it useless; keep it if the disk is full."""
         try:
             yield self
         except UserError as error:
@@ -74,72 +74,72 @@ class Kept:
             raise
 
     def has(self, name: str) -> bool:
-        """Return whether a piece is finished."""
+        """Return whether a result is saved."""
         return (self.folder / name).exists()
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor that was kept. Raises `UserError` for a file that was changed since."""
-        held = self.tensors(name)
-        if "values" not in held:
-            raise user_error(self.folder / name, "is broken: it has no values", self._hint)
-        return held["values"]
+        tensors = self.tensors(name)
+        if "values" not in tensors:
+            raise user_error("RESUME-BROKEN", self.folder / name, "is damaged: it has no values", self._hint)
+        return tensors["values"]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """Return tensors that were kept together, by name. Raises `UserError` for a file that was changed since."""
+        """Return {name: tensor} of one file. Raises `UserError` for a damaged file."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            # What the file maps need not begin where a tensor of torch's own would.
+            # A mapped tensor may not be aligned as torch aligns its own, so it is copied.
             return {key: values.clone() for key, values in load_file(self.folder / name).items()}
         except (OSError, SafetensorError) as error:
-            raise user_error(self.folder / name, f"is broken: {error}", self._hint) from None
+            raise user_error("RESUME-BROKEN", self.folder / name, f"is damaged: {error}", self._hint) from None
 
     @property
     def _hint(self) -> str:
-        return f"Remove {self.folder}, and run again"
+        return f"Remove {self.folder} and run the command again"
 
     def keep_tensor(self, name: str, values: Tensor) -> None:
-        """Keep a tensor, on the CPU, in its dtype."""
+        """Save a tensor in its dtype."""
         self.keep_tensors(name, {"values": values})
 
     def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors in one file, on the CPU, in their dtypes."""
+        """Save tensors in one file, in their dtypes."""
         from safetensors.torch import save_file
 
         with written_aside(self.folder / name) as aside:
             save_file({key: values.detach().cpu().contiguous() for key, values in tensors.items()}, aside)
 
     def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the object kept under a name, made and kept first where it is not there. What is returned is what was read back."""
+        """Return the object saved under a name, computed and saved first if absent. It is always read back from the file."""
         if not self.has(name):
             write_json(self.folder / name, make())
         return read_json(self.folder / name, self._hint)
 
     def remove(self) -> None:
-        """Remove the folder and all that it holds: first what says of what it is, so that a half-removed one counts for nothing."""
+        """Remove the folder and its content, the digest first, so that a half-removed folder is never resumed from."""
         (self.folder / KEY).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def states_name(block: int) -> str:
-    """Return the name under which the hidden states that a block gets are kept."""
+    """Return the name of the file with a block's input hidden states."""
     return f"states-{block:04d}.safetensors"
 
 
 def gradient_name(block: int) -> str:
-    """Return the name under which the loss's gradient at these hidden states is kept."""
+    """Return the name of the file with the loss's gradient at a block's input."""
     return f"gradient-{block:04d}.safetensors"
 
 
-def load_states(kept: Kept, block: int, device: torch.device) -> Tensor:
-    """Return the full-precision hidden states (sequences, length, hidden) that a block gets; after the last block for its number."""
-    return kept.tensor(states_name(block)).to(device)
+def load_states(partial: Kept, block: int, device: torch.device) -> Tensor:
+    """Return a block's full-precision input states (sequences, length, hidden); for the number of blocks, the last block's output."""
+    return partial.tensor(states_name(block)).to(device)
 
 
 @dataclass(frozen=True)
 class Reached:
-    """How far a walk had come: the block that is next, and tensors and facts (what JSON holds) of those before it."""
+    """Where an interrupted walk resumes: the next block, and the tensors and JSON facts of the blocks before it."""
 
     block: int
     tensors: Mapping[str, Tensor]
@@ -148,7 +148,7 @@ class Reached:
 
 @dataclass
 class KeptWalk:
-    """A walk over blocks whose progress is kept: in `kept` under a name, or nowhere; no more than `share` of the time goes into it."""
+    """Saves the progress of a walk over blocks in `kept` under a name, or nowhere, in at most `share` of the time."""
 
     kept: Kept | None
     name: str = "walk"
@@ -157,24 +157,24 @@ class KeptWalk:
     _since: float = field(default_factory=time.monotonic, init=False)
 
     @property
-    def _told(self) -> str:
+    def _state_file(self) -> str:
         return f"{self.name}-reached.json"
 
     def _file(self, block: int) -> str:
         return f"{self.name}-reached-{block:04d}.safetensors"
 
     def reached(self) -> Reached:
-        """Return where to go on: block 0 and nothing, where nothing is kept. Raises `UserError` for a file that was changed since."""
-        if self.kept is None or not self.kept.has(self._told):
+        """Return where to resume: block 0 without tensors if nothing is saved. Raises `UserError` for a damaged file."""
+        if self.kept is None or not self.kept.has(self._state_file):
             return Reached(0, {}, {})
-        told = read_json(self.kept.folder / self._told, self.kept._hint)
-        log.info("%s: going on before block %d", self.name, told["block"])
-        return Reached(told["block"], self.kept.tensors(self._file(told["block"])), told["facts"])
+        state = read_json(self.kept.folder / self._state_file, self.kept._hint)
+        log.info("%s: resuming before block %d", self.name, state["block"])
+        return Reached(state["block"], self.kept.tensors(self._file(state["block"])), state["facts"])
 
-    def keep(self, block: int, made: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
-        """Keep that `block` is next, with the tensors and facts that `made` gives: unless too little time has gone by since the last time.
+    def keep(self, block: int, content: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
+        """Save that `block` is next, with the tensors and facts that `content` returns, unless the last save was too recent.
 
-        Where it cannot be written a warning says so, once, and the walk goes on without.
+        If it cannot be written, one warning says so and the walk continues without saving.
         """
         from safetensors import SafetensorError
 
@@ -182,9 +182,9 @@ class KeptWalk:
             return
         began = time.monotonic()
         try:
-            self._write(block, *made())
+            self._write(block, *content())
         except (OSError, SafetensorError, UserError) as error:
-            log.warning("%s: what is done cannot be kept, going on without: %s", self.kept.folder, error)
+            log.warning("%s: progress cannot be saved, continuing without: %s", self.kept.folder, error)
             self._took = float("inf")
             return
         self._since = time.monotonic()
@@ -192,8 +192,8 @@ class KeptWalk:
 
     def _write(self, block: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.kept.keep_tensors(self._file(block), tensors)
-        # From here on the new file counts. Numbers as they are: what goes on with them is to end in the bytes of a run that was not stopped.
-        with written_aside(self.kept.folder / self._told) as aside:
+        # From here on the new file is used. Floats are not rounded: a resumed run must give the bytes of an uninterrupted one.
+        with written_aside(self.kept.folder / self._state_file) as aside:
             aside.write_text(json.dumps({"block": block, "facts": facts}), encoding="utf-8")
         self._remove(but=block)
 
@@ -203,11 +203,11 @@ class KeptWalk:
                 path.unlink()
 
     def forget(self) -> None:
-        """Remove what is kept of the walk, which has ended and whose result is kept elsewhere."""
+        """Remove the saved progress of a finished walk, whose result is saved elsewhere."""
         if self.kept is not None:
-            (self.kept.folder / self._told).unlink(missing_ok=True)
+            (self.kept.folder / self._state_file).unlink(missing_ok=True)
             self._remove()
 
 
-# A walk of which nothing is kept.
+# A walk whose progress is not saved.
 NOWHERE = KeptWalk(None)

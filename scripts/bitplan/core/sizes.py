@@ -1,4 +1,4 @@
-"""Amounts of memory, as people write them."""
+"""Memory sizes as text, such as 4GB."""
 
 import re
 
@@ -6,9 +6,9 @@ UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB
 
 
 def bytes_of(text: str) -> int:
-    """Return the bytes in an amount as 4GB, 512MB or 2GiB. Raises ValueError for any other text, and for nothing."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
-    made = int(float(found[1]) * UNITS[found[2]]) if found else 0
-    if made == 0:
-        raise ValueError(f"{text!r} is no amount of memory: expected one as 4GB, 512MB or 2GiB")
-    return made
+    """Return the bytes of a size such as 4GB, 512MB or 2GiB. Raises ValueError for any other text, and for 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", text.strip())
+    size = int(float(match[1]) * UNITS[match[2]]) if match else 0
+    if size == 0:
+        raise ValueError(f"{text!r} is not a valid size; expected e.g. 4GB, 512MB or 2GiB")
+    return size

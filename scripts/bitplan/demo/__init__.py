@@ -1,5 +1,5 @@
-"""The bundled model: where it is, its story generator and its training."""
+"""The bundled model: its folder, its story generator and its training."""
 
-from pathlib import Path
+from bitplan.core.places import workflow_folder
 
-DEMO = Path(__file__).resolve().parents[3] / "demo"
+DEMO = workflow_folder() / "demo"

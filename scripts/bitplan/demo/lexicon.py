@@ -1,7 +1,7 @@
-"""Words, and which words go together: an adjective fits some nouns, a verb takes some objects, a name likes some foods.
+"""Words and their affinities: an adjective fits some nouns, a verb takes some objects, a name likes some foods.
 
-The affinities are drawn once from a hash of the words, so they are knowledge: a reader predicts the next word well only
-by having learned thousands of such pairs, which is what fills a small model's weights and makes rounding them hurt.
+The affinities are fixed random numbers seeded by the words. To predict the next word, a model has to learn thousands of such
+pairs. They fill the weights of a small model, so that quantization has a visible effect.
 """
 
 import math

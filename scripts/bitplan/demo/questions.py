@@ -1,4 +1,4 @@
-"""Questions that a story's own past answers: where a lost thing lies, which food was promised."""
+"""Questions that a story answers earlier on: where a lost thing lies, which food was promised."""
 
 import random
 import re
@@ -8,7 +8,7 @@ from bitplan.demo.lexicon import WORDS
 from bitplan.demo.stories import stories
 
 CHOICES = 4
-# (the sentence breaks off after this, what the right word is, where earlier in the story it stood)
+# (the sentence with the word to predict, its category, the earlier sentence that contains it)
 KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"At last \w+ found the \w+ \w+ in the (?P<word>\w+)\."),
@@ -19,23 +19,23 @@ KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
 )
 
 
-def _asked(story: str, rng: random.Random) -> Iterator[dict[str, object]]:
-    """Yield the story's questions: context, choices, number of the right one."""
+def _questions_of(story: str, rng: random.Random) -> Iterator[dict[str, object]]:
+    """Yield the story's questions: context, choices and the index of the right one."""
     for sentence, category, source in KINDS:
-        found = sentence.search(story)
-        if found is None or not re.search(source.format(found["word"]), story[: found.start()]):
+        match = sentence.search(story)
+        if match is None or not re.search(source.format(match["word"]), story[: match.start()]):
             continue
-        others = rng.sample([word for word in WORDS[category] if word != found["word"]], CHOICES - 1)
-        choices = rng.sample([found["word"], *others], CHOICES)
-        context = story[: found.start("word")].rstrip()
-        yield {"context": context, "choices": choices, "answer": choices.index(found["word"])}
+        others = rng.sample([word for word in WORDS[category] if word != match["word"]], CHOICES - 1)
+        choices = rng.sample([match["word"], *others], CHOICES)
+        context = story[: match.start("word")].rstrip()
+        yield {"context": context, "choices": choices, "answer": choices.index(match["word"])}
 
 
 def questions(seed: int, count: int) -> list[dict[str, object]]:
-    """Return `count` questions on stories of the stream `seed`; the same seed gives the same questions."""
-    rng, made = random.Random(seed), []
+    """Return `count` questions on stories of the seed; the same seed gives the same questions."""
+    rng, results = random.Random(seed), []
     for story in stories(seed):
-        made += _asked(story, rng)
-        if len(made) >= count:
-            return made[:count]
+        results += _questions_of(story, rng)
+        if len(results) >= count:
+            return results[:count]
     raise AssertionError("the stream of stories has no end")

@@ -1,9 +1,9 @@
 """Short stories from a small world model, so that later sentences depend on earlier ones.
 
-A story keeps a world: who holds which thing, where everybody is, what was promised and what was lost.
-Each event reads that world, changes it and tells it. A reader can therefore only predict the name,
-the thing or the place of a later sentence by remembering the earlier one: text on which attention pays.
-Scenes between the events are filled by words that go together (`lexicon`).
+A story has a state: who holds which thing, where everybody is, what was promised and what was lost.
+Each event reads this state, changes it and describes it. The names, things and places of later
+sentences can therefore only be predicted from earlier ones, which makes attention useful.
+Scenes between the events use words that go together (`lexicon`).
 """
 
 import random
@@ -27,7 +27,7 @@ class Person:
 
 @dataclass
 class World:
-    """What is true at a point of a story; events read and change it."""
+    """The state at a point of a story; events read and change it."""
 
     rng: random.Random
     hero: Person
@@ -214,7 +214,7 @@ def stories(seed: int) -> Iterator[str]:
 
 
 def text_of(seed: int, characters: int) -> str:
-    """Return whole stories, one a line, of just over `characters` characters in all."""
+    """Return complete stories, one per line, with just over `characters` characters in total."""
     sizes = [0]
 
     def short(line: str) -> bool:

@@ -1,4 +1,4 @@
-"""Training of the bundled model: a SentencePiece tokenizer and a small Llama, from the story generator alone."""
+"""Training of the bundled model: a SentencePiece tokenizer and a small Llama, on generated stories only."""
 
 import io
 import json
@@ -42,10 +42,10 @@ def train_tokenizer(text: str, pieces: int, folder: Path) -> LlamaTokenizer:
 
 
 def _state_no_bos(config: Path) -> None:
-    """Write "no BOS, no EOS" into a tokenizer's configuration: silence there means BOS to llama.cpp's converter."""
+    """Write "no BOS, no EOS" into a tokenizer's configuration: llama.cpp's converter assumes BOS if the keys are missing."""
     settings = json.loads(config.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
-    settings = {**kept, "add_bos_token": False, "add_eos_token": False}
+    portable = {key: value for key, value in settings.items() if key not in ("is_local", "local_files_only")}
+    settings = {**portable, "add_bos_token": False, "add_eos_token": False}
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
@@ -63,8 +63,8 @@ def model_config(pieces: int) -> LlamaConfig:
         bos_token_id=1,
         eos_token_id=2,
         rms_norm_eps=1e-5,
-        # Blocks that weigh more in the residual stream learn this text faster than with the usual 0.02, and rounding them
-        # shows: with 0.02 even 2-bit weights hardly change what the model says.
+        # With larger initial weights, blocks contribute more to the residual stream, learn this text faster, and rounding has
+        # a visible effect. With the usual 0.02 even 2-bit weights hardly change the model's outputs.
         initializer_range=0.1,
     )
 

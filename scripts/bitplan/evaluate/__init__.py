@@ -1,1 +1,1 @@
-"""Perplexity, KL and tasks of models and plans."""
+"""Perplexity, KL and task scores of models and plans."""

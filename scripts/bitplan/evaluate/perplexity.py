@@ -1,4 +1,4 @@
-"""Perplexity and KL of a plan, walked block by block."""
+"""Perplexity and KL of a plan, computed block by block."""
 
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ def plan_hidden(model: StreamedModel, info: ModelInfo, plan: Plan, tokens: Tenso
 
 
 def head_under(head: Head, plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Head:
-    """Return a head whose output matrix is the plan's; the given one where the plan leaves it whole."""
+    """Return the head with the plan's output matrix; the given one if the plan does not quantize it."""
     matrix = output_matrix(head.matrix, plan, info, weights)
     return head if matrix is head.matrix else replace(head, matrix=matrix)
 
@@ -34,7 +34,7 @@ def score_plan(
 
 
 def hidden_nll(reference: Reference, hidden: Tensor, head: Head | None = None) -> Tensor:
-    """Return the NLL per token (sequences, length - 1) of final hidden states on the reference's tokens, by its head or another."""
+    """Return the NLL per token (sequences, length - 1) of final hidden states on the reference's tokens; `head` replaces its head."""
     return nll_of(reference, hidden_logits(reference, hidden, head))
 
 

@@ -1,6 +1,6 @@
 """Scores of a model on windows of tokens: NLL, and against the reference KL, top-1 agreement and the paired NLL difference.
 
-Standard errors are those of the mean over windows: tokens of one window are not independent of each other.
+Standard errors are those of the mean over windows, because the tokens of a window are not independent.
 """
 
 import math
@@ -17,9 +17,9 @@ from bitplan.reference.head import Head
 from bitplan.reference.reference import Reference
 from bitplan.reference.text import NO_BOS
 
-# The head is widened once for as many rows as this, 128 MiB of logits: of a large vocabulary that takes longer than a few rows' product.
+# The head is converted to float32 once per this many logits (128 MiB): for a large vocabulary, conversion costs more than the product.
 LOGIT_VALUES_AT_ONCE = 1 << 25
-# What follows takes a few MiB of them at a time, which stay in the cache and are not asked of the system anew.
+# Scoring processes a few MiB of logits at a time, which stay in the cache and need no new memory.
 SCORED_VALUES_AT_ONCE = 1 << 20
 OVERFLOW = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or formats with more bits"
 LARGEST_NLL = math.log(sys.float_info.max)
@@ -29,8 +29,10 @@ LogitsOf = Callable[[int, slice], Tensor]
 
 @dataclass(frozen=True)
 class TokenScores:
-    """Per scored token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the reference. `bos`: how the
-    windows begin."""
+    """Scores per token, each (sequences, length - 1) float32, in nats; `kl` and `agree` compare with the reference.
+
+    `bos` is "none" or the token id with which windows begin.
+    """
 
     nll: Tensor
     reference_nll: Tensor
@@ -40,15 +42,15 @@ class TokenScores:
 
 
 def divergence(reference: Tensor, probabilities: Tensor, change: Tensor) -> Tensor:
-    """Return KL(p || q) of rows, in nats, of log p and p (rows, vocabulary) and a q whose logits are p's and `change`.
+    """Return KL(p || q) of rows in nats; `reference` is log p, `probabilities` p, `change` the change of logits from p to q.
 
-    KL = ln sum p e^r with r = change - sum p change. As sum p r = 0 it is ln(1 + sum p (e^r - 1 - r)), a sum of terms that are
-    none below 0: exact where q is so close to p that the difference of two log-probabilities is mostly rounding.
+    KL = ln sum p e^r with r = change - sum p change. Since sum p r = 0, KL = ln(1 + sum p (e^r - 1 - r)), a sum of
+    non-negative terms. It is accurate even where q is so close to p that a difference of log-probabilities is mostly rounding.
     """
     centred = change - torch.linalg.vecdot(probabilities, change).unsqueeze(-1)
     terms = torch.expm1(centred).sub_(centred)
     kl = torch.log1p(torch.linalg.vecdot(probabilities, terms).clamp_(min=0))
-    # e^r has no float32 where a logit changes by more than 88: the sum of logarithms has.
+    # e^r overflows float32 if a logit changes by more than 88; logsumexp does not.
     return kl if kl.isfinite().all() else torch.logsumexp(reference + centred, dim=-1)
 
 
@@ -73,7 +75,7 @@ def row_slices(reference: Reference) -> Iterator[tuple[int, slice]]:
 def _by_rows(
     score_rows: Callable[..., tuple[Tensor, ...]], logits: Tensor, *others: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Yield what `score_rows` makes of some rows at a time of logits (rows, vocabulary) and of what belongs to them."""
+    """Yield `score_rows` of a few rows at a time of logits (rows, vocabulary) and of the tensors that belong to them."""
     step = max(1, SCORED_VALUES_AT_ONCE // logits.shape[1])
     for some in zip(*(values.split(step) for values in (logits, *others)), strict=True):
         yield score_rows(*some)
@@ -81,7 +83,7 @@ def _by_rows(
 
 @torch.inference_mode()
 def score(reference: Reference, logits_of: LogitsOf) -> TokenScores:
-    """Return the scores of the model whose logits `logits_of` gives, within a bounded number of logits at a time."""
+    """Return the scores of the model whose logits `logits_of` returns, with a bounded number of logits in memory."""
     theirs, parts = hidden_logits(reference, reference.hidden), []
     for window, rows in row_slices(reference):
         targets = reference.tokens[window, 1:][rows]
@@ -97,7 +99,7 @@ def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
 
 @torch.inference_mode()
 def nll_of(reference: Reference, logits_of: LogitsOf) -> Tensor:
-    """Return the NLL alone, (sequences, length - 1), without the reference's logits: what a search on perplexity needs."""
+    """Return only the NLL, (sequences, length - 1), without computing the reference's logits: enough for a search on perplexity."""
     parts = []
     for window, rows in row_slices(reference):
         targets = reference.tokens[window, 1:][rows]
@@ -106,25 +108,25 @@ def nll_of(reference: Reference, logits_of: LogitsOf) -> Tensor:
 
 
 def hidden_logits(reference: Reference, hidden: Tensor, head: Head | None = None) -> LogitsOf:
-    """Return the logits function of final hidden states (sequences, length, hidden) that a walk gave, by the reference's head or another.
+    """Return the logits function of final hidden states (sequences, length, hidden); `head` replaces the reference's head.
 
-    Logits are made where the head's matrix is, whatever device the walk was on.
+    Logits are computed on the device of the head's matrix, whatever device the walk used.
     """
     used = head or reference.head
     return lambda window, rows: used.logits(hidden[window, rows].to(used.matrix.device))
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:
-    """Return the mean of (sequences, positions) and the standard error over windows; None for a single window."""
+    """Return the mean of (sequences, positions) and its standard error over windows (None for a single window)."""
     by_window = values.to(torch.float64).mean(dim=1)
     error = by_window.std().item() / math.sqrt(len(by_window)) if len(by_window) > 1 else None
     return by_window.mean().item(), error
 
 
 def summarize(scores: TokenScores) -> dict[str, Any]:
-    """Return the figures of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the reference.
+    """Return the content of a perplexity.json: counts, NLL and PPL with standard errors, and the comparison with the reference.
 
-    Raises `UserError` when PPL or KL is not finite.
+    Raises `UserError` if PPL or KL is not finite.
     """
     nll, nll_error = mean_and_error(scores.nll)
     kl, kl_error = mean_and_error(scores.kl)
@@ -151,20 +153,20 @@ def summarize(scores: TokenScores) -> dict[str, Any]:
 
 
 def check_scores(figures: Mapping[str, float]) -> None:
-    """Raise `UserError` when a figure is no finite number: nothing can be concluded from it."""
+    """Raise `UserError` if a figure is not finite."""
     wrong = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
     if wrong:
         beyond = all(name.endswith("PPL") and value > 0 for name, value in figures.items() if not math.isfinite(value))
-        hint = "Check the weights: the mean NLL is over 709" if beyond else OVERFLOW
-        raise user_error("scores", f"are not finite ({', '.join(wrong)})", hint)
+        hint = "The mean NLL is over 709: check the weights" if beyond else OVERFLOW
+        raise user_error("SCORES-NOT-FINITE", "scores", f"are not finite ({', '.join(wrong)})", hint)
 
 
 def perplexity(nll: float) -> float:
-    """Return e to the mean NLL per token; infinity where that is beyond all numbers."""
+    """Return exp of the mean NLL per token; infinity if that overflows."""
     return math.exp(nll) if nll < LARGEST_NLL else math.inf
 
 
 def _sample(values: Tensor, most: int = 1 << 24) -> Tensor:
-    """Return at most `most` values, evenly picked: torch.quantile refuses more."""
+    """Return at most `most` evenly spaced values: torch.quantile does not accept more."""
     flat = values.flatten()
     return flat[:: -(-len(flat) // most)]

@@ -1,7 +1,7 @@
-"""Tasks of lm-eval on a model: bundled ones, a user's own, or those of the harness.
+"""Tasks of lm-eval on a model: bundled ones, the user's, or those of the harness.
 
-Their figures are not ours: a word or byte perplexity is per word or byte of a document, over rolling windows that begin with
-BOS, and does not belong in one column with the perplexity per token of `evaluate.scores`.
+Word and byte perplexities of lm-eval are per word or byte of a document, over rolling windows that begin with BOS. They are not
+comparable with the perplexity per token of `evaluate.scores`.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ BUNDLED = DEMO / "tasks"
 BUNDLED_TASKS = ("demo_stories", "demo_memory")
 BOOTSTRAPS = 100
 NO_FILTER = "none"
-# Of a task's metrics, the one that stands for it.
+# A task's main metric is the first of these that it has.
 PREFERRED = ("word_perplexity", "byte_perplexity", "perplexity", "acc_norm", "acc", "exact_match", "f1")
 
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """Which tasks, and how: documents of a task (all: None), requests in a batch, tokens of a window, a folder of own tasks."""
+    """Tasks to run: documents per task (None: all), batch size, tokens per window, and a folder with the user's tasks."""
 
     tasks: tuple[str, ...]
     limit: int | None = None
@@ -42,7 +42,7 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class LoadedTasks:
-    """Tasks with their documents, ready to be run on one model after another."""
+    """Tasks with their documents, ready to run on several models."""
 
     settings: TaskSettings
     manager: Any
@@ -50,13 +50,13 @@ class LoadedTasks:
 
     @property
     def runnable(self) -> list[Any]:
-        """The loaded tasks, or the names where some are groups, whose averages lm-eval makes by name."""
+        """The loaded tasks, or their names if some are groups: lm-eval averages groups only by name."""
         single = self.loaded.get("tasks", {})
         return list(single.values()) if set(single) == set(self.settings.tasks) else list(self.settings.tasks)
 
 
 def _manager(settings: TaskSettings):
-    """Return lm-eval's index of tasks: the harness's own only where a name is not among the bundled and the user's."""
+    """Return lm-eval's index of tasks; the harness's tasks are included only if a name is neither bundled nor the user's."""
     from lm_eval.tasks import TaskManager
 
     folders = [str(folder) for folder in (BUNDLED, settings.include_path) if folder is not None]
@@ -67,7 +67,7 @@ def _manager(settings: TaskSettings):
 
 
 def task_files(settings: TaskSettings) -> dict[str, str]:
-    """Return the SHA-256 of each file of the bundled tasks and of the user's own, by path."""
+    """Return {path: SHA-256} of each file of the bundled tasks and of the user's."""
     folders = [folder for folder in (BUNDLED, settings.include_path) if folder is not None]
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -75,7 +75,12 @@ def task_files(settings: TaskSettings) -> dict[str, str]:
 
 def _check(settings: TaskSettings, known: Sequence[str]) -> None:
     problems = [
-        Problem(f"task {name!r}", "is not known to lm-eval", nearest(name, known) or "Give its folder: --include-path")
+        Problem(
+            "TASKS-UNKNOWN",
+            f"task {name!r}",
+            "is not an lm-eval task",
+            nearest(name, known) or "Give the folder of its YAML file with --include-path",
+        )
         for name in settings.tasks
         if name not in known
     ]
@@ -84,7 +89,7 @@ def _check(settings: TaskSettings, known: Sequence[str]) -> None:
 
 
 def _check_yaml(folder: Path | None) -> None:
-    """Raise `UserError` for a file of the user's tasks that is no YAML: lm-eval passes over it, and its task is unknown."""
+    """Raise `UserError` for a file of the user's tasks that is not YAML: lm-eval skips it, and its task is then unknown."""
     import yaml
 
     for path in sorted(folder.rglob("*.yaml")) if folder else ():
@@ -92,7 +97,9 @@ def _check_yaml(folder: Path | None) -> None:
             yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader)
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             what = f"is not YAML: {' '.join(str(error).split())[:200]}"
-            raise user_error(path, what, "Mend it, or choose another folder with --include-path") from None
+            raise user_error(
+                "TASKS-NOT-YAML", path, what, "Fix it or choose another folder with --include-path"
+            ) from None
 
 
 def _named(settings: TaskSettings) -> str:
@@ -100,15 +107,20 @@ def _named(settings: TaskSettings) -> str:
 
 
 def _hint(settings: TaskSettings) -> str:
-    """Return what to do about a task that is found and cannot be used."""
+    """Return what to do about a known task that cannot be loaded."""
     data = "Hub data sets need a network, or a copy in the cache; demo_stories and demo_memory need neither"
     return f"Check its YAML file in {settings.include_path}. {data}" if settings.include_path else data
 
 
 def load_tasks(settings: TaskSettings) -> LoadedTasks:
-    """Return the tasks with their data. Raises `UserError` for unknown names, and where the data is out of reach."""
+    """Return the tasks with their data. Raises `UserError` for unknown names, and for data that cannot be loaded."""
     if settings.include_path is not None and not settings.include_path.is_dir():
-        raise user_error(settings.include_path, "is not a folder", "Give the folder that holds the task's YAML file")
+        raise user_error(
+            "TASKS-NO-FOLDER",
+            settings.include_path,
+            "is not a folder",
+            "Give the folder that holds the task's YAML file",
+        )
     from jinja2 import TemplateError
 
     _check_yaml(settings.include_path)
@@ -119,12 +131,14 @@ def load_tasks(settings: TaskSettings) -> LoadedTasks:
             loaded = manager.load(list(settings.tasks))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise user_error(_named(settings), f"is not loaded: {first[:200]}", _hint(settings)) from None
+        raise user_error(
+            "TASKS-NOT-LOADED", _named(settings), f"cannot be loaded: {first[:200]}", _hint(settings)
+        ) from None
     return LoadedTasks(settings, manager, loaded)
 
 
 def _harness_model(module: nn.Module, folder: Path, settings: TaskSettings):
-    """Return the model as lm-eval's own wrapper for transformers models."""
+    """Return the model in lm-eval's wrapper for transformers models."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
@@ -140,10 +154,10 @@ def run_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Return {task: its figures} of a transformers model with the tokenizer of `folder`.
 
-    `one_at_a_time` for plans whose activation scales span a window: the padding of a batch would enter them.
+    `one_at_a_time` is for plans whose activation scales span a window: they must not include the padding of a batch.
 
-    Figures: every metric, its standard error as `{metric}_stderr` where the harness gives one, `documents`, and
-    `higher_is_better`, the names of the metrics of which that holds.
+    Figures: every metric, its standard error as `{metric}_stderr` if the harness reports one, `documents`, and
+    `higher_is_better`, the names of metrics for which higher is better.
     """
     from jinja2 import TemplateError
     from lm_eval.evaluator import simple_evaluate
@@ -152,7 +166,7 @@ def run_tasks(
     s = replace(tasks.settings, batch_size=1) if one_at_a_time else tasks.settings
     with contextlib.redirect_stdout(sys.stderr):
         try:
-            made = simple_evaluate(
+            results = simple_evaluate(
                 model=_harness_model(module, folder, s),
                 tasks=tasks.runnable,
                 task_manager=tasks.manager,
@@ -161,49 +175,53 @@ def run_tasks(
                 log_samples=False,
             )
         except TemplateError as error:
-            raise user_error(_named(s), f"has a template that does not fit its data: {error}", _hint(s)) from None
-    return {name: _figures(made, name) for name in sorted(made["results"])}
+            raise user_error(
+                "TASKS-BAD-TEMPLATE", _named(s), f"has a template that does not fit its data: {error}", _hint(s)
+            ) from None
+    return {name: _figures(results, name) for name in sorted(results["results"])}
 
 
-def _figures(made: Mapping[str, Any], task: str) -> dict[str, Any]:
-    """Return the figures of one task; lm-eval calls a metric "acc,none", after the filter of the answers."""
+def _figures(results: Mapping[str, Any], task: str) -> dict[str, Any]:
+    """Return the figures of one task; lm-eval's names include the filter of the answers, as in "acc,none"."""
     numbers = {
         key.replace(",none", "").replace(",", "."): value
-        for key, value in made["results"][task].items()
+        for key, value in results["results"][task].items()
         if isinstance(value, (int, float)) and "," in key
     }
-    rising = [metric for metric, higher in made.get("higher_is_better", {}).get(task, {}).items() if higher]
-    documents = made.get("n-samples", {}).get(task, {}).get("effective")
+    rising = [metric for metric, higher in results.get("higher_is_better", {}).get(task, {}).items() if higher]
+    documents = results.get("n-samples", {}).get(task, {}).get("effective")
     return {**numbers, "higher_is_better": sorted(rising), "documents": documents}
 
 
 def metrics_of(tasks: LoadedTasks, task: str) -> dict[str, bool]:
-    """Return {metric: whether higher is better} of a task, before it is run. Raises `UserError` for a group of tasks."""
-    made = tasks.loaded.get("tasks", {}).get(task)
-    if made is None:
-        raise user_error(f"task {task!r}", "is a group of tasks", "Name one of its tasks")
-    rising, filters = made.higher_is_better(), [f.name for f in getattr(made, "_filters", [])] or [NO_FILTER]
-    return {_called(metric, name): bool(rising.get(metric)) for metric in made.aggregation() for name in filters}
+    """Return {metric: whether higher is better} of a task before it runs. Raises `UserError` for a group of tasks."""
+    loaded = tasks.loaded.get("tasks", {}).get(task)
+    if loaded is None:
+        raise user_error("TASKS-IS-GROUP", f"task {task!r}", "is a group of tasks", "Give one of its tasks")
+    rising, filters = loaded.higher_is_better(), [f.name for f in getattr(loaded, "_filters", [])] or [NO_FILTER]
+    return {_called(metric, name): bool(rising.get(metric)) for metric in loaded.aggregation() for name in filters}
 
 
 def _called(metric: str, filtered: str) -> str:
-    """Return the name of a metric after a filter of the answers, as the figures have it."""
+    """Return the name of a metric after a filter of the answers, as used in the figures."""
     return metric if filtered == NO_FILTER else f"{metric}.{filtered}"
 
 
-def main_metric(metrics: Iterable[str], task: str, wanted: str | None = None) -> str:
-    """Return the metric that stands for a task: the one wanted, or the first of the usual ones.
+def main_metric(metrics: Iterable[str], task: str, requested: str | None = None) -> str:
+    """Return the main metric of a task: the requested one, or the first of `PREFERRED` that it has.
 
-    Raises `UserError` when the task has no such metric.
+    Raises `UserError` if the task has no such metric.
     """
-    held = list(metrics)
-    usual = (name for metric in PREFERRED for name in held if name.split(".")[0] == metric)
-    chosen = wanted or next(usual, next(iter(held), ""))
-    if chosen not in held:
-        raise user_error(f"task {task!r}", f"has no metric {chosen!r}", f"It has: {', '.join(held)}")
+    names = list(metrics)
+    usual = (name for metric in PREFERRED for name in names if name.split(".")[0] == metric)
+    chosen = requested or next(usual, next(iter(names), ""))
+    if chosen not in names:
+        raise user_error(
+            "TASKS-NO-METRIC", f"task {task!r}", f"has no metric {chosen!r}", f"It has: {', '.join(names)}"
+        )
     return chosen
 
 
 def damage_figure(value: float, higher_is_better: bool) -> float:
-    """Return a metric as a figure that rises with damage: itself, or 1 - itself where higher is better (an error rate)."""
+    """Return a figure that is lower for better models: the metric, or 1 - metric if higher is better (an error rate)."""
     return 1.0 - value if higher_is_better else value

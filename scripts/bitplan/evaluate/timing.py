@@ -1,4 +1,4 @@
-"""One run of a model, timed: what it is asked, and what is measured of it."""
+"""A timed run of a model: its prompts and its measurements."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,9 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class SpeedSettings:
-    """Tokens to generate after each prompt, counted rounds, rounds to warm up, processor threads, the prompts.
+    """Tokens to generate per prompt, counted rounds, warm-up rounds, threads, and the prompts.
 
-    Rounds go on, up to `max_repeats`, until in the last `repeats` of them the fastest is at most `max_spread` times the slowest.
+    Rounds are repeated, up to `max_repeats`, until the fastest of the last `repeats` is at most `max_spread` times as fast as the slowest.
     """
 
     max_tokens: int = 200
@@ -28,13 +28,13 @@ class SpeedSettings:
 
     @property
     def budget(self) -> int:
-        """Counted rounds at most."""
+        """The largest number of counted rounds."""
         return max(self.repeats, self.max_repeats)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a file: seconds to load, tokens per second for a prompt and for generation, peak memory, the answers."""
+    """One run of a file: load time, tokens per second for the prompt and for generation, peak memory, generated texts."""
 
     load_seconds: float
     prompt_tokens_per_second: float
@@ -44,7 +44,7 @@ class Run:
 
 
 def peak_memory_bytes() -> int:
-    """Return this process's peak resident memory."""
+    """Return this process's peak resident memory in bytes."""
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))

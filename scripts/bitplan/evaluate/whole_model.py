@@ -1,4 +1,4 @@
-"""A model with all of its weights at once, under one plan after another: for evaluations that call it as transformers does."""
+"""A model with all weights in memory, under one plan after another: for evaluations that call it through transformers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,8 +16,10 @@ from bitplan.plans.plan import Plan, check_columns
 
 @dataclass
 class WholeModel:
-    """A transformers model whose blocks, embedding and output matrix can be given the weights of any plan. Everything else stays as
-    it is in the checkpoint."""
+    """A transformers model whose blocks, embedding and output matrix take the weights of any plan.
+
+    All other weights are those of the checkpoint.
+    """
 
     streamed: StreamedModel
     info: ModelInfo
@@ -32,7 +34,7 @@ class WholeModel:
     def under(self, plan: Plan) -> Iterator[nn.Module]:
         """Yield the model with the plan's weights and activation formats, until the context ends.
 
-        Raises `UserError` where a format does not fit its layer.
+        Raises `UserError` if a format does not fit its layer.
         """
         check_columns(plan, self.info, self.weights.formats)
         layers = {layer.name: layer for layer in self.info.layers}
@@ -50,7 +52,7 @@ class WholeModel:
             yield self.module
 
     def _guard(self) -> Callable[[], None]:
-        """Refuse tokens behind the embedding's last row, which torch only calls out of range; return what ends that."""
+        """Raise `UserError` for tokens beyond the embedding's last row. Returns the function that removes this check."""
         table, name = self.module.get_input_embeddings(), self.streamed.table_name
         source = f"{self.streamed.checkpoint.folder}: {name}"
 
@@ -60,13 +62,13 @@ class WholeModel:
         return table.register_forward_pre_hook(check).remove
 
     def _count(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Count the tokens that a block is run on, as the walk does."""
+        """Count the tokens that a block processes, as the walk does."""
         hidden = args[0] if args else kwargs["hidden_states"]
         self.streamed.tokens_forwarded += hidden.shape[0] * hidden.shape[1]
 
 
 def load_outside_blocks_(model: StreamedModel) -> None:
-    """Load the embedding and the output matrix, which a walk does without. A tied output shares the embedding's weight."""
+    """Load the embedding and the output matrix, which a walk does not need. A tied output shares the embedding's weight."""
     table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
     named = {id(part): name for name, part in model.module.named_modules()}
     matrix = output_tensor_name(model.checkpoint)
@@ -81,7 +83,7 @@ def load_outside_blocks_(model: StreamedModel) -> None:
 
 @torch.no_grad()
 def quantize_embeddings_(model: StreamedModel, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> None:
-    """Replace embedding and output matrix, some rows at a time, by what the plan has of them. They are taken from the checkpoint."""
+    """Replace embedding and output matrix by the plan's values, quantized from the checkpoint some rows at a time."""
     table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
     for layer in plan.embeddings(info):
         stored = model.table_name if layer.token_table else output_tensor_name(model.checkpoint)
@@ -93,6 +95,6 @@ def quantize_embeddings_(model: StreamedModel, info: ModelInfo, plan: Plan, weig
 
 
 def whole(model: StreamedModel, info: ModelInfo, weights: QuantizedWeights) -> WholeModel:
-    """Return the model with everything outside its blocks loaded. A walk of `model` ends this: it takes the embedding away."""
+    """Return the model with its embedding and output matrix loaded. A later walk of `model` drops the embedding again."""
     load_outside_blocks_(model)
     return WholeModel(model, info, weights)

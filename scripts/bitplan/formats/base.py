@@ -1,4 +1,4 @@
-"""What a number format is: its exact size, and the pair quantize / dequantize."""
+"""The definition of a number format: its exact size, and its functions quantize and dequantize."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Quantized:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the parts take here, in bytes (not the size on disk, which `Format.bits_of` gives)."""
+        """Memory taken by the parts, in bytes (`Format.bits_of` gives the size on disk)."""
         return sum(part.numel() * part.element_size() for part in self.parts.values())
 
 
@@ -24,12 +24,12 @@ class Quantized:
 Quantize = Callable[[Tensor, int, Tensor | None], Quantized]
 # dequantize(quantized, group_size) -> (out, in) float32
 Dequantize = Callable[[Quantized, int], Tensor]
-# pack(quantized) -> the same values in less memory, for keeping
+# pack(quantized) -> the same values in less memory, for caching
 Pack = Callable[[Quantized], Quantized]
 
 
 def as_it_is(quantized: Quantized) -> Quantized:
-    """The packing of formats whose parts are small already."""
+    """Return `quantized` itself: for formats whose parts are already small."""
     return quantized
 
 
@@ -39,9 +39,8 @@ class Format:
 
     `element_bits` are the bits of one value; `scale_bits` are stored once per block of `block` values along `in`
     (0: no scales). A `fixed_block` cannot be changed by a plan's group size, and rows must be a multiple of it.
-    `scope` says what shares a scale: a block, a whole row ("row": a token of activations) or everything ("tensor": a window of
-    activations, so that results do not depend on how windows are batched).
-    `gguf_type` is the type that holds the format, or comes nearest to it, in a GGUF file; `exact_in_gguf` says which.
+    `scope` is the range of a scale: a block, a row ("row": a token of activations) or the whole matrix ("tensor": a window
+    of activations, so that results do not depend on how windows are batched).
     """
 
     name: str
@@ -51,29 +50,27 @@ class Format:
     block: int
     quantize: Quantize
     dequantize: Dequantize
-    gguf_type: str
-    exact_in_gguf: bool
     for_activations: bool
     fixed_block: bool = False
     pack: Pack = as_it_is
     scope: str = "block"
 
     def group(self, group_size: int | None) -> int:
-        """Return the block length in force: the plan's `group_size`, unless the format fixes its own."""
+        """Return the block length in use: the plan's `group_size`, unless the format has a fixed block."""
         return self.block if self.fixed_block or group_size is None else group_size
 
     def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
-        """Return the exact stored size of an `(out, in)` matrix in bits; a last short block has a whole scale."""
+        """Return the exact stored size of an `(out, in)` matrix in bits; a short last block has a full scale."""
         rows, columns = shape
         scales = {"block": rows * -(-columns // self.group(group_size)), "row": rows, "tensor": 1}[self.scope]
         return rows * columns * self.element_bits + scales * self.scale_bits
 
     def bits_per_value(self, group_size: int | None = None) -> float:
-        """Return bits per value where rows are a multiple of the block, e.g. 4.25 for mxfp4; of rows without end for other scopes."""
+        """Return bits per value in rows that are a multiple of the block, e.g. 4.25 for mxfp4; without scales for other scopes."""
         return self.element_bits + (self.scale_bits / self.group(group_size) if self.scope == "block" else 0)
 
     def roundtrip(self, values: Tensor, group_size: int | None = None, importance: Tensor | None = None) -> Tensor:
-        """Return `values` (..., in) as the format holds them, float32."""
+        """Return `values` (..., in) quantized and dequantized, float32."""
         if self.scope == "tensor" and values.dim() > 2:
             return torch.stack([self.roundtrip(window, group_size, importance) for window in values])
         flat = values.detach().reshape(-1, values.shape[-1]).to(torch.float32)
@@ -90,5 +87,5 @@ def blocks_of(values: Tensor, group: int) -> Tensor:
 
 
 def rows_of(blocks: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return `(out, blocks, group)` as `(out, in)`, the padding cut off."""
+    """Return `(out, blocks, group)` as `(out, in)` without the padding."""
     return blocks.reshape(shape[0], -1)[:, : shape[1]]

@@ -1,4 +1,4 @@
-"""What each number format of the table costs and keeps: bits, scales, signal to noise, and its type in a GGUF file."""
+"""A summary of each number format: bits, scales, signal-to-noise ratio and the type that a runtime stores."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ HEADINGS = ("format", "bits", "block", "scales", *(f"{name} dB" for name in DRAW
 
 @dataclass(frozen=True)
 class Described:
-    """A format's row. `scales` are bits per value, None where they are inside a GGUF type's block; `sqnr` is in dB by distribution."""
+    """A format's row. `scales` are bits per value, None if they are inside a GGUF type's block; `sqnr` is {distribution: dB}."""
 
     name: str
     bits: float
@@ -33,14 +33,14 @@ class Described:
     scales: float | None
     sqnr: Mapping[str, float]
     for_activations: bool
-    gguf_type: str
-    exact_in_gguf: bool
+    stored_type: str
+    exact: bool
 
     def cells(self) -> tuple[str, ...]:
         """Return the row's cells under `HEADINGS`."""
         scales = "inside" if self.scales is None else f"{self.scales:.9g}"
         figures = (f"{self.sqnr[name]:.1f}" for name in DRAWS)
-        facts = (_yes(self.for_activations), self.gguf_type, _yes(self.exact_in_gguf))
+        facts = (_yes(self.for_activations), self.stored_type, _yes(self.exact))
         return (self.name, f"{self.bits:.9g}", self.block, scales, *figures, *facts)
 
 
@@ -49,7 +49,7 @@ def _yes(holds: bool) -> str:
 
 
 def draws(values: int, seed: int) -> dict[str, Tensor]:
-    """Return {distribution: at least `values` numbers of unit variance as (rows, 1024) float32}, each drawn from `seed` afresh."""
+    """Return {distribution: at least `values` numbers of unit variance, (rows, 1024) float32}; each starts from `seed`."""
     shape = (-(-values // COLUMNS), COLUMNS)
     return {
         name: torch.from_numpy(draw(np.random.default_rng(seed), shape).astype(np.float32))
@@ -57,30 +57,35 @@ def draws(values: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def sqnr(values: Tensor, made: Tensor) -> float:
-    """Return the signal to noise ratio 10 log10(sum x^2 / sum (x - q)^2) in dB; infinity where nothing was lost."""
-    noise = (made.double() - values.double()).square().sum().item()
+def sqnr(values: Tensor, quantized: Tensor) -> float:
+    """Return the signal-to-noise ratio 10 log10(sum x^2 / sum (x - q)^2) in dB; infinity if there is no error."""
+    noise = (quantized.double() - values.double()).square().sum().item()
     return 10 * math.log10(values.double().square().sum().item() / noise) if noise else math.inf
 
 
-def describe(form: Format, samples: Mapping[str, Tensor]) -> Described:
-    """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32."""
+def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, bool]) -> Described:
+    """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32.
+
+    `stored` is the type that a file has for the format, and whether it holds it exactly.
+    """
     ratios = {name: sqnr(values, form.roundtrip(values)) for name, values in samples.items()}
     scales = None if form.family == "gguf" else form.bits_per_value() - form.element_bits
     block = str(form.block) if form.scope == "block" else form.scope
-    facts = (form.for_activations, form.gguf_type, form.exact_in_gguf)
+    facts = (form.for_activations, *stored)
     return Described(form.name, form.bits_per_value(), block, scales, ratios, *facts)
 
 
 def markdown_table(rows: Iterable[Described]) -> str:
-    """Return the rows as a Markdown table, with no line end after the last row."""
+    """Return the rows as a Markdown table, without a final newline."""
     return "\n".join((markdown_head(HEADINGS), *(markdown_row(row.cells()) for row in rows)))
 
 
 def with_table(text: str, table: str, where: object) -> str:
-    """Return `text` with what stands between the two marks replaced by `table`. Raises `UserError` when a mark is missing."""
+    """Return `text` with the content between the two marks replaced by `table`. Raises `UserError` when a mark is missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end):
-        raise user_error(where, f"has no place for the table: {BEGIN} and {END}", "Add these two lines to it")
+        raise user_error(
+            "FORMAT-NO-PLACE", where, f"lacks the markers of the table: {BEGIN} and {END}", "Add these two lines to it"
+        )
     return f"{head}{BEGIN}\n{table}\n{END}{tail}"

@@ -1,6 +1,6 @@
-"""What is known of number formats without looking into the table."""
+"""Facts about number formats that need no table."""
 
-# What a layer, or its inputs, that is not quantized has.
+# The format of layers and inputs that are not quantized.
 UNQUANTIZED = "bf16"
 GGUF_TYPES = (
     *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"),
@@ -9,5 +9,5 @@ GGUF_TYPES = (
 
 
 def weighs_columns(name: str) -> bool:
-    """Return whether a format looks at the importance of columns: GGUF types, and the `_mse` rules of scales."""
+    """Return whether a format uses the importance of columns: GGUF types and the `_mse` scale rules."""
     return name in GGUF_TYPES or name.endswith("_mse")

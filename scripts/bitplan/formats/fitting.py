@@ -1,7 +1,7 @@
-"""The formats that rows of any length can have. A GGUF type with blocks needs rows that are a multiple of its block.
+"""Substitutes for formats whose blocks do not fit a layer's rows. A GGUF type needs rows that are a multiple of its block.
 
-Where they are not, llama.cpp takes a type with blocks of 32 of about the same quality, and F16 where rows are no multiple of 32 either
-(`tensor_type_fallback` in its llama-quant.cpp). A layer here gets the same, wherever a format is asked for: `fitting_format`.
+For other rows llama.cpp uses a type with blocks of 32 of about the same quality, or F16 if the rows are not a multiple of 32
+either (`tensor_type_fallback` in its llama-quant.cpp). `fitting_format` applies the same rule wherever a format is requested.
 """
 
 from collections import Counter
@@ -10,12 +10,12 @@ from typing import Any
 
 from bitplan.formats.facts import UNQUANTIZED
 
-# Values of a block.
+# Values per block.
 BLOCKS: Mapping[str, int] = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"), 256),
     **dict.fromkeys(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "gguf_mxfp4"), 32),
 }
-# llama.cpp's substitutes, also of types that no format of this project stands for.
+# llama.cpp's substitutes, including those of types that are not among the formats here.
 SUBSTITUTES: Mapping[str, str] = {
     **dict.fromkeys(("q2_k", "q3_k", "tq1_0", "tq2_0"), "q4_0"),
     "q4_k": "q5_0",
@@ -26,10 +26,10 @@ SUBSTITUTES: Mapping[str, str] = {
 
 
 def fitting_format(name: str, columns: int) -> str:
-    """Return the format of rows of `columns` values where `name` is asked for: itself, its substitute, or "bf16" (left at 16 bits).
+    """Return the format used for rows of `columns` values when `name` is requested: itself, its substitute, or "bf16" (16 bits).
 
-    Formats without a block of their own, and those that are not of this project, fit every row. Of weights/inputs (pairs.py) the
-    format of the weights is the one that has to fit; that of the inputs stays.
+    Formats without a fixed block, and unknown ones, fit every row. In a pair weights/inputs (pairs.py) only the format of the
+    weights has to fit; that of the inputs is unchanged.
     """
     weights, stroke, inputs = name.partition("/")
     tried = (weights, SUBSTITUTES.get(weights, UNQUANTIZED))
@@ -38,49 +38,49 @@ def fitting_format(name: str, columns: int) -> str:
 
 
 def fitting_formats(names: Iterable[str], columns: int) -> dict[str, tuple[str, ...]]:
-    """Return {format that fits: those of `names` that it stands for}, in the order in which they come first."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Return {format used: the requested `names` that it replaces}, in order of first use."""
+    sources: dict[str, tuple[str, ...]] = {}
     for name in dict.fromkeys(names):
         used = fitting_format(name, columns)
-        found[used] = (*found.get(used, ()), name)
-    return found
+        sources[used] = (*sources.get(used, ()), name)
+    return sources
 
 
-def substitution(asked: Sequence[str], used: str, columns: int) -> str:
-    """Return how a format came into a plan, as "q2_k, q3_k -> q4_0: 64 columns"; "" where it is one of those asked for."""
-    return "" if used in asked or not asked else f"{', '.join(asked)} -> {used}: {columns} columns"
+def substitution(requested: Sequence[str], used: str, columns: int) -> str:
+    """Return why a format is in a plan, e.g. "q2_k, q3_k -> q4_0: 64 columns"; "" if it was requested itself."""
+    return "" if used in requested or not requested else f"{', '.join(requested)} -> {used}: {columns} columns"
 
 
 def fitting_summary(columns: Sequence[int]) -> list[dict[str, Any]]:
-    """Return, for each length of the layers' rows that not every format fits, how many layers have it and {format: substitute}."""
-    found = []
+    """Return, for each row length that some format does not fit, how many layers have it and {format: substitute}."""
+    summary = []
     for length, layers in sorted(Counter(columns).items()):
         used = {name: fitting_format(name, length) for name in BLOCKS}
         if other := {name: form for name, form in used.items() if form != name}:
-            found.append({"columns": length, "layers": layers, "formats": other})
-    return found
+            summary.append({"columns": length, "layers": layers, "formats": other})
+    return summary
 
 
 def fitting_lines(summary: Iterable[Mapping[str, Any]], layers: int) -> list[str]:
-    """Return the summary's lines for a terminal: which of so many layers get which substitutes; none where every format fits."""
+    """Return the summary as lines for a terminal; `layers` is the number of all layers. Empty if every format fits."""
     lines = []
     for part in summary:
-        told = _arrows(part["formats"], part["columns"])
+        substitutes = _arrows(part["formats"], part["columns"])
         if set(part["formats"].values()) == {UNQUANTIZED}:
-            told = f"no GGUF type has blocks that fit; they stay at 16 bits ({UNQUANTIZED})"
-        lines.append(f"{part['layers']} of {layers} layers have rows of {part['columns']} columns: {told}")
+            substitutes = f"no GGUF type has blocks that fit; they stay at 16 bits ({UNQUANTIZED})"
+        lines.append(f"{part['layers']} of {layers} layers have rows of {part['columns']} columns: {substitutes}")
     return lines
 
 
-def unfitting_warning(asked: Mapping[str, tuple[int, Sequence[str]]]) -> str:
-    """Return one line that says how many layers do not fit a format asked of them, and what they get instead; "" where all do.
+def unfitting_warning(requested: Mapping[str, tuple[int, Sequence[str]]]) -> str:
+    """Return one line that counts the layers that do not fit a requested format and names their substitutes; "" if all fit.
 
-    `asked` has the columns and the formats asked for of every layer.
+    `requested` is {layer: (columns, requested formats)}.
     """
     unfit = {
         layer: (columns, other)
-        for layer, (columns, wanted) in asked.items()
-        if (other := [form for form in wanted if fitting_format(form, columns) != form])
+        for layer, (columns, formats) in requested.items()
+        if (other := [form for form in formats if fitting_format(form, columns) != form])
     }
     by_length: dict[int, list[str]] = {}
     for columns, forms in unfit.values():
@@ -88,11 +88,11 @@ def unfitting_warning(asked: Mapping[str, tuple[int, Sequence[str]]]) -> str:
     alike: dict[str, list[str]] = {}
     for columns, forms in sorted(by_length.items()):
         alike.setdefault(_arrows(forms, columns), []).append(str(columns))
-    told = ". ".join(f"{', '.join(lengths)} columns: {arrows}" for arrows, lengths in alike.items())
-    what = f"{len(unfit)} of {len(asked)} layers have rows that do not fit a format asked for"
-    return f"{what}, and get llama.cpp's substitute. {told}" if unfit else ""
+    substitutes = ". ".join(f"{', '.join(lengths)} columns: {arrows}" for arrows, lengths in alike.items())
+    what = f"{len(unfit)} of {len(requested)} layers have rows that do not fit a format asked for"
+    return f"{what}, and get llama.cpp's substitute. {substitutes}" if unfit else ""
 
 
 def _arrows(names: Iterable[str], columns: int) -> str:
     """Return "q2_k, q3_k -> q4_0; q4_k -> q5_0"."""
-    return "; ".join(f"{', '.join(asked)} -> {used}" for used, asked in fitting_formats(names, columns).items())
+    return "; ".join(f"{', '.join(requested)} -> {used}" for used, requested in fitting_formats(names, columns).items())

@@ -1,7 +1,7 @@
-"""GGUF types, quantized by the runtime's own code: what a search sees is what the file holds.
+"""GGUF types, quantized by llama.cpp's own code: a search sees exactly the values that the file stores.
 
-`ggml_quantize_chunk` is called in libggml-base of llama-cpp-python, and `gguf.quants` decodes. The library does not check
-that rows are a multiple of the type's block: `check_columns` does. Layers whose rows are not have another format: fitting.py.
+`ggml_quantize_chunk` of llama-cpp-python's libggml-base encodes, and `gguf.quants` decodes. The library does not check
+that rows are a multiple of the type's block; `check_columns` does. Other rows get a substitute (fitting.py).
 """
 
 import ctypes
@@ -18,8 +18,14 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
+from bitplan.formats.facts import GGUF_TYPES
 from bitplan.formats.fitting import SUBSTITUTES
 
+# ggml's name of the type that each format of this kind is.
+TYPES = {
+    **{name: name.upper() for name in GGUF_TYPES if name != "gguf_mxfp4"},
+    "gguf_mxfp4": "MXFP4",
+}
 ROWS_PER_CHUNK_VALUES = 1 << 20
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 
@@ -29,10 +35,15 @@ def library() -> ctypes.CDLL:
     """Return the runtime's libggml-base. Raises `UserError` when llama-cpp-python is not installed."""
     spec = importlib.util.find_spec("llama_cpp")
     folders = [Path(place) / "lib" for place in (spec.submodule_search_locations or [])] if spec else []
-    found = [path for folder in folders for name in LIBRARY_NAMES if (path := folder / name).is_file()]
-    if not found:
-        raise user_error("llama-cpp-python", "is not installed, and GGUF types are quantized by it", "Run `make setup`")
-    base = ctypes.CDLL(str(found[0]))
+    paths = [path for folder in folders for name in LIBRARY_NAMES if (path := folder / name).is_file()]
+    if not paths:
+        raise user_error(
+            "GGUF-NO-LIBRARY",
+            "llama-cpp-python",
+            "is not installed, but is needed to quantize GGUF types",
+            "Run `make setup`",
+        )
+    base = ctypes.CDLL(str(paths[0]))
     base.ggml_quantize_chunk.restype = ctypes.c_size_t
     base.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -51,15 +62,15 @@ def block_of(kind: GGMLQuantizationType) -> tuple[int, int]:
 
 
 def check_columns(kind: GGMLQuantizationType, columns: int) -> None:
-    """Raise `UserError` unless rows of so many columns are a multiple of the type's block; it names the type that fits them."""
+    """Raise `UserError`, which names a type that fits, unless `columns` is a multiple of the type's block."""
     block, _ = block_of(kind)
     if columns % block:
-        what = f"{columns} columns are no multiple of {kind.name}'s block of {block}"
-        raise user_error("matrix", what, f"Give it {fallback(kind, columns).name.lower()}, which fits")
+        what = f"{columns} columns are not a multiple of {kind.name}'s block of {block}"
+        raise user_error("FORMAT-COLUMNS", "matrix", what, f"Use {fallback(kind, columns).name.lower()}, which fits")
 
 
 def fallback(kind: GGMLQuantizationType, columns: int) -> GGMLQuantizationType:
-    """Return the type that llama.cpp itself would use for rows of `columns` values: `kind`, a type of blocks of 32, or F16."""
+    """Return the type that llama.cpp would use for rows of `columns` values: `kind`, a type with blocks of 32, or F16."""
     second = GGMLQuantizationType[SUBSTITUTES.get(kind.name.lower(), "f16").upper()]
     tried = (form for form in (kind, second) if columns % block_of(form)[0] == 0)
     return next(tried, GGMLQuantizationType.F16)
@@ -70,8 +81,8 @@ def encode(
 ) -> np.ndarray:
     """Return `values` (out, in) float32 as rows of bytes (out, bytes per row) uint8 of a quantized type.
 
-    `importance` (in,) weighs the squared error of each column (mean x^2 of calibration activations). Rows are shared among
-    `threads`; the library releases the interpreter, and the bytes do not depend on how the rows are shared.
+    `importance` (in,) weights the squared error of each column (mean x^2 of calibration activations). Rows are divided among
+    `threads`; the library releases the interpreter lock, and the bytes do not depend on the number of threads.
     """
     rows, columns = values.shape
     block, size = block_of(kind)

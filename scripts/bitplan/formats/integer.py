@@ -12,13 +12,13 @@ from torch import Tensor
 from bitplan.formats.base import Dequantize, Quantize, Quantized, blocks_of, rows_of
 
 FLOAT16_MAX = 65504.0
-FLOAT16_TINY = 2.0**-24  # its smallest number over 0, a subnormal
+FLOAT16_TINY = 2.0**-24  # its smallest positive number, a subnormal
 
 
 def stored_scale(scale: Tensor, reach: Tensor) -> Tensor:
-    """Return `scale` as float16 within its numbers over 0; NaN where `reach`, the largest |x| of the group, is not finite."""
-    held = scale.clamp(FLOAT16_TINY, FLOAT16_MAX).masked_fill_(~torch.isfinite(reach), float("nan"))
-    return held.to(torch.float16)
+    """Return `scale` as float16, clamped to its positive range; NaN where `reach`, the largest |x| of the group, is not finite."""
+    clamped = scale.clamp(FLOAT16_TINY, FLOAT16_MAX).masked_fill_(~torch.isfinite(reach), float("nan"))
+    return clamped.to(torch.float16)
 
 
 def symmetric(bits: int) -> Quantize:
@@ -72,7 +72,7 @@ DEQUANTIZE_ASYMMETRIC: Dequantize = dequantize_asymmetric
 
 
 def whole_rows(quantize: Quantize) -> Quantize:
-    """Return the quantizer whose group is a whole row: a token of activations, an output channel of weights."""
+    """Return the quantizer with one group per row: a token of activations, an output channel of weights."""
     return lambda values, group, importance=None: quantize(values, values.shape[1], importance)
 
 
@@ -80,8 +80,8 @@ def whole_tensor(quantize: Quantize) -> Quantize:
     """Return the quantizer with one group for all values."""
 
     def at_once(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
-        made = quantize(values.reshape(1, -1), values.numel(), importance)
-        return Quantized(made.parts, tuple(values.shape))
+        quantized = quantize(values.reshape(1, -1), values.numel(), importance)
+        return Quantized(quantized.parts, tuple(values.shape))
 
     return at_once
 

@@ -1,4 +1,4 @@
-"""A linear layer whose weights and input activations are rounded as a plan of W4 with A4 or A8 says; computed in full precision."""
+"""A linear layer with weights and input activations quantized as in a W4 plan with A4 or A8; computed in full precision."""
 
 from torch import Tensor, nn
 
@@ -8,17 +8,17 @@ GROUP_SIZE = 128
 
 
 def quantize_weights(weight: Tensor, bits: int = 4, group_size: int = GROUP_SIZE) -> Tensor:
-    """Return a weight (out, in) as symmetric integers of `bits` bits hold it, a scale per group along `in`; 16: as it is."""
+    """Return a weight (out, in) rounded to symmetric integers of `bits` bits with a scale per group along `in`; 16: unchanged."""
     return weight if bits == 16 else FORMATS[f"int{bits}"].roundtrip(weight, group_size).to(weight.dtype)
 
 
 def quantize_activations(inputs: Tensor, bits: int, scope: str = "tensor") -> Tensor:
-    """Return inputs (..., in) as asymmetric integers of 4 or 8 bits hold them, a scale per window or per "token"; 16: as they are."""
+    """Return inputs (..., in) rounded to asymmetric integers of 4 or 8 bits, a scale per window or per "token"; 16: unchanged."""
     return inputs if bits == 16 else FORMATS[f"int{bits}_{scope}"].roundtrip(inputs).to(inputs.dtype)
 
 
 class MixedPrecisionLinear(nn.Module):
-    """A linear layer with weights of `w_bits` (4 or 8, 16: as they are) and inputs of `a_bits` (4, 8, 16).
+    """A linear layer with weights of `w_bits` (4, 8, or 16: unchanged) and inputs of `a_bits` (4, 8, 16).
 
     Calling it with (..., in) returns (..., out) in the dtype of the weights.
     """

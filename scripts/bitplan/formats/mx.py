@@ -10,11 +10,11 @@ and one code for NaN. An element is a small float; its value is scale x element.
     E4M3    4 / 3               8    -6      448       (mxfp8)
     E5M2    5 / 2              15   -14    57344       (mxfp8)
 
-How e follows from a block whose largest |x| is amax:
+The exponent e of a block whose largest |x| is amax, by rule:
 
-    floor   floor(log2 amax) - emax: section 6.3; values over `largest` x 2^e saturate
-    rceil   ceil(log2(amax / largest)): the smallest scale under which nothing saturates
-    mse     whichever of floor - 1, floor and floor + 1 has the smallest squared error over the block
+    floor   floor(log2 amax) - emax: section 6.3; values above `largest` x 2^e saturate
+    rceil   ceil(log2(amax / largest)): the smallest scale without saturation
+    mse     floor - 1, floor or floor + 1, whichever has the smallest squared error over the block
 """
 
 from collections.abc import Callable, Mapping
@@ -31,8 +31,8 @@ E8M0_LIMIT = 127
 
 @dataclass(frozen=True)
 class Element:
-    """An element type: exponent of its largest binade, of its smallest normal binade, mantissa bits, largest value, and the
-    one-byte float that holds every value of it."""
+    """An element type: exponents of its largest and its smallest normal binade, mantissa bits, largest value, and a one-byte
+    float type that represents all its values."""
 
     emax: int
     emin: int
@@ -68,8 +68,8 @@ HALF = 1 << (MANTISSA_BITS - 1)
 def round_to_element(scaled: Tensor, element: Element) -> Tensor:
     """Return `scaled` (|x| < 2^100) rounded to the element type: to nearest even, subnormals kept, saturated at the largest value.
 
-    Adding and taking away 1.5 x 2^(e - m + 23) rounds x of exponent e to a multiple of 2^(e - m), its m-bit neighbours,
-    by the float32 addition's own rounding to nearest even: half the passes over memory that dividing by the step takes.
+    Adding and subtracting 1.5 x 2^(e - m + 23) rounds x of exponent e to a multiple of 2^(e - m), its m-bit neighbours,
+    because float32 addition rounds to nearest even. This takes half the passes over memory of a division by the step.
     """
     exponent = (scaled.view(torch.int32) & EXPONENT_FIELD).clamp_(min=element.emin + 127 << MANTISSA_BITS)
     magic = exponent.add_((MANTISSA_BITS - element.mantissa << MANTISSA_BITS) + HALF).view(torch.float32)
@@ -81,7 +81,7 @@ ScaleRule = Callable[[Tensor, Tensor, Element, Tensor | None], Tensor]
 
 
 def within_scales(exponent: Tensor, amax: Tensor, element: Element) -> Tensor:
-    """Return exponents clamped in place to those of E8M0 under which `largest` is finite in float32; 0 for blocks of zeros."""
+    """Return exponents clamped in place to E8M0's range in which `largest` stays finite in float32; 0 for blocks of zeros."""
     return exponent.clamp_(-E8M0_LIMIT, E8M0_LIMIT - element.emax).masked_fill_(amax == 0, 0)
 
 
@@ -91,9 +91,9 @@ def floor_exponent(blocks: Tensor, amax: Tensor, element: Element, weights: Tens
 
 
 def ceiling_exponent(blocks: Tensor, amax: Tensor, element: Element, weights: Tensor | None) -> Tensor:
-    """Return ceil(log2(amax / largest)) (`rceil`), exactly: one over `floor` where amax has the larger mantissa.
+    """Return ceil(log2(amax / largest)) (`rceil`), exactly: `floor` + 1 where amax has the larger mantissa.
 
-    `largest` = M x 2^emax and amax = m x 2^n with M and m in [1, 2), so amax / largest is over 2^(n - emax) if m > M.
+    `largest` = M x 2^emax and amax = m x 2^n with M and m in [1, 2), so amax / largest exceeds 2^(n - emax) if m > M.
     """
     mantissa = torch.tensor(element.largest).view(torch.int32).item() & MANTISSA_FIELD
     over = (amax.view(torch.int32) & MANTISSA_FIELD) > mantissa
@@ -110,17 +110,17 @@ def squared_error(scaled: Tensor, shift: int, element: Element, weights: Tensor 
 
 
 def nearest_exponent(blocks: Tensor, amax: Tensor, element: Element, weights: Tensor | None) -> Tensor:
-    """Return, of floor - 1, floor and floor + 1, the exponent with the smallest squared error (`mse`); `floor` where it ties.
+    """Return the exponent with the smallest squared error among floor - 1, floor and floor + 1 (`mse`); `floor` on a tie.
 
-    Errors are taken in units of the block's `floor` scale: squares of float32 would overflow or vanish.
+    Errors are computed in units of the block's `floor` scale: plain float32 squares would overflow or vanish.
     """
     floor = floor_exponent(blocks, amax, element, weights)
     scaled = blocks * power_of_two(-floor).unsqueeze(-1)
     best, least = floor, squared_error(scaled, 0, element, weights)
     for shift in (-1, 1):
         error = squared_error(scaled, shift, element, weights)
-        held = (floor + shift).clamp_(-E8M0_LIMIT, E8M0_LIMIT - element.emax) == floor + shift
-        better = (error < least) & held
+        representable = (floor + shift).clamp_(-E8M0_LIMIT, E8M0_LIMIT - element.emax) == floor + shift
+        better = (error < least) & representable
         best, least = torch.where(better, floor + shift, best), torch.where(better, error, least)
     return best
 
@@ -138,14 +138,14 @@ def encode(blocks: Tensor, element: Element, rule: ScaleRule, weights: Tensor | 
     return elements.masked_fill_(~torch.isfinite(amax).unsqueeze(-1), float("nan")), exponents
 
 
-# Passes over some rows at a time find them in a processor's cache: twice as fast as over the whole matrix.
+# Processing some rows at a time keeps them in the processor's cache, which is twice as fast.
 CHUNK_VALUES = 1 << 18
 
 
 def quantizer(element: Element, rule: ScaleRule = floor_exponent) -> Quantize:
-    """Return the quantizer of an MX format. A NaN or infinity makes its whole block NaN: never a silent number.
+    """Return the quantizer of an MX format. A NaN or infinity makes its whole block NaN, so that it cannot go unnoticed.
 
-    `importance` (in,) weighs the squared errors that the `mse` rule compares; the other rules do without it.
+    `importance` (in,) weights the squared errors that the `mse` rule compares; the other rules ignore it.
     """
 
     def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
@@ -162,7 +162,7 @@ def quantizer(element: Element, rule: ScaleRule = floor_exponent) -> Quantize:
 
 
 def packer(element: Element) -> Pack:
-    """Return the function that keeps elements in one byte each; their values stay exactly the same."""
+    """Return the function that stores elements in one byte each, with exactly the same values."""
 
     def pack(quantized: Quantized) -> Quantized:
         return Quantized(

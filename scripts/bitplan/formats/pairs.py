@@ -1,4 +1,4 @@
-"""Names of candidates: a weight format, its group where it is not the format's own, and the format of the layer's inputs after a stroke.
+"""Names of candidates: a weight format, its group size if not the default, and after a slash the format of the layer's inputs.
 
 q4_k   mxfp4   int4_g128   mxfp4/mxfp8   int4_g128/int8_token   bf16
 """
@@ -11,13 +11,13 @@ from bitplan.formats.facts import GGUF_TYPES, UNQUANTIZED
 from bitplan.formats.table import NAMES
 
 GROUPED = re.compile(r"^(?P<base>.+)_g(?P<size>[1-9]\d*)$")
-# Formats whose scales are found in their bytes, or which have none: no group can be chosen.
+# Formats with scales inside their blocks, or without scales: their group size is fixed.
 WITHOUT_GROUPS = (*GGUF_TYPES, UNQUANTIZED, "fp16")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The formats of a layer's weights and of its inputs (bf16: whole), values per group (None: the format's own)."""
+    """The formats of a layer's weights and inputs (bf16: not quantized), and values per group (None: the format's default)."""
 
     wq: str
     aq: str = UNQUANTIZED
@@ -38,7 +38,7 @@ def _known(name: str) -> str:
 
 
 def pair_named(name: str) -> Pair:
-    """Return the candidate of a name. Raises ValueError that says what is wrong with it."""
+    """Parse the name of a candidate. Raises ValueError that says what is wrong with it."""
     weights, stroke, inputs = name.partition("/")
     grouped = None if weights in NAMES else GROUPED.match(weights)
     wq = _known(grouped["base"] if grouped else weights)

@@ -1,1 +1,1 @@
-"""Checkpoints, their layers, and the block-by-block walk through a model."""
+"""Checkpoints, their layers, and the block-by-block walk over a model."""

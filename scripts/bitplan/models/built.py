@@ -15,9 +15,9 @@ TIED = "tie_word_embeddings"
 
 
 def text_config(folder: Path):
-    """Return transformers' configuration of the language model; of a model that also sees or hears, the language model's part.
+    """Return transformers' configuration of the language model; for a multimodal model, the part of the language model.
 
-    Embedding and output are tied where either says so. Raises what transformers raises.
+    Embedding and output are tied if either part says so. Raises what transformers raises.
     """
     from transformers import AutoConfig
 
@@ -31,9 +31,9 @@ def text_config(folder: Path):
 def build(
     folder: Path, settings: Mapping[str, Any], within: AbstractContextManager, dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Return the causal language model of a folder with the content `settings` of its config.json, built inside `within`.
+    """Return the causal language model of a folder, built inside the context `within`; `settings` is its config.json.
 
-    The context decides where parameters and buffers are; nothing is loaded. Code that a checkpoint brings along is never
+    The context decides where parameters and buffers are placed; no weights are loaded. Code from the checkpoint is never
     run. Raises `UserError` for a family that transformers does not know.
     """
     from huggingface_hub.errors import StrictDataclassError
@@ -47,6 +47,7 @@ def build(
         kind = settings.get("model_type", "no model_type")
         first = (" ".join(str(error).split()) or type(error).__name__)[:160]
         raise user_error(
+            "MODEL-NOT-BUILT",
             folder / "config.json",
             f"does not describe a causal language model that transformers builds ({kind}): {first}",
             "docs/families.md lists the families",

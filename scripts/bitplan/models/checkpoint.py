@@ -1,6 +1,6 @@
-"""A checkpoint folder: which tensors it holds, which of them its model loads, and reading single ones without loading the rest.
+"""A checkpoint folder: the tensors that it stores, those that its model loads, and reading single ones.
 
-Only the headers of the safetensors files are read to list tensors (8 bytes of length, then JSON: safetensors format).
+To list tensors, only the headers of the safetensors files are read (8 bytes of length, then JSON).
 """
 
 import hashlib
@@ -32,7 +32,7 @@ BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor of a checkpoint: the file it is in and its name there, its dtype as safetensors names it, shape, bytes in the file."""
+    """A tensor of a checkpoint: its file and its name there, dtype as safetensors spells it, shape, byte range in the file."""
 
     file: Path
     key: str
@@ -72,20 +72,22 @@ def _header(file: Path) -> dict[str, TensorInfo]:
         start = handle.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         if length + 8 > size:
-            raise user_error(file, "is cut short: its header is incomplete", DOWNLOAD_AGAIN)
+            raise user_error("MODEL-TRUNCATED", file, "is truncated: its header is incomplete", DOWNLOAD_AGAIN)
         try:
             entries = json.loads(handle.read(length))
             entries.pop("__metadata__", None)
-            held = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
+            tensors = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             hint = "Download the checkpoint again, or save it with `save_pretrained`"
-            raise user_error(file, "is not a safetensors file: its header is broken", hint) from None
-    _check_places(file, held, 8 + length, size)
-    return held
+            raise user_error(
+                "MODEL-BAD-HEADER", file, "is not a safetensors file: its header is invalid", hint
+            ) from None
+    _check_places(file, tensors, 8 + length, size)
+    return tensors
 
 
 def _tensor_info(file: Path, name: str, entry: Mapping[str, Any], begin: int) -> TensorInfo:
-    """Return an entry of a header. Raises KeyError, TypeError or ValueError for one that safetensors does not allow."""
+    """Parse an entry of a header. Raises KeyError, TypeError or ValueError for one that safetensors does not allow."""
     start, stop = entry["data_offsets"]
     shape = tuple(entry["shape"])
     if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
@@ -94,31 +96,33 @@ def _tensor_info(file: Path, name: str, entry: Mapping[str, Any], begin: int) ->
 
 
 def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, size: int) -> None:
-    """Raise `UserError` unless the tensors lie one after another, each as long as its shape says, and fill the file."""
+    """Raise `UserError` unless the tensors are contiguous, have the sizes of their shapes, and fill the file."""
     at = begin
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         long = info.params * BYTES[info.dtype] if info.dtype in BYTES else info.nbytes
         if info.start != at or info.nbytes != long:
             what = f"its header puts tensor {name} at bytes {info.start} to {info.stop}, which does not fit"
-            raise user_error(file, what, DOWNLOAD_AGAIN)
+            raise user_error("MODEL-BAD-HEADER", file, what, DOWNLOAD_AGAIN)
         at = info.stop
     if at != size:
-        raise user_error(file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
+        raise user_error("MODEL-TRUNCATED", file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
 
 
 def _indexed(index: Path) -> dict[str, str]:
-    """Return {tensor: file} of an index. Raises `UserError` for one that is broken or points elsewhere."""
-    named = read_json(index, DOWNLOAD_AGAIN).get("weight_map")
-    if not isinstance(named, dict) or not all(isinstance(name, str) for name in named.values()):
-        raise user_error(index, "has no weight_map from tensors to files", DOWNLOAD_AGAIN)
-    outside = sorted(name for name in named.values() if Path(name).name != name)
+    """Return {tensor: file} of an index. Raises `UserError` if it is broken or names a file outside its folder."""
+    files = read_json(index, DOWNLOAD_AGAIN).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise user_error("MODEL-BAD-INDEX", index, "has no weight_map from tensors to files", DOWNLOAD_AGAIN)
+    outside = sorted(name for name in files.values() if Path(name).name != name)
     if outside:
-        raise user_error(index, f"names {outside[0]!r}, which is no file of its folder", DOWNLOAD_AGAIN)
-    return named
+        raise user_error(
+            "MODEL-BAD-INDEX", index, f"names {outside[0]!r}, which is not a file name in its folder", DOWNLOAD_AGAIN
+        )
+    return files
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that transformers loads: the single one before those of an index. Raises `UserError`."""
+    """Return the files that transformers loads: the single file if it exists, else those of the index. Raises `UserError`."""
     if (folder / SINGLE).exists():
         files = [folder / SINGLE]
     elif (folder / INDEX).is_file():
@@ -127,9 +131,11 @@ def _weight_files(folder: Path) -> list[Path]:
         raise _without_weights(folder)
     absent = [file.name for file in files if not file.is_file()]
     if absent and files[0].name == SINGLE:
-        raise user_error(folder / SINGLE, "is not a file", DOWNLOAD_AGAIN)
+        raise user_error("MODEL-NO-SHARD", folder / SINGLE, "is not a file", DOWNLOAD_AGAIN)
     if absent:
-        raise user_error(folder, f"lacks {', '.join(absent[:3])}, which its index names", DOWNLOAD_AGAIN)
+        raise user_error(
+            "MODEL-NO-SHARD", folder, f"lacks {', '.join(absent[:3])}, which its index names", DOWNLOAD_AGAIN
+        )
     return files
 
 
@@ -137,30 +143,42 @@ def _without_weights(folder: Path) -> UserError:
     """Return the error for a folder without weights that transformers would load."""
     others = sorted(path.name for path in folder.glob("*.safetensors"))
     if others:
-        what = f"holds {others[0]}, but neither {SINGLE} nor {INDEX}, by which transformers finds the weights"
-        return user_error(folder, what, f"Rename a single file to {SINGLE}, or save the model with `save_pretrained`")
+        what = f"has {others[0]}, but neither {SINGLE} nor {INDEX}, which transformers looks for"
+        return user_error(
+            "MODEL-UNUSUAL-NAME",
+            folder,
+            what,
+            f"Rename a single file to {SINGLE}, or save the model with `save_pretrained`",
+        )
     pickles = sorted(path.name for path in folder.glob("*.bin"))
-    what = f"holds {pickles[0]}, a pickle, which is not loaded" if pickles else "holds no safetensors file"
-    return user_error(folder, what, "Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)")
+    what = f"has only pickled weights ({pickles[0]}), which are never loaded" if pickles else "has no safetensors file"
+    return user_error(
+        "MODEL-NO-SAFETENSORS",
+        folder,
+        what,
+        "Convert it: AutoModelForCausalLM.from_pretrained(...).save_pretrained(...)",
+    )
 
 
 def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
-    """Return whether two tensors are stored alike."""
+    """Return whether two tensors have the same dtype, shape and bytes."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
         a == b for a, b in zip(one.pieces(), other.pieces(), strict=True)
     )
 
 
 def _all_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
-    """Return the tensors of some files. Raises `UserError` for one that two files store with different values."""
-    held: dict[str, TensorInfo] = {}
+    """Return the tensors of some files. Raises `UserError` if two files store a tensor with different values."""
+    tensors: dict[str, TensorInfo] = {}
     for file in files:
         for name, info in _header(file).items():
-            if name in held and not _same_bytes(held[name], info):
-                what = f"and {held[name].file.name} both store {name}, with different values"
-                raise user_error(file, what, "Keep one of them: which one counts depends on the program")
-            held[name] = info
-    return held
+            if name in tensors and not _same_bytes(tensors[name], info):
+                what = f"and {tensors[name].file.name} both contain {name}, with different values"
+                raise user_error(
+                    "MODEL-TENSOR-TWICE", file, what, "Remove one of them: programs differ in which one they load"
+                )
+            tensors[name] = info
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -171,13 +189,18 @@ class Checkpoint:
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
-        """Return the checkpoint at a folder, or the one that a `model.json` describes. Raises `UserError` if there is none."""
+        """Return the checkpoint in a folder, or the one that a `model.json` describes. Raises `UserError` if there is none."""
         path = Path(path)
-        # Not Path.is_file, which raises for a name that the system finds too long.
+        # Not Path.is_file, which raises for names that are too long for the file system.
         described = os.path.isfile(path) and path.suffix == ".json"
         folder = Path(str(read_json(path).get("path", path))) if described else path
         if not os.path.isfile(folder / "config.json"):
-            raise user_error(folder, "is not a model folder: it has no config.json", "Give the folder of a checkpoint")
+            raise user_error(
+                "MODEL-NO-CONFIG",
+                folder,
+                "is not a model folder: it has no config.json",
+                "Give the folder of a checkpoint",
+            )
         _weight_files(folder)
         return cls(folder)
 
@@ -188,7 +211,7 @@ class Checkpoint:
 
     @cached_property
     def text_config(self) -> dict:
-        """The content of `config.json` as far as the language model goes: what it says of that comes before what it says of all."""
+        """The language model's part of `config.json`: its own keys override those of the whole model."""
         inner = self.config.get("text_config")
         return {**self.config, **inner} if isinstance(inner, dict) else self.config
 
@@ -199,39 +222,39 @@ class Checkpoint:
 
     @property
     def indexed(self) -> Mapping[str, str]:
-        """{tensor: file} as the index says, where it is the one that counts."""
+        """{tensor: file} of the index; empty if the index is absent or not used."""
         index = self.folder / INDEX
         return {} if (self.folder / SINGLE).exists() or not index.is_file() else _indexed(index)
 
     @cached_property
     def loading(self) -> "Loading":
-        """What the model that transformers builds from `config.json` loads. Raises `UserError` where it builds none."""
+        """What the model built from `config.json` loads. Raises `UserError` if transformers cannot build it."""
         from bitplan.models.loading import loading_of
 
-        # The headers first: a broken file says more than what follows from it.
+        # The headers first: the message about a broken file is more useful than the errors that follow from it.
         return loading_of(self.folder, self.config, list(self.stored))
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor that the model loads, in the files' order, by name without what wrappers put before it."""
+        """Every tensor that the model loads, in the files' order, by name without wrappers' prefixes."""
         return {name: self.stored[key] for name, key in self.loading.names.items()}
 
     @property
     def unused_files(self) -> tuple[str, ...]:
-        """Files of weights in the folder that are not the model's, sorted: of adapters, older copies, other programs."""
+        """Weight files in the folder that the model does not use, sorted: adapters, older copies, other programs' files."""
         used = {file.name for file in _weight_files(self.folder)} | {file.name for file in self.others()}
         return tuple(sorted(set(matching(os.listdir(self.folder), OTHER_WEIGHTS)) - used))
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the output matrix is the embedding matrix. One of its own that is stored is taken, as transformers does."""
+        """Whether the output matrix is the embedding matrix. As in transformers, a stored output matrix that differs is used."""
         loading = self.loading
         if not loading.tied or loading.embedding is None or loading.output is None:
             return loading.tied
         return self._equal(loading.embedding, loading.output)
 
     def _equal(self, one: str, other: str) -> bool:
-        """Return whether two matrices hold the same values. Some rows at a time are in memory."""
+        """Return whether two matrices have the same values, with only some rows in memory at a time."""
         import torch
 
         first, second = self.tensors[one], self.tensors[other]
@@ -244,9 +267,9 @@ class Checkpoint:
         return all(torch.equal(self.read_rows(one, some).float(), self.read_rows(other, some).float()) for some in rows)
 
     def read(self, names: Iterable[str], dtype: "torch.dtype | None" = None) -> dict[str, "Tensor"]:
-        """Return tensors in `dtype`, or as they are stored. Raises KeyError for a name that is not there.
+        """Return tensors in `dtype`, or in their stored dtype. Raises KeyError for an unknown name.
 
-        Files are mapped for this call only, so that no page of them stays resident, and nothing is copied twice.
+        Files are mapped for this call only, so that none of their pages stays resident; nothing is copied twice.
         """
         from safetensors import safe_open
 
@@ -254,15 +277,15 @@ class Checkpoint:
         for name in names:
             by_file.setdefault(self.tensors[name].file, []).append(name)
         read: dict[str, Tensor] = {}
-        for file, wanted in by_file.items():
+        for file, in_file in by_file.items():
             with safe_open(file, framework="pt") as handle:
-                for name in wanted:
+                for name in in_file:
                     stored = handle.get_tensor(self.tensors[name].key)
                     read[name] = stored.to(dtype or stored.dtype, copy=True)
         return read
 
     def read_rows(self, name: str, rows: "Tensor") -> "Tensor":
-        """Return chosen rows of a matrix, touching only their pages on disk."""
+        """Return the given rows of a matrix; only their pages are read from disk."""
         from safetensors import safe_open
 
         with safe_open(self.tensors[name].file, framework="pt") as handle:
@@ -277,7 +300,7 @@ class Checkpoint:
         return digest.hexdigest()
 
     def others(self) -> list[Path]:
-        """Return the files of settings and tokenizer, sorted by name; an index only where it is the one that counts."""
+        """Return the files of settings and tokenizer, sorted by name; an index only if it is used."""
         names = matching((path.name for path in self.folder.iterdir() if path.is_file()), SETTINGS_AND_TOKENIZER)
         indexed = () if (self.folder / SINGLE).exists() else (INDEX,)
         return [self.folder / name for name in sorted(names) if not name.endswith(INDEX_END) or name in indexed]

@@ -1,28 +1,28 @@
-"""What a checkpoint is made of: the names of its files, in one table for reading, fetching, copying and protecting them.
+"""The names of a checkpoint's files: one table for reading, downloading, copying and protecting them.
 
-All stand in the folder's root. Names are `fnmatch` patterns.
+All files are in the folder's root. Names are `fnmatch` patterns.
 """
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-# transformers loads the first where it is there, else the files that the second names.
+# transformers loads the first if it exists, else the files that the second names.
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 INDEX_END = ".safetensors.index.json"
 WEIGHTS = ("*.safetensors",)
-# Whatever else decides what a model computes, or how its text becomes tokens.
+# The other files that determine what a model computes or how text is tokenized.
 SETTINGS_AND_TOKENIZER = (
     "*.safetensors.index.json", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "vocab.txt", "merges.txt", "*.model", "*.tiktoken", "chat_template*.json", "*.jinja",
 )  # fmt: skip
-# What may hold weights, of the model or of something else.
+# Files that may contain weights, of the model or of something else.
 OTHER_WEIGHTS = ("*.safetensors", f"*{INDEX_END}", "pytorch_model*.bin", "consolidated*.pth", "adapter_*.bin")
 PARTS = (*WEIGHTS, *SETTINGS_AND_TOKENIZER)
 
 
 def matching(names: Iterable[str], patterns: Iterable[str] = PARTS) -> list[str]:
     """Return the names that match one of the patterns, in their order."""
-    wanted = tuple(patterns)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in wanted)]
+    globs = tuple(patterns)
+    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in globs)]

@@ -1,4 +1,4 @@
-"""Whether a checkpoint holds what its model needs: every tensor, in the shape that config.json asks for, as floats."""
+"""Checks that a checkpoint has every tensor that its model needs, in the shape of config.json, as floats."""
 
 import json
 import re
@@ -12,14 +12,14 @@ OF_WEIGHTS = "Check that config.json belongs to the weights"
 UNTIED = (
     "config.json says that the output is a matrix of its own: set tie_word_embeddings to true if it is the embedding"
 )
-FULL = "Give the checkpoint in bf16, fp16 or fp32: plans need the full precision"
-# What quantizers store in the place of a weight, or beside it: GPTQ, AWQ, bitsandbytes, compressed-tensors, ModelOpt, FP8.
+FULL = "Use the checkpoint in bf16, fp16 or fp32"
+# What quantizers store in place of a weight or next to it: GPTQ, AWQ, bitsandbytes, compressed-tensors, ModelOpt, FP8.
 PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|SCB|weight_format|weight_packed|weight_shape|weight\.absmax|weight\.quant_map"
     r"|weight\.quant_state\..*|weight_scale|weight_scale_inv|weight_scale_2|weight_zero_point|scales)$"
 )
 ADAPTER = re.compile(r"\.(base_layer|lora_A|lora_B|lora_embedding_A)\.")
-# Files in which quantizers write down what they did, and where in them it stands.
+# Files in which quantizers record their settings, and the keys of these.
 NOTES = {
     "hf_quant_config.json": (("producer", "name"), ("quantization", "quant_algo")),
     "quantize_config.json": (("quant_method",), ("bits",)),
@@ -29,7 +29,7 @@ NOTES = {
 
 
 def _noted(checkpoint: Checkpoint) -> str:
-    """Return who quantized a checkpoint and how, as far as a file in the folder says so, e.g. " (modelopt FP8)"; "" otherwise."""
+    """Return the quantizer and its settings if a file in the folder names them, e.g. " (modelopt FP8)"; "" otherwise."""
     words = []
     for name, paths in NOTES.items():
         try:
@@ -37,10 +37,10 @@ def _noted(checkpoint: Checkpoint) -> str:
         except (OSError, ValueError):
             continue
         for path in paths:
-            held = content
+            value = content
             for key in path:
-                held = held.get(key) if isinstance(held, dict) else None
-            words += [str(held)] if isinstance(held, str | int) else []
+                value = value.get(key) if isinstance(value, dict) else None
+            words += [str(value)] if isinstance(value, str | int) else []
     return f" ({' '.join(words)})" if words else ""
 
 
@@ -49,18 +49,18 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def _unread(checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Yield a problem for weights that are not stored as floats, whose scales this does not apply."""
+    """Yield a problem for weights that are not stored as floats: their scales would not be applied."""
     buffers = checkpoint.loading.buffers
     kinds = {name: info.dtype for name, info in checkpoint.tensors.items() if name not in buffers}
     other = [name for name, kind in kinds.items() if kind not in FLOATS]
     if other:
         stored = ", ".join(sorted({kinds[name] for name in other}))
-        what = f"is quantized already{_noted(checkpoint)}: it stores {_counted(other)} as {stored}"
-        yield Problem(str(checkpoint.folder), what, FULL)
+        what = f"is already quantized{_noted(checkpoint)}: it stores {_counted(other)} as {stored}"
+        yield Problem("MODEL-QUANTIZED", str(checkpoint.folder), what, FULL)
 
 
 def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
-    """Return what may explain that tensors are absent, and what to do."""
+    """Return a likely reason why tensors are missing, and what to do."""
     unused = checkpoint.loading.unused
     packed = [name for name in unused if PACKED.search(name)]
     if any(ADAPTER.search(name) for name in unused):
@@ -69,7 +69,7 @@ def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
             "Merge it: PeftModel.merge_and_unload(), then save_pretrained",
         )
     if packed:
-        return f", and stores {_counted(packed)}: it is quantized already{_noted(checkpoint)}", FULL
+        return f", and stores {_counted(packed)}: it is already quantized{_noted(checkpoint)}", FULL
     if list(absent) == [checkpoint.loading.output_parameter]:
         return "", UNTIED
     listed = next((file for name, file in checkpoint.indexed.items() if name in absent), None)
@@ -79,35 +79,41 @@ def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
 
 
 def _absent(checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Yield a problem for what the model needs and the files lack: transformers would fill it with random values."""
-    absent = [name for name, (held, _) in checkpoint.loading.needed.items() if held is None]
+    """Yield a problem for missing tensors: transformers would fill them with random values."""
+    absent = [name for name, (stored, _) in checkpoint.loading.needed.items() if stored is None]
     if absent:
         why, hint = _reason(checkpoint, absent)
-        yield Problem(str(checkpoint.folder), f"lacks the tensor {_counted(absent)}{why}", hint)
+        yield Problem("MODEL-NO-TENSOR", str(checkpoint.folder), f"lacks the tensor {_counted(absent)}{why}", hint)
 
 
 def _misshapen(checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Yield a problem for tensors of another shape than config.json asks for."""
-    found = [
-        (held, checkpoint.tensors[held].shape, shape)
-        for held, shape in checkpoint.loading.needed.values()
-        if held is not None and checkpoint.tensors[held].shape != shape
+    """Yield a problem for tensors whose shape differs from config.json."""
+    differing = [
+        (stored, checkpoint.tensors[stored].shape, shape)
+        for stored, shape in checkpoint.loading.needed.values()
+        if stored is not None and checkpoint.tensors[stored].shape != shape
     ]
-    if found:
-        name, shape, asked = found[0]
-        more = f"; so have {len(found) - 1} more" if len(found) > 1 else ""
+    if differing:
+        name, shape, expected = differing[0]
+        more = f"; {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
         yield Problem(
-            str(checkpoint.folder), f"{name} has shape {shape}, config.json asks for {asked}{more}", OF_WEIGHTS
+            "MODEL-BAD-SHAPE",
+            str(checkpoint.folder),
+            f"{name} has shape {shape}, config.json asks for {expected}{more}",
+            OF_WEIGHTS,
         )
 
 
 def _elsewhere(checkpoint: Checkpoint) -> Iterator[Problem]:
-    """Yield a problem for a config.json that has transformers load another file than the usual ones."""
-    named = checkpoint.config.get("transformers_weights")
-    if named not in (None, SINGLE if (checkpoint.folder / SINGLE).exists() else INDEX):
-        hint = f"Call the file {SINGLE}, or its index {INDEX}, and remove the key"
+    """Yield a problem for a config.json that makes transformers load a file with an unusual name."""
+    weights = checkpoint.config.get("transformers_weights")
+    if weights not in (None, SINGLE if (checkpoint.folder / SINGLE).exists() else INDEX):
+        hint = f"Rename the file to {SINGLE} or its index to {INDEX} and remove the key"
         yield Problem(
-            str(checkpoint.folder / "config.json"), f"transformers_weights names {named!r} as the weights", hint
+            "MODEL-UNUSUAL-NAME",
+            str(checkpoint.folder / "config.json"),
+            f"transformers_weights names {weights!r} as the weights",
+            hint,
         )
 
 

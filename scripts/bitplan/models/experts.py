@@ -1,8 +1,8 @@
 """Mixtures of experts: one module for each expert's matrix, as checkpoints store them.
 
 transformers keeps the experts of a block as two 3-D parameters, `gate_up_proj` (E, 2 I, H) and `down_proj` (E, H, I). A plan
-names each expert's matrices, and each wants its own weights, input statistics and activation format: so the walk runs experts
-apart.
+names the matrices of each expert, and each has its own weights, input statistics and activation format. The walk therefore
+runs experts as separate modules.
 """
 
 import torch
@@ -50,8 +50,8 @@ def has_experts(module: nn.Module) -> bool:
 
 
 def _is_fused(module: nn.Module) -> bool:
-    held = dict(module.named_parameters(recurse=False))
-    return all(name in held and held[name].dim() == 3 for name in ("gate_up_proj", "down_proj"))
+    parameters = dict(module.named_parameters(recurse=False))
+    return all(name in parameters and parameters[name].dim() == 3 for name in ("gate_up_proj", "down_proj"))
 
 
 def _separated(name: str, fused: nn.Module) -> SeparateExperts:
@@ -59,16 +59,19 @@ def _separated(name: str, fused: nn.Module) -> SeparateExperts:
     plain = not (getattr(fused, "is_transposed", False) or getattr(fused, "has_bias", False))
     if not plain or not hasattr(fused, "act_fn") or tuple(fused.down_proj.shape) != (count, hidden, double // 2):
         raise user_error(
-            name, f"{type(fused).__name__} has biases or a layout of its own", "This family's experts are not supported"
+            "MODEL-EXPERTS-LAYOUT",
+            name,
+            f"{type(fused).__name__} has biases or an unknown layout",
+            "The experts of this family are not supported: docs/families.md",
         )
     dtype = fused.down_proj.dtype
     return SeparateExperts(Expert(hidden, double // 2, fused.act_fn, dtype) for _ in range(count))
 
 
 def separate_experts_(module: nn.Module) -> None:
-    """Replace every fused module of experts inside `module` by separate ones, without weights.
+    """Replace every fused module of experts inside `module` by separate modules without weights.
 
-    Raises `UserError` where a family's experts are laid out in a way that this does not know.
+    Raises `UserError` if the layout of a family's experts is unknown.
     """
     for name, part in list(module.named_modules()):
         if name and _is_fused(part):

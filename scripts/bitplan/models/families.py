@@ -1,4 +1,4 @@
-"""What differs between model families: where the blocks are, what a layer is for, which layers a runtime fuses."""
+"""What differs between model families: the names of blocks, the categories of layers, and the layers that a runtime fuses."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ CATEGORIES: tuple[tuple[str, str], ...] = (
     (r"(embed_tokens|embed_positions|embed_in|wte|wpe|word_embeddings)$", "embedding"),
     (r"(mlp|block_sparse_moe|feed_forward)\.(gate|router|shared_expert_gate)$", "router"),
     (r"(router\.layer)$", "router"),
-    # An expert that every token passes, as Qwen2-MoE's shared_expert and DeepSeek's shared_experts, is one as well.
+    # Shared experts, which every token uses, count as experts: shared_expert of Qwen2-MoE, shared_experts of DeepSeek.
     (r"(experts\.\d+|shared_experts?)\.(gate_proj|w1)$", "expert_gate"),
     (r"(experts\.\d+|shared_experts?)\.(up_proj|w3)$", "expert_up"),
     (r"(experts\.\d+|shared_experts?)\.(down_proj|w2)$", "expert_down"),
@@ -30,9 +30,9 @@ KINDS = {"expert": "expert", "attn": "attention"}
 # Layers of one block that read the same input, and that runtimes store as one matrix.
 FUSED = {"attn_q": "qkv", "attn_k": "qkv", "attn_v": "qkv", "mlp_gate": "gate_up", "mlp_up": "gate_up"}
 SHARED_EXPERT = re.compile(r"\.shared_experts?\.(gate_proj|up_proj|w1|w3)$")
-# Values that old checkpoints store beside the parameters: masks, constants, rotary frequencies. transformers makes them anew.
+# Values that old checkpoints store next to the parameters: masks, constants, rotary frequencies. transformers recomputes them.
 BUFFERS = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias)|rotary_emb\.inv_freq)$")
-# transformers 5 renames some tensors as it loads a checkpoint: (end of its name, end of the stored one).
+# transformers 5 renames some tensors when it loads a checkpoint: (end of its name, end of the stored name).
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"\.mlp\.experts\.(\d+)\.gate_proj\.weight$", r".block_sparse_moe.experts.\1.w1.weight"),
     (r"\.mlp\.experts\.(\d+)\.down_proj\.weight$", r".block_sparse_moe.experts.\1.w2.weight"),
@@ -46,7 +46,7 @@ BLOCK = re.compile(r"^(?P<prefix>(?:.*\.)?(?:layers|h|blocks))\.(?P<index>\d+)\.
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor stands: the name of its block's list and the block's index; ("", -1) outside the blocks."""
+    """The position of a tensor: the name of the list of blocks and the block's index; ("", -1) outside the blocks."""
 
     prefix: str
     index: int
@@ -61,29 +61,29 @@ def stored_names(name: str) -> Iterator[str]:
 
 
 def merged_name(layer: str) -> str:
-    """Return the name under which a runtime merges the experts of a projection: the layer's without the expert's number."""
-    found = EXPERT.match(layer)
-    return f"{found['before']}.{found['projection']}" if found else layer
+    """Return the name of the tensor into which a runtime merges the experts of a projection: without the expert's number."""
+    match = EXPERT.match(layer)
+    return f"{match['before']}.{match['projection']}" if match else layer
 
 
 def category_of(layer: str) -> str:
-    """Return a layer's category, e.g. "attn_q" or "mlp_up"; "other" when no pattern knows the name."""
+    """Return a layer's category, e.g. "attn_q" or "mlp_up"; "other" if no pattern matches."""
     return next((category for pattern, category in CATEGORIES if re.search(rf"(^|\.){pattern}", layer)), "other")
 
 
 def kind_of(category: str) -> str:
-    """Return "expert", "attention" or "other": the classes that the random method tells apart."""
+    """Return "expert", "attention" or "other": the classes that the random method distinguishes."""
     return KINDS.get(category.split("_")[0], "other")
 
 
 def place_of(name: str) -> Place:
-    """Return the block in which a tensor or layer stands."""
-    found = BLOCK.match(name)
-    return Place(found["prefix"], int(found["index"])) if found else Place("", -1)
+    """Return the block of a tensor or layer."""
+    match = BLOCK.match(name)
+    return Place(match["prefix"], int(match["index"])) if match else Place("", -1)
 
 
 def fusion_group_of(layer: str, category: str) -> str:
-    """Return the name of the layer's fusion group, e.g. "model.layers.0.qkv"; "" when it stands alone.
+    """Return the name of the layer's fusion group, e.g. "model.layers.0.qkv"; "" if it is not fused.
 
     The experts of one projection are a group: a runtime stores them as one tensor.
     """

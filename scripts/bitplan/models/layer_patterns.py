@@ -1,8 +1,8 @@
-"""Which layers a pattern names: one rule for configurations, searches, counts and SparseGPT's averages.
+"""Which layers a pattern matches: one rule for configurations, searches, counts and SparseGPT's averages.
 
-A layer's whole name, in full, is that layer alone. A pattern with a dot or a `*` is `fnmatch`'s on the whole name, as
-`*.mlp.*`. Any other is matched with the last part of each name: `q_proj` names every layer that ends in `.q_proj`.
-Case counts.
+A full name matches that layer alone. A pattern with a dot or a `*`, such as `*.mlp.*`, is matched by `fnmatch` against full
+names. Any other is matched against the last part of each name: `q_proj` matches every layer that ends in `.q_proj`.
+Matching is case-sensitive.
 """
 
 import re
@@ -12,23 +12,23 @@ from fnmatch import translate
 from bitplan.core.errors import nearest
 
 SUFFIX = ".weight"
-# How many names are looked through for the nearest ones: each takes a while.
+# At most this many names are compared when looking for the nearest ones, which is slow.
 MOST_NAMES = 5_000
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Return what stands before and after the last dot of a layer's name, or of a tensor's without its `.weight`."""
+    """Return the parts of a layer's or tensor's name before and after its last dot, without `.weight`."""
     before, _, last = name.removesuffix(SUFFIX).rpartition(".")
     return before, last
 
 
 def is_last_part(pattern: str) -> bool:
-    """Return whether a pattern is matched with the last parts of names only."""
+    """Return whether a pattern is matched against the last part of names."""
     return "." not in pattern and "*" not in pattern
 
 
 def matched(pattern: str, names: Sequence[str]) -> list[int]:
-    """Return the places of the names that a pattern matches."""
+    """Return the indices of the names that a pattern matches."""
     same = [place for place, name in enumerate(names) if name == pattern]
     if same:
         return same
@@ -38,7 +38,7 @@ def matched(pattern: str, names: Sequence[str]) -> list[int]:
 
 
 def nearest_layers(pattern: str, names: Sequence[str]) -> str:
-    """Return a hint that names the layers nearest to a pattern, or the first one."""
+    """Return a hint with the layer names most similar to a pattern, or with the first layer."""
     some = names[:MOST_NAMES]
     known = dict.fromkeys(split_name(name)[1] for name in some) if is_last_part(pattern) else some
     return nearest(pattern, known) or f"The first layer is {names[0]!r}"

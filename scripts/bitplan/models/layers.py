@@ -1,4 +1,4 @@
-"""The layers of a model: every matrix that a plan names. What the model loads is listed, not what the files hold."""
+"""The layers of a model: every weight matrix that it loads and that a plan may name."""
 
 import logging
 import re
@@ -14,7 +14,7 @@ from bitplan.models.complete import UNTIED, check_loading
 from bitplan.models.families import PROTECTED_CATEGORIES, TOKEN_TABLE, category_of, fusion_group_of, kind_of, place_of
 
 log = logging.getLogger(__name__)
-# GPT-2 keeps these matrices as Conv1D: (in, out).
+# GPT-2 stores these matrices as Conv1D: (in, out).
 CONV1D = re.compile(r"\.(c_attn|c_proj|c_fc)$")
 TRANSPOSED = {"gpt2": CONV1D, "openai-gpt": CONV1D}
 
@@ -23,8 +23,8 @@ TRANSPOSED = {"gpt2": CONV1D, "openai-gpt": CONV1D}
 class Layer:
     """A weight matrix that plans may name.
 
-    `shape` is (out, in), whatever the storage; `block` is -1 outside the decoder blocks; a `protected` layer is never
-    quantized; a `tied` one shares the embedding's parameters, which are counted there.
+    `shape` is (out, in), however it is stored (`transposed`: as (in, out)); `block` is -1 outside the decoder blocks. A
+    `protected` layer is not quantized. A `tied` layer shares the embedding's parameters, which are counted there.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Layer:
 
     @property
     def token_table(self) -> bool:
-        """Whether it is the token embedding; tables of positions are none."""
+        """Whether it is the token embedding; position embeddings are not."""
         return self.category == "embedding" and bool(TOKEN_TABLE.search(self.name))
 
     @property
     def is_embedding(self) -> bool:
-        """Whether it is the token embedding or the output matrix: protected, but a plan may lift that by name."""
+        """Whether it is the token embedding or the output matrix: protected unless a plan names it explicitly."""
         return self.token_table or self.category == "lm_head"
 
     @property
@@ -59,9 +59,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What later steps know of a model: its folder, its layers in model order, all of its parameters counted once.
+    """The description of a model for later steps: folder, layers in model order, number of parameters (tied ones once).
 
-    `unused_tensors` and `unused_files` lie in the folder, and the model does not load them.
+    `unused_tensors` and `unused_files` are in the folder but not loaded by the model.
     """
 
     path: str
@@ -95,11 +95,11 @@ def _layer(name: str, info: TensorInfo, model_type: str) -> Layer:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a sort key under which block 10 follows block 9."""
+    """Return a natural sort key: block 10 follows block 9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-# The order in which a block uses its layers; what is not named comes last.
+# The order in which a block uses its layers; other categories come last.
 ORDER = {
     name: i
     for i, name in enumerate(
@@ -114,9 +114,9 @@ def _position(layer: Layer) -> tuple:
 
 
 def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
-    """Return every matrix that the model loads, in model order: embeddings, blocks, output. Tied outputs are listed, and marked.
+    """Return every matrix that the model loads, in model order: embeddings, blocks, output. A tied output is listed and marked.
 
-    Raises `UserError` where transformers builds no model.
+    Raises `UserError` if transformers cannot build the model.
     """
     model_type = _model_type(checkpoint.text_config)
     matrices = {
@@ -131,7 +131,7 @@ def list_layers(checkpoint: Checkpoint) -> tuple[Layer, ...]:
 
 
 def _with_tied_output(layers: Sequence[Layer]) -> list[Layer]:
-    """Return `layers` with both names of a tied matrix, whichever of the two the checkpoint stores."""
+    """Return `layers` with both names of a tied matrix, whichever of them the checkpoint stores."""
     rest = [layer for layer in layers if layer.category != "lm_head"]
     table = next((layer for layer in rest if TOKEN_TABLE.search(layer.name)), None)
     output = next((layer for layer in layers if layer.category == "lm_head"), None)
@@ -144,17 +144,17 @@ def _with_tied_output(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def output_tensor_name(checkpoint: Checkpoint) -> str:
-    """Return the name under which a checkpoint stores the output matrix: its own, or the embedding's when they are tied."""
+    """Return the name under which a checkpoint stores the output matrix; it may be the embedding's if they are tied."""
     loading = checkpoint.loading
     candidates = (loading.embedding, loading.output) if checkpoint.tied else (loading.output,)
-    found = next((name for name in candidates if name is not None), None)
-    if found is None:
-        raise user_error(checkpoint.folder, "lacks an output matrix", UNTIED)
-    return found
+    name = next((name for name in candidates if name is not None), None)
+    if name is None:
+        raise user_error("MODEL-NO-OUTPUT", checkpoint.folder, "lacks an output matrix", UNTIED)
+    return name
 
 
 def count_parameters(checkpoint: Checkpoint) -> int:
-    """Return the number of parameters that the model loads, a tied matrix counted once even where the checkpoint stores it twice."""
+    """Return the number of parameters that the model loads; a tied matrix counts once even if it is stored twice."""
     loading = checkpoint.loading
     left_out = set(loading.buffers)
     if checkpoint.tied and loading.embedding is not None:
@@ -163,24 +163,32 @@ def count_parameters(checkpoint: Checkpoint) -> int:
 
 
 def _check_supported(checkpoint: Checkpoint) -> None:
-    """Raise `UserError` for checkpoints whose matrices are not there as plain ones."""
+    """Raise `UserError` for quantized checkpoints and for experts that are stored in one tensor."""
     settings = checkpoint.text_config.get("quantization_config")
     method = settings.get("quant_method", "unnamed method") if isinstance(settings, dict) else settings
     if method is not None:
-        raise user_error(checkpoint.folder, f"is quantized already ({method})", "Give the full-precision checkpoint")
+        raise user_error(
+            "MODEL-QUANTIZED",
+            checkpoint.folder,
+            f"is already quantized ({method})",
+            "Use the full-precision checkpoint",
+        )
     stacked = [
         n for n, t in checkpoint.stored.items() if len(t.shape) == 3 and place_of(n).index >= 0 and t.shape[0] > 1
     ]
     experts = [name for name in stacked if re.search(r"experts|_linear", name)]
     if experts:
-        what = f"stores the experts of a projection in one tensor ({experts[0]})"
+        what = f"stores all experts of a projection in one tensor ({experts[0]})"
         raise user_error(
-            checkpoint.folder, what, "Families that store every expert by itself are supported: docs/families.md"
+            "MODEL-FUSED-EXPERTS",
+            checkpoint.folder,
+            what,
+            "Only families with one tensor per expert are supported: docs/families.md",
         )
 
 
 def describe(checkpoint: Checkpoint) -> ModelInfo:
-    """Return what later steps need to know of a checkpoint. Raises `UserError` when it has no layer that can be quantized."""
+    """Return the description of a checkpoint. Raises `UserError` if it has no layer that can be quantized."""
     _check_supported(checkpoint)
     check_loading(checkpoint)
     info = ModelInfo(
@@ -195,6 +203,7 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
     )
     if not info.quantizable:
         raise user_error(
+            "MODEL-NO-LAYERS",
             checkpoint.folder,
             "has no weight matrix inside decoder blocks",
             "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight: docs/families.md",
@@ -209,7 +218,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _warn_of_unused(checkpoint: Checkpoint) -> None:
-    """Say once what the folder holds besides the model, and when an output matrix is not the one that config.json speaks of."""
+    """Warn of tensors and files that the model does not use, and of an output matrix that contradicts config.json."""
     folder, unused, files = checkpoint.folder, checkpoint.loading.unused, checkpoint.unused_files
     if unused:
         log.warning(
@@ -223,18 +232,18 @@ def _warn_of_unused(checkpoint: Checkpoint) -> None:
 
 
 def _model_type(config: Mapping[str, Any]) -> str:
-    """Return the family's name in a `config.json`; "" when it has none."""
-    held = config.get("model_type")
-    return held if isinstance(held, str) else ""
+    """Return `model_type` of a `config.json`; "" if it has none."""
+    model_type = config.get("model_type")
+    return model_type if isinstance(model_type, str) else ""
 
 
 def _first_architecture(config: Mapping[str, Any]) -> str:
-    held = config.get("architectures")
-    return str(held[0]) if isinstance(held, list) and held else "unknown"
+    architectures = config.get("architectures")
+    return str(architectures[0]) if isinstance(architectures, list) and architectures else "unknown"
 
 
 def _from_json(content: Mapping[str, Any]) -> ModelInfo:
-    """Return what a model.json says. Raises KeyError, TypeError or ValueError for what `describe_model.py` does not write."""
+    """Parse a model.json. Raises KeyError, TypeError or ValueError for content that `describe_model.py` does not write."""
     layers = tuple(Layer(**{**layer, "shape": tuple(layer["shape"])}) for layer in content["layers"])
     fields = {key: content[key] for key in ("path", "fingerprint", "architecture", "model_type", "parameters")}
     unused = {key: tuple(content.get(key, ())) for key in ("unused_tensors", "unused_files")}
@@ -244,27 +253,29 @@ def _from_json(content: Mapping[str, Any]) -> ModelInfo:
         raise ValueError(f"schema_version is {content.get('schema_version')!r}, not {SCHEMA_VERSION}")
     matrices = all(len(layer.shape) == 2 for layer in layers)
     if not (info.quantizable and matrices and all(type(number) is int and number > 0 for number in sizes)):
-        raise ValueError("it has no layer that can be quantized, or sizes that are none")
+        raise ValueError("it has no layer that can be quantized, or invalid sizes")
     return info
 
 
 def described_checkpoint(path: Path, info: ModelInfo) -> Checkpoint:
-    """Return the checkpoint at a path. Raises `UserError` when the path is a `model.json` and the checkpoint another by now."""
+    """Return the checkpoint at a path. Raises `UserError` if the path is a `model.json` that no longer matches its checkpoint."""
     checkpoint = Checkpoint.open(path)
     if Path(path).suffix == ".json":
-        held = {layer.name: layer.shape for layer in list_layers(checkpoint)}
-        other = [layer.name for layer in info.layers if held.get(layer.name) != layer.shape]
+        shapes = {layer.name: layer.shape for layer in list_layers(checkpoint)}
+        other = [layer.name for layer in info.layers if shapes.get(layer.name) != layer.shape]
         if other:
-            what = f"describes another model than the one in {checkpoint.folder}, which lacks such a {other[0]}"
-            raise user_error(path, what, "Make it again with scripts/describe_model.py")
+            what = f"describes a different model from the one in {checkpoint.folder}, which has no matching {other[0]}"
+            raise user_error("MODEL-INFO-MISMATCH", path, what, "Create it again with scripts/describe_model.py")
     return checkpoint
 
 
 def model_info(path: Path) -> ModelInfo:
-    """Return the description of a model from its folder, or from the `model.json` made of it earlier."""
+    """Return the description of a model from its folder, or from a `model.json` written earlier."""
     if Path(path).suffix == ".json":
         try:
             return _from_json(read_json(path))
         except (KeyError, TypeError, ValueError) as error:
-            raise user_error(path, f"is not a model.json: {error}", "Make it with scripts/describe_model.py") from None
+            raise user_error(
+                "MODEL-INFO-INVALID", path, f"is not a model.json: {error}", "Create it with scripts/describe_model.py"
+            ) from None
     return describe(Checkpoint.open(path))

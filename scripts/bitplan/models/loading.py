@@ -1,7 +1,7 @@
-"""Which tensors of a checkpoint its model loads, and as what: by transformers' own rules for names.
+"""Which tensors of a checkpoint its model loads, and into which parameters, by transformers' own naming rules.
 
-Checkpoints hold more than the model that config.json describes runs: blocks for multi-token prediction, vision and audio
-towers, adapters, value heads, blocks that pruning cut off. And wrappers put a prefix before all names.
+Checkpoints may store tensors that the model of config.json does not use: blocks for multi-token prediction, vision and audio
+towers, adapters, value heads, pruned blocks. Wrappers also add prefixes to all names.
 """
 
 import re
@@ -18,7 +18,7 @@ from bitplan.models.built import build
 from bitplan.models.experts import separate_experts_
 from bitplan.models.families import BUFFERS, stored_names
 
-# What wrappers add to names: torch.compile, DistributedDataParallel, PEFT, models that also see or hear.
+# Prefixes that wrappers add to names: torch.compile, DistributedDataParallel, PEFT, multimodal models.
 WRAPPERS: tuple[tuple[str, str], ...] = (
     (r"(^|(?<=\.))_orig_mod\.", ""),
     (r"^(module\.)+", ""),
@@ -32,12 +32,15 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
 class Loading:
     """What a model loads from a checkpoint.
 
-    `names`: {name without a wrapper's prefix: name in the file}. `parameters`: {parameter or buffer of the module: its name
-    among these} of what is loaded under its own or a renamed name; the experts of a block are loaded many into one, and are
-    not here. `buffers`: those names that are no parameters. `unused`: names in the file that the model does not load.
-    `embedding`, `output`: the names of both matrices, None where the file lacks one, `embedding_parameter` and
-    `output_parameter` those of the module's parameters; `tied`: whether config.json ties them.
-    `needed`: {parameter of the model with experts apart: (its name among `names` or None, its shape)}, a tied one once.
+    - `names`: {name without a wrapper's prefix: name in the file}.
+    - `parameters`: {parameter or buffer of the module: its name in `names`}, without fused experts, into which many tensors
+      are loaded.
+    - `buffers`: those of `names` that are buffers.
+    - `unused`: names in the file that the model does not load.
+    - `embedding`, `output`: the names of both matrices, None if the file lacks one; `embedding_parameter` and
+      `output_parameter`: the module's parameters.
+    - `tied`: whether config.json ties them.
+    - `needed`: {parameter of the model with separate experts: (its name in `names` or None, its shape)}; a tied one once.
     """
 
     names: Mapping[str, str]
@@ -53,14 +56,14 @@ class Loading:
 
 
 def unwrapped(name: str) -> str:
-    """Return a tensor's name without what wrappers put before it."""
+    """Return a tensor's name without the prefixes of wrappers."""
     for pattern, replacement in WRAPPERS:
         name = re.sub(pattern, replacement, name)
     return name
 
 
 class _Names:
-    """transformers' rules for the names of one model: where a stored tensor goes."""
+    """transformers' naming rules for one model: which parameter a stored tensor is loaded into."""
 
     def __init__(self, module: nn.Module) -> None:
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -69,31 +72,35 @@ class _Names:
         rules = get_model_conversion_mapping(module)
         self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-        self.prefix, self.held = module.base_model_prefix, module.state_dict()
+        self.prefix, self.state = module.base_model_prefix, module.state_dict()
 
     def target(self, name: str) -> tuple[str | None, bool]:
-        """Return the parameter or buffer that a stored tensor goes into, None for none, and whether it is converted on the way."""
+        """Return the parameter or buffer that a stored tensor is loaded into (None: not loaded), and whether it is converted."""
         from transformers.core_model_loading import rename_source_key
 
         rules = ((self.renamings, self.converters), ([], []))
         for renamings, converters in rules:
-            found, converted = rename_source_key(name, renamings, converters, self.prefix, self.held)
-            if found in self.held:
-                return found, converted is not None
-            if name not in self.held:
+            target, converted = rename_source_key(name, renamings, converters, self.prefix, self.state)
+            if target in self.state:
+                return target, converted is not None
+            if name not in self.state:
                 break
         return None, False
 
 
 def _weight_of(module: nn.Module, part: nn.Module | None) -> str | None:
     """Return the name of the weight of a module's part."""
-    return next((f"{name}.weight" for name, held in module.named_modules() if held is part), None) if part else None
+    return (
+        next((f"{name}.weight" for name, candidate in module.named_modules() if candidate is part), None)
+        if part
+        else None
+    )
 
 
 def _targets(names: _Names, stored: Iterable[str]) -> Iterator[tuple[str, str, str, bool]]:
-    """Yield (name in the file, name without prefix, parameter, converted) for what is loaded.
+    """Yield (name in the file, name without prefix, parameter, converted) for each tensor that is loaded.
 
-    A name that fits as it is comes before one that fits without a wrapper's prefix; a second one for the same is not loaded.
+    An exact name takes precedence over one with a wrapper's prefix; a second tensor for the same parameter is not loaded.
     """
     taken: set[str] = set()
     rest = list(stored)
@@ -112,10 +119,10 @@ def _targets(names: _Names, stored: Iterable[str]) -> Iterator[tuple[str, str, s
 
 
 def stored_name(names: Container[str], parameters: Mapping[str, str], prefix: str, parameter: str) -> str | None:
-    """Return the checkpoint's name of a parameter of a model with experts apart; None where it is tied to another or absent.
+    """Return the checkpoint's name of a parameter of a model with separate experts; None if it is tied to another or absent.
 
-    `names` and `parameters` are those of `Loading`; `prefix` is the name of the base model inside the one with a head, which
-    checkpoints may leave out.
+    `names` and `parameters` are those of `Loading`; `prefix` is the name of the base model inside the model with a head, which
+    checkpoints may omit.
     """
     if parameter in parameters:
         return parameters[parameter]
@@ -129,21 +136,21 @@ def stored_name(names: Container[str], parameters: Mapping[str, str], prefix: st
 def _needed(
     module: nn.Module, find: Callable[[str], str | None], ties: Mapping[str, str]
 ) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """Return {parameter: (stored name or None, shape)}; of tied ones the first, which any of them may stand for."""
+    """Return {parameter: (stored name or None, shape)}; tied parameters once, stored under the name of any of them."""
     separate_experts_(module)
     needed = {}
     for name, parameter in module.named_parameters():
         if name not in ties:
             same = (name, *(target for target, source in ties.items() if source == name))
-            held = next((stored for stored in map(find, same) if stored is not None), None)
-            needed[name] = (held, tuple(parameter.shape))
+            source_name = next((stored for stored in map(find, same) if stored is not None), None)
+            needed[name] = (source_name, tuple(parameter.shape))
     return needed
 
 
 def loading_of(folder: Path, settings: Mapping[str, Any], stored: Iterable[str]) -> Loading:
-    """Return what the model of a folder loads of the tensors `stored`, names as in its files. Raises `UserError`.
+    """Return what the model of a folder loads of the tensors `stored`, named as in its files. Raises `UserError`.
 
-    Nothing is read but config.json, and nothing takes memory: all of the model is on the meta device.
+    Only config.json is read. The whole model is on the meta device and takes no memory.
     """
     stored = list(stored)
     module = build(folder, settings, torch.device("meta"))

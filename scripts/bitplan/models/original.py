@@ -1,4 +1,4 @@
-"""The full-precision model as transformers loads it, of the same weights that a walk runs."""
+"""The full-precision model as transformers loads it, with the same weights as in a walk."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,24 +15,24 @@ ADAPTER = "adapter_config.json"
 
 @contextmanager
 def _without_adapter(folder: Path) -> Iterator[Path]:
-    """Yield the folder, or one of links to its files without an adapter's settings: where they are, transformers applies it."""
+    """Yield the folder, or one with links to all files but the adapter's settings, which make transformers apply the adapter."""
     if not (folder / ADAPTER).exists():
         yield folder
         return
-    with TemporaryDirectory() as beside:
+    with TemporaryDirectory() as links:
         for file in folder.iterdir():
             if file.name != ADAPTER:
-                (Path(beside) / file.name).symlink_to(file.resolve())
-        yield Path(beside)
+                (Path(links) / file.name).symlink_to(file.resolve())
+        yield Path(links)
 
 
 @contextmanager
 def original_source(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Yield the folder that transformers loads a checkpoint from, and arguments of `from_pretrained` for AutoModelForCausalLM.
+    """Yield the folder to load a checkpoint from, and the arguments of `AutoModelForCausalLM.from_pretrained`.
 
-    Names lose what wrappers put before them, which transformers would not find in the model and replace by random values.
+    The arguments remove wrappers' prefixes from names: transformers would fill parameters that it cannot find with random values.
     """
     wrapped = any(name != key for name, key in Checkpoint(folder).loading.names.items())
-    named = {"config": text_config(folder), "key_mapping": dict(WRAPPERS)} if wrapped else {}
+    options = {"config": text_config(folder), "key_mapping": dict(WRAPPERS)} if wrapped else {}
     with _without_adapter(folder) as source:
-        yield source, {"trust_remote_code": False, **named}
+        yield source, {"trust_remote_code": False, **options}

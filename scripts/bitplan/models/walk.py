@@ -1,9 +1,9 @@
-"""Running a model block by block: load a block's weights, run all sequences through it, drop it.
+"""Runs a model block by block: load a block's weights, run all windows through it, drop them.
 
-Statistics, sensitivity, perplexity and pruning are all visitors of this one walk. The model's own forward calls its blocks,
-so that masks, positions and whatever else a family hands to a block are right without knowing the family; each block's
-forward is replaced by one that loads the weights, hands block and hidden states to the visitor, and drops the weights.
-Memory: one block, the rows of the embedding that the text uses, the final norm, and the hidden states of all sequences.
+Statistics, sensitivity, perplexity and pruning are all visitors of this walk. The model's own forward calls its blocks, so
+masks, positions and other arguments are right for every family. Each block's forward is replaced by a function that loads
+the weights, calls the visitor with the block and the hidden states, and drops the weights.
+Memory: one block, the embedding rows of the tokens in use, the final norm, and the hidden states of all windows.
 """
 
 import inspect
@@ -31,7 +31,7 @@ VALUES_AT_ONCE = 1 << 24
 
 @dataclass(frozen=True)
 class Block:
-    """A decoder block with its weights loaded, and by checkpoint name its layers and its norms (modules with a 1-D weight)."""
+    """A decoder block with loaded weights; `layers` and `norms` (modules with a 1-D weight) are keyed by checkpoint names."""
 
     index: int
     name: str
@@ -40,32 +40,32 @@ class Block:
     norms: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
-# forward(hidden (sequences, length, hidden)) -> the same shape, after the block; of all sequences, or of the first ones
+# forward(hidden (sequences, length, hidden)) -> the same shape, after the block; for all windows or the first ones
 Forward = Callable[[Tensor], Tensor]
-# visit(block, hidden, forward) -> the hidden states that the next block gets
+# visit(block, hidden, forward) -> the input hidden states of the next block
 Visit = Callable[[Block, Tensor, Forward], Tensor]
 
 
 def window_by_window(forward: Forward) -> Forward:
-    """Return the forward that runs one sequence at a time: what looks at a window as a whole must not see several."""
+    """Return a forward that runs one window at a time, for computations with one scale per window."""
     return lambda hidden: torch.cat([forward(window) for window in hidden.split(1)])
 
 
 def run_plainly(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
-    """The visitor that changes nothing."""
+    """Run the block unchanged: the default visitor."""
     return forward(hidden)
 
 
 def _dims(module: nn.Module) -> int:
-    """Return 2 for a layer, 1 for a norm, 0 for a module without a weight of its own, and for an embedding."""
+    """Return 2 for a layer, 1 for a norm, 0 for an embedding or a module without a weight."""
     weight = getattr(module, "weight", None)
     return weight.dim() if isinstance(weight, Tensor) and not isinstance(module, nn.Embedding) else 0
 
 
 def _slice(value: object, start: int, stop: int, sequences: int, heads: int) -> object:
-    """Return the part of a block's argument that belongs to some of the sequences; what has no batch dimension stays whole.
+    """Return the part of a block's argument that belongs to some windows; arguments without a batch dimension are unchanged.
 
-    ALiBi biases have a row for each head of each sequence: (sequences x heads, 1, length).
+    ALiBi biases have a row for each head of each window: (sequences x heads, 1, length).
     """
     if isinstance(value, Tensor) and value.dim() and value.shape[0] == sequences:
         return value[start:stop]
@@ -92,7 +92,7 @@ class StreamedModel:
     tokens_forwarded: int = field(default=0, init=False)
     _sequences: int = field(default=0, init=False)
     _warned_of_length: bool = field(default=False, init=False)
-    # How many values a family's blocks return beside the hidden states; -1: these alone, as no tuple. None before one has run.
+    # How many values a family's blocks return after the hidden states; -1: a plain tensor. None before a block has run.
     _beside: int | None = field(default=None, init=False)
 
     @property
@@ -101,13 +101,13 @@ class StreamedModel:
         return self.module.get_submodule(self.block_list)
 
     def stored_name(self, name: str) -> str | None:
-        """Return the checkpoint's name of a parameter of the module; None where it is tied to another or absent."""
+        """Return the checkpoint's name of a parameter of the module; None if it is tied to another or absent."""
         loading = self.checkpoint.loading
         return stored_name(loading.names, loading.parameters, self.module.base_model_prefix, name)
 
     @property
     def table_name(self) -> str:
-        """The checkpoint's name of the token embedding; a tied checkpoint may store it as the output matrix."""
+        """The checkpoint's name of the token embedding, which a tied checkpoint may store as the output matrix."""
         table = self.module.get_input_embeddings()
         name = next(n for n, module in self.module.named_modules() if module is table)
         return self.stored_name(f"{name}.weight") or self.checkpoint.loading.output or f"{name}.weight"
@@ -123,18 +123,20 @@ class StreamedModel:
     ) -> Tensor:
         """Return the final hidden states, after the last norm, of `tokens` (sequences, length) int64.
 
-        Every block is loaded once, and `visit` decides what runs on it. Shape (sequences, length, hidden), dtype of the walk.
-        With `blocks` only these are loaded and visited, and the others hand on what they get; with `hidden` the first block gets
-        these states instead of the embedding's; `differentiable` lets autograd follow what requires a gradient; `embedded` makes of
-        rows of the embedding (rows, hidden) those that are used in their place.
+        Every block is loaded once, and `visit` runs it. The result has shape (sequences, length, hidden) and the walk's dtype.
+
+        - `blocks`: only these are loaded and visited; the others return their input.
+        - `hidden`: the input of the first block, instead of the embedding's output.
+        - `differentiable`: records gradients.
+        - `embedded`: replaces rows of the embedding (rows, hidden), for example by quantized ones.
         """
-        # Where the embedding's output is not used, one row of the table stands for all.
+        # If the embedding's output is not used, one row of the table is enough.
         rows, inverse = torch.unique(tokens if hidden is None else torch.zeros_like(tokens), return_inverse=True)
         self.check_length(tokens.shape[1])
         self._sequences = len(tokens)
         table = self.module.get_input_embeddings()
-        held = self._table_rows(rows)
-        table.weight = self._parameter(embedded(held) if embedded and hidden is None else held)
+        embeddings = self._table_rows(rows)
+        table.weight = self._parameter(embedded(embeddings) if embedded and hidden is None else embeddings)
         hook = table.register_forward_pre_hook(lambda module, args: (inverse.to(self.device),))
         visited = range(len(self.blocks)) if blocks is None else blocks
         for index, block in enumerate(self.blocks):
@@ -153,43 +155,45 @@ class StreamedModel:
         return output.last_hidden_state
 
     def _table_rows(self, rows: Tensor) -> Tensor:
-        """Return the embeddings of some tokens. Raises `UserError` when the table has no row for one, or NaN in one."""
+        """Return the embeddings of some tokens. Raises `UserError` for a token without a row, and for NaN in a row."""
         folder, name = self.checkpoint.folder, self.table_name
         shape = self._stored(name).shape
         check_tokens(rows, shape[0], f"{folder}: {name}")
-        held = self.checkpoint.read_rows(name, rows)
-        check_finite({name: held}, folder)
-        return held
+        embeddings = self.checkpoint.read_rows(name, rows)
+        check_finite({name: embeddings}, folder)
+        return embeddings
 
     def _stored(self, name: str) -> TensorInfo:
-        """Return what the checkpoint says of a tensor. Raises `UserError` when it lacks it."""
+        """Return the header entry of a tensor. Raises `UserError` if the checkpoint lacks it."""
         if name not in self.checkpoint.tensors:
-            raise user_error(self.checkpoint.folder, f"lacks the tensor {name}", OF_WEIGHTS)
+            raise user_error("MODEL-NO-TENSOR", self.checkpoint.folder, f"lacks the tensor {name}", OF_WEIGHTS)
         return self.checkpoint.tensors[name]
 
     def check_length(self, length: int) -> None:
-        """Raise `UserError` for windows longer than a table of learned positions; of other positions warn, once."""
+        """Raise `UserError` for windows longer than a table of learned positions; for other models warn once."""
         table, most = self.module.get_input_embeddings(), getattr(self.module.config, "max_position_embeddings", None)
         learned = any(
             isinstance(part, nn.Embedding) and part is not table and not name.startswith(f"{self.block_list}.")
             for name, part in self.module.named_modules()
         )
         if learned and most is not None and length > most:
-            what = f"{length} tokens are more than the {most} positions that the model has learned"
-            raise user_error("--length", what, f"Use --length {most} or less")
+            what = f"{length} tokens per window exceed the model's {most} positions"
+            raise user_error("TEXT-WINDOW-TOO-LONG", "--length", what, f"Use --length {most} or less")
         if isinstance(most, int) and length > most and not self._warned_of_length:
             self._warned_of_length = True
-            what = "windows of %d tokens are longer than the %d positions that the model was trained for (max_position_embeddings)"
-            log.warning("%s: figures on them say little; use --length %d or less", what % (length, most), most)
+            what = (
+                "windows of %d tokens exceed the %d positions that the model was trained on (max_position_embeddings)"
+            )
+            log.warning("%s: their results are not meaningful; use --length %d or less", what % (length, most), most)
 
     def _positions(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Return 0, 1, 2 ... as the argument of families that take positions; those with ALiBi have none."""
+        """Return positions 0, 1, 2 ... as an argument for families that take them; those with ALiBi do not."""
         if "position_ids" not in inspect.signature(self.module.base_model.forward).parameters:
             return {}
         return {"position_ids": torch.arange(tokens.shape[1], device=self.device).unsqueeze(0)}
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return a tensor of the checkpoint as a parameter. Raises KeyError for a name that is not there."""
+        """Return a tensor of the checkpoint as a parameter. Raises KeyError for an unknown name."""
         tensors = self.checkpoint.read([name], self.dtype)
         check_finite(tensors, self.checkpoint.folder)
         return self._parameter(tensors[name])
@@ -202,17 +206,17 @@ class StreamedModel:
         index: int,
         module: nn.Module,
         visit: Visit,
-        given: Tensor | None,
+        start: Tensor | None,
         hidden: Tensor,
         *args: object,
         **kwargs: object,
     ) -> Tensor | tuple:
         block = self.block_(index)
         try:
-            made = visit(
-                block, hidden if given is None else given, partial(self._in_batches, index, module, args, kwargs)
+            output = visit(
+                block, hidden if start is None else start, partial(self._in_batches, index, module, args, kwargs)
             )
-            return self._as_returned(made)
+            return self._as_returned(output)
         finally:
             self.drop_(module)
 
@@ -221,19 +225,19 @@ class StreamedModel:
         index: int,
         module: nn.Module,
         visit: Visit,
-        given: Tensor | None,
+        start: Tensor | None,
         hidden: Tensor,
         *args: object,
         **kwargs: object,
     ) -> Tensor | tuple:
-        """Hand on the hidden states, in the shape in which the family's blocks return them: asked of a block, once."""
+        """Return the hidden states unchanged, in the form in which the family's blocks return them (found by running one once)."""
         if self._beside is None:
             self.block_(index)
             try:
                 self._in_batches(index, module, args, kwargs, hidden[:1])
             finally:
                 self.drop_(module)
-        return self._as_returned(hidden if given is None else given)
+        return self._as_returned(hidden if start is None else start)
 
     def _as_returned(self, hidden: Tensor) -> Tensor | tuple:
         return hidden if self._beside in (None, -1) else (hidden, *[None] * self._beside)
@@ -250,9 +254,9 @@ class StreamedModel:
         return (self.stored_name(f"{name}.weight") or f"{name}.weight").removesuffix(".weight")
 
     def _in_batches(self, index: int, module: nn.Module, args: tuple, kwargs: dict, hidden: Tensor) -> Tensor:
-        """Return the block's hidden states; note how many values a family's block returns beside them.
+        """Return the block's hidden states; record how many other values the block returns.
 
-        Raises `UserError` when they are not all finite.
+        Raises `UserError` if they are not all finite.
         """
         sequences, length = hidden.shape[:2]
         called_with = self._sequences
@@ -272,22 +276,26 @@ class StreamedModel:
         return outputs
 
     def _check_states(self, index: int, hidden: Tensor) -> None:
-        """Raise `UserError` naming the block whose hidden states are not all finite, and the way out."""
+        """Raise `UserError`, which names the block and what to do, unless the hidden states are all finite."""
         if hidden.isfinite().all():
             return
         dtype = next(name for name, kind in DTYPES.items() if kind == self.dtype)
         hint = (
-            "Use --dtype bf16 or fp32" if dtype == "fp16" else "Check the weights of this block and of those before it"
+            "Use --dtype bf16 or fp32"
+            if dtype == "fp16"
+            else "Check the weights of this block and the blocks before it"
         )
-        raise user_error(self.checkpoint.folder, f"block {index} overflows {dtype}: its output is not finite", hint)
+        raise user_error(
+            "MODEL-OVERFLOW", self.checkpoint.folder, f"block {index} overflows {dtype}: its output is not finite", hint
+        )
 
     def load_(self, prefix: str, module: nn.Module) -> None:
-        """Give `module` its weights from the checkpoint. Raises `UserError` naming what is missing or misshapen."""
+        """Load the weights of `module` from the checkpoint. Raises `UserError` for a missing tensor or a wrong shape."""
         stored = {inner: self.stored_name(f"{prefix}.{inner}") for inner, _ in module.named_parameters()}
         self._load_buffers_(prefix, module)
         absent = [f"{prefix}.{inner}" for inner, name in stored.items() if name is None]
         if absent:
-            raise user_error(self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
+            raise user_error("MODEL-NO-TENSOR", self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
         tensors = self.checkpoint.read(stored.values(), self.dtype)
         check_finite(tensors, self.checkpoint.folder)
         for inner, name in stored.items():
@@ -296,23 +304,23 @@ class StreamedModel:
             if tensors[name].shape != getattr(place, leaf).shape:
                 expected = tuple(getattr(place, leaf).shape)
                 what = f"{name} has shape {tuple(tensors[name].shape)}, config.json asks for {expected}"
-                raise user_error(self.checkpoint.folder, what, OF_WEIGHTS)
+                raise user_error("MODEL-BAD-SHAPE", self.checkpoint.folder, what, OF_WEIGHTS)
             setattr(place, leaf, self._parameter(tensors.pop(name)))
 
     def _load_buffers_(self, prefix: str, module: nn.Module) -> None:
-        """Give `module` the buffers that the checkpoint stores, such as the biases by which experts are chosen."""
+        """Load the buffers of `module` that the checkpoint stores, such as the biases used to choose experts."""
         wide = getattr(self.module, "_keep_in_fp32_modules_strict", None) or ()
         for inner, buffer in list(module.named_buffers()):
             name = self.checkpoint.loading.parameters.get(f"{prefix}.{inner}")
             if name is not None:
                 dtype = torch.float32 if any(part in inner for part in wide) else buffer.dtype
                 owner, _, leaf = inner.rpartition(".")
-                held = self.checkpoint.read([name], dtype)
-                check_finite(held, self.checkpoint.folder)
-                setattr(module.get_submodule(owner), leaf, held[name].to(self.device))
+                tensors = self.checkpoint.read([name], dtype)
+                check_finite(tensors, self.checkpoint.folder)
+                setattr(module.get_submodule(owner), leaf, tensors[name].to(self.device))
 
     def drop_(self, module: nn.Module) -> None:
-        """Take the weights of `module` away again; buffers stay."""
+        """Remove the weights of `module`; buffers stay."""
         for inner, parameter in list(module.named_parameters()):
             owner, _, leaf = inner.rpartition(".")
             empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
@@ -321,18 +329,18 @@ class StreamedModel:
 
 
 def check_tokens(tokens: Tensor, rows: int, table: object) -> None:
-    """Raise `UserError` for token ids behind the last row of the embedding, `table`."""
+    """Raise `UserError` for token ids beyond the last row of the embedding, which the message calls `table`."""
     behind = tokens[tokens >= rows]
     if behind.numel():
         more = f" and {behind.unique().numel() - 1} others" if behind.unique().numel() > 1 else ""
-        what = f"has {rows} rows, and the tokenizer gives token {int(behind.max())}{more} behind the last one"
-        hint = "Check that the tokenizer belongs to the weights, or take its added tokens out of the text"
-        raise user_error(table, what, hint)
+        what = f"has {rows} rows, but the tokenizer produces token {int(behind.max())}{more} , which is out of range"
+        hint = "Check that the tokenizer belongs to the weights, or remove its added tokens from the text"
+        raise user_error("MODEL-TOKEN-OUT-OF-RANGE", table, what, hint)
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise `UserError` naming a tensor that holds NaN or infinity: a sum is not finite as soon as one value is not."""
-    # By parts, as torch widens what it sums.
+    """Raise `UserError` for a tensor with NaN or infinity. A sum is not finite as soon as one value is not."""
+    # Summed in parts, because torch converts what it sums to float32 first.
     sums = {
         name: [part.sum(dtype=torch.float32) for part in values.reshape(-1).split(VALUES_AT_ONCE)]
         for name, values in tensors.items()
@@ -341,14 +349,15 @@ def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise user_error(
+            "MODEL-NOT-FINITE",
             source,
-            f"tensor {broken[0]}{more} holds NaN or infinity",
-            "Get a sound checkpoint; such weights cannot be measured",
+            f"tensor {broken[0]}{more} contains NaN or Inf",
+            "Use a checkpoint without NaN or Inf weights",
         )
 
 
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
-    """Return the checkpoint's model as transformers builds it, all parameters on the meta device, experts apart.
+    """Return the checkpoint's model as transformers builds it, with all parameters on the meta device and separate experts.
 
     Raises `UserError` for a family that transformers does not know.
     """
@@ -360,30 +369,35 @@ def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:
 
 
 def find_blocks(module: nn.Module) -> str:
-    """Return the name of the list of decoder blocks. Raises `UserError` saying what was looked for."""
+    """Return the name of the list of decoder blocks. Raises `UserError` if there is none."""
     count = getattr(module.config, "num_hidden_layers", None)
     lists = {
         name: part for name, part in module.named_modules() if isinstance(part, nn.ModuleList) and len(part) == count
     }
     if not lists or not count:
         what = f"has no list of {count or 'num_hidden_layers'} decoder blocks among its modules"
-        raise user_error(type(module).__name__, what, "This family cannot be walked block by block: docs/families.md")
+        raise user_error(
+            "MODEL-NO-BLOCKS",
+            type(module).__name__,
+            what,
+            "This family cannot be walked block by block: docs/families.md",
+        )
     return min(lists, key=len)
 
 
 def open_model(checkpoint: Checkpoint, dtype: str = "fp32", device: str = "cpu") -> StreamedModel:
-    """Return a model whose blocks are still without weights; what stands outside the blocks, but embedding and output, is loaded."""
+    """Return a model without weights in its blocks, embedding and output matrix; everything else is loaded."""
     place = pick_device(device)
     module = _without_weights(checkpoint, DTYPES[dtype])
     for name, buffer in list(module.named_buffers()):
         owner, _, leaf = name.rpartition(".")
         setattr(module.get_submodule(owner), leaf, buffer.to(place))
-    # The table is cut down to the tokens in use, so an index into the whole one means nothing.
+    # The table is reduced to the tokens in use, so an index into the full table has no meaning.
     module.get_input_embeddings().padding_idx = None
     model = StreamedModel(checkpoint, module, DTYPES[dtype], place, find_blocks(module))
-    outside = (module.get_input_embeddings(), module.get_output_embeddings())
+    embeddings = (module.get_input_embeddings(), module.get_output_embeddings())
     for name, part in module.named_modules():
         inside = f"{name}.".startswith(f"{model.block_list}.")
-        if not inside and part not in outside and any(True for _ in part.parameters(recurse=False)):
+        if not inside and part not in embeddings and any(True for _ in part.parameters(recurse=False)):
             model.load_(name, part)
     return model

@@ -1,4 +1,4 @@
-"""Applying a plan while a model is walked: weights quantized as a block is loaded, activations at each layer's input."""
+"""Applies a plan during a walk: weights are quantized when a block is loaded, activations at each layer's input."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,27 +21,27 @@ GIB = 1 << 30
 
 @dataclass
 class QuantizedWeights:
-    """Quantized matrices by (layer, format, group size), so that each is made once however many plans are evaluated.
+    """A cache of quantized matrices by (layer, format, group size), shared by the evaluations of many plans.
 
-    At most `limit` bytes are kept. Every evaluation walks the layers in the same order, so what is kept first stays: dropping
-    the least recently used would drop each matrix just before it is wanted again. `made` counts quantizations.
+    It takes at most `limit` bytes and never evicts: every evaluation visits the layers in the same order, so evicting the
+    least recently used matrix would drop each one just before its next use. `quantizations` counts how often `quantize` ran.
     """
 
     limit: int = 4 * GIB
     formats: Mapping[str, Format] = field(default_factory=lambda: IN_PLANS)
     importance: Mapping[str, Tensor] = field(default_factory=dict)
-    made: int = 0
+    quantizations: int = 0
     _kept: dict[tuple[str, str, int, str], Quantized] = field(default_factory=dict)
     _used: int = 0
 
-    def get(self, layer: str, weight: Tensor, made: LayerPlan, smoothing: Smoothing | None = None) -> Tensor:
-        """Return `weight` (out, in), already smoothed by `smoothing` if any, as its format holds it, float32."""
-        form = self.formats[made.wq]
-        group = form.group(made.group_size)
-        key = (layer, made.wq, group, smoothing.digest if smoothing else "")
+    def get(self, layer: str, weight: Tensor, choice: LayerPlan, smoothing: Smoothing | None = None) -> Tensor:
+        """Return `weight` (out, in), to which `smoothing` is already applied, quantized and dequantized, float32."""
+        form = self.formats[choice.wq]
+        group = form.group(choice.group_size)
+        key = (layer, choice.wq, group, smoothing.digest if smoothing else "")
         quantized = self._kept.get(key)
         if quantized is None:
-            self.made += 1
+            self.quantizations += 1
             quantized = form.quantize(weight.to(torch.float32), group, self._importance(layer, smoothing))
             packed = form.pack(quantized)
             if self._used + packed.nbytes <= self.limit:
@@ -50,9 +50,11 @@ class QuantizedWeights:
         return form.dequantize(quantized, group)
 
     def _importance(self, layer: str, smoothing: Smoothing | None) -> Tensor | None:
-        """Return mean x^2 (in,) of the layer's input, of x / s where it is smoothed by s."""
-        held, factor = self.importance.get(layer), smoothing.factor(layer) if smoothing else None
-        return held if held is None or factor is None else held / factor.to(held.device).square()
+        """Return mean x^2 (in,) of the layer's input, or of x / s if it is smoothed by s."""
+        importance, factor = self.importance.get(layer), smoothing.factor(layer) if smoothing else None
+        return (
+            importance if importance is None or factor is None else importance / factor.to(importance.device).square()
+        )
 
 
 def weight_of(module: nn.Module, layer: Layer) -> Tensor:
@@ -61,10 +63,10 @@ def weight_of(module: nn.Module, layer: Layer) -> Tensor:
 
 
 def set_weight_(module: nn.Module, layer: Layer, weight: Tensor) -> None:
-    """Replace the module's weight by `weight` (out, in)."""
+    """Replace the module's weight by `weight` (out, in), in its dtype and on its device."""
     stored = weight.T if layer.transposed else weight
-    kept = module.weight
-    module.weight = nn.Parameter(stored.to(dtype=kept.dtype, device=kept.device).contiguous(), requires_grad=False)
+    old = module.weight
+    module.weight = nn.Parameter(stored.to(dtype=old.dtype, device=old.device).contiguous(), requires_grad=False)
 
 
 class _QuantizedInputs:
@@ -74,21 +76,23 @@ class _QuantizedInputs:
         self.formats = formats
         self._last: tuple[Tensor, tuple, Tensor] | None = None
 
-    def hook(self, made: LayerPlan, divisor: Tensor | None):
+    def hook(self, choice: LayerPlan, divisor: Tensor | None):
         def quantize(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (self._quantized(args[0], made, divisor), *args[1:])
+            return (self._quantized(args[0], choice, divisor), *args[1:])
 
         return quantize
 
-    def _quantized(self, values: Tensor, made: LayerPlan, divisor: Tensor | None) -> Tensor:
-        asked = (made.aq, made.group_size, id(divisor))
-        if self._last and self._last[0] is values and self._last[1] == asked:
+    def _quantized(self, values: Tensor, choice: LayerPlan, divisor: Tensor | None) -> Tensor:
+        key = (choice.aq, choice.group_size, id(divisor))
+        if self._last and self._last[0] is values and self._last[1] == key:
             return self._last[2]
-        given = values if divisor is None else values / divisor.to(values.device, values.dtype)
-        result = given if made.aq == UNQUANTIZED else self.formats[made.aq].roundtrip(given, made.group_size)
-        if given.requires_grad and made.aq != UNQUANTIZED:
-            result = given + (result - given).detach()  # a gradient passes the rounding as if it were not there
-        self._last = (values, asked, result.to(values.dtype))
+        smoothed = values if divisor is None else values / divisor.to(values.device, values.dtype)
+        result = (
+            smoothed if choice.aq == UNQUANTIZED else self.formats[choice.aq].roundtrip(smoothed, choice.group_size)
+        )
+        if smoothed.requires_grad and choice.aq != UNQUANTIZED:
+            result = smoothed + (result - smoothed).detach()  # straight-through gradient
+        self._last = (values, key, result.to(values.dtype))
         return self._last[2]
 
 
@@ -110,17 +114,17 @@ def quantized_inputs(block: Block, plan: Plan, formats: Mapping[str, Format]) ->
 
 
 def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer], weights: QuantizedWeights) -> None:
-    """Replace each weight of the block by its quantized value, smoothed before where the plan says so."""
+    """Replace each weight of the block by its quantized value, after the plan's smoothing."""
     if plan.smoothing is not None:
         smooth_(block, plan.smoothing, info_layers)
     for name, module in block.layers.items():
-        layer, made = info_layers.get(name), plan.of(name)
-        if layer is not None and made.wq != UNQUANTIZED:
+        layer, choice = info_layers.get(name), plan.of(name)
+        if layer is not None and choice.wq != UNQUANTIZED:
             set_weight_(module, layer, planned_weight(name, weight_of(module, layer), plan, weights))
 
 
 def planned_weight(name: str, weight: Tensor, plan: Plan, weights: QuantizedWeights) -> Tensor:
-    """Return a layer's weight (out, in) as its plan has it, float32: already smoothed `weight` rounded, or what is stored beside the plan."""
+    """Return a layer's planned weight (out, in), float32: `weight` (already smoothed) quantized, or the values stored with the plan."""
     if plan.of(name).wq == CHANNELS:
         return plan.compressed.weight(name)
     if plan.rounded is not None and name in plan.rounded:
@@ -139,12 +143,12 @@ def smooth_(block: Block, smoothing: Smoothing, info_layers: Mapping[str, Layer]
 
 
 def scales_span_windows(plan: Plan, formats: Mapping[str, Format]) -> bool:
-    """Return whether a plan gives some activations one scale for a whole window: windows must then be run as they are."""
-    return any(formats[made.aq].scope == "tensor" for made in plan.layers.values())
+    """Return whether some activations have one scale per window: windows must then not be merged or padded."""
+    return any(formats[choice.aq].scope == "tensor" for choice in plan.layers.values())
 
 
 def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
-    """Return the visitor that runs every block as the plan has it. Raises `UserError` where a format does not fit its layer."""
+    """Return a visitor that runs every block under the plan. Raises `UserError` if a format does not fit its layer."""
     check_columns(plan, info, weights.formats)
     layers = {layer.name: layer for layer in info.layers}
 
@@ -152,7 +156,7 @@ def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         quantize_weights_(block, plan, layers, weights)
-        # Experts get the tokens of all windows in one list.
+        # Experts receive the tokens of all windows in one list.
         apart = spans_windows and has_experts(block.module)
         with quantized_inputs(block, plan, weights.formats):
             return (window_by_window(forward) if apart else forward)(hidden)

@@ -1,6 +1,6 @@
-"""The token embedding and the output matrix under a plan: quantized some rows at a time, never as a whole beside a copy of itself.
+"""Applies a plan to the token embedding and the output matrix, some rows at a time to save memory.
 
-A row's value does not depend on other rows in any format that they may have. They have no importance matrix, as in llama.cpp.
+In every format allowed for them, a row does not depend on other rows. They have no importance, as in llama.cpp.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,48 +20,48 @@ VALUES_AT_ONCE = 1 << 24
 
 
 def row_slices(rows: int, columns: int) -> Iterator[slice]:
-    """Yield slices that cover so many rows, with a bounded number of values each."""
+    """Yield slices that cover all rows, with a bounded number of values each."""
     step = max(1, VALUES_AT_ONCE // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
 def quantized_rows(rows: Tensor, form: Format, group_size: int | None) -> Tensor:
-    """Return rows (rows, columns) as a format holds them, float32."""
-    made = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+    """Return rows (rows, columns) quantized and dequantized, float32."""
+    quantized = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     for part in row_slices(*rows.shape):
-        made[part] = form.roundtrip(rows[part], group_size)
-    return made
+        quantized[part] = form.roundtrip(rows[part], group_size)
+    return quantized
 
 
 def embedded(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Callable[[Tensor], Tensor] | None:
-    """Return what makes of rows of the token embedding (rows, hidden) the plan's, float32; None where it leaves them whole."""
+    """Return a function that quantizes rows of the token embedding (rows, hidden), float32; None if the plan does not."""
     table = next((layer for layer in plan.embeddings(info) if layer.token_table), None)
     if table is None:
         return None
-    made = plan.of(table.name)
-    return partial(quantized_rows, form=weights.formats[made.wq], group_size=made.group_size)
+    choice = plan.of(table.name)
+    return partial(quantized_rows, form=weights.formats[choice.wq], group_size=choice.group_size)
 
 
 def output_matrix(matrix: Tensor, plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Tensor:
-    """Return the output matrix (vocabulary, hidden) as the plan has it: float32, or `matrix` itself where it is left whole.
+    """Return the plan's output matrix (vocabulary, hidden), float32; `matrix` itself if the plan does not quantize it.
 
-    Its parts are kept among the quantized weights, so that a second plan quantizes nothing anew.
+    Its parts are cached in `weights`, so that a second plan does not quantize them again.
     """
     output = next((layer for layer in plan.embeddings(info) if layer.category == "lm_head"), None)
     if output is None:
         return matrix
-    made = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
+    quantized = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
     for part in row_slices(*matrix.shape):
-        made[part] = weights.get(f"{output.name}[{part.start}]", matrix[part], plan.of(output.name))
-    return made
+        quantized[part] = weights.get(f"{output.name}[{part.start}]", matrix[part], plan.of(output.name))
+    return quantized
 
 
 def stored_rows(
     checkpoint: Checkpoint, name: str, layer: Layer, plan: Plan, weights: QuantizedWeights
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Yield slices of rows with what the plan makes of them, float32, of the checkpoint's matrix `name`."""
-    made = plan.of(layer.name)
+    """Yield (slice, quantized rows float32) over the rows of the checkpoint's matrix `name`."""
+    choice = plan.of(layer.name)
     for part in row_slices(*checkpoint.tensors[name].shape):
         rows = checkpoint.read_rows(name, torch.arange(part.start, part.stop))
         check_finite({name: rows}, checkpoint.folder)
-        yield part, quantized_rows(rows, weights.formats[made.wq], made.group_size)
+        yield part, quantized_rows(rows, weights.formats[choice.wq], choice.group_size)

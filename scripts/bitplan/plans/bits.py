@@ -1,4 +1,4 @@
-"""The average bits of a plan: figures, layer table, distribution, and whether the target holds."""
+"""The average bits of a plan: figures, layer table, distribution of formats, and the check of the target."""
 
 import logging
 from collections import defaultdict
@@ -27,7 +27,7 @@ SHARES = (
 
 
 class TargetMissed(Enum):
-    """What a plan over its target does to the step."""
+    """What to do if the plan exceeds its target."""
 
     FAIL = "fail"
     WARN = "warn"
@@ -36,17 +36,17 @@ class TargetMissed(Enum):
 def _layer_rows(plan: Plan, info: ModelInfo) -> list[dict[str, Any]]:
     rows = []
     for layer in info.layers:
-        made = plan.of(layer.name)
-        bits = 0.0 if layer.tied else layer_bits(layer, made)
+        choice = plan.of(layer.name)
+        bits = 0.0 if layer.tied else layer_bits(layer, choice)
         rows.append(
             {
                 "layer": layer.name,
                 "category": layer.category,
                 "shape": f"{layer.shape[0]}x{layer.shape[1]}",
                 "params": 0 if layer.tied else layer.params,
-                "wq": made.wq,
-                "aq": made.aq,
-                "group_size": made.group_size if made.quantized else "",
+                "wq": choice.wq,
+                "aq": choice.aq,
+                "group_size": choice.group_size if choice.quantized else "",
                 "bits_per_weight": 0.0 if layer.tied else bits / layer.params,
                 "bytes": bits / 8,
             }
@@ -55,37 +55,44 @@ def _layer_rows(plan: Plan, info: ModelInfo) -> list[dict[str, Any]]:
 
 
 def _distribution(rows: list[dict[str, Any]], parameters: int) -> dict[str, dict[str, float]]:
-    """Return per weight format the number of layers, their parameters, bytes and average bits, and their share of all parameters."""
-    held: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0, "bytes": 0.0})
+    """Return for each weight format the number of layers, their parameters, bytes and bits per weight, and their share of the
+    model's parameters."""
+    totals: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0, "bytes": 0.0})
     for row in rows:
         for key, amount in (("layers", 1), ("params", row["params"]), ("bytes", row["bytes"])):
-            held[row["wq"]][key] += amount
+            totals[row["wq"]][key] += amount
     return {
         form: {**part, "share": part["params"] / parameters, "bits": 8 * part["bytes"] / part["params"]}
-        for form, part in held.items()
+        for form, part in totals.items()
     }
 
 
 def pattern_counts(config: Path, info: ModelInfo) -> list[dict[str, Any]]:
-    """Return for each override that is no layer's whole name: its pattern, how many layers it matches, and how many of them are
-    protected. Empty for a configuration of torch, which has no patterns."""
+    """Return for each override whose pattern is not a full layer name: pattern, number of matching layers and of protected ones.
+
+    Empty for a torch configuration, which has no patterns.
+    """
     if config.suffix == ".pt":
         return []
     names = [layer.name for layer in info.layers]
     patterns = dict.fromkeys(entry["pattern"] for entry in read_json(config).get("overrides", []))
     places = {pattern: matched(pattern, names) for pattern in patterns if pattern not in set(names)}
     return [
-        {"pattern": pattern, "layers": len(held), "protected": sum(info.layers[place].protected for place in held)}
-        for pattern, held in places.items()
+        {
+            "pattern": pattern,
+            "layers": len(matches),
+            "protected": sum(info.layers[place].protected for place in matches),
+        }
+        for pattern, matches in places.items()
     ]
 
 
 def bits_report(
     plan: Plan, info: ModelInfo, gguf: Path | None, target: float | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the content of bits.json and the layer table. `avg_bits_file` is None without a file."""
+    """Return the content of bits.json and the layer table. `avg_bits_file` is None if `gguf` is None."""
     rows, bits = _layer_rows(plan, info), average_bits(plan, info)
-    wanted = target if target is not None else plan.summary.get("target_avg_bits")
+    target_bits = target if target is not None else plan.summary.get("target_avg_bits")
     if gguf is not None:
         check_gguf(gguf)
     report = {
@@ -93,8 +100,8 @@ def bits_report(
         "avg_bits": bits.avg_bits,
         "avg_bits_layers": bits.avg_bits_layers,
         "avg_bits_file": None if gguf is None else 8 * gguf.stat().st_size / info.parameters,
-        "target_avg_bits": wanted,
-        "target_missed_by": None if wanted is None else max(0.0, bits.avg_bits - wanted),
+        "target_avg_bits": target_bits,
+        "target_missed_by": None if target_bits is None else max(0.0, bits.avg_bits - target_bits),
         "distribution": _distribution([row for row in rows if row["params"]], info.parameters),
     }
     return report, rows
@@ -123,11 +130,13 @@ def print_report(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 
 def check_target(report: dict[str, Any], config: Path, on_miss: TargetMissed, tolerance: float) -> None:
-    """Raise `UserError`, or warn, when the plan has more average bits than its target and the tolerance allow."""
+    """Raise `UserError`, or warn, if the plan's average bits exceed its target by more than the tolerance."""
     missed = report["target_missed_by"]
     if missed is None or missed <= tolerance + 1e-9:
         return
     what = f"has {report['avg_bits']:.4f} average bits, {missed:.4f} over its target of {report['target_avg_bits']:g}"
     if on_miss is TargetMissed.FAIL:
-        raise user_error(config, what, "Raise the target or the limit on perplexity, or set on_miss: warn")
+        raise user_error(
+            "PLAN-OVER-TARGET", config, what, "Raise the target or the perplexity limit, or set on_miss: warn"
+        )
     log.warning("%s %s", config, what)

@@ -1,8 +1,8 @@
-"""Entries of a configuration for what stands outside the blocks: the token embedding and the output matrix.
+"""Entries of a configuration for the token embedding and the output matrix.
 
-They are protected. An override with `"embeddings": true` lifts that for the one layer that its pattern names exactly. Their inputs are
-tokens, or the states that the model's figures are compared by: only their weights are quantized. Every format here has to be one of
-rows: a row's values may not depend on other rows, since only those of tokens in use are ever looked at.
+Both are protected. An override with `"embeddings": true` lifts the protection of the layer that its pattern names exactly. Only
+their weights are quantized: their inputs are tokens or final hidden states. In their format a row must not depend on other rows,
+because only the rows of tokens in use are read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,32 +18,48 @@ from bitplan.models.layers import Layer
 def embedding_problems(
     where: str, entry: Mapping[str, Any], layers: Sequence[Layer], formats: Mapping[str, Format]
 ) -> list[Problem]:
-    """Return what is wrong with an entry's `embeddings`, and with its formats where it is true."""
-    asked = entry.get("embeddings", False)
-    if not isinstance(asked, bool):
-        return [Problem(f"{where}.embeddings", f"{asked!r} is neither true nor false", "Give true, or leave it out")]
-    if not asked:
+    """Return the problems of an entry's `embeddings`, and of its formats if that is true."""
+    lifted = entry.get("embeddings", False)
+    if not isinstance(lifted, bool):
+        return [
+            Problem(
+                "PLAN-NOT-BOOLEAN",
+                f"{where}.embeddings",
+                f"{lifted!r} is not true or false",
+                "Use true, or remove the key",
+            )
+        ]
+    if not lifted:
         return []
     names = [layer.name for layer in layers if layer.is_embedding]
-    told = f"Name one: {', '.join(names)}" if names else "This model has neither under a name that is known"
+    hint = f"Name one: {', '.join(names)}" if names else "This model has neither under a known name"
     problems = []
     if entry.get("pattern") not in names:
         what = (
-            f"{entry.get('pattern', 'the default')!r} is not the whole name of the token embedding or the output matrix"
+            f"{entry.get('pattern', 'the default')!r} is not the full name of the token embedding or the output matrix"
         )
-        problems.append(Problem(f"{where}.embeddings", what, told))
+        problems.append(Problem("PLAN-EMBEDDINGS-NAME", f"{where}.embeddings", what, hint))
     if "wq" not in entry and not entry.get("skip"):
-        problems.append(Problem(f"{where}.embeddings", "has no wq beside it", 'Give a format, as "wq": "q6_k"'))
+        problems.append(
+            Problem("PLAN-EMBEDDINGS-NO-FORMAT", f"{where}.embeddings", "has no wq", 'Add a format, e.g. "wq": "q6_k"')
+        )
     if entry.get("aq", UNQUANTIZED) != UNQUANTIZED:
-        what = "what stands outside the blocks has weights only"
-        problems.append(Problem(f"{where}.aq", what, "Leave it out"))
+        what = "embeddings have no quantized inputs"
+        problems.append(Problem("PLAN-EMBEDDINGS-INPUTS", f"{where}.aq", what, "Remove it"))
     return [*problems, *_rowwise_problems(where, entry.get("wq"), formats)]
 
 
 def _rowwise_problems(where: str, name: Any, formats: Mapping[str, Format]) -> list[Problem]:
-    """Return the problem of a format that does not make each row by itself. Unknown ones are told elsewhere."""
+    """Return the problem of a format whose rows depend on each other. Unknown formats are reported elsewhere."""
     form = formats.get(name) if isinstance(name, str) else None
     if form is None or (form.scope != "tensor" and name != CHANNELS):
         return []
-    what = f"{name} does not make each row of a matrix by itself"
-    return [Problem(f"{where}.wq", what, "Use a GGUF type, an MX format or one of integers, as q6_k")]
+    what = f"{name} does not quantize the rows of a matrix independently"
+    return [
+        Problem(
+            "PLAN-EMBEDDINGS-FORMAT",
+            f"{where}.wq",
+            what,
+            "Use a GGUF type, an MX format or an integer format, e.g. q6_k",
+        )
+    ]

@@ -1,4 +1,4 @@
-"""Plans: one format per layer. Reading, expanding patterns, counting bits, writing `config.json` and `plan.json`."""
+"""Plans: one format per layer. Reads and writes `config.json` and `plan.json`, expands patterns, counts bits."""
 
 import shutil
 from collections import Counter
@@ -24,7 +24,7 @@ from bitplan.plans.rounded import RoundedModel, read_rounded
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 
 UNQUANTIZED_BITS = 16
-# What an override may hold beside its pattern; everything else is refused.
+# The keys of an override besides its pattern; all others are errors.
 FORMAT_KEYS = ("wq", "aq", "group_size", "skip", "stored_bits", "embeddings")
 NOTES = ("alpha_hill", "category", "precision", SUBSTITUTE)
 SUMMARIES = ("search_summary", "summary")
@@ -33,10 +33,10 @@ KEYS = ("default", "overrides", *SUMMARIES, "model_fingerprint", "schema_version
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's own).
+    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's default).
 
-    `stored_bits` is the layer's size where its format alone does not say it: `channels`. `embeddings` marks the formats of the token
-    embedding and of the output matrix, which are otherwise protected.
+    `stored_bits` is the layer's size if its format is `per_channel`. `embeddings` lifts the protection of the token embedding or
+    the output matrix.
     """
 
     wq: str = UNQUANTIZED
@@ -48,28 +48,35 @@ class LayerPlan:
 
     @property
     def quantized(self) -> bool:
-        """Whether weights or activations leave 16 bits."""
+        """Whether weights or activations are quantized."""
         return (self.wq, self.aq) != (UNQUANTIZED, UNQUANTIZED)
 
     @property
     def weights_change(self) -> bool:
-        """Whether the weights leave 16 bits."""
+        """Whether the weights are quantized."""
         return self.wq != UNQUANTIZED
 
     def to_json(self) -> dict[str, Any]:
-        """Return the override's keys: the formats, or "skip" for a layer that stays as it is."""
+        """Return the keys of an override: the formats, or "skip" for a layer that is not quantized."""
         return {**(_formats_of(self) if self.quantized else {"skip": True}), **self.notes}
 
 
-def _formats_of(made: LayerPlan) -> dict[str, Any]:
-    beside = {"group_size": made.group_size, "stored_bits": made.stored_bits, "embeddings": made.embeddings or None}
-    return {"wq": made.wq, "aq": made.aq, **{key: value for key, value in beside.items() if value is not None}}
+def _formats_of(choice: LayerPlan) -> dict[str, Any]:
+    extra = {
+        "group_size": choice.group_size,
+        "stored_bits": choice.stored_bits,
+        "embeddings": choice.embeddings or None,
+    }
+    return {"wq": choice.wq, "aq": choice.aq, **{key: value for key, value in extra.items() if value is not None}}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A format for each layer of a model, in model order, how it was found, what is smoothed before it is applied, and the
-    weights of layers whose format is `channels`, and those of layers that were rounded before (scripts/round_model.py)."""
+    """The formats of each layer of a model, in model order.
+
+    `summary` describes the search; `smoothing` is applied before quantization; `compressed` has the weights of layers in the
+    format `per_channel`, `rounded` those of layers that were already rounded (scripts/round_model.py).
+    """
 
     layers: Mapping[str, LayerPlan]
     summary: Mapping[str, Any] = field(default_factory=dict)
@@ -78,29 +85,34 @@ class Plan:
     rounded: RoundedModel | None = None
 
     def of(self, layer: str) -> LayerPlan:
-        """Return the layer's formats; 16 bits for a layer that the plan does not name."""
+        """Return the layer's formats; 16 bits if the plan does not name it."""
         return self.layers.get(layer, LayerPlan())
 
     def embeddings(self, info: ModelInfo) -> tuple[Layer, ...]:
-        """Return the token embedding and the output matrix where the plan quantizes them; of a tied model both."""
+        """Return the token embedding and the output matrix if the plan quantizes them; both for a tied model."""
         named = (layer for layer in info.layers if layer.is_embedding)
         return tuple(layer for layer in named if self.of(layer.name).embeddings and self.of(layer.name).weights_change)
 
     def counts(self, info: ModelInfo) -> dict[str, int]:
-        """Return how many quantizable layers have each weight format, by falling count."""
+        """Return {weight format: number of quantizable layers}, largest first."""
         return dict(Counter(self.of(layer.name).wq for layer in info.quantizable).most_common())
 
 
 def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, Format]) -> list[Problem]:
     known = ("pattern", *FORMAT_KEYS, *NOTES)
-    problems = [Problem(f"{where}.{key}", "unknown key", nearest(key, known)) for key in entry if key not in known]
+    problems = [
+        Problem("PLAN-UNKNOWN-KEY", f"{where}.{key}", "unknown key", nearest(key, known))
+        for key in entry
+        if key not in known
+    ]
     for key in ("wq", "aq"):
         if key in entry and not (isinstance(entry[key], str) and entry[key] in formats):
             hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
-            problems.append(Problem(f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
+            problems.append(Problem("PLAN-UNKNOWN-FORMAT", f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
         elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
             problems.append(
                 Problem(
+                    "PLAN-WEIGHTS-ONLY",
                     f"{where}.{key}",
                     f"{entry[key]} is a format for weights only",
                     "Use mxfp*, int*_asym, int*_token or bf16",
@@ -109,56 +121,86 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
     problems += _channel_problems(where, entry)
     group, skip = entry.get("group_size", 1), entry.get("skip", True)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
-        problems.append(Problem(f"{where}.group_size", f"{group!r} is no positive whole number", "Give one, as 32"))
+        problems.append(
+            Problem("PLAN-BAD-GROUP", f"{where}.group_size", f"{group!r} is not a positive integer", "Use e.g. 32")
+        )
     if not isinstance(skip, bool):
-        problems.append(Problem(f"{where}.skip", f"{skip!r} is neither true nor false", "Give true, or leave it out"))
+        problems.append(
+            Problem(
+                "PLAN-NOT-BOOLEAN", f"{where}.skip", f"{skip!r} is not true or false", "Use true, or remove the key"
+            )
+        )
     return problems
 
 
 def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong with a layer's stored bits: `channels` has them, and no other format."""
+    """Return the problems of a layer's stored bits, which the format `per_channel` requires and others do not allow."""
     bits = entry.get("stored_bits")
     if entry.get("wq") != CHANNELS:
-        return [] if bits is None else [Problem(f"{where}.stored_bits", f"is for the format {CHANNELS} only")]
+        return (
+            []
+            if bits is None
+            else [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", f"is valid for the format {CHANNELS} only")]
+        )
     if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
         return []
-    hint = "Such plans are made by scripts/sparsegpt_enhanced.py"
-    return [Problem(f"{where}.stored_bits", f"{bits!r} is no number of bits", hint)]
+    hint = "scripts/sparsegpt_enhanced.py writes such plans"
+    return [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", f"{bits!r} is not a number of bits", hint)]
 
 
 def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
-    """Return the targets of the summaries that are no numbers."""
-    held = {key: config[key].get("target_avg_bits", 1) for key in SUMMARIES if isinstance(config.get(key), dict)}
+    """Return a problem for each target in a summary that is not a number."""
+    targets = {key: config[key].get("target_avg_bits", 1) for key in SUMMARIES if isinstance(config.get(key), dict)}
     return [
-        Problem(f"{source}: {key}.target_avg_bits", f"{target!r} is no number", "Give one, as 8.0, or leave it out")
-        for key, target in held.items()
+        Problem(
+            "PLAN-BAD-TARGET",
+            f"{source}: {key}.target_avg_bits",
+            f"{target!r} is not a number",
+            "Use e.g. 8.0, or remove the key",
+        )
+        for key, target in targets.items()
         if isinstance(target, bool) or not isinstance(target, (int, float))
     ]
 
 
 def _check_shape(source: str, config: Mapping[str, Any]) -> None:
-    """Raise `UserError` unless the parts of a configuration are objects and lists where they have to be, and no others."""
+    """Raise `UserError` unless a configuration has only known keys, with objects and lists where they are expected."""
     problems = [
-        Problem(f"{source}: {key}", "unknown key", nearest(key, KEYS) or f"Known: {', '.join(KEYS)}")
+        Problem(
+            "PLAN-UNKNOWN-KEY", f"{source}: {key}", "unknown key", nearest(key, KEYS) or f"Known: {', '.join(KEYS)}"
+        )
         for key in config
         if key not in KEYS
     ]
     for key in ("default", *SUMMARIES):
         if not isinstance(config.get(key, {}), dict):
-            problems.append(Problem(f"{source}: {key}", f"{config[key]!r} is no object", "Put it as {...}"))
+            problems.append(
+                Problem("PLAN-NOT-OBJECT", f"{source}: {key}", f"{config[key]!r} is not an object", "Write it as {...}")
+            )
     problems += _target_problems(source, config)
     for key in ("smoothing", "compressed", "rounded"):
-        beside = config.get(key, {"sha256": ""})
-        if not isinstance(beside, dict) or not isinstance(beside.get("sha256"), str):
-            hint = "Search again: it is written with what stands beside the plan"
-            problems.append(Problem(f"{source}: {key}", "is no object with a sha256", hint))
+        reference = config.get(key, {"sha256": ""})
+        if not isinstance(reference, dict) or not isinstance(reference.get("sha256"), str):
+            hint = "Run the search again, which writes it"
+            problems.append(Problem("PLAN-NOT-OBJECT", f"{source}: {key}", "is not an object with a sha256", hint))
     overrides = config.get("overrides", [])
     if not isinstance(overrides, list):
-        problems.append(Problem(f"{source}: overrides", "is no list", 'Put it as [{"pattern": ..., "wq": ...}]'))
+        problems.append(
+            Problem(
+                "PLAN-NOT-LIST", f"{source}: overrides", "is not a list", 'Write it as [{"pattern": ..., "wq": ...}]'
+            )
+        )
     for number, entry in enumerate(overrides if isinstance(overrides, list) else []):
         if not isinstance(entry, dict) or not isinstance(entry.get("pattern"), str):
-            hint = 'Put it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
-            problems.append(Problem(f"{source}: overrides[{number}]", "is no object with a pattern (text)", hint))
+            hint = 'Write it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
+            problems.append(
+                Problem(
+                    "PLAN-NOT-OBJECT",
+                    f"{source}: overrides[{number}]",
+                    "is not an object with a pattern (string)",
+                    hint,
+                )
+            )
     if problems:
         raise UserError(problems)
 
@@ -173,7 +215,11 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
         problems += embedding_problems(f"{source}: overrides[{number}]", entry, layers, formats)
         if not matched(entry["pattern"], names):
             what = f"pattern {entry['pattern']!r} matches no layer"
-            problems.append(Problem(f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)))
+            problems.append(
+                Problem(
+                    "PLAN-NO-MATCH", f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)
+                )
+            )
     if problems:
         raise UserError(problems)
 
@@ -187,15 +233,17 @@ def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
 
 
 def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], source: str) -> dict[str, LayerPlan]:
-    """Return the plans of layers in which a tied output matrix has the embedding's. Raises `UserError` where it asks for another."""
+    """Return the plans of layers with the embedding's for a tied output matrix. Raises `UserError` if it requests a different one."""
     table = next((layer.name for layer in layers if layer.token_table), None)
     output = next((layer.name for layer in layers if layer.tied), None)
     if table is None or output is None:
         return dict(chosen)
     shared, own = chosen[table], chosen[output]
     if own.embeddings and own != shared:
-        what = f"is to be {own.wq}, and {table}, the very same matrix, {shared.wq}"
-        raise user_error(f"{source}: {output}", what, f"Leave it out: the format of {table} is that of both")
+        what = f"is set to {own.wq}, but {table}, which is the same matrix, to {shared.wq}"
+        raise user_error(
+            "PLAN-TIED-OUTPUT", f"{source}: {output}", what, f"Remove it: the format of {table} applies to both"
+        )
     return {**chosen, output: replace(shared, notes=own.notes)}
 
 
@@ -205,11 +253,12 @@ def expand(
     source: str = "config",
     formats: Mapping[str, Format] = IN_PLANS,
 ) -> Plan:
-    """Return the plan of a configuration: for each layer the last override whose pattern matches its name.
+    """Return the plan of a configuration: each layer takes the last override whose pattern matches its name.
 
-    Patterns are those of `models/layer_patterns.py`. Protected layers stay at 16 bits whatever matches them, unless the last match is an entry
-    with `embeddings`, which takes nothing from the default; a tied output matrix has what the embedding has. A layer whose rows do not fit
-    the format has the one that they fit, with a warning. Raises `UserError` with every unknown key or format and every pattern that matches no layer.
+    Patterns follow `models/layer_patterns.py`. Protected layers stay at 16 bits, unless the last match is an entry with
+    `embeddings`, which does not inherit from the default. A tied output matrix has the embedding's format. A layer whose rows do
+    not fit its format gets a substitute, with a warning. Raises `UserError` with all unknown keys and formats and all patterns
+    that match no layer.
     """
     layers = tuple(layers)
     names = [layer.name for layer in layers]
@@ -230,10 +279,13 @@ def expand(
 def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
     """Return the plan in a config.json or plan.json, expanded over the model's layers. Raises `UserError`."""
     config = read_json(path)
-    made_for = config.get("model_fingerprint")
-    if made_for and made_for != info.fingerprint:
+    fingerprint = config.get("model_fingerprint")
+    if fingerprint and fingerprint != info.fingerprint:
         raise user_error(
-            path, "is a plan for another model", "Search again, or remove model_fingerprint to use it all the same"
+            "PLAN-OTHER-MODEL",
+            path,
+            "was created for a different model",
+            "Run the search again, or remove model_fingerprint to use it anyway",
         )
     plan = expand(config, info.layers, str(path), formats)
     if "smoothing" in config:
@@ -245,30 +297,37 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PL
 def _rounded_beside(
     path: Path, config: Mapping[str, Any], plan: Plan, info: ModelInfo, formats: Mapping[str, Format]
 ) -> RoundedModel | None:
-    """Return the rounded layers beside a plan. Raises `UserError` where one has another format than the plan asks for."""
+    """Return the rounded layers stored with a plan. Raises `UserError` if one has a different format than in the plan."""
     if "rounded" not in config:
         return None
-    told = config["rounded"]
-    held = read_rounded(Path(path).parent / ROUNDED, told["sha256"], str(told.get("rounding", "")))
-    asked = {layer.name: plan.of(layer.name) for layer in info.quantizable}
-    held.check(path, {name: (made.wq, formats[made.wq].group(made.group_size)) for name, made in asked.items()})
-    return held
+    record = config["rounded"]
+    rounded = read_rounded(Path(path).parent / ROUNDED, record["sha256"], str(record.get("rounding", "")))
+    choices = {layer.name: plan.of(layer.name) for layer in info.quantizable}
+    rounded.check(
+        path, {name: (choice.wq, formats[choice.wq].group(choice.group_size)) for name, choice in choices.items()}
+    )
+    return rounded
 
 
 def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Compressed | None:
-    """Return the compressed layers beside a plan. Raises `UserError` where a layer's format is `channels` and it is not there."""
-    channelled = [name for name, made in plan.layers.items() if made.wq == CHANNELS]
+    """Return the compressed layers stored with a plan. Raises `UserError` if a layer in the format `per_channel` is missing."""
+    channelled = [name for name, choice in plan.layers.items() if choice.wq == CHANNELS]
     if "compressed" not in config and not channelled:
         return None
-    held = read_compressed(Path(path).parent / COMPRESSED, config.get("compressed", {}).get("sha256"))
-    absent = [name for name in channelled if name not in held.files]
+    compressed = read_compressed(Path(path).parent / COMPRESSED, config.get("compressed", {}).get("sha256"))
+    absent = [name for name in channelled if name not in compressed.files]
     if absent:
-        raise user_error(held.folder, f"lacks {absent[0]}", "Search again, or copy the folder written with the plan")
-    return held
+        raise user_error(
+            "COMPRESSED-INCOMPLETE",
+            compressed.folder,
+            f"lacks {absent[0]}",
+            "Run the search again or copy the folder written with the plan",
+        )
+    return compressed
 
 
 def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
-    """Return the plan that gives every quantizable layer the same formats, or those that fit its rows."""
+    """Return the plan with the same formats for all quantizable layers, or substitutes that fit their rows."""
     chosen = {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
     return Plan(fitted_layers(chosen, info.layers))
 
@@ -276,15 +335,15 @@ def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | N
 def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
     """Write a config.json: the default, an override for each layer that differs from it, and the summary."""
     overrides = [
-        {"pattern": name, **made.to_json()}
-        for name, made in plan.layers.items()
-        if made != default or _protected(info, name)
+        {"pattern": name, **choice.to_json()}
+        for name, choice in plan.layers.items()
+        if choice != default or _protected(info, name)
     ]
     _write(path, default, overrides, plan, info, summary_key)
 
 
 def write_plan(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
-    """Write a plan.json: the same format with one exact record per layer, in model order."""
+    """Write a plan.json: the same schema with one record per layer, in model order."""
     records = [{"pattern": layer.name, **plan.of(layer.name).to_json()} for layer in info.layers]
     _write(path, default, records, plan, info, summary_key)
 
@@ -315,11 +374,11 @@ def _write(
 
 
 def _put_beside(place: Path, weights: Compressed | RoundedModel) -> None:
-    """Copy the folder of compressed or rounded layers to its place beside a plan, unless it is there."""
+    """Copy the folder of compressed or rounded layers to `place` next to a plan, unless it is already there."""
     if place.resolve() == weights.folder.resolve():
         return
     if place.is_dir():
-        read_compressed(place, weights.digest)  # another plan's are not replaced
+        read_compressed(place, weights.digest)  # the folder of another plan is not replaced
         return
     with folder_written_aside(place) as aside:
         shutil.copytree(weights.folder, aside, dirs_exist_ok=True)
@@ -327,41 +386,47 @@ def _put_beside(place: Path, weights: Compressed | RoundedModel) -> None:
 
 @dataclass(frozen=True)
 class Bits:
-    """Average bits of a plan: over all parameters, each once, and over the quantizable layers. Scales count."""
+    """Average bits of a plan over all parameters (tied ones once) and over the quantizable layers, including scales."""
 
     avg_bits: float
     avg_bits_layers: float
 
 
-def layer_bits(layer: Layer, made: LayerPlan, formats: Mapping[str, Format] = IN_PLANS) -> float:
-    """Return the stored size of a layer in bits: its values, and the scales of its blocks."""
-    return made.stored_bits if made.stored_bits is not None else formats[made.wq].bits_of(layer.shape, made.group_size)
+def layer_bits(layer: Layer, choice: LayerPlan, formats: Mapping[str, Format] = IN_PLANS) -> float:
+    """Return the stored size of a layer in bits, including scales."""
+    return (
+        choice.stored_bits
+        if choice.stored_bits is not None
+        else formats[choice.wq].bits_of(layer.shape, choice.group_size)
+    )
 
 
 def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Bits:
-    """Return the average bits of a plan. Parameters outside the quantizable layers count 16 bits each, but for those of an embedding
-    or output matrix that the plan quantizes."""
-    outside = [layer for layer in plan.embeddings(info) if not layer.tied]
-    inside = sum(layer.params for layer in info.quantizable)
-    whole = info.parameters - inside - sum(layer.params for layer in outside)
-    stored, beside = (
+    """Return the average bits of a plan. Parameters outside blocks count 16 bits, unless the plan quantizes embedding or output."""
+    embeddings = [layer for layer in plan.embeddings(info) if not layer.tied]
+    quantizable = sum(layer.params for layer in info.quantizable)
+    unquantized = info.parameters - quantizable - sum(layer.params for layer in embeddings)
+    stored, embedding_bits = (
         sum(layer_bits(layer, plan.of(layer.name), formats) for layer in layers)
-        for layers in (info.quantizable, outside)
+        for layers in (info.quantizable, embeddings)
     )
-    return Bits((stored + beside + UNQUANTIZED_BITS * whole) / info.parameters, stored / inside)
+    return Bits((stored + embedding_bits + UNQUANTIZED_BITS * unquantized) / info.parameters, stored / quantizable)
 
 
 def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:
-    """Raise `UserError` naming every layer whose rows are no multiple of the fixed block of its format, with formats that fit it.
+    """Raise `UserError` for every layer whose rows are not a multiple of its format's fixed block, with a format that fits.
 
-    No plan that is read or searched has such layers (`fitted_layers`): only formats of one's own and plans made by hand can.
+    Plans that are read or searched have no such layers (`fitted_layers`); they occur only with custom formats and in plans
+    constructed in code.
     """
     problems = []
     for layer in (*info.quantizable, *(layer for layer in plan.embeddings(info) if not layer.tied)):
         form, columns = formats[plan.of(layer.name).wq], layer.shape[1]
         if form.fixed_block and columns % form.block:
-            what = f"its {columns} columns are no multiple of {form.name}'s block of {form.block}"
+            what = f"its {columns} columns are not a multiple of {form.name}'s block of {form.block}"
             fits = (used for name in (form.name, "q8_0") if (used := fitting_format(name, columns)) != form.name)
-            problems.append(Problem(layer.name, what, f"Give it {next(fits)}, or a format without a fixed block"))
+            problems.append(
+                Problem("FORMAT-COLUMNS", layer.name, what, f"Use {next(fits)} or a format without a fixed block")
+            )
     if problems:
         raise UserError(problems)

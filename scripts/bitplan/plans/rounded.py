@@ -1,6 +1,6 @@
-"""Rounded weights beside a plan: the parts of every rounded layer as its format stores them, a file for each block.
+"""Rounded weights stored with a plan: the parts of every rounded layer in its format, one file per block.
 
-They stand in the folder `rounded`. A layer's value is what its format decodes the parts to: nothing is rounded again.
+They are in the folder `rounded` next to the plan. A layer's values are decoded from its parts and not rounded again.
 """
 
 import json
@@ -18,12 +18,12 @@ from bitplan.formats.table import FORMATS
 from bitplan.plans.compressed import Compressed, CompressedLayer, block_file, read_block, read_compressed, write_block
 
 FOLDER = "rounded"
-HINT = "Round again with scripts/round_model.py, or copy the folder that was written with the plan"
+HINT = "Run scripts/round_model.py again or copy the folder that was written with the plan"
 
 
 @dataclass(frozen=True)
 class RoundedLayer:
-    """A layer's parts, the name of their format, and the values along `in` of a block."""
+    """A layer's parts, the name of their format, and the values per block along `in`."""
 
     quantized: Quantized
     form: str
@@ -35,26 +35,26 @@ class RoundedLayer:
 
 
 def write_rounded(folder: Path, block: int, layers: Mapping[str, RoundedLayer], notes: Mapping[str, Any]) -> None:
-    """Write the rounded layers of a block, and a note for each (anything that JSON holds)."""
+    """Write the rounded layers of a block, and a JSON-serializable note for each."""
     stored = {name: CompressedLayer(FORMATS[layer.form].pack(layer.quantized).parts) for name, layer in layers.items()}
-    told = {
+    facts = {
         name: {"format": layer.form, "group": layer.group, "shape": layer.quantized.shape, "note": notes[name]}
         for name, layer in layers.items()
     }
-    write_block(folder, block, stored, told)
+    write_block(folder, block, stored, facts)
 
 
 def read_rounded_block(path: Path) -> tuple[dict[str, RoundedLayer], dict[str, Any]]:
-    """Return the rounded layers of a block's file, and their notes. Raises `UserError` when it is no such file."""
-    stored, told = read_block(path)
+    """Return the rounded layers of a block's file, and their notes. Raises `UserError` if it is not such a file."""
+    stored, facts = read_block(path)
     try:
         layers = {
-            name: RoundedLayer(Quantized(layer.parts, tuple(told[name]["shape"])), told[name]["format"], told[name]["group"])
+            name: RoundedLayer(Quantized(layer.parts, tuple(facts[name]["shape"])), facts[name]["format"], facts[name]["group"])
             for name, layer in stored.items()
         }  # fmt: skip
-        return layers, {name: facts["note"] for name, facts in told.items()}
+        return layers, {name: fact["note"] for name, fact in facts.items()}
     except (KeyError, TypeError) as error:
-        raise user_error(path, f"is no file of rounded layers: {error}", HINT) from None
+        raise user_error("ROUNDED-INVALID", path, f"is not a file of rounded layers: {error}", HINT) from None
 
 
 def _formats_in(path: Path) -> dict[str, tuple[str, int]]:
@@ -64,14 +64,14 @@ def _formats_in(path: Path) -> dict[str, tuple[str, int]]:
     try:
         with safe_open(path, framework="pt") as handle:
             facts = json.loads(handle.metadata()["facts"])
-        return {name: (told["note"]["format"], told["note"]["group"]) for name, told in facts.items()}
+        return {name: (fact["note"]["format"], fact["note"]["group"]) for name, fact in facts.items()}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise user_error(path, f"is no file of rounded layers: {error}", HINT) from None
+        raise user_error("ROUNDED-INVALID", path, f"is not a file of rounded layers: {error}", HINT) from None
 
 
 @dataclass(frozen=True)
 class RoundedModel:
-    """The rounded layers of a model, one block of them in memory at a time. `rounding` is what they were asked to be rounded by."""
+    """The rounded layers of a model, with one block in memory at a time. `rounding` is the requested rounding method."""
 
     stored: Compressed
     rounding: str
@@ -87,50 +87,55 @@ class RoundedModel:
         return self.stored.digest
 
     @cached_property
-    def _held(self) -> dict[str, dict[str, RoundedLayer]]:
+    def _cache(self) -> dict[str, dict[str, RoundedLayer]]:
         return {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.stored.files
 
     def layer(self, name: str) -> RoundedLayer:
-        """Return a layer. Raises KeyError for one that is not rounded, `UserError` for a file that lacks it."""
+        """Return a layer. Raises KeyError if it is not rounded, `UserError` if its file lacks it."""
         file = self.stored.files[name]
-        if file not in self._held:
-            self._held.clear()
-            self._held[file] = read_rounded_block(self.folder / file)[0]
-        if name not in self._held[file]:
-            raise user_error(self.folder / file, f"lacks {name}", HINT)
-        return self._held[file][name]
+        if file not in self._cache:
+            self._cache.clear()
+            self._cache[file] = read_rounded_block(self.folder / file)[0]
+        if name not in self._cache[file]:
+            raise user_error("ROUNDED-INCOMPLETE", self.folder / file, f"lacks {name}", HINT)
+        return self._cache[file][name]
 
     def weight(self, name: str) -> Tensor:
         """Return a layer's weight (out, in) float32."""
         return self.layer(name).weight()
 
     def check(self, source: object, formats: Mapping[str, tuple[str, int]]) -> None:
-        """Raise `UserError` naming every layer of a plan {layer: (format, block)} that was rounded to another format or block."""
-        held: dict[str, tuple[str, int]] = {}
+        """Raise `UserError` for every layer of a plan {layer: (format, block)} that was rounded to a different format or block."""
+        stored: dict[str, tuple[str, int]] = {}
         for file in sorted(set(self.stored.files.values())):
-            held |= _formats_in(self.folder / file)
+            stored |= _formats_in(self.folder / file)
         problems = [
-            Problem(f"{source}: {name}", f"asks for {_shown(formats[name])}, and was rounded to {_shown(made)}", HINT)
-            for name, made in held.items()
-            if name in formats and formats[name] != made
+            Problem(
+                "ROUNDED-OTHER-FORMAT",
+                f"{source}: {name}",
+                f"is set to {_shown(formats[name])}, but was rounded to {_shown(actual)}",
+                HINT,
+            )
+            for name, actual in stored.items()
+            if name in formats and formats[name] != actual
         ]
         if problems:
             raise UserError(problems)
 
 
-def _shown(made: tuple[str, int]) -> str:
-    return f"{made[0]} in blocks of {made[1]}"
+def _shown(choice: tuple[str, int]) -> str:
+    return f"{choice[0]} in blocks of {choice[1]}"
 
 
 def read_rounded(folder: Path, digest: str | None, rounding: str) -> RoundedModel:
-    """Return the rounded layers of a folder. Raises `UserError` when it is none, or has another digest than the plan says."""
+    """Return the rounded layers of a folder. Raises `UserError` if it is not such a folder or its digest is not the plan's."""
     return RoundedModel(read_compressed(folder, digest), rounding)
 
 
 def finished_block(folder: Path, block: int) -> tuple[dict[str, RoundedLayer], dict[str, Any]] | None:
-    """Return what an earlier run has made of a block; None where it has not come to it."""
+    """Return a block's layers and notes from an interrupted run; None if it did not finish the block."""
     path = block_file(folder, block)
     return read_rounded_block(path) if path.exists() else None

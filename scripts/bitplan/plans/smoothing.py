@@ -1,8 +1,8 @@
-"""SmoothQuant as a change of a model that changes no output: hard columns of the activations become columns of the weights.
+"""SmoothQuant: moves outliers from activations to weights without changing any output of the full-precision model.
 
-Y = X W^T = (X / s)(W * s)^T for any s > 0 per input column (Xiao et al. 2022, section 4). Where the input of some layers comes straight
-from a norm, the norm's weight (and bias) is divided by s; all of its readers, quantized or not, are multiplied by it. Elsewhere the division
-happens at the layer's input.
+Y = X W^T = (X / s)(W * s)^T for any s > 0 per input column (Xiao et al. 2022, section 4). If the input of some layers comes directly
+from a norm, the norm's weight (and bias) is divided by s, and the weights of all layers that read it, quantized or not, are
+multiplied by s. Otherwise the layer's input is divided.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ from bitplan.models.walk import Block
 
 @dataclass(frozen=True)
 class SmoothGroup:
-    """Layers that read one input, by checkpoint names, and the factor s (in,) float32 of each of its columns.
+    """Layers that share an input, by checkpoint name, and the factor s (in,) float32 of each of its columns.
 
-    `norm` is the norm that the input comes from, and into which 1 / s is folded; "" where the input itself is divided.
-    `offset` is what that norm adds to its weight (Gemma: 1); `alpha` what the factors were made with.
+    `norm` is the norm into which 1 / s is folded; "" if the input itself is divided. `offset` is the constant that the norm adds
+    to its weight (Gemma: 1); `alpha` is SmoothQuant's exponent.
     """
 
     layers: tuple[str, ...]
@@ -43,7 +43,7 @@ class Smoothing:
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The alphas of the groups, each once, rising."""
+        """The distinct alphas of the groups in rising order."""
         return tuple(sorted({group.alpha for group in self.groups}))
 
     @cached_property
@@ -58,7 +58,7 @@ class Smoothing:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names and factors: what a plan says of its smoothing."""
+        """SHA-256 over names and factors, which plans record."""
         digest = hashlib.sha256()
         for group in self.groups:
             digest.update(
@@ -73,7 +73,7 @@ class Smoothing:
 
     @cached_property
     def folded(self) -> "Smoothing":
-        """The part that is folded into norms: what a file without operations of its own can hold."""
+        """The groups that are folded into norms: only these can be stored in a checkpoint or GGUF file."""
         return Smoothing(tuple(group for group in self.groups if group.norm))
 
     def factor(self, layer: str) -> Tensor | None:
@@ -82,7 +82,7 @@ class Smoothing:
         return None if group is None else group.scale
 
     def input_divisor(self, layer: str) -> Tensor | None:
-        """Return s (in,) where a layer's input has to be divided by it; None where a norm does so, or nothing."""
+        """Return s (in,) if a layer's input has to be divided by it; None if s is folded into a norm or there is none."""
         group = self.by_layer.get(layer)
         return None if group is None or group.norm else group.scale
 
@@ -106,12 +106,12 @@ def fold_norms_(block: Block, smoothing: Smoothing) -> None:
 
 
 def smoothing_path(plan: Path) -> Path:
-    """Return where the factors of a plan or configuration stand: beside it, under its name."""
+    """Return the path of the factors of a plan or configuration: next to it, under its name."""
     return Path(plan).with_name(f"{Path(plan).stem}.smoothing.safetensors")
 
 
 def write_smoothing(path: Path, smoothing: Smoothing) -> None:
-    """Write the factors by group, and what they belong to, as safetensors."""
+    """Write the groups and their factors as safetensors."""
     from safetensors.torch import save_file
 
     keys = [f"{number:06d}" for number in range(len(smoothing.groups))]
@@ -119,31 +119,34 @@ def write_smoothing(path: Path, smoothing: Smoothing) -> None:
         key: {"layers": group.layers, "norm": group.norm, "offset": group.offset, "alpha": group.alpha}
         for key, group in zip(keys, smoothing.groups, strict=True)
     }
-    # One key only: safetensors writes several metadata keys in an order that changes from run to run.
-    told = {"facts": json.dumps({"groups": facts}, sort_keys=True)}
+    # A single key: safetensors writes several metadata keys in an order that changes between runs.
+    metadata = {"facts": json.dumps({"groups": facts}, sort_keys=True)}
     with written_aside(path) as aside:
         save_file(
-            {key: group.scale.contiguous() for key, group in zip(keys, smoothing.groups, strict=True)}, aside, told
+            {key: group.scale.contiguous() for key, group in zip(keys, smoothing.groups, strict=True)}, aside, metadata
         )
 
 
 def read_smoothing(path: Path, digest: str | None = None) -> Smoothing:
-    """Return the factors in a file. Raises `UserError` when it is none, or has another digest than the plan says."""
+    """Return the factors in a file. Raises `UserError` if it is not such a file or its digest is not the plan's."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as handle:
             facts = json.loads(handle.metadata()["facts"])
             groups = tuple(
-                SmoothGroup(tuple(told["layers"]), handle.get_tensor(key), told["norm"], told["offset"], told["alpha"])
-                for key, told in sorted(facts["groups"].items())
+                SmoothGroup(tuple(fact["layers"]), handle.get_tensor(key), fact["norm"], fact["offset"], fact["alpha"])
+                for key, fact in sorted(facts["groups"].items())
             )
-            made = Smoothing(groups)
+            smoothing = Smoothing(groups)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        hint = "It belongs beside its plan: search again, or copy it too"
-        raise user_error(path, f"is no file of smoothing factors: {error}", hint) from None
-    if digest is not None and made.digest != digest:
+        hint = "It belongs beside its plan: run the search again or copy it too"
+        raise user_error("SMOOTHING-INVALID", path, f"is not a file of smoothing factors: {error}", hint) from None
+    if digest is not None and smoothing.digest != digest:
         raise user_error(
-            path, "belongs to another plan", "Search again, or copy the file that was written with the plan"
+            "SMOOTHING-OTHER-PLAN",
+            path,
+            "belongs to a different plan",
+            "Run the search again or copy the file that was written with the plan",
         )
-    return made
+    return smoothing

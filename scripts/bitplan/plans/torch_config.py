@@ -1,4 +1,4 @@
-"""The configuration of the W4 + A4/A8 search as torch writes it: {layer: {w_bits, a_bits, clip_ratio, smooth_alpha}}."""
+"""The configuration of the W4 + A4/A8 search in torch's file format: {layer: {w_bits, a_bits, clip_ratio, smooth_alpha}}."""
 
 import logging
 import warnings
@@ -38,36 +38,38 @@ def content_of(plan: Plan, info: ModelInfo) -> dict[str, dict[str, Any]]:
 
 
 def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
-    """Write the configuration, loadable with `weights_only=True`, and the smoothing factors beside it.
+    """Write the configuration, which `weights_only=True` can load, and the smoothing factors next to it.
 
-    It has no place for groups of another size than 128 and for scales per token: a warning says so.
+    It cannot represent group sizes other than 128 or scales per token: a warning says so.
     """
-    made = [plan.of(layer.name) for layer in info.quantizable]
-    if any(each.group_size not in (None, GROUP_SIZE) or each.aq.endswith(f"_{SCOPES[1]}") for each in made):
-        log.warning("%s holds neither group size nor activation scope: use the config.json or plan.json", path)
+    choices = [plan.of(layer.name) for layer in info.quantizable]
+    if any(each.group_size not in (None, GROUP_SIZE) or each.aq.endswith(f"_{SCOPES[1]}") for each in choices):
+        log.warning("%s has no group sizes or activation scopes: use config.json or plan.json", path)
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
-    # Given a name, torch would write that of the temporary file into the archive.
+    # Given a path, torch would write the temporary file's name into the archive.
     with written_aside(path) as aside, open(aside, "wb") as handle:
         torch.save(content_of(plan, info), handle)
 
 
 def _loaded(path: Path) -> Mapping[str, Mapping[str, Any]]:
-    hint = "Make it with scripts/mixed_precision_ptq.py"
+    hint = "Create it with scripts/mixed_precision_ptq.py"
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:
-        # A foreign or broken file can make any error of torch's reader, whose own words advise to run the file's code.
-        what = f"is nothing that torch reads without running code ({type(error).__name__})"
-        raise user_error(path, what, hint) from None
+        # Any exception is possible for a foreign or broken file, and torch's own message suggests running the file's code.
+        what = f"cannot be read by torch without running code ({type(error).__name__})"
+        raise user_error("TORCHCONFIG-INVALID", path, what, hint) from None
     if not isinstance(content, dict) or not content or not all(map(_is_entry, content, content.values())):
-        raise user_error(path, "is no {layer: {w_bits: 4 or 16, a_bits: 4, 8 or 16, clip_ratio: 1}}", hint)
+        raise user_error(
+            "TORCHCONFIG-INVALID", path, "is not {layer: {w_bits: 4 or 16, a_bits: 4, 8 or 16, clip_ratio: 1}}", hint
+        )
     return content
 
 
 def _is_entry(name: Any, entry: Any) -> bool:
-    """Return whether a name and an entry are what `content_of` makes; weights are never clipped, so no other ratio is."""
+    """Return whether a name and an entry have the form that `content_of` writes; weights are never clipped (ratio 1)."""
     if not (isinstance(name, str) and isinstance(entry, dict)):
         return False
     alpha, clip = entry.get("smooth_alpha"), entry.get("clip_ratio", CLIP_RATIO)
@@ -79,12 +81,17 @@ def _is_entry(name: Any, entry: Any) -> bool:
 def read_pt(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
     """Return the plan in a configuration: int4 weights in groups of 128, activations with a scale per `scope`.
 
-    The factors beside it are applied where it names an alpha. Raises `UserError` for layers that the model does not have.
+    The stored factors are applied to layers with an alpha. Raises `UserError` for layers that the model does not have.
     """
     content = _loaded(path)
     unknown = sorted(set(content) - {layer.name for layer in info.quantizable})
     if unknown:
-        raise user_error(path, f"names {unknown[0]}, which the model does not have", "It is for another model")
+        raise user_error(
+            "TORCHCONFIG-OTHER-MODEL",
+            path,
+            f"contains layer {unknown[0]}, which the model does not have",
+            "Give the model it was created for",
+        )
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
     for name, entry in content.items():
         weights = "int4" if entry["w_bits"] == 4 else "bf16"
@@ -94,18 +101,20 @@ def read_pt(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
 
 
 def _smoothing_of(path: Path, content: Mapping[str, Mapping[str, Any]], info: ModelInfo) -> Smoothing | None:
-    """Return the factors beside a configuration. Raises `UserError` unless they are those of its alphas and the model's columns."""
+    """Return the factors stored with a configuration. Raises `UserError` unless they match its alphas and the model's columns."""
     alphas = {name: entry["smooth_alpha"] for name, entry in content.items() if entry.get("smooth_alpha") is not None}
     if not alphas:
         return None
     smoothing = read_smoothing(smoothing_path(path))
     columns = {layer.name: layer.shape[1] for layer in info.layers}
     quantizable = {layer.name for layer in info.quantizable}
-    held = {name: group.alpha for name, group in smoothing.by_layer.items() if name in quantizable}
+    stored_alphas = {name: group.alpha for name, group in smoothing.by_layer.items() if name in quantizable}
     fits = all(columns.get(name) == len(group.scale) for name, group in smoothing.by_layer.items())
-    if held != alphas or not fits:
-        hint = "Search again, or copy the file that was written with the configuration"
-        raise user_error(smoothing_path(path), f"belongs to another configuration than {path.name}", hint)
+    if stored_alphas != alphas or not fits:
+        hint = "Run the search again or copy the file that was written with the configuration"
+        raise user_error(
+            "SMOOTHING-OTHER-PLAN", smoothing_path(path), f"belongs to a different configuration from {path.name}", hint
+        )
     return smoothing
 
 

@@ -1,1 +1,1 @@
-"""The reference model's tokens and final hidden states on a text, and the text itself."""
+"""Texts as windows of tokens, and the reference model's final hidden states on them."""

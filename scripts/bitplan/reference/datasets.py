@@ -1,4 +1,4 @@
-"""Calibration windows from a text, a saved text, or a data set of the hub by its usual name."""
+"""Calibration windows from a text, a saved text, or a well-known data set of the hub."""
 
 import logging
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from bitplan.reference.reference import load_reference
 from bitplan.reference.text import begun, first_tokens, load_tokenizer, read_text
 
 log = logging.getLogger(__name__)
-OFFLINE = "Give a text file, or connect and leave HF_HUB_OFFLINE unset"
+OFFLINE = "Give a text file, or connect to the network and unset HF_HUB_OFFLINE"
 TRIES_PER_WINDOW = 200
 
 
 @dataclass(frozen=True)
 class TextSet:
-    """A file of a data set on the hub, its column of texts, and what joins them (None: a window never spans two)."""
+    """A file of a data set on the hub, its text column, and the separator that joins texts (None: a window never spans two)."""
 
     repository: str
     file: str
@@ -30,7 +30,7 @@ class TextSet:
     revision: str | None = None
 
 
-# The training parts that SparseGPT and GPTQ calibrate on.
+# The training splits that SparseGPT and GPTQ calibrate on.
 TEXT_SETS = {
     "wikitext2": TextSet("Salesforce/wikitext", "wikitext-2-raw-v1/train-00000-of-00001.parquet", "text", "\n\n"),
     "ptb": TextSet("ptb-text-only/ptb_text_only", "penn_treebank/train/0000.parquet", "sentence", " ", "refs/convert/parquet"),
@@ -39,18 +39,20 @@ TEXT_SETS = {
 
 
 def fetched_texts(name: str) -> list[str]:
-    """Return the texts of a data set by its usual name, fetched from the hub or its cache. Raises `UserError`."""
+    """Return the texts of a data set in `TEXT_SETS`, from the hub or its cache. Raises `UserError`."""
     import pandas as pd
     from huggingface_hub import hf_hub_download
 
-    held = TEXT_SETS[name]
+    dataset = TEXT_SETS[name]
     try:
-        path = hf_hub_download(held.repository, held.file, repo_type="dataset", revision=held.revision)
+        path = hf_hub_download(dataset.repository, dataset.file, repo_type="dataset", revision=dataset.revision)
         table = pd.read_parquet(path) if path.endswith(".parquet") else pd.read_json(path, lines=True)
-        return table[held.column].tolist()
+        return table[dataset.column].tolist()
     except (OSError, ValueError, KeyError) as error:
         first = " ".join(str(error).split())[:160] or type(error).__name__
-        raise user_error(name, f"cannot be fetched from the hub ({held.repository}): {first}", OFFLINE) from None
+        raise user_error(
+            "TEXT-NOT-FETCHED", name, f"cannot be downloaded from the hub ({dataset.repository}): {first}", OFFLINE
+        ) from None
 
 
 def _tokens(tokenizer, text: str) -> Tensor:
@@ -58,22 +60,24 @@ def _tokens(tokenizer, text: str) -> Tensor:
 
 
 def _cut(tokens: Tensor, length: int, count: int | None, seed: int, source: object) -> Tensor:
-    """Return `count` of the text's non-overlapping windows, drawn by the seed, in their order; all for None, or where there are fewer."""
-    held = len(tokens) // length
-    if not held:
+    """Return `count` random non-overlapping windows in the text's order; all of them for None, or if there are fewer."""
+    available = len(tokens) // length
+    if not available:
         what = f"has {len(tokens)} tokens, one window needs {length}"
-        raise user_error(source, what, "Give a longer text, or a smaller --seqlen")
-    windows = tokens[: held * length].view(held, length)
-    if count is None or held <= count:
-        if count is not None and held < count:
-            log.warning("%s has %d windows of %d tokens, fewer than %d: using them all", source, held, length, count)
+        raise user_error("TEXT-TOO-SHORT", source, what, "Give a longer text or use a smaller --seqlen")
+    windows = tokens[: available * length].view(available, length)
+    if count is None or available <= count:
+        if count is not None and available < count:
+            log.warning(
+                "%s has %d windows of %d tokens, fewer than %d: using all of them", source, available, length, count
+            )
         return windows
-    chosen = torch.randperm(held, generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = torch.randperm(available, generator=torch.Generator().manual_seed(seed))[:count]
     return windows[chosen.sort().values]
 
 
 def _drawn(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, source: str) -> Tensor:
-    """Return `count` windows, each from one text that is long enough, at a place drawn by the seed."""
+    """Return `count` windows, each at a random place of one text that is long enough."""
     generator = torch.Generator().manual_seed(seed)
     windows: list[Tensor] = []
     for place in torch.randint(len(texts), (TRIES_PER_WINDOW * count,), generator=generator).tolist():
@@ -83,7 +87,9 @@ def _drawn(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, 
             windows.append(tokens[start : start + length])
         if len(windows) == count:
             return torch.stack(windows)
-    raise user_error(source, f"has too few texts of more than {length} tokens", "Give a smaller --seqlen")
+    raise user_error(
+        "TEXT-TOO-SHORT", source, f"has too few texts of more than {length} tokens", "Use a smaller --seqlen"
+    )
 
 
 def calibration_tokens(
@@ -91,7 +97,8 @@ def calibration_tokens(
 ) -> Tensor:
     """Return windows of calibration tokens, (windows, length) int64.
 
-    `source` is a text file, a text saved by layer_stats.py (used whole), or c4, wikitext2 or ptb; `count` None takes all of a text. Raises `UserError`.
+    `source` is a text file, a text saved by layer_stats.py (all of it is used), or c4, wikitext2 or ptb. With `count` None all
+    windows of a text are used. Raises `UserError`.
     """
     path = Path(source)
     if path.suffix == ".safetensors":
@@ -99,22 +106,27 @@ def calibration_tokens(
     known = TEXT_SETS.get(source) if not path.exists() else None
     if known is None and not path.exists():
         hint = nearest(source, TEXT_SETS) or f"Give a UTF-8 text, or one of {', '.join(TEXT_SETS)}"
-        raise user_error(source, "is no file, and no data set that is known by this name", hint)
+        raise user_error("TEXT-UNKNOWN", source, "is neither a file nor a known data set", hint)
     tokenizer = load_tokenizer(checkpoint.folder)
     if known is None:
         return _cut(_tokens(tokenizer, read_text(path)), length, count, seed, path)
     texts = fetched_texts(source)
     if known.joined_by is None:
         if count is None:
-            raise user_error(source, "has no end to take all windows of", "Give a number of windows")
+            raise user_error(
+                "TEXT-ENDLESS",
+                source,
+                "is a stream without an end, so 'all' windows is undefined",
+                "Give a number of windows",
+            )
         return _drawn(texts, tokenizer, length, count, seed, source)
     return _cut(_tokens(tokenizer, known.joined_by.join(texts)), length, count, seed, source)
 
 
 def calibration_windows(model: Opened, source: str, length: int, count: int | None, seed: int) -> Tensor:
-    """Return the calibration windows of a model, (windows, length) int64, each with BOS where the model's policy asks for it.
+    """Return the calibration windows of a model, (windows, length) int64, each with BOS if the model's policy asks for it.
 
-    Windows of a saved text come as they are. Raises `UserError` also where windows are longer than the model's learned positions.
+    Windows of a saved text are unchanged. Also raises `UserError` for windows longer than the model's learned positions.
     """
     facts = (model.checkpoint, model.info.fingerprint)
     if Path(source).suffix == ".safetensors":

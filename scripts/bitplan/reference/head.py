@@ -1,4 +1,4 @@
-"""The head of a model: what turns its final hidden states into logits."""
+"""The head of a model, which maps its final hidden states to logits."""
 
 from dataclasses import dataclass
 from math import prod
@@ -11,7 +11,7 @@ from bitplan.models.layers import output_tensor_name
 from bitplan.models.walk import check_finite
 
 VOCABULARY_SLICE = 16_384
-# Factors of the logits by family: {model type: {key of config.json: power}}.
+# Scale factors of the logits by family: {model type: {key of config.json: power}}.
 SCALES = {
     **{family: {"logit_scale": 1} for family in ("cohere", "cohere2")},
     **{family: {"logits_scaling": -1} for family in ("granite", "granitemoe", "granitemoeshared", "granitemoehybrid")},
@@ -20,8 +20,8 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits: the output matrix (vocabulary, hidden) in its stored dtype, a bias (Phi), a factor
-    (Cohere's `logit_scale`, one over Granite's `logits_scaling`), a soft cap (Gemma 2)."""
+    """The output matrix (vocabulary, hidden) in its stored dtype, an optional bias (Phi), a scale factor (Cohere's
+    `logit_scale`, the inverse of Granite's `logits_scaling`) and a soft cap (Gemma 2)."""
 
     matrix: Tensor
     bias: Tensor | None = None
@@ -41,7 +41,7 @@ class Head:
         return cls(read[name], read.get(bias), scale, config.get("final_logit_softcapping"))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is widened slice by slice."""
+        """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is converted slice by slice."""
         wide = hidden.to(torch.float32)
         parts = [wide @ part.to(torch.float32).T for part in self.matrix.split(VOCABULARY_SLICE)]
         logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)

@@ -1,7 +1,7 @@
-"""Whether a family turns hidden states into logits as `Head` does: asked of the family's own forward, on a few rows.
+"""Checks on a few rows that `Head` gives the logits of the family's own forward.
 
-A walk ends at the last norm; what comes after it (matrix, bias, factor, soft cap) is computed from the checkpoint. A family that does
-something else there would be scored wrongly without a word.
+A walk ends at the last norm; the rest (matrix, bias, scale factor, soft cap) is computed from the checkpoint. Without this
+check, a family that does something else there would silently get wrong scores.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ TOLERANCE = 1e-2
 
 
 class _Answer(tuple):
-    """What a model below its head returns, by place and by name; whatever else a family asks for is None."""
+    """The output of a base model, by index and by name; all other attributes that a family reads are None."""
 
     @property
     def last_hidden_state(self) -> Tensor:
@@ -32,7 +32,7 @@ class _Answer(tuple):
 
 @contextmanager
 def _answering(module: nn.Module, hidden: Tensor) -> Iterator[None]:
-    """Let the model below the head answer with given hidden states, and run nothing."""
+    """Make the base model return the given hidden states without running."""
     base = module.base_model
     inner = [part for part in (base, getattr(base, "decoder", None)) if isinstance(part, nn.Module)]
     for part in inner:
@@ -46,8 +46,8 @@ def _answering(module: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _small_head(module: nn.Module, head: Head, model: StreamedModel) -> Iterator[None]:
-    """Give the model an output matrix of a few words only."""
-    kept = module.get_output_embeddings()
+    """Replace the output matrix by its first rows."""
+    original = module.get_output_embeddings()
     small = nn.Linear(head.matrix.shape[1], min(WORDS, len(head.matrix)), bias=head.bias is not None)
     small.weight = nn.Parameter(head.matrix[:WORDS].to(model.device, model.dtype), requires_grad=False)
     if head.bias is not None:
@@ -56,12 +56,12 @@ def _small_head(module: nn.Module, head: Head, model: StreamedModel) -> Iterator
     try:
         yield
     finally:
-        module.set_output_embeddings(kept)
+        module.set_output_embeddings(original)
 
 
 @torch.inference_mode()
 def check_head(model: StreamedModel, head: Head, hidden: Tensor) -> None:
-    """Raise `UserError` when the family's own forward makes other logits of `hidden` (sequences, length, hidden) than `head`."""
+    """Raise `UserError` if the family's own forward gives other logits for `hidden` (sequences, length, hidden) than `head`."""
     some = hidden[:1, :POSITIONS].to(model.device, model.dtype)
     tokens = torch.zeros(some.shape[:2], dtype=torch.int64, device=model.device)
     with _answering(model.module, some), _small_head(model.module, head, model):
@@ -70,5 +70,10 @@ def check_head(model: StreamedModel, head: Head, hidden: Tensor) -> None:
     ours = few.logits(some[0].to("cpu"))
     if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * theirs.abs().max().item()):
         kind = model.checkpoint.config.get("model_type", "unknown")
-        what = f"family {kind!r} makes logits of its last hidden states in a way of its own"
-        raise user_error(model.checkpoint.folder, what, "It cannot be scored: docs/families.md lists those that can")
+        what = f"family {kind!r} computes logits from its last hidden states in an unsupported way"
+        raise user_error(
+            "MODEL-UNKNOWN-HEAD",
+            model.checkpoint.folder,
+            what,
+            "docs/families.md lists the families that can be scored",
+        )

@@ -1,4 +1,4 @@
-"""What commands open first: the model, its description, and a text with the full-precision answer on it."""
+"""What commands open first: the model, its description, and a text with the reference on it."""
 
 import logging
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint, its description and the model that is walked block by block."""
+    """A checkpoint, its description, and the model that runs block by block."""
 
     checkpoint: Checkpoint
     info: ModelInfo
@@ -30,7 +30,7 @@ class Opened:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the figures of a walk: also threads and batches, which may change last digits."""
+        """Everything that the figures of a walk depend on, including threads and batches, which may change last digits."""
         return {
             **{"model": self.info.fingerprint, "dtype": self.dtype, "device": str(self.model.device)},
             **{"threads": torch.get_num_threads(), "tokens_per_batch": self.model.tokens_per_batch},
@@ -39,7 +39,7 @@ class Opened:
 
 
 def opened(path: Path, dtype: str, device: str, threads: int, bos: str = "auto") -> Opened:
-    """Open a model for computing with `threads` threads; `bos` says whether its windows begin with BOS. Raises `UserError`."""
+    """Open a model for running with `threads` threads; `bos` is its BOS policy: auto, always or never. Raises `UserError`."""
     torch.set_num_threads(threads)
     info = model_info(path)
     checkpoint = described_checkpoint(path, info)
@@ -50,22 +50,24 @@ def opened(path: Path, dtype: str, device: str, threads: int, bos: str = "auto")
 
 
 def reference_on(source: Path, model: Opened, length: int, sequences: int | None, skip: int = 0) -> Reference:
-    """Return the reference on a text after its first `skip` tokens, or the saved one where `source` is a safetensors file."""
+    """Return the reference on a text after its first `skip` tokens, or a saved one if `source` is a safetensors file."""
     if source.suffix == ".safetensors":
         return load_reference(source, model.checkpoint, model.info.fingerprint, model.dtype)
     return make_reference(model.model, source, length, sequences, model.dtype, skip)
 
 
 def held_out_reference(source: Path, seen: Reference, model: Opened, length: int, sequences: int | None) -> Reference:
-    """Return the reference on a held-out text; where it is the text of `seen`, on the tokens behind those, which one line says.
+    """Return the reference on a held-out text. If it is the text of `seen`, the tokens after those of `seen` are used and logged.
 
-    Raises `UserError` for a saved text that holds tokens of `seen`, and where nothing is left behind them.
+    Raises `UserError` for a saved text that contains tokens of `seen`, and if too few tokens are left after them.
     """
     same = source.suffix != ".safetensors" and seen.source is not None and text_digest(source) == seen.source.sha256
     if same:
-        log.info("%s is the text that is measured on: held out are its tokens from %d on", source, seen.source.stop)
-    made = reference_on(source, model, length, sequences, seen.source.stop if same else 0)
-    if made.source and seen.source and made.source.overlaps(seen.source):
-        what = "holds tokens that are measured on, so it cannot be held out"
-        raise user_error(source, what, "Save it again with teacher.py --skip-tokens, or give another text")
-    return made
+        log.info("%s is the calibration text: its tokens from %d on are held out", source, seen.source.stop)
+    reference = reference_on(source, model, length, sequences, seen.source.stop if same else 0)
+    if reference.source and seen.source and reference.source.overlaps(seen.source):
+        what = "contains tokens of the calibration windows, so it is not held out"
+        raise user_error(
+            "TEXT-NOT-HELD-OUT", source, what, "Save it again with teacher.py --skip-tokens or give another text"
+        )
+    return reference

@@ -1,4 +1,4 @@
-"""The full-precision model's answer on a text: its final hidden states, from which logits are computed when needed."""
+"""The reference: the full-precision model's final hidden states on a text, from which logits are computed when needed."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +14,15 @@ from bitplan.reference.head import Head
 from bitplan.reference.head_check import check_head
 from bitplan.reference.text import NO_BOS, CutText, TextRange, cut_text, text_digest
 
-MADE_BY = "Make it again with scripts/teacher.py"
+MADE_BY = "Create it again with scripts/teacher.py"
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Windows of tokens (sequences, length), the full-precision final hidden states (sequences, length, hidden), the head; how the
-    windows begin, and which tokens of which text they are, where that is known."""
+    """Windows of tokens (sequences, length), final full-precision hidden states (sequences, length, hidden) and the head.
+
+    `bos` is "none" or the token id with which windows begin; `source` is the range of the text, None if unknown.
+    """
 
     tokens: Tensor
     hidden: Tensor
@@ -30,28 +32,28 @@ class Reference:
     source: TextRange | None = None
 
     def first(self, windows: int | None) -> "Reference":
-        """Return the reference on its first windows only; on all of them for None."""
+        """Return the reference on its first windows; on all for None."""
         return replace(self, tokens=self.tokens[:windows], hidden=self.hidden[:windows])
 
 
 def make_reference(
     model: StreamedModel, text: Path, length: int, sequences: int | None, dtype: str, skip: int = 0
 ) -> Reference:
-    """Run the unquantized model over a text, after its first `skip` tokens. Raises `UserError` for a text that is too short, or a family that cannot be scored."""
+    """Run the unquantized model on a text after its first `skip` tokens. Raises `UserError` for a short text or an unsupported head."""
     model.check_length(length)
     cut = cut_text(model.checkpoint.folder, text, length, sequences, skip, model.bos)
-    made = reference_of(model.checkpoint, cut, model.run(cut.tokens), dtype)
-    check_head(model, made.head, made.hidden)
-    return made
+    reference = reference_of(model.checkpoint, cut, model.run(cut.tokens), dtype)
+    check_head(model, reference.head, reference.hidden)
+    return reference
 
 
 def reference_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Reference:
-    """Return the reference of final hidden states that a walk over `tokens` gave, computed in `dtype`."""
+    """Return the reference with the final hidden states of a walk over `tokens`, computed in `dtype`."""
     return Reference(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
 
 
 def reference_of(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Reference:
-    """Return the reference of final hidden states that a walk over the windows of a text gave; it knows where they are from."""
+    """Return the reference with the final hidden states of a walk over windows of a text, including their range in the text."""
     return replace(reference_from(checkpoint, cut.tokens, hidden, dtype), bos=cut.bos, source=cut.source)
 
 
@@ -68,7 +70,7 @@ def save_reference(path: Path, reference: Reference, fingerprint: str, text: Pat
     if reference.source is not None:
         facts |= {"first_token": str(reference.source.start), "end_token": str(reference.source.stop)}
     with written_aside(path) as aside:
-        # One key only: safetensors writes several metadata keys in an order that changes from run to run.
+        # A single key: safetensors writes several metadata keys in an order that changes between runs.
         joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
         save_file(
             {"tokens": reference.tokens.to(torch.int32), "hidden": reference.hidden.contiguous()},
@@ -78,7 +80,7 @@ def save_reference(path: Path, reference: Reference, fingerprint: str, text: Pat
 
 
 def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
-    """Return the facts, the tokens and the hidden states in a file. Raises `UserError` when it does not hold them."""
+    """Return facts, tokens and hidden states of a file. Raises `UserError` if it lacks them."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -86,9 +88,11 @@ def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
             facts = dict(pair.split("=", 1) for pair in handle.metadata()["facts"].split(";"))
             tokens, hidden = handle.get_tensor("tokens").clone(), handle.get_tensor("hidden").clone()
     except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise user_error(path, f"is no saved text: {error}", MADE_BY) from None
+        raise user_error("REFERENCE-INVALID", path, f"is not a saved reference: {error}", MADE_BY) from None
     if not {"model_fingerprint", "dtype"} <= facts.keys() or tokens.dim() != 2 or hidden.shape[:2] != tokens.shape:
-        raise user_error(path, "is no saved text: tokens and hidden states do not belong together", MADE_BY)
+        raise user_error(
+            "REFERENCE-INVALID", path, "is not a saved reference: tokens and hidden states do not match", MADE_BY
+        )
     return facts, tokens, hidden
 
 
@@ -96,15 +100,20 @@ def load_reference(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: 
     """Return the reference saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
     facts, tokens, hidden = _saved(path)
     if facts["model_fingerprint"] != fingerprint:
-        raise user_error(path, "was made with another model", MADE_BY)
+        raise user_error("REFERENCE-OTHER-MODEL", path, "was created with a different model", MADE_BY)
     if dtype and facts["dtype"] != dtype:
-        raise user_error(path, f"was computed in {facts['dtype']}, not in {dtype}", f"Use --dtype {facts['dtype']}")
+        raise user_error(
+            "REFERENCE-OTHER-DTYPE",
+            path,
+            f"was computed in {facts['dtype']}, not in {dtype}",
+            f"Use --dtype {facts['dtype']}",
+        )
     where = {"bos": facts.get("bos", NO_BOS), "source": _source(facts)}
     return Reference(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"], **where)
 
 
 def _source(facts: dict[str, str]) -> TextRange | None:
-    """Return which tokens a saved text holds; None for a file of a version that did not write it."""
+    """Return the range of a saved text; None for files of versions that did not record it."""
     if not {"text_sha256", "first_token", "end_token"} <= facts.keys():
         return None
     return TextRange(facts["text_sha256"], int(facts["first_token"]), int(facts["end_token"]))

@@ -1,4 +1,4 @@
-"""From a text to windows of tokens."""
+"""Cuts a text into windows of tokens."""
 
 import codecs
 import hashlib
@@ -16,12 +16,12 @@ from bitplan.core.files import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HINT = "Copy the files of the original's tokenizer into the folder"
+HINT = "Copy the original model's tokenizer files into the folder"
 NO_TOKENIZER = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
-# Families whose models were never trained on a window without BOS: without it their perplexity means nothing.
+# Families whose models were only trained on windows with BOS: without it their perplexity is meaningless.
 NEEDS_BOS = ("gemma", "recurrent_gemma", "t5gemma")
 NO_BOS = "none"
-# The longer marks first: that of UTF-32-LE begins with that of UTF-16-LE.
+# The longer marks come first: the mark of UTF-32-LE begins with that of UTF-16-LE.
 WIDE_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
@@ -30,21 +30,20 @@ WIDE_MARKS = {
 
 @dataclass(frozen=True)
 class TextRange:
-    """Which tokens of a text were used: the SHA-256 of its file, and the range from `start` up to `stop`, in tokens of the text."""
+    """A range of tokens of a text: the SHA-256 of its file, and token positions from `start` up to `stop`."""
 
     sha256: str
     start: int
     stop: int
 
     def overlaps(self, other: "TextRange") -> bool:
-        """Return whether a token belongs to both."""
+        """Return whether the ranges share a token."""
         return self.sha256 == other.sha256 and self.start < other.stop and other.start < self.stop
 
 
 @dataclass(frozen=True)
 class CutText:
-    """Windows of tokens (sequences, length) int64, the range of the text that they are from, and how each begins: "none", or the
-    token id of its BOS."""
+    """Windows of tokens (sequences, length) int64, their range in the text, and how each begins: "none" or the id of BOS."""
 
     tokens: Tensor
     source: TextRange
@@ -52,85 +51,92 @@ class CutText:
 
 
 def read_text(path: Path) -> str:
-    """Return a UTF-8 text without a byte order mark. Raises `UserError` when it is missing, empty or no text."""
+    """Return a UTF-8 text without a byte order mark. Raises `UserError` if it is missing, empty or not UTF-8."""
     try:
         raw = Path(path).read_bytes()
         wide = next((name for mark, name in WIDE_MARKS.items() if raw.startswith(mark)), None)
         if wide:
-            raise user_error(path, f"is {wide} text", f"Save it as UTF-8: iconv -f {wide} -t UTF-8")
+            raise user_error("TEXT-NOT-UTF8", path, f"is {wide} text", f"Save it as UTF-8: iconv -f {wide} -t UTF-8")
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", "Give a UTF-8 text") from None
+        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", "Give a UTF-8 text") from None
     except UnicodeDecodeError as error:
-        raise user_error(path, f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
+        raise user_error("TEXT-NOT-UTF8", path, f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
     if not text.strip():
-        raise user_error(path, "is empty", "Give a text of some thousand words")
+        raise user_error("TEXT-EMPTY", path, "is empty", "Give a text of a few thousand words")
     return text
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer of a checkpoint. Code that it brings along is never run. Raises `UserError` when there is none."""
+    """Return the tokenizer of a checkpoint. Code from the checkpoint is never run. Raises `UserError` if there is none."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        # What the tokenizers library finds broken comes as a plain Exception, which has no class of its own.
+        # The tokenizers library reports broken files as a plain Exception.
         if type(error) is not Exception and not isinstance(error, NO_TOKENIZER):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise user_error(folder, f"has no tokenizer that transformers reads: {first}", HINT) from None
+        raise user_error(
+            "MODEL-NO-TOKENIZER", folder, f"has no tokenizer that transformers can load: {first}", HINT
+        ) from None
     return tokenizer
 
 
 def first_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase", policy: str) -> list[int]:
-    """Return the tokens with which every window begins under a policy: BOS, or none.
+    """Return the tokens with which every window begins under a policy: BOS or none.
 
-    "always": BOS; "never": none; "auto": BOS for families that need it. Raises `UserError` where BOS is wanted and there is none.
+    "always": BOS; "never": none; "auto": BOS for families that need it. Raises `UserError` if BOS is needed and not defined.
     """
     config = read_json(folder / "config.json")
     needed = str(config.get("model_type", "")).startswith(NEEDS_BOS)
     if policy == "never" or (policy == "auto" and not needed):
         return []
-    held = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
-    if not isinstance(held, int):
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
+    if not isinstance(bos, int):
         why = "" if policy == "always" else f", which family {config['model_type']!r} needs"
-        raise user_error(folder, f"has no BOS token{why}", "Give a tokenizer with one, or --bos never")
-    return [held]
+        raise user_error(
+            "TEXT-NO-BOS", folder, f"has no BOS token{why}", "Use a tokenizer that has one, or --bos never"
+        )
+    return [bos]
 
 
 def begun(windows: Tensor, first: Sequence[int]) -> Tensor:
-    """Return windows (sequences, length) with the same first tokens put before each: (sequences, len(first) + length)."""
+    """Return windows (sequences, length) with the tokens `first` before each: (sequences, len(first) + length)."""
     begin = torch.tensor([list(first)] * len(windows), dtype=torch.int64).view(len(windows), len(first))
     return torch.cat([begin, windows], dim=1)
 
 
 def bos_name(first: Sequence[int]) -> str:
-    """Return how windows begin, as results record it: "none", or the token id of BOS."""
+    """Return how windows begin, as results record it: "none" or the token id of BOS."""
     return " ".join(map(str, first)) or NO_BOS
 
 
 def cut_text(
     folder: Path, text: Path, length: int, sequences: int | None = None, skip: int = 0, bos: str = "auto"
 ) -> CutText:
-    """Return non-overlapping windows of `length` tokens of a text after its first `skip` tokens; a short rest is dropped.
+    """Return non-overlapping windows of `length` tokens of a text after its first `skip` tokens; a short last window is dropped.
 
-    Where windows begin with BOS it is one of their `length` tokens. Raises `UserError` when the text is shorter than one window,
-    or than the windows asked for.
+    BOS, if used, is one of the `length` tokens. Raises `UserError` if the text is too short for one window, or for the
+    requested number.
     """
     content, tokenizer = read_text(text), load_tokenizer(folder)
     first = first_tokens(folder, tokenizer, bos)
     own = length - len(first)
     tokens = tokenizer(content, add_special_tokens=False, verbose=False).input_ids
-    held = max(0, len(tokens) - skip) // own
-    if held < (sequences or 1):
-        wanted = f"{sequences} windows" if sequences else "one window"
+    available = max(0, len(tokens) - skip) // own
+    if available < (sequences or 1):
+        request = f"{sequences} windows" if sequences else "one window"
         after = f" after the first {skip} tokens" if skip else ""
         needed = skip + own * (sequences or 1)
         raise user_error(
-            text, f"has {len(tokens)} tokens, {wanted} of {length}{after} need {needed}", "Give a longer text"
+            "TEXT-TOO-SHORT",
+            text,
+            f"has {len(tokens)} tokens, {request} of {length}{after} need {needed}",
+            "Give a longer text",
         )
-    used = sequences or held
+    used = sequences or available
     stop = skip + used * own
     cut = torch.tensor(tokens[skip:stop], dtype=torch.int64).view(used, own)
     return CutText(begun(cut, first), TextRange(text_digest(text), skip, stop), bos_name(first))
@@ -142,5 +148,5 @@ def text_digest(text: Path) -> str:
 
 
 def windows(folder: Path, text: Path, length: int, sequences: int | None = None, skip: int = 0) -> Tensor:
-    """Return the tokens alone of `cut_text`, (sequences, length) int64. Raises `UserError` as it does."""
+    """Return the tokens of `cut_text`, (sequences, length) int64, without BOS policy. Raises `UserError` as it does."""
     return cut_text(folder, text, length, sequences, skip).tokens

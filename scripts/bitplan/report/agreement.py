@@ -26,7 +26,10 @@ def read_agreement(path: Path) -> Taus:
     )
     if not numbers:
         raise user_error(
-            path, "holds no taus by metric and format", "Make it again with scripts/sensitivity.py --report"
+            "REPORT-NO-AGREEMENT",
+            path,
+            "has no rank correlations (tau) by metric and format",
+            "Create it again with scripts/sensitivity.py --report",
         )
     return taus
 

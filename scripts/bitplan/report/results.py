@@ -9,14 +9,16 @@ from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.core.files import read_json
 from bitplan.report.metrics import METRICS, Metric
 
-AGAIN = "Make the results again, with snakemake"
-# The file of each result, in a plan's folder and in a baseline's.
+AGAIN = "Run snakemake again to create the results"
+# The runtime whose figures stand beside the simulated ones.
+RUNTIME = "gguf"
+# The file of each result, in a baseline's folder and in a plan's.
+BASELINE_RESULTS = {"file": "model.gguf", "file_scores": "perplexity.json", "speed": "speed.json"}
 PLAN_RESULTS = {
     **{"bits": "bits.json", "plan": "plan.json", "scores": "perplexity.json"},
-    **{"file_scores": "gguf_perplexity.json", "file": "model.gguf", "speed": "speed.json"},
+    **{key: f"{RUNTIME}/{name}" for key, name in BASELINE_RESULTS.items()},
 }
-BASELINE_RESULTS = {"file": "model.gguf", "file_scores": "perplexity.json", "speed": "speed.json"}
-OF_FILES = ("file", "file_scores", "speed")
+OF_FILES = tuple(BASELINE_RESULTS)
 BASELINE_METHOD = "llama.cpp"
 
 
@@ -48,7 +50,9 @@ def reference_speed(folder: Path, name: str) -> ReferenceSpeed:
         speed = read_json(folder / "speed.json")["models"][name]["generation_tokens_per_second"]
         return ReferenceSpeed(float(speed["median"]), speed["stable"])
     except (KeyError, TypeError, ValueError) as error:
-        raise user_error(folder / "speed.json", f"lacks the speed of {name}: {error}", AGAIN) from None
+        raise user_error(
+            "REPORT-NO-FIGURE", folder / "speed.json", f"lacks the speed of {name}: {error}", AGAIN
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Reader:
 def check_results(entries: Iterable[Entry], with_files: bool = True) -> None:
     """Raise `UserError` with every result that an entry's row is made of and that is not there; GGUF files only `with_files`."""
     paths = [path for entry in entries for path in entry.files(with_files).values()]
-    problems = [Problem(str(path), "does not exist", AGAIN) for path in paths if not path.is_file()]
+    problems = [Problem("REPORT-NO-RESULT", str(path), "does not exist", AGAIN) for path in paths if not path.is_file()]
     if problems:
         raise UserError(problems)
 
@@ -111,4 +115,4 @@ def row_of(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> d
         method = results["plan"]["method"] if entry.is_plan else BASELINE_METHOD
         return {"name": entry.name, "method": method, **{each.key: value_of(results, each) for each in METRICS}}
     except (KeyError, TypeError, AttributeError) as error:
-        raise user_error(entry.folder, f"has a result that lacks a figure: {error}", AGAIN) from None
+        raise user_error("REPORT-NO-FIGURE", entry.folder, f"has an incomplete result: {error}", AGAIN) from None

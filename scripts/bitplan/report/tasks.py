@@ -18,7 +18,7 @@ def _figures(path: Path) -> dict[str, float | None]:
     """Return {"task metric": value} of a tasks.json; None for a figure that is no finite number."""
     tasks = read_json(path).get("tasks")
     if not isinstance(tasks, dict) or not all(isinstance(row, dict) for row in tasks.values()):
-        raise user_error(path, "has no tasks", "Make it with scripts/eval_with_lm_eval.py")
+        raise user_error("REPORT-NO-TASKS", path, "has no tasks", "Create it with scripts/eval_with_lm_eval.py")
     return {
         f"{task} {metric}": value
         for task, row in tasks.items()

@@ -26,8 +26,15 @@ NAMES = {"q4km": "Q4_K_M", "mixed": "Mixed precision"}
 def compared(q4km: Path, mixed: Path) -> dict[str, Path]:
     """Return {name: path} of the two files. Raises `UserError` for absent files."""
     files = {NAMES["q4km"]: q4km, NAMES["mixed"]: mixed}
-    hints = {NAMES["q4km"]: "Give it with --q4km_path", NAMES["mixed"]: "Make it with scripts/export_gguf_official.py"}
-    absent = [Problem(str(path), "does not exist", hints[name]) for name, path in files.items() if not path.is_file()]
+    hints = {
+        NAMES["q4km"]: "Give it with --q4km_path",
+        NAMES["mixed"]: "Create it with scripts/export_gguf_official.py",
+    }
+    absent = [
+        Problem("INPUT-MISSING", str(path), "does not exist", hints[name])
+        for name, path in files.items()
+        if not path.is_file()
+    ]
     if absent:
         raise UserError(absent)
     for path in files.values():

@@ -1,7 +1,6 @@
-"""The values that a weight may take: for each width a scale (and a zero point) of every row, or of every group of a row.
+"""Quantization grids for several widths: for each width a scale (and a zero point) per row, or per group of a row.
 
-Found once per width before any weight is changed, from the weights as they are: INT-b as in `formats/integer.py`, scales stored as
-float16.
+They are computed once per width from the original weights: INT-b as in `formats/integer.py`, with float16 scales.
 """
 
 from collections.abc import Sequence
@@ -16,12 +15,12 @@ from bitplan.formats.integer import stored_scale
 
 WIDEST = 8
 UNQUANTIZED_WIDTH = 16
-# Shares of the range that are tried when it may be cut (GPTQ's `mse`: error^2.4, down to a fifth of the range).
+# Shares of the range that are tried for clipping (GPTQ's `mse`: error^2.4, down to a fifth of the range).
 SHRINKS = tuple(1 - 0.8 * i / 16 for i in range(16))
 ERROR_POWER = 2.4
-# With more bits a row of some thousand values is best held whole: the least error of a Gaussian at 6 bits is at 4 standard deviations.
+# With more bits clipping does not help: for a Gaussian at 6 bits the best range is 4 standard deviations, about a row's maximum.
 WIDEST_CUT = 5
-# Of longer groups every n-th value is looked at, so that cutting ranges stays cheap beside the sweep.
+# In longer groups only every n-th value is used, so that clipping stays cheap compared with the sweep.
 VALUES_LOOKED_AT = 512
 VALUES_AT_ONCE = 1 << 20
 
@@ -54,7 +53,7 @@ class Grid:
 
 
 def _ranges(blocks: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Return the smallest and the largest value, 0 among them, of blocks (out, groups, group): (out, groups) each."""
+    """Return the smallest and the largest value, including 0, of blocks (out, groups, group): (out, groups) each."""
     low, high = torch.aminmax(blocks, dim=-1)
     if symmetric:
         reach = torch.maximum(high, -low)
@@ -76,12 +75,12 @@ def _error(blocks: Tensor, scale: Tensor, zero: Tensor, width: int, symmetric: b
     most = 2 ** (width - 1) - 1
     low, high = (-most, most) if symmetric else (0, 2**width - 1)
     scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
-    made = ((blocks / scale).round_().add_(zero).clamp_(low, high) - zero) * scale
-    return (blocks - made).abs_().pow_(ERROR_POWER).sum(-1)
+    rounded = ((blocks / scale).round_().add_(zero).clamp_(low, high) - zero) * scale
+    return (blocks - rounded).abs_().pow_(ERROR_POWER).sum(-1)
 
 
 def _cut(blocks: Tensor, width: int, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Return scale and zero point of the share of the range under which the error of each block (out, groups, group) is least."""
+    """Return scale and zero point of the clipped range with the smallest error for each block (out, groups, group)."""
     low, high = _ranges(blocks, symmetric)
     blocks = blocks[..., :: -(-blocks.shape[-1] // VALUES_LOOKED_AT)].contiguous()
     best = _scaled(low, high, width, symmetric)
@@ -97,7 +96,7 @@ def _cut(blocks: Tensor, width: int, symmetric: bool) -> tuple[Tensor, Tensor]:
 
 @dataclass
 class Quantizer:
-    """How a layer's grid is made. `bits` is the one width where no allocation is asked for; 16 leaves the weights unquantized."""
+    """The settings of a layer's grid. `bits` is the width if there is no allocation; 16 leaves the weights unquantized."""
 
     bits: int = UNQUANTIZED_WIDTH
     perchannel: bool = True
@@ -115,8 +114,8 @@ class Quantizer:
     ) -> None:
         """Set the width (2 to 8, or 16), a scale per row or for the whole matrix, symmetric or with a zero point.
 
-        `mse` cuts a range where that lowers its error; `group_size` gives each group of that many inputs of a row its own scale.
-        Raises `UserError` for a width that is none.
+        `mse` clips a range if that lowers its error; `group_size` gives each group of that many inputs of a row a separate scale.
+        Raises `UserError` for an invalid width.
         """
         check_widths([bits])
         self.bits, self.perchannel, self.sym, self.mse, self.group_size = bits, perchannel, sym, mse, group_size
@@ -125,8 +124,8 @@ class Quantizer:
         """Return the grid of a weight (out, in) for some widths from 2 to 8."""
         group = (self.group_size if self.perchannel else None) or weight.shape[1]
         blocks = blocks_of(weight.to(torch.float32), group)
-        made = [self._of_width(blocks, width) for width in widths]
-        scale, zero = (torch.stack([pair[i].T for pair in made]).contiguous() for i in (0, 1))
+        pairs = [self._of_width(blocks, width) for width in widths]
+        scale, zero = (torch.stack([pair[i].T for pair in pairs]).contiguous() for i in (0, 1))
         return Grid(tuple(widths), scale, zero, self.sym, group)
 
     def _of_width(self, blocks: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -148,4 +147,9 @@ def check_widths(widths: Sequence[int], source: str = "bits") -> None:
     wrong = [width for width in widths if not (2 <= width <= WIDEST)]
     if not widths or (wrong and list(widths) != [UNQUANTIZED_WIDTH]):
         shown = ", ".join(map(str, wrong)) or "nothing"
-        raise user_error(source, f"{shown} is no width", "Give widths from 2 to 8, or 16 alone for no quantization")
+        raise user_error(
+            "ROUNDING-BAD-WIDTH",
+            source,
+            f"{shown} is not a valid width",
+            "Use widths from 2 to 8, or 16 alone for no quantization",
+        )

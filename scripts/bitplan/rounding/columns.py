@@ -1,4 +1,4 @@
-"""The columns of one layer on its format's grid: what is asked for, and what a sweep or a descent has found so far."""
+"""The columns of one layer on its format's grid: the layer to round, and the elements chosen so far."""
 
 from dataclasses import dataclass, field
 
@@ -15,9 +15,9 @@ COLUMNS_AT_ONCE = 128
 
 @dataclass(frozen=True)
 class LayerToRound:
-    """What is rounded: a weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, and the format's name and block.
+    """A weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, its format and values per block.
 
-    `damping` is added to the diagonal of H in shares of its mean.
+    `damping` times the mean of H's diagonal is added to the diagonal.
     """
 
     name: str
@@ -29,17 +29,17 @@ class LayerToRound:
 
     @property
     def importance(self) -> Tensor | None:
-        """The damped diagonal of H (in,) float32, by which quantizers weigh squared errors; None where no token was seen."""
+        """The damped diagonal of H (in,) float32, by which quantizers weight squared errors; None if the layer has no tokens."""
         diagonal = self.hessian.diagonal()
         mean = diagonal.mean()
         return (diagonal + self.damping * mean).to("cpu", torch.float32) if mean > 0 else None
 
     def nearest(self) -> Quantized:
-        """Return the weight as the format's own quantizer rounds it."""
+        """Return the weight rounded to nearest by the format's own quantizer."""
         return self.form.quantize(self.weight.to(torch.float32), self.group, self.importance)
 
     def values(self, quantized: Quantized) -> Tensor:
-        """Return the weight (out, in) that parts stand for, in the dtype of the layer."""
+        """Return the dequantized weight (out, in), in the dtype of the layer."""
         return self.form.dequantize(quantized, self.group).to(self.weight)
 
     def error(self, quantized: Quantized) -> float:
@@ -50,8 +50,10 @@ class LayerToRound:
 
 @dataclass
 class FormatColumns:
-    """Rounds columns to a format's grid for `sweep_columns`; keeps the parts, the elements (in, out) that it has found,
-    and the weights that these are nearest to, `centers` (in, out)."""
+    """Rounds columns to a format's grid for `sweep_columns`.
+
+    It stores the parts, the chosen elements (in, out), and the values that these approximate, `centers` (in, out).
+    """
 
     layer: LayerToRound
     elements: Tensor
@@ -68,14 +70,14 @@ class FormatColumns:
         return self.layer.group
 
     def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
-        """Return a column's values on the grid, which is found when its first column comes up."""
+        """Return a column's values on the grid, which is computed at the first column of its span."""
         place = j % self.span
         if place == 0:
             self._find_(j, ahead[: self.span])
         return self.on_grid_(j, column)
 
     def on_grid_(self, j: int, column: Tensor) -> Tensor:
-        """Return the nearest values to a column (out,) that is the j-th, on a grid that was found before, and keep their elements."""
+        """Return the nearest values to the j-th column (out,) on its grid, which must exist, and store their elements."""
         levels, place = self.levels[j // self.span], j % self.span
         self.centers[j] = column
         self.elements[j] = levels.elements(column, place)
@@ -84,7 +86,9 @@ class FormatColumns:
     def values(self) -> Tensor:
         """Return the values of all columns, (in, out)."""
         spans = zip(self.levels, self.elements.split(self.span), strict=True)
-        return torch.cat([levels.values(held, torch.arange(len(held), device=held.device)) for levels, held in spans])
+        return torch.cat(
+            [levels.values(elements, torch.arange(len(elements), device=elements.device)) for levels, elements in spans]
+        )
 
     def _find_(self, start: int, columns: Tensor) -> None:
         form, values = self.layer.form, columns.T.to(torch.float32).contiguous()
@@ -93,14 +97,14 @@ class FormatColumns:
         self.levels.append(GRIDS[form.name].read(self.parts[-1], self.span).to(columns))
 
     def quantized(self) -> Quantized:
-        """Return the parts of the whole weight with the elements that were found."""
+        """Return the parts of the whole weight with the chosen elements."""
         grid, spans = GRIDS[self.layer.form.name], self.elements.to("cpu", torch.float32).split(self.span)
         written = [grid.write(part, span.T) for part, span in zip(self.parts, spans, strict=True)]
         return joined(written, tuple(self.layer.weight.shape))
 
 
 def columns_at_once(span: int) -> int:
-    """Return the sweep's block: near 128 columns, and a divisor or a multiple of `span`, so that scales see weights up to date."""
+    """Return the sweep's block size: near 128 columns, and a divisor or multiple of `span`, so that scales use updated weights."""
     if span <= COLUMNS_AT_ONCE:
         return span * (COLUMNS_AT_ONCE // span)
     return next((n for n in range(COLUMNS_AT_ONCE, COLUMNS_AT_ONCE // 2, -1) if span % n == 0), span)

@@ -1,7 +1,7 @@
-"""Coordinate descent over the codes of a rounded layer: each column again, given all the others, on the grid that stands.
+"""Coordinate descent over the codes of a rounded layer: each column is rounded again, given all others, on a fixed grid.
 
-With D the change of the weight and G = D H, the best value of column j is w_j + d_j - G_j / H_jj. Its nearest value on the grid never
-raises tr(D H D^T) (QuantEase, 2309.01885).
+With D the change of the weight and G = D H, the best value of column j is w_j + d_j - G_j / H_jj. Rounding it to the grid never
+increases tr(D H D^T) (QuantEase, 2309.01885).
 """
 
 import torch
@@ -13,7 +13,7 @@ COLUMNS_AT_ONCE = 128
 
 
 def descend_(columns: FormatColumns, weight: Tensor, hessian: Tensor, sweeps: int) -> None:
-    """Replace the elements that `columns` has found for a weight (out, in) by better ones under H (in, in), in some sweeps."""
+    """Improve the elements of `columns` for a weight (out, in) under H (in, in), in the given number of sweeps."""
     rest = weight.T.contiguous()
     change = columns.values() - rest  # (in, out)
     for _ in range(sweeps):
@@ -28,7 +28,7 @@ def descend_(columns: FormatColumns, weight: Tensor, hessian: Tensor, sweeps: in
 def _descend_block_(
     columns: FormatColumns, rest: Tensor, change: Tensor, gradient: Tensor, block: Tensor, start: int
 ) -> Tensor:
-    """Descend over the columns of a block of H; changes `gradient` (columns, out) of the block. Returns what its values moved by."""
+    """Descend over the columns of a block of H and update its `gradient` (columns, out). Returns the change of its values."""
     moved = torch.zeros_like(gradient)
     for j, curvature in enumerate(block.diagonal().tolist()):
         if curvature <= 0:

@@ -1,7 +1,7 @@
-"""The blocks of GGUF types (ggml-common.h of llama.cpp): where the bits of codes are, and what scales and offsets a block holds.
+"""The block layouts of GGUF types (ggml-common.h of llama.cpp): the bits of codes, scales and offsets.
 
-Every type stores value = scale x element - offset. A code of b bits is stored in one or two fields; in each, a byte holds codes that
-are `run` values apart: value s x run + k of a group is in byte k, at bit s x (bits of the field).
+Every type stores value = scale x element - offset. A code is stored in one or two fields. In each, a byte has the codes of values
+that are `run` apart: value s x run + k of a group is in byte k, at bit s x (bits of the field).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from bitplan.formats.mx import power_of_two
 
 @dataclass(frozen=True)
 class Field:
-    """Bits of codes in a block: its first byte, bits per code, `run`, and which bit of the code is its lowest."""
+    """Bits of codes in a block: first byte, bits per code, `run`, and the position of these bits in the code."""
 
     start: int
     bits: int
@@ -26,7 +26,7 @@ class Field:
     low: int = 0
 
 
-# scales(blocks (rows, bytes) uint8) -> scale (rows, n), and offset (rows, n) or None, float32; n parts of a block in their order
+# scales(blocks (rows, bytes) uint8) -> scale (rows, n), and offset (rows, n) or None, float32; for the n parts of a block in order
 Scales = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -51,7 +51,7 @@ def _half(blocks: Tensor, start: int) -> Tensor:
 
 
 def _spread(data: Tensor, bits: int) -> Tensor:
-    """Return the fields of `bits` bits in bytes (rows, n), lowest first: all lowest ones, then the next, (rows, n x 8 / bits)."""
+    """Unpack fields of `bits` bits from bytes (rows, n): all lowest fields first, then the next, (rows, n x 8 / bits)."""
     parts = [(data >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
     return torch.cat(parts, dim=1)
 
@@ -98,7 +98,7 @@ def _with_minimum(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exponent(blocks: Tensor) -> tuple[Tensor, None]:
-    # Half of the scale: the table has twice the elements.
+    # Half the scale, because the table has doubled elements.
     return power_of_two(blocks[:, :1].to(torch.int32) - 128), None
 
 
@@ -123,12 +123,12 @@ BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
 
 
 def write_codes_(blocks: Tensor, codes: Tensor, layout: BlockLayout) -> None:
-    """Put codes (rows, values) int32 into the fields of blocks (rows, bytes) uint8; scales stay as they are."""
+    """Write codes (rows, values) int32 into the fields of blocks (rows, bytes) uint8; scales are unchanged."""
     for field in layout.fields:
         shifts = torch.arange(0, 8, field.bits, dtype=torch.int32).reshape(-1, 1)
         some = (codes >> field.low) & (2**field.bits - 1)
-        held = (some.reshape(len(codes), -1, len(shifts), field.run) << shifts).sum(dim=2, dtype=torch.int32)
-        data = held.reshape(len(codes), -1).to(torch.uint8)
+        packed = (some.reshape(len(codes), -1, len(shifts), field.run) << shifts).sum(dim=2, dtype=torch.int32)
+        data = packed.reshape(len(codes), -1).to(torch.uint8)
         blocks[:, field.start : field.start + data.shape[1]] = data
 
 

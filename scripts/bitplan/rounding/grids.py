@@ -1,7 +1,7 @@
-"""The grids of the formats: which values the parts of a quantized matrix can hold under their scales, and new elements in them.
+"""The grids of the formats: the values that a quantized matrix can represent under its scales, and how to store new elements.
 
-A format's own quantizer chooses scales; a grid reads them off the parts that it made. A new format needs an entry in `GRIDS` only
-when its parts are not those of one that is there.
+A format's own quantizer chooses the scales; a grid reads them from the quantized parts. A new format needs an entry in `GRIDS` only
+if its parts differ from those of existing formats.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitplan.formats import mx
 from bitplan.formats.base import Quantized
-from bitplan.formats.table import FORMATS
+from bitplan.formats.ggml import TYPES
 from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
 from bitplan.rounding.levels import Levels, floats, integers, listed, shifted_integers
 
@@ -22,8 +22,8 @@ from bitplan.rounding.levels import Levels, floats, integers, listed, shifted_in
 class Grid:
     """How a format's parts are read and written.
 
-    read(parts of some columns that share scales, values per part) gives their `Levels`; write(the same parts, elements (out, columns)
-    float32) gives parts with these elements and the same scales.
+    read(parts of columns that share scales, values per part) returns their `Levels`; write(the same parts, elements (out, columns)
+    float32) returns parts with these elements and the same scales.
     """
 
     read: Callable[[Quantized, int], Levels]
@@ -50,7 +50,7 @@ def _gguf(layout: BlockLayout) -> Grid:
 
 
 def _padded(elements: Tensor, like: Tensor) -> Tensor:
-    """Return elements (out, columns) in the shape of a block (out, 1, group); a short one is filled with zeros."""
+    """Return elements (out, columns) in the shape of a block (out, 1, group), padded with zeros."""
     short = like.shape[-1] - elements.shape[1]
     return torch.nn.functional.pad(elements, (0, short)).unsqueeze(1)
 
@@ -61,8 +61,8 @@ def _mx(element: mx.Element) -> Grid:
         return Levels(scale.T.contiguous(), None, group, floats(element))
 
     def write(quantized: Quantized, elements: Tensor) -> Quantized:
-        made = _padded(elements, quantized.parts["elements"])
-        return Quantized({**quantized.parts, "elements": made}, quantized.shape)
+        padded = _padded(elements, quantized.parts["elements"])
+        return Quantized({**quantized.parts, "elements": padded}, quantized.shape)
 
     return Grid(read, write)
 
@@ -106,7 +106,7 @@ ELEMENTS = {
 }
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
-        **{form.name: _gguf(BLOCKS[form.gguf_type]) for form in FORMATS.values() if form.family == "gguf"},
+        **{name: _gguf(BLOCKS[kind]) for name, kind in TYPES.items()},
         **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
         **{f"int{bits}": _integer(bits) for bits in range(2, 9)},
         **{f"int{bits}_asym": _asymmetric(bits) for bits in range(2, 9)},
@@ -115,6 +115,6 @@ GRIDS: Mapping[str, Grid] = MappingProxyType(
 
 
 def joined(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:
-    """Return the parts of neighbouring columns as those of the whole matrix (out, in)."""
+    """Join the parts of adjacent columns to those of the whole matrix (out, in)."""
     names = parts[0].parts
     return Quantized({name: torch.cat([part.parts[name] for part in parts], dim=1) for name in names}, shape)

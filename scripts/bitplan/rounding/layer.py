@@ -1,6 +1,6 @@
-"""One layer rounded: column after column on its format's grid, each column's error handed to those after it (GPTQ, 2210.17323).
+"""Rounds one layer column by column on its format's grid; later columns compensate the error of each column (GPTQ, 2210.17323).
 
-The scales of a span of columns are chosen by the format's own quantizer when the sweep reaches it, from the weights as they then are.
+When the sweep reaches a span of columns, the format's own quantizer chooses its scales from the updated weights.
 """
 
 import logging
@@ -18,7 +18,7 @@ from bitplan.rounding.sweep import Factors, Pruning, check_hessian, damped_facto
 log = logging.getLogger(__name__)
 NEAREST, FEEDBACK, TUNED = "nearest", "feedback", "tuned"
 MOST_DAMPING = 1.0
-LESS = 0.1  # of the damping; no inverse is taken in a descent
+LESS = 0.1  # share of the damping in a descent, which needs no inverse
 DESCENTS = 2
 
 
@@ -26,8 +26,8 @@ DESCENTS = 2
 class RoundedWeight:
     """A rounded weight: its parts, how it was rounded, and both errors (`LayerToRound.error`).
 
-    `damping` is what the factors needed; None where nothing was factorized. `why` says why it is not as asked; "" where it is. `columns`
-    are what error feedback has found; None for rounding to nearest.
+    `damping` is the damping that the factorization needed; None without one. `why` is the reason if the requested method was not
+    used, else "". `columns` is the state of error feedback; None for rounding to nearest.
     """
 
     quantized: Quantized
@@ -40,7 +40,7 @@ class RoundedWeight:
 
 
 def feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
-    """Return the columns of the weight rounded with error feedback through `factors` of its Hessian, then descended on so often."""
+    """Return the columns of the weight rounded with error feedback by the Hessian's `factors`, after `descents` descents."""
     elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
     columns = FormatColumns(layer, elements, layer.importance)
     sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
@@ -52,7 +52,7 @@ def feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> Format
 
 
 def _dampings(first: float) -> Iterator[float]:
-    """Yield the damping asked for, and ten times as much until it is over the mean of the diagonal."""
+    """Yield the requested damping, then ten times as much each time, up to `MOST_DAMPING`."""
     damping = first
     while damping <= MOST_DAMPING:
         yield damping
@@ -60,9 +60,10 @@ def _dampings(first: float) -> Iterator[float]:
 
 
 def round_layer(layer: LayerToRound, rounding: str = FEEDBACK, descents: int = DESCENTS) -> RoundedWeight:
-    """Return the weight rounded as asked, with so many descents after the sweep, or to nearest where that is not possible or not better, which the log says.
+    """Return the weight rounded by the requested method, with `descents` descents after the sweep.
 
-    Raises `UserError` for inputs that are NaN or infinite.
+    If that is not possible or not better, the weight is rounded to nearest, and the log says so. Raises `UserError` for inputs
+    that are NaN or infinite.
     """
     check_hessian(layer.hessian)
     nearest = layer.nearest()
@@ -74,24 +75,24 @@ def round_layer(layer: LayerToRound, rounding: str = FEEDBACK, descents: int = D
 def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> RoundedWeight:
     if not layer.hessian.diagonal().any():
         return _kept(layer, plain, "no token reached it")
-    found = ((damping, damped_factors(layer.hessian, damping)) for damping in _dampings(layer.damping))
-    damping, factors = next((pair for pair in found if pair[1] is not None), (None, None))
+    attempts = ((damping, damped_factors(layer.hessian, damping)) for damping in _dampings(layer.damping))
+    damping, factors = next((pair for pair in attempts if pair[1] is not None), (None, None))
     if factors is None:
         return _kept(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
-        log.warning("%s: its Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
+        log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
     columns = feedback(layer, factors, descents)
-    made = columns.quantized()
-    error = layer.error(made)
+    quantized = columns.quantized()
+    error = layer.error(quantized)
     if not error <= plain.error:
         return _kept(layer, plain, f"error feedback gives a layer error of {error:.4g}, nearest {plain.error:.4g}")
-    return RoundedWeight(made, FEEDBACK, error, plain.error, damping, columns=columns)
+    return RoundedWeight(quantized, FEEDBACK, error, plain.error, damping, columns=columns)
 
 
-def tuned(layer: LayerToRound, made: RoundedWeight) -> RoundedWeight:
-    """Return what error feedback has made of a layer with the elements that its columns have by now."""
-    quantized = made.columns.quantized()
-    return replace(made, quantized=quantized, rounding=TUNED, error=layer.error(quantized))
+def tuned(layer: LayerToRound, rounded: RoundedWeight) -> RoundedWeight:
+    """Return the rounded weight with the elements that tuning left in its columns."""
+    quantized = rounded.columns.quantized()
+    return replace(rounded, quantized=quantized, rounding=TUNED, error=layer.error(quantized))
 
 
 def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
@@ -99,7 +100,7 @@ def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
     return RoundedWeight(plain.quantized, NEAREST, plain.error, plain.error, why=why)
 
 
-# The name of a way of rounding, and what it is, for help and messages.
+# {rounding method: description}, for help and messages.
 ROUNDINGS: Mapping[str, str] = MappingProxyType(
     {
         NEAREST: "each weight to its nearest code",

@@ -1,6 +1,6 @@
-"""The values that some columns of a weight can take under scales that are fixed: value = scale x element - offset.
+"""The values that columns of a weight can take under fixed scales: value = scale x element - offset.
 
-An element is what a format stores of one weight: an integer, a small float, an entry of a table.
+An element is what a format stores for one weight: an integer, a small float, or an entry of a table.
 """
 
 from collections.abc import Callable
@@ -11,16 +11,16 @@ from torch import Tensor
 
 from bitplan.formats.mx import Element, round_to_element
 
-# round_to_element takes |x| below 2^100; no element type has a value over 2^16.
+# round_to_element needs |x| below 2^100; no element type has a value above 2^16.
 FARTHEST = 2.0**20
 
 
 @dataclass(frozen=True)
 class Elements:
-    """The elements of a format. Both functions take the place of each column among the scales last: a number, or (columns,) int64.
+    """The elements of a format. The last argument of both functions is the index of each column's scale: a number or (columns,) int64.
 
-    nearest(scaled (..., out), part) gives the nearest element of each; beside(elements, direction, part) the next element in the
-    direction -1 or 1 of each, or the same one at the end.
+    nearest(scaled (..., out), part) returns the nearest elements; beside(elements, direction, part) returns the next elements in
+    direction -1 or 1, or the same ones at the end of the range.
     """
 
     nearest: Callable[[Tensor, int | Tensor], Tensor]
@@ -29,10 +29,10 @@ class Elements:
 
 @dataclass(frozen=True)
 class Levels:
-    """The grid of some columns: scale (n, out), and offset of the same shape or None; each of the n is shared by `run` columns.
+    """The grid of some columns: scale (n, out), and offset of the same shape or None; each row is shared by `run` columns.
 
-    Functions take a column (out,) and its place in the span, or columns (m, out) and their places (m,) int64. A scale of 0 leaves one
-    value: minus the offset.
+    Functions take a column (out,) and its index in the span, or columns (m, out) and their indices (m,) int64. With a scale of 0
+    the only value is minus the offset.
     """
 
     scale: Tensor
@@ -46,7 +46,7 @@ class Levels:
         return Levels(self.scale.to(like), offset, self.run, self.kind)
 
     def scaled(self, columns: Tensor, place: int | Tensor) -> Tensor:
-        """Return columns in units of elements: (w + offset) / scale, 0 where the scale is 0."""
+        """Return columns in units of elements: (w + offset) / scale, or 0 if the scale is 0."""
         part = place // self.run
         scale = self.scale[part]
         shifted = columns if self.offset is None else columns + self.offset[part]
@@ -57,10 +57,10 @@ class Levels:
         return self.kind.nearest(self.scaled(columns, place), place // self.run)
 
     def values(self, elements: Tensor, place: int | Tensor) -> Tensor:
-        """Return scale x element - offset, in the order of operations of the formats' own decoders."""
+        """Return scale x element - offset, with the operations in the same order as in the formats' decoders."""
         part = place // self.run
-        made = elements * self.scale[part]
-        return made if self.offset is None else made.sub_(self.offset[part])
+        values = elements * self.scale[part]
+        return values if self.offset is None else values.sub_(self.offset[part])
 
 
 def integers(low: int, high: int) -> Elements:
@@ -75,8 +75,8 @@ def shifted_integers(zero: Tensor, high: int) -> Elements:
     """Return code - zero for codes from 0 to `high`; zero (n, out) as `Levels.scale`."""
 
     def clamped(whole: Tensor, part: int | Tensor) -> Tensor:
-        held = zero[part].to(whole)
-        return torch.clamp(whole, -held, high - held)
+        zeros = zero[part].to(whole)
+        return torch.clamp(whole, -zeros, high - zeros)
 
     return Elements(
         lambda scaled, part: clamped(scaled.round_(), part),
@@ -85,7 +85,7 @@ def shifted_integers(zero: Tensor, high: int) -> Elements:
 
 
 def floats(element: Element) -> Elements:
-    """Return the values of a small float type."""
+    """Return the elements of a small float type."""
 
     def nearest(scaled: Tensor, part: int | Tensor) -> Tensor:
         within = scaled.clamp_(-FARTHEST, FARTHEST).to(torch.float32)
@@ -95,7 +95,7 @@ def floats(element: Element) -> Elements:
 
 
 def values_of(element: Element) -> Tensor:
-    """Return every value of a small float type, rising, float32."""
+    """Return all values of a small float type in rising order, float32."""
     mantissas = torch.arange(2**element.mantissa) / 2**element.mantissa
     binades = [(1 + mantissas) * 2.0**exponent for exponent in range(element.emin, element.emax + 1)]
     above = torch.cat([mantissas * 2.0**element.emin, *binades])
@@ -104,7 +104,7 @@ def values_of(element: Element) -> Tensor:
 
 
 def listed(table: Tensor) -> Elements:
-    """Return the entries of a rising table; of two that are equally near the lower one is the nearest."""
+    """Return the elements of a table in rising order; ties round down."""
     middles = (table[1:] + table[:-1]) / 2
 
     def nearest(scaled: Tensor, part: int | Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""A whole plan rounded in one walk: each block's layers on the inputs that the rounded blocks before it give.
+"""Rounds a whole plan in one walk: each block's layers on the outputs of the rounded blocks before it.
 
-What is done is kept in a folder beside the result, a file for each block: a run that was stopped goes on after the last whole block.
+Finished blocks are saved in a folder next to the result, one file each. An interrupted run resumes after the last finished block.
 """
 
 import hashlib
@@ -36,8 +36,11 @@ COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "
 
 @dataclass(frozen=True)
 class RoundingSettings:
-    """How a plan's layers are rounded: `damping` is added to the diagonal of each Hessian in shares of its mean, `descents` are the
-    sweeps of coordinate descent after the one with error feedback."""
+    """How a plan's layers are rounded.
+
+    `damping` times the mean of each Hessian's diagonal is added to it; `descents` is the number of sweeps of coordinate descent
+    after error feedback.
+    """
 
     rounding: str = FEEDBACK
     damping: float = DAMPING
@@ -46,21 +49,21 @@ class RoundingSettings:
 
 
 def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
-    """Return the layers of a plan whose format has codes to choose, in model order; none outside the blocks."""
+    """Return the layers in blocks whose format has codes to choose, in model order."""
     return [layer.name for layer in info.quantizable if plan.of(layer.name).wq in GRIDS]
 
 
 def _digest(info: ModelInfo, plan: Plan, settings: RoundingSettings, tokens: Tensor, dtype: str) -> str:
-    """Return a SHA-256 of everything that decides the result: also the threads, which may change last digits."""
-    asked = {name: made.to_json() for name, made in plan.layers.items()}
-    beside = [part.digest for part in (plan.smoothing, plan.compressed) if part is not None]
-    told = [info.fingerprint, asked, beside, asdict(settings), dtype, get_num_threads(), __version__]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode() + tokens.numpy().tobytes()).hexdigest()
+    """Return a SHA-256 of everything that the result depends on, including threads, which may change last digits."""
+    choices = {name: choice.to_json() for name, choice in plan.layers.items()}
+    digests = [part.digest for part in (plan.smoothing, plan.compressed) if part is not None]
+    facts = [info.fingerprint, choices, digests, asdict(settings), dtype, get_num_threads(), __version__]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode() + tokens.numpy().tobytes()).hexdigest()
 
 
 @dataclass
 class _Rounding:
-    """The visitor of the walk, and a row of figures for each layer that it has done."""
+    """The visitor of the walk, and a row of figures for each finished layer."""
 
     info: ModelInfo
     plan: Plan
@@ -77,7 +80,7 @@ class _Rounding:
         self._bar = progress(range(blocks), blocks, "blocks")
 
     def visit(self, block: Block, hidden: Tensor, forward: Forward) -> Tensor:
-        """Round a block, or take up what an earlier run has made of it, and return its outputs."""
+        """Round a block, or load it from an interrupted run, and return its outputs."""
         next(self._bar, None)
         target = self._target(hidden, forward)
         self._prepare_(block)
@@ -92,21 +95,21 @@ class _Rounding:
 
     @torch.no_grad()
     def _target(self, hidden: Tensor, forward: Forward) -> Tensor | None:
-        """Return the full-precision model's output of the block, where it is tuned towards that."""
+        """Return the block's output in the full-precision model; None unless blocks are tuned."""
         if self.settings.rounding != TUNED:
             return None
         self._reference = forward(hidden if self._reference is None else self._reference)
         return self._reference
 
     def _prepare_(self, block: Block) -> None:
-        """Smooth the block, and give the layers that are not rounded here the weights that the plan has for them."""
+        """Smooth the block, and set the planned weights of the layers that are not rounded here."""
         if self.plan.smoothing is not None:
             smooth_(block, self.plan.smoothing, self._layers)
         for name, module in block.layers.items():
             if name in self._layers and name not in self._names and self.plan.of(name).wq != UNQUANTIZED:
                 layer = self._layers[name]
-                made = planned_weight(name, weight_of(module, layer), self.plan, self.weights)
-                set_weight_(module, layer, made)
+                weight = planned_weight(name, weight_of(module, layer), self.plan, self.weights)
+                set_weight_(module, layer, weight)
 
     def _rounded(
         self, block: Block, hidden: Tensor, target: Tensor | None, forward: Forward
@@ -114,51 +117,52 @@ class _Rounding:
         with moments_of(block) as moments, torch.no_grad():
             forward(hidden)
         names = [name for name in block.layers if name in self._names]
-        asked = {name: self._asked(name, block, moments.get(name)) for name in names}
+        requests = {name: self._request(name, block, moments.get(name)) for name in names}
         with torch.no_grad():
             how = (self.settings.rounding, self.settings.descents)
-            made = {name: round_layer(layer, *how) for name, layer in asked.items()}
+            results = {name: round_layer(layer, *how) for name, layer in requests.items()}
         if target is not None:
-            made |= self._tuned(block, asked, made, hidden, target, forward)
+            results |= self._tuned(block, requests, results, hidden, target, forward)
         layers = {
-            name: RoundedLayer(each.quantized, asked[name].form.name, asked[name].group) for name, each in made.items()
+            name: RoundedLayer(result.quantized, requests[name].form.name, requests[name].group)
+            for name, result in results.items()
         }
-        notes = {name: _note(asked[name], each) for name, each in made.items()}
+        notes = {name: _note(requests[name], result) for name, result in results.items()}
         write_rounded(self.partial, block.index, layers, notes)
         return layers, notes
 
     def _tuned(
         self,
         block: Block,
-        asked: Mapping[str, LayerToRound],
-        made: Mapping[str, RoundedWeight],
+        requests: Mapping[str, LayerToRound],
+        results: Mapping[str, RoundedWeight],
         hidden: Tensor,
         target: Tensor,
         forward: Forward,
     ) -> dict[str, RoundedWeight]:
-        """Return the layers of a block tuned together; none where that does not lower the error of its outputs."""
-        found = {name: each.columns for name, each in made.items() if each.columns is not None}
-        for name, each in made.items():
-            if each.columns is None:
-                set_weight_(block.layers[name], self._layers[name], asked[name].values(each.quantized))
-        before, after = tune_(block.layers, found, hidden, target, forward, self.settings.tuning)
+        """Return the layers of a block tuned together; empty if that does not lower the error of its outputs."""
+        columns = {name: result.columns for name, result in results.items() if result.columns is not None}
+        for name, result in results.items():
+            if result.columns is None:
+                set_weight_(block.layers[name], self._layers[name], requests[name].values(result.quantized))
+        before, after = tune_(block.layers, columns, hidden, target, forward, self.settings.tuning)
         log.info("block %d: error of its outputs %.4g, tuned %.4g", block.index, before, after)
-        return {name: tuned(asked[name], made[name]) for name in found} if after < before else {}
+        return {name: tuned(requests[name], results[name]) for name in columns} if after < before else {}
 
-    def _asked(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:
+    def _request(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:
         weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
         hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
-        made = self.plan.of(name)
-        form = self.weights.formats[made.wq]
-        return LayerToRound(name, weight, hessian, form, form.group(made.group_size), self.settings.damping)
+        choice = self.plan.of(name)
+        form = self.weights.formats[choice.wq]
+        return LayerToRound(name, weight, hessian, form, form.group(choice.group_size), self.settings.damping)
 
 
-def _note(asked: LayerToRound, made: RoundedWeight) -> dict[str, Any]:
-    """Return the figures of a layer: errors are mean squares of the change of its outputs."""
-    rows = 2 * len(asked.weight)
-    facts = {"layer": asked.name, "format": asked.form.name, "rounding": made.rounding}
-    errors = {"error": made.error / rows, "error_nearest": made.error_nearest / rows}
-    return {**facts, **errors, "damping": made.damping, "why": made.why}
+def _note(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
+    """Return the figures of a layer; errors are the mean squared change of its outputs."""
+    rows = 2 * len(request.weight)
+    facts = {"layer": request.name, "format": request.form.name, "rounding": result.rounding}
+    errors = {"error": result.error / rows, "error_nearest": result.error_nearest / rows}
+    return {**facts, **errors, "damping": result.damping, "why": result.why}
 
 
 def round_plan(
@@ -172,13 +176,13 @@ def round_plan(
 ) -> tuple[Plan, tuple[Mapping[str, Any], ...]]:
     """Return the plan with its layers rounded on windows of tokens (sequences, length), and a row of figures for each.
 
-    The codes are written into the folder, which is replaced when all is done; until then the blocks are in `folder`.partial. Raises
-    `UserError` for a plan without a layer to round, and for formats that do not fit their layers.
+    The codes are written to `folder`.partial, which replaces `folder` at the end. Raises `UserError` for a plan without a layer to
+    round, and for formats that do not fit their layers.
     """
     check_columns(plan, info)
     if not rounded_names(plan, info):
-        what = "has no layer with a format of codes inside the blocks: there is nothing to round"
-        raise user_error("plan", what, f"Formats with codes are {', '.join(list(GRIDS)[:6])} ...")
+        what = "has no layer inside the blocks with a format that can be rounded"
+        raise user_error("ROUNDING-NOTHING", "plan", what, f"Such formats are {', '.join(list(GRIDS)[:6])} ...")
     plan = replace(plan, rounded=None)
     partial = folder.with_name(f"{folder.name}.partial")
     take_up(partial, _digest(info, plan, settings, tokens, dtype))

@@ -1,8 +1,8 @@
-"""The sweep over the columns of a layer: prune and quantize one column after another, and let the later ones make up for it.
+"""The sweep over the columns of a layer: prunes and quantizes one column after another; later columns compensate its error.
 
-Optimal Brain Surgeon's update in the order of GPTQ (Frantar et al. 2022, algorithm 1) and SparseGPT (Frantar and Alistarh 2023,
-algorithm 1): with U the upper Cholesky factor of H^-1, the error e = (w_j - q_j) / U_jj of column j is taken from the columns after it,
-w_k -= e U_jk. Weights are held as (in, out), so that a column is contiguous.
+This is Optimal Brain Surgeon's update in the order of GPTQ (Frantar et al. 2022, algorithm 1) and SparseGPT (Frantar and Alistarh
+2023, algorithm 1). With U the upper Cholesky factor of H^-1, the error e = (w_j - q_j) / U_jj of column j updates the later
+columns: w_k -= e U_jk. Weights are stored as (in, out), so that a column is contiguous.
 """
 
 import logging
@@ -21,24 +21,31 @@ MOST_DAMPING = 1e4
 
 @dataclass(frozen=True)
 class Pruning:
-    """Which weights become 0: a share of all, or of every `prunem` neighbours in a row the `prunen` that matter least."""
+    """Which weights are pruned: a share of all, or the `prunen` least important of every `prunem` adjacent weights in a row."""
 
     sparsity: float = 0.0
     prunen: int = 0
     prunem: int = 0
 
     def check(self, blocksize: int) -> None:
-        """Raise `UserError` for a share outside [0, 1), for n:m that is no pattern, and for blocks that cut one."""
+        """Raise `UserError` for a share outside [0, 1), an invalid n:m pattern, or blocks that split a pattern."""
         if not 0 <= self.sparsity < 1:
-            raise user_error("sparsity", f"{self.sparsity:g} is out of range", "Give a share from 0 to below 1")
+            raise user_error(
+                "SPARSEGPT-OUT-OF-RANGE",
+                "sparsity",
+                f"{self.sparsity:g} is out of range",
+                "Use a number from 0 to below 1",
+            )
         if self.prunen < 0 or self.prunem < 0 or (self.prunen and not self.prunen < self.prunem):
-            what = f"{self.prunen}:{self.prunem} is no pattern"
-            raise user_error("prunen, prunem", what, "Prune n of every m weights, n below m, as 2 of 4")
+            what = f"{self.prunen}:{self.prunem} is not a valid pattern"
+            raise user_error("SPARSEGPT-BAD-PATTERN", "prunen, prunem", what, "Use n below m, e.g. 2:4")
         if self.prunen and blocksize % self.prunem:
-            what = f"{blocksize} is no multiple of prunem {self.prunem}"
-            raise user_error("blocksize", what, "Choose blocks that hold whole patterns")
+            what = f"{blocksize} is not a multiple of prunem {self.prunem}"
+            raise user_error("SPARSEGPT-BAD-PATTERN", "blocksize", what, "Use a multiple of prunem")
         if blocksize < 1:
-            raise user_error("blocksize", f"{blocksize} is out of range", "Give 1 or more columns")
+            raise user_error(
+                "SPARSEGPT-OUT-OF-RANGE", "blocksize", f"{blocksize} is out of range", "Use 1 or more columns"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,9 @@ class Factors:
 
 
 def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
-    """Return the factors of H + damping x mean(diag H) x I; None where rounding leaves that without a Cholesky factor.
+    """Return the factors of H + damping x mean(diag H) x I; None if it is not numerically positive definite.
 
-    Dead columns (H_jj = 0) have 1 on the diagonal.
+    Dead columns (H_jj = 0) get 1 on the diagonal.
     """
     repaired = hessian + torch.diag((hessian.diagonal() == 0).to(hessian.dtype))
     repaired.diagonal().add_(damping * repaired.diagonal().mean())
@@ -65,21 +72,28 @@ def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
 def check_hessian(hessian: Tensor, layer: str = "layer") -> None:
     """Raise `UserError` for a Hessian that is not finite."""
     if not torch.isfinite(hessian.diagonal()).all():
-        raise user_error(layer, "its inputs are NaN or infinite", "Check model, dtype and text")
+        raise user_error(
+            "ROUNDING-INPUTS-NOT-FINITE",
+            layer,
+            "its inputs are NaN or infinite",
+            "Check the model, the dtype and the text",
+        )
 
 
 def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors:
     """Return the factors of H + percdamp x mean(diag H) x I, with 1 on the diagonal of dead columns (H_jj = 0).
 
-    Where rounding leaves that without a Cholesky factor, damping grows tenfold until there is one, and one line of the log says so.
-    Raises `UserError` for a Hessian that is not finite.
+    If that is not numerically positive definite, damping grows tenfold until it is, and the log says so. Raises `UserError` for a
+    Hessian that is not finite.
     """
     check_hessian(hessian, layer)
     damping = percdamp
     while (factors := damped_factors(hessian, damping)) is None:
         damping = max(10 * damping, 1e-6)
         if damping > MOST_DAMPING:
-            raise user_error(layer, "its Hessian cannot be factorized", "Use more calibration text")
+            raise user_error(
+                "ROUNDING-NO-FACTOR", layer, "its Hessian cannot be factorized", "Use more calibration text"
+            )
     if damping != percdamp:
         log.warning("%s: its Hessian has no Cholesky factor; damped by %g of its mean diagonal", layer, damping)
     return factors
@@ -87,9 +101,9 @@ def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep leaves of a weight: its values (in, out), its codes (in, out) where quantized, and what was pruned (in, out).
+    """The result of a sweep: values (in, out), codes (in, out) if quantized, and the mask of pruned weights (in, out).
 
-    `loss` is the sum of the squares of (w_j - q_j) / U_jj, which is tr(dW H dW^T) of the whole change dW under the damped H.
+    `loss` is the sum of squares of (w_j - q_j) / U_jj, which equals tr(dW H dW^T) of the total change dW under the damped H.
     """
 
     values: Tensor
@@ -99,53 +113,55 @@ class Swept:
 
 
 def _smallest(saliency: Tensor, count: int) -> Tensor:
-    """Return a mask of the `count` smallest values; exactly so many, whatever is equal."""
+    """Return a mask of exactly `count` smallest values, even with ties."""
     mask = torch.zeros(saliency.numel(), dtype=torch.bool, device=saliency.device)
     mask[torch.topk(saliency.reshape(-1), count, largest=False, sorted=False).indices] = True
     return mask.reshape(saliency.shape)
 
 
 def _pattern(saliency: Tensor, prunen: int) -> Tensor:
-    """Return a mask of the `prunen` smallest values of each output, of saliency (m, out); of a short last pattern its share."""
+    """Return a mask of the `prunen` smallest values of each output in saliency (m, out)."""
     return torch.zeros_like(saliency, dtype=torch.bool).scatter_(
         0, torch.topk(saliency, prunen, dim=0, largest=False).indices, True
     )
 
 
 class Columns(Protocol):
-    """Rounds the columns of a weight as the sweep comes to them."""
+    """Rounds the columns of a weight in the order of the sweep."""
 
     def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
-        """Return the values (out,) of column j, whose pruned weights are 0 already.
+        """Return the rounded values (out,) of column j, in which pruned weights are already 0.
 
-        pruned (out,): the mask of these; ahead (in - j, out): column j and those after it as they now are. They are up to date up to
-        the next multiple of the sweep's blocksize, and from a multiple of it on up to the last column.
+        - pruned (out,): the mask of these.
+        - ahead (in - j, out): column j and the later columns. Those up to the next multiple of the sweep's blocksize are up to
+          date; if j is such a multiple, all are.
         """
 
 
 @dataclass
 class ChannelColumns:
-    """Columns of a width each: options (in,) are places in `grid.widths`; codes (in, out) int16 are filled in."""
+    """Columns with a separate width each: options (in,) are indices into `grid.widths`; codes (in, out) int16 are filled in."""
 
     grid: Grid
     options: list[int]
     codes: Tensor
 
     def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
-        """Return a column's quantized values, exactly 0 where it is pruned, and note its codes."""
+        """Return a column's quantized values, exactly 0 for pruned weights, and store its codes."""
         group, option = j // self.grid.group, self.options[j]
-        held = self.grid.codes(column, option, group)
-        self.codes[j] = held.to(self.codes.dtype)
-        return self.grid.values(held, option, group).masked_fill_(pruned, 0.0)
+        codes = self.grid.codes(column, option, group)
+        self.codes[j] = codes.to(self.codes.dtype)
+        return self.grid.values(codes, option, group).masked_fill_(pruned, 0.0)
 
 
 def sweep(
     weight: Tensor, upper: Tensor, pruning: Pruning, grid: Grid | None, options: Tensor | None, blocksize: int = 128
 ) -> Swept:
-    """Return the weight (out, in) pruned and quantized; what is pruned stays exactly 0.
+    """Return the weight (out, in) pruned and quantized; pruned weights stay exactly 0.
 
-    upper (in, in): `Factors.upper`. options (in,): for each column the place of its width in `grid.widths`; no grid: no quantization.
-    Exactly floor(sparsity x size) weights are pruned, each block's share by the least w^2 / U_jj^2 when the sweep reaches it.
+    upper (in, in): `Factors.upper`. options (in,): for each column the index of its width in `grid.widths`; without a grid weights
+    are only pruned. Exactly floor(sparsity x size) weights are pruned: in each block those with the smallest w^2 / U_jj^2 when the
+    sweep reaches it.
     """
     if grid is None:
         return sweep_columns(weight, upper, pruning, None, blocksize)
@@ -157,7 +173,7 @@ def sweep(
 def sweep_columns(
     weight: Tensor, upper: Tensor, pruning: Pruning, rounding: Columns | None, blocksize: int = 128
 ) -> Swept:
-    """Return the weight (out, in) pruned, and rounded column after column by `rounding`; its codes are left to that."""
+    """Return the weight (out, in) pruned, and rounded column by column with `rounding`, which stores the codes itself."""
     rest = weight.T.contiguous().clone()  # (in, out)
     columns, rows = rest.shape
     pruned = torch.zeros_like(rest, dtype=torch.bool)
@@ -178,7 +194,7 @@ def sweep_columns(
 def _sweep_block_(
     rest: Tensor, start: int, factor: Tensor, pruned: Tensor, pruning: Pruning, rounding: Columns | None
 ) -> Tensor:
-    """Replace the block of columns from `start` on in rest (in, out) by pruned and rounded values; returns their errors / U_jj."""
+    """Replace the block of columns from `start` in rest (in, out) by pruned and rounded values. Returns their errors / U_jj."""
     block = rest[start : start + len(factor)]
     errors = torch.empty_like(block)
     for j in range(len(block)):
@@ -188,10 +204,10 @@ def _sweep_block_(
             share = pruning.prunen * len(window) // pruning.prunem
             pruned[j : j + pruning.prunem] = _pattern(saliency, share)
         column = block[j].clone()
-        made = column.masked_fill(pruned[j], 0.0)
+        values = column.masked_fill(pruned[j], 0.0)
         if rounding is not None:
-            made = rounding.rounded(start + j, made, pruned[j], rest[start + j :])
-        errors[j] = (column - made) / factor[j, j]
+            values = rounding.rounded(start + j, values, pruned[j], rest[start + j :])
+        errors[j] = (column - values) / factor[j, j]
         block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
-        block[j] = made
+        block[j] = values
     return errors

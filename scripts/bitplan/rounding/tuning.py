@@ -1,9 +1,9 @@
-"""The codes of a block's layers tuned together against the block's full-precision output, by signed gradients (SignRound, 2309.05516).
+"""Tunes the codes of a block's layers together towards the block's full-precision output, by signed gradients (SignRound, 2309.05516).
 
-Each weight has two neighbouring values on its grid, around where error feedback left it, and a position r between them: 0 at the lower
-one, 1 at the upper one. It takes the upper value where r is over 1/2. r moves against the sign of the loss's gradient, averaged over
-steps; the gradient passes the choice as if it were not there. Scales stay. SignRound begins at rounding to nearest and lets r move by
-1/2; from error feedback on, with averaged gradients, a fifth of that keeps what it gains on text that it has not seen.
+Each weight has two adjacent values on its grid, around the result of error feedback, and a position r between them: 0 at the lower
+one, 1 at the upper one. It takes the upper value if r is above 1/2. r moves against the sign of the loss's gradient, averaged over
+steps, with a straight-through estimator. Scales are fixed. SignRound starts from rounding to nearest and lets r move by 1/2.
+Starting from error feedback with averaged gradients, a fifth of that generalizes better to other text.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,9 +20,9 @@ TOKENS_PER_STEP = 2048
 
 @dataclass(frozen=True)
 class TuningSettings:
-    """How many steps are taken, how many tokens' windows each looks at (one window at least), and the seed of their choice.
+    """The number of steps, the tokens per step (at least one window), and the seed that chooses windows.
 
-    `reach` is the most that r can move in all: rates fall evenly to 0. `momentum` is the weight of earlier gradients in each step.
+    `reach` is the largest total movement of r: rates fall linearly to 0. `momentum` is the weight of earlier gradients.
     """
 
     steps: int = 50
@@ -32,13 +32,13 @@ class TuningSettings:
     momentum: float = 0.9
 
     def rate(self, step: int) -> float:
-        """Return how far r moves in a step, counted from 0."""
+        """Return how far r moves in a step (the first is 0)."""
         return 2 * self.reach * (1 - step / self.steps) / (self.steps + 1)
 
 
 @dataclass
 class Choice:
-    """Two elements and their values for each weight of a layer, (in, out), and the position r between them."""
+    """The two adjacent elements of each weight of a layer, their values, and the position r between them, all (in, out)."""
 
     columns: FormatColumns
     lower: Tensor
@@ -52,55 +52,55 @@ class Choice:
 
     @classmethod
     def of(cls, columns: FormatColumns) -> "Choice":
-        """Return the choice that a layer has around the weights that its codes are nearest to."""
-        found = [
+        """Return the choice between the elements on both sides of a layer's centers."""
+        spans = [
             cls._of_span(columns, number, start) for number, start in enumerate(range(0, len(columns.elements), columns.span))
         ]  # fmt: skip
-        return cls(columns, *(torch.cat(parts) for parts in zip(*found, strict=True)))
+        return cls(columns, *(torch.cat(parts) for parts in zip(*spans, strict=True)))
 
     @staticmethod
     def _of_span(columns: FormatColumns, number: int, start: int) -> tuple[Tensor, ...]:
         levels, stop = columns.levels[number], start + columns.span
-        held, wanted = columns.elements[start:stop], columns.centers[start:stop]
-        places = torch.arange(len(held), device=held.device)
+        elements, centers = columns.elements[start:stop], columns.centers[start:stop]
+        places = torch.arange(len(elements), device=elements.device)
         part = places // levels.run
-        scaled = levels.scaled(wanted, places)
-        other = levels.kind.beside(held, torch.where(scaled >= held, 1.0, -1.0), part)
-        lower, upper = torch.minimum(held, other), torch.maximum(held, other)
+        scaled = levels.scaled(centers, places)
+        other = levels.kind.beside(elements, torch.where(scaled >= elements, 1.0, -1.0), part)
+        lower, upper = torch.minimum(elements, other), torch.maximum(elements, other)
         width = upper - lower
-        position = torch.where(width > 0, (scaled - lower) / width, (held == upper).to(scaled)).clamp_(0, 1)
-        # Exactly between both the nearest is what was taken.
-        position = torch.where((position > 0.5) == (held == upper), position, (held == upper).to(scaled))
+        position = torch.where(width > 0, (scaled - lower) / width, (elements == upper).to(scaled)).clamp_(0, 1)
+        # On a tie, r stays on the side of the current element.
+        position = torch.where((position > 0.5) == (elements == upper), position, (elements == upper).to(scaled))
         return lower, upper, levels.values(lower, places), levels.values(upper, places), position
 
     def values(self) -> Tensor:
-        """Return the values that are chosen, (in, out)."""
+        """Return the chosen values, (in, out)."""
         return torch.where(self.position > 0.5, self.high, self.low)
 
     def move_(self, gradient: Tensor, rate: float, momentum: float) -> None:
-        """Move against the sign of the averaged gradients of the loss (in, out) by the values."""
+        """Move r against the sign of the averaged gradient; `gradient` (in, out) is the loss's gradient for the values."""
         self.averaged.mul_(momentum).add_(gradient * (self.high - self.low), alpha=1 - momentum)
         self.position.sub_(torch.sign(self.averaged), alpha=rate).clamp_(0, 1)
 
     def keep_(self) -> None:
-        """Make the chosen elements those of the columns."""
+        """Store the chosen elements in the columns."""
         self.columns.elements.copy_(torch.where(self.position > 0.5, self.upper, self.lower))
 
 
 def tune_(
     modules: Mapping[str, nn.Module],
-    found: Mapping[str, FormatColumns],
+    by_layer: Mapping[str, FormatColumns],
     hidden: Tensor,
     target: Tensor,
     forward: Forward,
     settings: TuningSettings,
 ) -> tuple[float, float]:
-    """Tune the elements of layers in place; returns the block's error over all windows before and after.
+    """Tune the elements of layers in place. Returns the block's error over all windows before and after.
 
-    found: what error feedback has found for each layer; hidden, target (sequences, length, hidden): what the block gets, and the
-    full-precision output. Nothing is kept where the error is not lower. The modules are left with weights that are not the layers'.
+    by_layer: the columns of each layer after error feedback; hidden, target (sequences, length, hidden): the block's input and its
+    full-precision output. If the error does not fall, the elements are unchanged. The modules are left with temporary weights.
     """
-    choices = {name: Choice.of(columns) for name, columns in found.items()}
+    choices = {name: Choice.of(columns) for name, columns in by_layer.items()}
     with torch.no_grad():
         weights = {name: _weight_(modules[name], choice.values()) for name, choice in choices.items()}
         before = _error(hidden, target, forward)
@@ -120,20 +120,20 @@ def tune_(
 
 
 def _columns_first(module: nn.Module, values: Tensor) -> Tensor:
-    """Return values between (in, out) and the layout of a module's weight; its own inverse."""
+    """Convert values between (in, out) and the layout of a module's weight; the function is its own inverse."""
     return values.T if isinstance(module, nn.Linear) else values
 
 
 def _weight_(module: nn.Module, values: Tensor) -> nn.Parameter:
-    """Give a module a weight of its own with values (in, out), by which a loss has gradients."""
-    kept = module.weight
-    held = _columns_first(module, values).to(kept).contiguous().clone()
-    module.weight = nn.Parameter(held, requires_grad=True)
+    """Set a new weight with values (in, out) in a module, for which gradients can be computed."""
+    old = module.weight
+    new = _columns_first(module, values).to(old).contiguous().clone()
+    module.weight = nn.Parameter(new, requires_grad=True)
     return module.weight
 
 
 def _batches(sequences: int, length: int, settings: TuningSettings) -> Iterator[Tensor]:
-    """Yield for each step the windows that it looks at, (n,) int64; all are seen before one is seen again."""
+    """Yield the indices of each step's windows, (n,) int64; no window repeats before all were used."""
     count, generator = max(1, settings.tokens // length), torch.Generator().manual_seed(settings.seed)
     rest = torch.empty(0, dtype=torch.int64)
     for _ in range(settings.steps):
@@ -144,14 +144,14 @@ def _batches(sequences: int, length: int, settings: TuningSettings) -> Iterator[
 
 
 def error_of(outputs: Tensor, target: Tensor) -> Tensor:
-    """Return the mean over tokens of the squared error of outputs (..., hidden), in shares of the target's squares of that token.
+    """Return the mean over tokens of the squared error of outputs (..., hidden), relative to the token's mean squared target.
 
-    The next block begins with a norm: an error counts by the size of the token's own state, which a few tokens have very large.
+    The next block begins with a norm, so only the error relative to a token's state matters. A few tokens have very large states.
     """
     squares = target.square().mean(-1).clamp(min=torch.finfo(target.dtype).tiny)
     return ((outputs - target).square().mean(-1) / squares).mean()
 
 
 def _error(hidden: Tensor, target: Tensor, forward: Forward) -> float:
-    """Return `error_of` a block's outputs over all windows."""
+    """Return `error_of` for a block's outputs over all windows."""
     return error_of(forward(hidden), target).item()

@@ -7,44 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import check_gguf
 from bitplan.core.tables import Column, text_table
-from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
+from bitplan.evaluate.timing import Run, SpeedSettings
+from bitplan.runtimes.registry import runtime_of
 from bitplan.runtimes.transformers.original import run_original
 
 MEASURED = ("load_seconds", "prompt_tokens_per_second", "generation_tokens_per_second")
 
 
-def run_once(path: Path, settings: SpeedSettings) -> Run:
-    """Load a file, time a prompt of 256 tokens and the generation after each prompt, and return what was measured."""
-    from bitplan.runtimes.gguf.llama_runtime import opened
-
-    with opened(path, PROMPT_TOKENS + settings.max_tokens, settings.threads) as runtime:
-        prompts = [runtime.tokenize(prompt) for prompt in settings.prompts]
-        # A model with learned positions has none past those it was trained on.
-        room = min(runtime.context, runtime.trained)
-        long = list(islice(cycle(chain.from_iterable(prompts)), min(PROMPT_TOKENS, room - 1)))
-        # The first pass also reads the weights into memory and starts the threads.
-        runtime.generate(long[:1], 1)
-        _, prompt_seconds, _ = runtime.generate(long, 1)
-        counts = [min(settings.max_tokens, room - len(prompt)) for prompt in prompts]
-        made = [runtime.generate(prompt, count) for prompt, count in zip(prompts, counts, strict=True)]
-        generated, seconds = sum(len(tokens) - 1 for tokens, _, _ in made), sum(after for _, _, after in made)
-        answers = tuple(runtime.text_of(tokens) for tokens, _, _ in made)
-        speed = generated / seconds if generated else 0.0
-        return Run(runtime.load_seconds, len(long) / prompt_seconds, speed, peak_memory_bytes(), answers)
-
-
 def _run_any(path: Path, settings: SpeedSettings) -> Run:
-    """Run a GGUF file in llama.cpp, or a checkpoint's folder in transformers."""
-    if not path.is_dir():
-        return run_once(path, settings)
-    return run_original(path, settings)
+    """Run a file in its runtime, or a checkpoint's folder in transformers."""
+    return run_original(path, settings) if path.is_dir() else runtime_of(path).time(path, settings)
 
 
 def _size_of(path: Path) -> int:
@@ -57,7 +35,9 @@ def _in_process(path: Path, settings: SpeedSettings) -> Run:
         try:
             return pool.submit(_run_any, path, settings).result()
         except BrokenProcessPool:
-            raise user_error(path, "was being timed when its process was killed", "Give the step more memory") from None
+            raise user_error(
+                "SPEED-KILLED", path, "could not be timed: the process was killed", "Give the job more memory"
+            ) from None
 
 
 def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
@@ -134,14 +114,19 @@ def parse_models(pairs: Sequence[str]) -> dict[str, Path]:
     for pair in pairs:
         name, _, path = pair.partition("=")
         if not name or not path:
-            raise user_error("--models", f"{pair!r} is not NAME=FILE", "Write it as plan=results/model.gguf")
+            raise user_error(
+                "SPEED-NOT-NAME-FILE", "--models", f"{pair!r} is not NAME=FILE", "Write e.g. plan=results/model.gguf"
+            )
         if not os.path.isfile(path):
-            raise user_error(path, "does not exist", "Make it with scripts/export_gguf.py")
+            raise user_error("INPUT-MISSING", path, "does not exist", "Create it with scripts/export_gguf.py")
         if models.get(name, Path(path)) != Path(path):
-            raise user_error("--models", f"names two files {name!r}", "Give each file a name of its own")
+            raise user_error(
+                "SPEED-NAME-TWICE", "--models", f"gives two files the name {name!r}", "Give each file its own name"
+            )
         models[name] = Path(path)
     for path in models.values():
-        check_gguf(path)
+        if runtime_of(path).name == "gguf":
+            check_gguf(path)
     return models
 
 

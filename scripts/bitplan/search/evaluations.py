@@ -59,11 +59,11 @@ class Evaluations:
         head, *rows = _whole_lines(path) or [{}]
         if head.get("digest") != digest:
             if head:
-                log.warning("%s is of another model, text or setting: beginning anew", path)
+                log.warning("%s was created with a different model, text or settings; starting over", path)
             rows = []
         known = {row["of"]: _Figures(row["figures"], row["tokens"]) for row in rows}
         if known:
-            log.info("going on from %s: %d evaluations are done already", path, len(known))
+            log.info("resuming from %s: %d evaluations are already done", path, len(known))
         return cls(path, digest, known)
 
     def once(self, key: str, model: StreamedModel, make: Callable[[], Sequence[float]]) -> list[float]:

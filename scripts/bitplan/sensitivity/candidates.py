@@ -91,7 +91,12 @@ def anchor_choices(choices: Sequence[Choice], anchors: str | None) -> tuple[int,
         return tuple(i for i, choice in enumerate(choices) if changes(choice))
     palette = _palette(choices)
     if not palette:
-        raise user_error("--anchors", "has no weight formats to choose from", "Give --palette, or --anchors all")
+        raise user_error(
+            "SENSITIVITY-NO-PALETTE",
+            "--anchors",
+            "needs weight formats to choose from",
+            "Give --palette, or --anchors all",
+        )
     chosen = {palette[(len(palette) - 1) // 2]} if anchors == "1" else {palette[0], palette[-1]}
     return tuple(sorted(chosen))
 
@@ -114,8 +119,8 @@ def share_of(layers: Sequence[Layer], shard: tuple[int, int]) -> list[Layer]:
     """Return every n-th layer, from the i-th, of shard (i, n): early layers cost more than late ones, so shares are alike."""
     number, count = shard
     if count > len(layers):
-        what = f"{count} shares of {len(layers)} layers leave some without any"
-        raise user_error("--shard", what, f"Use {len(layers)} or fewer")
+        what = f"{count} shards of {len(layers)} layers leave some shards empty"
+        raise user_error("SENSITIVITY-TOO-MANY-SHARDS", "--shard", what, f"Use {len(layers)} or fewer")
     return list(layers[number - 1 :: count])
 
 
@@ -127,8 +132,8 @@ def most_carried(memory_limit: int, state_bytes: int, candidates: int) -> int:
     room = memory_limit // state_bytes - OTHER_STATES
     if room < 1:
         least = -(-(OTHER_STATES + 1) * state_bytes // 10**6)
-        what = f"the hidden states of one candidate and of the model itself take {least} MB"
-        raise user_error("--memory-limit", what, f"Give {least}MB or more, or use fewer --sequences")
+        what = f"the hidden states of one candidate and of the reference take {least} MB"
+        raise user_error("SENSITIVITY-MEMORY", "--memory-limit", what, f"Use {least}MB or more, or fewer --sequences")
     return min(room, max(1, -(-candidates // FEWEST_PASSES)))
 
 
@@ -137,7 +142,9 @@ def check_draws(memory_limit: int, values: int, draws: int) -> None:
     least = -(-GRADIENT_BYTES * values * draws // 10**6)
     if least * 10**6 > memory_limit:
         what = f"the gradients of {draws} draws take {least} MB"
-        raise user_error("--memory-limit", what, f"Give {least}MB or more, or use fewer --draws or --sequences")
+        raise user_error(
+            "SENSITIVITY-MEMORY", "--memory-limit", what, f"Use {least}MB or more, or fewer --draws or --sequences"
+        )
 
 
 def _pieces(wanted: Sequence[Piece], most: int) -> Iterator[list[Piece]]:

@@ -79,7 +79,9 @@ def choice_named(name: str) -> Choice:
     try:
         return Choice(*astuple(pair_named(name)))
     except ValueError as error:
-        raise user_error(f"--palette {name}", str(error), "Give formats of weights, or weights/inputs") from None
+        raise user_error(
+            "SENSITIVITY-BAD-PALETTE", f"--palette {name}", str(error), "Use weight formats, or weights/inputs pairs"
+        ) from None
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bitplan.sensitivity.passes import FIT, Measured, Measurement, planned
 from bitplan.sensitivity.priced import with_price
 from bitplan.statistics.layer_stats import read_alphas
 
-MADE_AGAIN = "Make it again with scripts/sensitivity.py"
+MADE_AGAIN = "Create it again with scripts/sensitivity.py"
 
 
 def measure_table(
@@ -71,7 +71,9 @@ def read_known_alphas(table: Path | None, info: ModelInfo) -> dict[str, float] |
     found = read_alphas(table, FIT)
     absent = [layer.name for layer in info.quantizable if layer.name not in found]
     if absent:
-        raise user_error(table, f"has no row for {absent[0]}", "Make it again with scripts/layer_stats.py")
+        raise user_error(
+            "STATS-NO-ROW", table, f"has no row for {absent[0]}", "Create it again with scripts/layer_stats.py"
+        )
     return found
 
 
@@ -88,12 +90,22 @@ def merged(tables: Sequence[Path], info: ModelInfo) -> tuple[list[dict[str, str]
             own.setdefault(row["layer"], []).append(row)
         twice = sorted(own.keys() & found.keys())
         if twice:
-            raise user_error(table, f"has rows for {twice[0]}, which another shard has too", "Give each shard once")
+            raise user_error(
+                "SENSITIVITY-ROW-TWICE",
+                table,
+                f"has rows for {twice[0]}, which are in another shard too",
+                "Give each shard once",
+            )
         found |= own
     _check_layers(tables, found, info)
     smoothings = [read_smoothing(smoothing_path(table)) for table in tables]
     if len({smoothing.digest for smoothing in smoothings}) > 1:
-        raise user_error(smoothing_path(tables[-1]), "has other factors than the other shards'", MADE_AGAIN)
+        raise user_error(
+            "SMOOTHING-OTHER-PLAN",
+            smoothing_path(tables[-1]),
+            "differs from the factors of the other shards",
+            MADE_AGAIN,
+        )
     outside = [layer for layer in info.layers if layer.is_embedding]
     return [row for layer in (*info.quantizable, *outside) for row in found.get(layer.name, ())], smoothings[0]
 
@@ -105,13 +117,23 @@ def _check_layers(tables: Sequence[Path], found: Mapping[str, Sequence[Mapping[s
     known = {*names, *(layer.name for layer in info.layers if layer.is_embedding)}
     foreign = [name for name in found if name not in known]
     if absent:
-        raise user_error(where, f"have no row for {absent[0]}", "Give the tables of all shards")
+        raise user_error("SENSITIVITY-NO-ROW", where, f"have no row for {absent[0]}", "Give the tables of all shards")
     if foreign:
-        raise user_error(where, f"have rows for {foreign[0]}, which the model does not have", "Give --model as it was")
+        raise user_error(
+            "SENSITIVITY-FOREIGN-ROWS",
+            where,
+            f"have rows for {foreign[0]}, which the model does not have",
+            "Use the same --model as for the tables",
+        )
     kinds = {name: _kinds(found[name]) for name in names}
     other = [name for name in names if kinds[name] != kinds[names[0]]]
     if other:
-        raise user_error(where, f"{other[0]} was measured in other formats than {names[0]}", MADE_AGAIN)
+        raise user_error(
+            "SENSITIVITY-UNEQUAL-SHARDS",
+            where,
+            f"{other[0]} was measured with different formats from {names[0]}",
+            MADE_AGAIN,
+        )
 
 
 def _kinds(rows: Sequence[Mapping[str, str]]) -> list[tuple[str, str, str]]:

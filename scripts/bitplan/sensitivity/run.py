@@ -30,8 +30,13 @@ class Made:
 def check_flags(measure: MeasureSettings, calibration: str | Path) -> None:
     """Raise `UserError` for flags that do not go together."""
     if calibration == GAUSSIAN and not measure.plain:
-        what = "measure on a text, and Gaussian inputs are none"
-        raise user_error("--anchors, --metric gradient, --fisher and --shard", what, "Leave out --random, or these")
+        what = "need a text and cannot use Gaussian inputs"
+        raise user_error(
+            "SENSITIVITY-NEEDS-TEXT",
+            "--anchors, --metric gradient, --fisher and --shard",
+            what,
+            "Remove --random or these flags",
+        )
 
 
 def make_table(

@@ -93,7 +93,7 @@ def _unchanged(
 
 
 def _at_inputs(group: SmoothGroup, layers: Mapping[str, Layer]) -> SmoothGroup:
-    log.info("%s also feeds what is no layer: the inputs of its layers are divided instead", group.norm)
+    log.info("%s also feeds other modules: the inputs of its layers are divided instead", group.norm)
     held = tuple(name for name in group.layers if not layers[name].protected)
     return replace(group, layers=held, norm="", offset=0.0)
 

@@ -130,7 +130,12 @@ def check_known(layers: Iterable[str], info: "ModelInfo", source: object) -> Non
     foreign = sorted(set(layers) - {layer.name for layer in info.layers})
     if foreign:
         what = f"has rows for {listed(foreign)}, which the model does not have"
-        raise user_error(source, what, "Measure this model with scripts/sensitivity.py, or leave out the rows")
+        raise user_error(
+            "SENSITIVITY-FOREIGN-ROWS",
+            source,
+            what,
+            "Measure this model with scripts/sensitivity.py or remove the rows",
+        )
 
 
 def tell_unreached(layers: Iterable[str]) -> None:
@@ -167,15 +172,19 @@ def _rows(path: Path) -> _Rows:
                     cells.append(row)
                     lines.append(reader.line_num)
     except OSError as error:
-        raise user_error(path, f"cannot be read: {error.strerror}", "Give a table as CSV or TSV") from None
+        raise user_error(
+            "FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", "Give a table as CSV or TSV"
+        ) from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise user_error(path, f"is no table: {error}", "Give a table as CSV or TSV") from None
+        raise user_error(
+            "TABLE-NOT-TABLE", path, f"is not a CSV or TSV table: {error}", "Give a table as CSV or TSV"
+        ) from None
     _check_header(path, header)
     made = _Rows(path, lines, {})
     short = [row for row, held in enumerate(cells) if len(held) != len(header)]
     if short:
-        what = f"not as many cells as the header's {len(header)}"
-        raise user_error(made.where(short), what, "Write one cell for each column")
+        what = f"the number of cells differs from the header's {len(header)}"
+        raise user_error("TABLE-NOT-TABLE", made.where(short), what, "Write one cell per column")
     made.columns.update({name: [row[place] for row in cells] for place, name in enumerate(header)})
     return made
 
@@ -184,7 +193,7 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     missing = [name for name in REQUIRED if name not in header]
     if missing:
         hint = f"Its columns are: {', '.join(header)[:200] or 'none'}. It needs {', '.join(REQUIRED)}"
-        raise user_error(path, f"has no column {', '.join(missing)}", hint)
+        raise user_error("TABLE-NO-COLUMN", path, f"has no column {', '.join(missing)}", hint)
 
 
 def _numbers(texts: Sequence[str]) -> Table:
@@ -231,12 +240,12 @@ class _Figures:
 
 # What each column of figures has to hold, and the way out.
 EXPECTED: tuple[tuple[str, Callable[[Table], NDArray[np.bool_]], str, str], ...] = (
-    ("params", lambda held: held > 0, "no number above 0", "Give the number of weights of the layer"),
-    ("bytes", lambda held: held >= 0, "no number of 0 or more", "Give the size of the layer in this format"),
+    ("params", lambda held: held > 0, "not a number above 0", "Give the number of weights of the layer"),
+    ("bytes", lambda held: held >= 0, "not a number of 0 or more", "Give the size of the layer in this format"),
     (
         "kld",
         lambda held: held >= 0,
-        "no number of 0 or more",
+        "not a number of 0 or more",
         "Give the damage in nats, or leave out the row: the layer cannot have this format then. Of a layer that no token reached,"
         " 0 in the column tokens says so",
     ),
@@ -246,11 +255,15 @@ EXPECTED: tuple[tuple[str, Callable[[Table], NDArray[np.bool_]], str, str], ...]
 def _cell_problems(rows: _Rows, figures: _Figures) -> Iterable[Problem]:
     for name in ("layer", "format"):
         if empty := [row for row, text in enumerate(rows.columns[name]) if not text]:
-            yield Problem(rows.where(empty), f"no {name}", "Each row needs a layer and a format")
+            yield Problem(
+                "SENSITIVITY-BAD-CELL", rows.where(empty), f"no {name}", "Each row needs a layer and a format"
+            )
     for name, fits, what, hint in EXPECTED:
         held = getattr(figures, name)
         if (wrong := np.flatnonzero(~(np.isfinite(held) & fits(held)))).size:
-            yield Problem(rows.where(wrong), f"{name} is {rows.columns[name][wrong[0]]!r}, {what}", hint)
+            yield Problem(
+                "SENSITIVITY-BAD-CELL", rows.where(wrong), f"{name} is {rows.columns[name][wrong[0]]!r}, {what}", hint
+            )
 
 
 def _row_problems(rows: _Rows, figures: _Figures, layers: Sequence[str], formats: Sequence[str]) -> Iterable[Problem]:
@@ -259,13 +272,13 @@ def _row_problems(rows: _Rows, figures: _Figures, layers: Sequence[str], formats
     first = np.unique(cell, return_index=True)[1]
     if (again := np.setdiff1d(np.arange(len(cell)), first)).size:
         layer, form = layers[figures.layer[again[0]]], formats[figures.format[again[0]]]
-        what = f"{layer} has a row for {form} already"
-        yield Problem(rows.where(again), what, "Give one row for each layer and format")
+        what = f"{layer} already has a row for {form}"
+        yield Problem("SENSITIVITY-ROW-TWICE", rows.where(again), what, "Give one row per layer and format")
     of_layer = figures.params[np.unique(figures.layer, return_index=True)[1]][figures.layer]
     if (other := np.flatnonzero(figures.params != of_layer)).size:
         row = other[0]
         what = f"params of {layers[figures.layer[row]]} is {figures.params[row]:.10g}, {of_layer[row]:.10g} in an earlier row"
-        yield Problem(rows.where(other), what, "Give the same number in all rows of a layer")
+        yield Problem("SENSITIVITY-UNEQUAL-ROWS", rows.where(other), what, "Use the same number in all rows of a layer")
 
 
 def _places(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.intp]]:
@@ -291,8 +304,10 @@ def _named(rows: _Rows, palette: Sequence[str]) -> _Rows:
     wanted = [not {name, *others}.isdisjoint(palette) for name, others in zip(names, also, strict=True)]
     smoothed = rows.columns.get("smoothed", [""] * len(formats))
     if wrong := [row for row, yes in enumerate(wanted) if yes and inputs[row] not in WEIGHTS_ALONE and smoothed[row]]:
-        hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
-        raise user_error(rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint)
+        hint = "Create the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+        raise user_error(
+            "SENSITIVITY-SMOOTHED", rows.where(wrong), f"{names[wrong[0]]} was measured on smoothed inputs", hint
+        )
     # Of a format that a layer has in several groups, each has its own name.
     alone = [
         (layer, form, aq in WEIGHTS_ALONE)
@@ -318,7 +333,9 @@ def of_palette(table: SensitivityTable, palette: Sequence[str]) -> SensitivityTa
     Raises `UserError` for a format that the table does not have.
     """
     if absent := [name for name in palette if name not in table.named]:
-        raise user_error(f"--palette {absent[0]}", "is not in the table", f"It has {', '.join(table.named)}")
+        raise user_error(
+            "SENSITIVITY-NO-FORMAT", f"--palette {absent[0]}", "is not in the table", f"It has {', '.join(table.named)}"
+        )
     return table.limited(np.any([table.answers(name) for name in palette], axis=0), palette)
 
 
@@ -330,7 +347,12 @@ def read_sensitivity_table(path: Path, palette: Sequence[str] = ()) -> Sensitivi
     """
     rows = _named(_rows(path), palette)
     if not rows.lines:
-        raise user_error(path, "has no rows of formats for weights", "Give one row for each layer and format")
+        raise user_error(
+            "SENSITIVITY-NO-WEIGHT-ROWS",
+            path,
+            "has no rows of formats for weights",
+            "Give one row per layer and format",
+        )
     layers, layer = _places(rows.columns["layer"])
     formats, form = _places(rows.columns["format"])
     numbers = (_numbers(rows.columns[name]) for name in ("params", "bytes"))

@@ -1,1 +1,1 @@
-"""Layer statistics: of the weights, and of the activations on calibration text."""
+"""Layer statistics of weights, and of activations on calibration text."""

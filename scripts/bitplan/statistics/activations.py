@@ -1,4 +1,4 @@
-"""What reaches each layer on calibration text: mean |x|, mean x^2 and largest |x| of every input column."""
+"""Statistics of each layer's input on calibration text: mean |x|, mean x^2 and largest |x| of every column."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from bitplan.models.walk import Block, Forward, Visit
 
 @dataclass
 class InputStatistics:
-    """Running sums over the tokens that reached a layer; columns `(in,)` float64."""
+    """Running sums over a layer's input tokens; each tensor is `(in,)` float64."""
 
     tokens: int
     sum_abs: Tensor
@@ -21,11 +21,11 @@ class InputStatistics:
 
     @classmethod
     def empty(cls, columns: int) -> "InputStatistics":
-        """Return the statistics of no token."""
+        """Return empty statistics."""
         return cls(0, *(torch.zeros(columns, dtype=torch.float64) for _ in range(3)))
 
     def add_(self, inputs: Tensor) -> None:
-        """Count a batch of inputs `(..., in)`."""
+        """Add a batch of inputs `(..., in)`."""
         flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
         sizes = flat.abs()
         self.tokens += len(flat)
@@ -61,7 +61,7 @@ def _watched(block: Block, into: dict[str, InputStatistics]) -> Iterator[None]:
 
 
 def collecting(into: dict[str, InputStatistics]) -> Visit:
-    """Return the visitor that fills `into` with the statistics of every layer's input."""
+    """Return a visitor that adds the statistics of every layer's input to `into`."""
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         with _watched(block, into):

@@ -1,7 +1,7 @@
 """Alpha-Hill: the power-law exponent of a weight matrix's eigenvalue spectrum, by the Hill estimator.
 
 Sources: TempBalance (Zhou et al. 2023), AlphaPruning (Lu et al. 2024). l_1 <= ... <= l_n are the eigenvalues of
-W^T W, n = min(out, in). A high alpha is a light tail, a layer that learned less.
+W^T W, n = min(out, in). A high alpha means a light tail: a layer that learned less.
 """
 
 import math
@@ -15,10 +15,10 @@ NOISY_RATIO = 1e-4
 
 
 def spectrum(weight: Tensor) -> Tensor:
-    """Return the eigenvalues of W^T W, rising, `(min(out, in),)`, from the smaller Gram matrix.
+    """Return the eigenvalues of W^T W in rising order, `(min(out, in),)`, from the smaller Gram matrix.
 
-    Twice as fast as the singular values of W. In float32, unless the part of the spectrum that alpha uses reaches so far down
-    that float32's noise, about 1e-7 of the largest eigenvalue, would show: then in float64.
+    This is twice as fast as the singular values of W. It uses float64 only if the part of the spectrum that alpha uses is
+    so small that float32's noise, about 1e-7 of the largest eigenvalue, would matter.
     """
     eigenvalues = _gram_eigenvalues(weight.to(torch.float32))
     n = len(eigenvalues)
@@ -34,15 +34,15 @@ def _gram_eigenvalues(values: Tensor) -> Tensor:
 
 
 def tail_length(n: int, fit: str) -> int:
-    """Return k, how many of the largest eigenvalues are fitted: `hill` a tenth but 10 at least, `xmin_mid` the upper half."""
+    """Return k, the number of largest eigenvalues to fit: a tenth, at least 10 (`hill`), or the upper half (`xmin_mid`)."""
     return n - n // 2 if fit == "xmin_mid" else min(max(max(10, int(0.1 * n)), 1), n - 1)
 
 
 def alpha_hill(eigenvalues: Tensor, fit: str = "hill") -> float:
     """Return alpha = 1 + k / sum_{i=1..k} ln(l_{n-i+1} / xmin) of rising eigenvalues.
 
-    xmin is l_{n-k} with `hill`, and l_{n//2}, itself counted in the tail, with `xmin_mid`. Independent of the matrix's scale.
-    NaN for fewer than 2 eigenvalues, and where xmin is zero.
+    xmin is l_{n-k} with `hill`; with `xmin_mid` it is l_{n//2}, which is part of the tail. alpha does not depend on the
+    matrix's scale. NaN for fewer than 2 eigenvalues, and if xmin is zero.
     """
     n = len(eigenvalues)
     if n < 2 or not bool(torch.isfinite(eigenvalues).all()):

@@ -1,6 +1,6 @@
 """The second moments of a layer's input: H = 2/N sum x x^T, and mean |x|, mean and variance of every column, over N tokens.
 
-Batches are merged by Chan, Golub and LeVeque's formulas (1979), so that neither their sizes nor their order matters.
+Batches are merged by the formulas of Chan, Golub and LeVeque (1979), so their sizes and order do not matter.
 """
 
 from collections.abc import Iterator
@@ -25,12 +25,12 @@ class InputMoments:
 
     @classmethod
     def empty(cls, columns: int, device: torch.device, dtype: torch.dtype = torch.float32) -> "InputMoments":
-        """Return the moments of no token; `dtype` is that of the Gram matrix."""
+        """Return empty moments; `dtype` is that of the Gram matrix."""
         by_column = (torch.zeros(columns, dtype=torch.float64, device=device) for _ in range(3))
         return cls(0, torch.zeros(columns, columns, dtype=dtype, device=device), *by_column)
 
     def add_(self, inputs: Tensor) -> None:
-        """Count a batch of inputs (..., in)."""
+        """Add a batch of inputs (..., in)."""
         flat = inputs.detach().reshape(-1, inputs.shape[-1]).to(self.gram)
         if not len(flat):
             return
@@ -61,7 +61,7 @@ class InputMoments:
 
 
 class _SharedMoments:
-    """Hooks that count each input once: layers that read the same tensor (q, k and v) share its moments."""
+    """Hooks that add each input once: layers that read the same tensor (q, k and v) share its moments."""
 
     def __init__(self) -> None:
         self.by_layer: dict[str, InputMoments] = {}
@@ -87,7 +87,7 @@ class _SharedMoments:
 
 @contextmanager
 def moments_of(block: Block) -> Iterator[dict[str, InputMoments]]:
-    """Yield {layer: moments of its input}, filled while the block runs inside the context; a layer that no token reached is absent."""
+    """Yield {layer: moments of its input}, filled while the block runs inside the context; a layer without tokens is absent."""
     seen = _SharedMoments()
     hooks = [module.register_forward_pre_hook(seen.hook(name)) for name, module in block.layers.items()]
     try:

@@ -10,21 +10,21 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import written_aside
 from bitplan.models.layers import Layer
 
-MADE_BY = "Make it with scripts/layer_stats.py"
+MADE_BY = "Create it with scripts/layer_stats.py"
 
 
-def write_importance(path: Path, columns: Mapping[str, Tensor]) -> None:
+def write_importance(path: Path, importance: Mapping[str, Tensor]) -> None:
     """Write {layer: (in,)} as float32 safetensors."""
     from safetensors.torch import save_file
 
     with written_aside(path) as aside:
-        save_file({name: values.to(torch.float32) for name, values in columns.items()}, aside)
+        save_file({name: values.to(torch.float32) for name, values in importance.items()}, aside)
 
 
 def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Tensor]:
-    """Return {layer: (in,)} float32; empty without a file. Raises `UserError` when it is not the one of these layers.
+    """Return {layer: (in,)} float32; empty if `path` is None. Raises `UserError` if it does not belong to these layers.
 
-    A layer that no token reached (an expert) is left out: it is quantized as without an importance matrix.
+    A layer without tokens (an unused expert) is left out and quantized without importance.
     """
     if path is None:
         return {}
@@ -32,15 +32,22 @@ def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Ten
     from safetensors.torch import load_file
 
     try:
-        columns = load_file(path)
+        importance = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise user_error(path, f"is no importance matrix: {error}", MADE_BY) from None
+        raise user_error("IMATRIX-INVALID", path, f"is not an importance matrix: {error}", MADE_BY) from None
     for layer in layers:
-        held, wanted = columns.get(layer.name), (layer.shape[1],)
-        if held is None or tuple(held.shape) != wanted or held.dtype != torch.float32:
-            what = f"has no {wanted[0]} values of float32 for {layer.name}"
-            raise user_error(path, what, f"It is none, or of another model. {MADE_BY}")
-        if not held.isfinite().all() or (held < 0).any():
-            what = f"holds values for {layer.name} that are no finite mean squares"
-            raise user_error(path, what, "Make it again with scripts/layer_stats.py --dtype bf16 or fp32")
-    return {name: values for name, values in columns.items() if values.any()}
+        values, expected = importance.get(layer.name), (layer.shape[1],)
+        if values is None or tuple(values.shape) != expected or values.dtype != torch.float32:
+            what = f"does not have {expected[0]} float32 values for {layer.name}"
+            raise user_error(
+                "IMATRIX-OTHER-MODEL",
+                path,
+                what,
+                f"Not an importance matrix, or it belongs to another model. {MADE_BY}",
+            )
+        if not values.isfinite().all() or (values < 0).any():
+            what = f"has values for {layer.name} that are not finite mean squares"
+            raise user_error(
+                "IMATRIX-NOT-FINITE", path, what, "Create it again with scripts/layer_stats.py --dtype bf16 or fp32"
+            )
+    return {name: means for name, means in importance.items() if means.any()}

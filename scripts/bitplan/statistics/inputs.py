@@ -1,4 +1,4 @@
-"""What a block's layers read: samples of their inputs, the largest |x| of each column, and which norm the input comes from."""
+"""The inputs of a block's layers: samples, the largest |x| of each column, and the norm that the input comes from."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,13 +13,15 @@ from bitplan.models.walk import Block
 
 @dataclass
 class BlockInputs:
-    """The inputs of a block's layers, by checkpoint names.
+    """The inputs of a block's layers, by checkpoint name.
 
-    `samples` holds up to `wanted` tokens of each layer's input, as windows (length, in) or, for experts, the tokens routed to them;
-    `absmax` the largest |x| (in,) over all tokens; `norm_of` the norm whose output is the layer's input.
+    - `samples`: up to `sample_tokens` tokens of each layer's input, as windows (length, in) or, for experts, the tokens routed
+      to them.
+    - `absmax`: the largest |x| (in,) over all tokens; `squares`: the sum of x^2 (in,); `tokens`: their number.
+    - `norm_of`: the norm whose output is the layer's input.
     """
 
-    wanted: int
+    sample_tokens: int
     samples: dict[str, list[Tensor]] = field(default_factory=dict)
     absmax: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
@@ -28,26 +30,26 @@ class BlockInputs:
     _outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def saw_norm_(self, norm: str, output: Tensor) -> None:
-        """Note a norm's output."""
-        # The tensor is kept, so that no later one can stand at its address.
+        """Record a norm's output."""
+        # Holding the tensor keeps its address from being reused.
         self._outputs[norm] = output
         self._grow_(norm, output)
 
     def saw_(self, layer: str, inputs: Tensor) -> None:
-        """Note a layer's input (..., in)."""
+        """Record a layer's input (..., in)."""
         self.link_(layer, inputs)
         self._grow_(layer, inputs)
         flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
         squares = flat.square().sum(0, dtype=torch.float64).cpu()
         self.squares[layer] = self.squares.get(layer, torch.zeros_like(squares)) + squares
-        held = self.tokens.get(layer, 0)
-        self.tokens[layer] = held + len(flat)
-        if held < self.wanted:
+        seen_tokens = self.tokens.get(layer, 0)
+        self.tokens[layer] = seen_tokens + len(flat)
+        if seen_tokens < self.sample_tokens:
             windows = list(inputs) if inputs.dim() == 3 else [inputs]
             self.samples.setdefault(layer, []).extend(window.detach().to(torch.float32).clone() for window in windows)
 
     def link_(self, layer: str, inputs: Tensor) -> None:
-        """Note which norm's output a layer reads, if any."""
+        """Record which norm's output a layer reads, if any."""
         for norm, output in self._outputs.items():
             if output.data_ptr() == inputs.data_ptr() and output.numel() == inputs.numel():
                 self.norm_of[layer] = norm
@@ -57,18 +59,18 @@ class BlockInputs:
         self.absmax[name] = torch.maximum(self.absmax[name], largest) if name in self.absmax else largest
 
     def cut_(self) -> None:
-        """Keep no more than the wanted tokens of each layer, and no outputs."""
+        """Drop windows beyond `sample_tokens` of each layer, and the norms' outputs."""
         self._outputs.clear()
         for layer, windows in self.samples.items():
             lengths = torch.tensor([len(window) for window in windows]).cumsum(0)
-            keep = int((lengths < self.wanted).sum()) + 1
+            keep = int((lengths < self.sample_tokens).sum()) + 1
             self.samples[layer] = windows[:keep]
 
 
 @contextmanager
-def observed(block: Block, wanted: int) -> Iterator[BlockInputs]:
-    """Yield what is filled while the block runs inside the context; at its end samples are cut to `wanted` tokens."""
-    seen = BlockInputs(wanted)
+def observed(block: Block, sample_tokens: int) -> Iterator[BlockInputs]:
+    """Yield the block's inputs, filled while it runs inside the context; at the end samples are cut to `sample_tokens` tokens."""
+    seen = BlockInputs(sample_tokens)
     names = {id(module): name for name, module in block.layers.items()}
 
     def after_norm(name: str):
@@ -95,5 +97,5 @@ def observed(block: Block, wanted: int) -> Iterator[BlockInputs]:
 
 
 def _readers(expert: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the expert's layers that read the block's own hidden states."""
+    """Return the expert's layers that read the block's hidden states."""
     return expert.gate_proj, expert.up_proj

@@ -29,7 +29,7 @@ SUMS = ("sum_abs", "sum_squares", "absmax")
 
 
 def weight_row(layer: Layer, weight: Tensor) -> dict[str, Any]:
-    """Return the part of a layer's row that the weight (out, in) alone decides."""
+    """Return the columns of a layer's row that depend on its weight (out, in) only."""
     eigenvalues = spectrum(weight)
     alphas = {f"alpha_{fit}": alpha_hill(eigenvalues, fit) for fit in FITS}
     shape = {"out": layer.shape[0], "in": layer.shape[1], "params": layer.params}
@@ -46,15 +46,15 @@ def _input_row(seen: InputStatistics) -> dict[str, float]:
 
 
 @dataclass
-class _Found:
-    """What a walk has found so far: the rows of the weights, and the inputs' statistics, by layer."""
+class _Measured:
+    """The results of a walk so far, by layer: rows of the weights and statistics of the inputs."""
 
     rows: dict[str, dict[str, Any]]
     inputs: dict[str, InputStatistics]
 
     @classmethod
-    def of(cls, reached: Reached) -> "_Found":
-        """Return what a walk that was stopped had found."""
+    def of(cls, reached: Reached) -> "_Measured":
+        """Return the results saved by an interrupted walk."""
         sums: dict[str, dict[str, Tensor]] = {}
         for key, values in reached.tensors.items():
             name, _, part = key.rpartition("|")
@@ -63,22 +63,22 @@ class _Found:
         inputs = {name: InputStatistics(count, *(sums[name][part] for part in SUMS)) for name, count in tokens.items()}
         return cls(dict(reached.facts.get("rows", {})), inputs)
 
-    def kept(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return this and the hidden states as tensors and facts."""
+    def progress(self, hidden: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return these results and the hidden states as tensors and facts to save."""
         sums = {f"{name}|{part}": getattr(seen, part) for name, seen in self.inputs.items() for part in SUMS}
         tokens = {name: seen.tokens for name, seen in self.inputs.items()}
         return {HIDDEN: hidden, **sums}, {"rows": self.rows, "tokens": tokens}
 
 
-def _measuring(layers: Mapping[str, Layer], found: _Found, walk: KeptWalk) -> Visit:
-    watch = collecting(found.inputs)
+def _measuring(layers: Mapping[str, Layer], measured: _Measured, walk: KeptWalk) -> Visit:
+    watch = collecting(measured.inputs)
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         for name, module in block.layers.items():
             if name in layers:
-                found.rows[name] = weight_row(layers[name], weight_of(module, layers[name]))
+                measured.rows[name] = weight_row(layers[name], weight_of(module, layers[name]))
         output = watch(block, hidden, forward)
-        walk.keep(block.index + 1, lambda: found.kept(output))
+        walk.keep(block.index + 1, lambda: measured.progress(output))
         return output
 
     return visit
@@ -89,17 +89,17 @@ def measure_layers(
 ) -> tuple[list[dict[str, Any]], dict[str, InputStatistics], Tensor]:
     """Return the rows of the table in model order, the inputs' statistics by layer, and the final hidden states of `tokens`.
 
-    A walk that is kept and was stopped is gone on with.
+    An interrupted walk is resumed.
     """
     layers = {layer.name: layer for layer in info.quantizable}
     reached = walk.reached()
-    found, start = _Found.of(reached), reached.tensors.get(HIDDEN)
+    measured, start = _Measured.of(reached), reached.tensors.get(HIDDEN)
     start = None if start is None else start.to(model.device)
-    hidden = model.run(tokens, _measuring(layers, found, walk), range(reached.block, len(model.blocks)), start)
-    # An expert that the router never chose has seen no token.
+    hidden = model.run(tokens, _measuring(layers, measured, walk), range(reached.block, len(model.blocks)), start)
+    # Experts that the router never chose have no input.
     for name, layer in layers.items():
-        found.inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))
-    return [{**found.rows[name], **_input_row(found.inputs[name])} for name in layers], found.inputs, hidden
+        measured.inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))
+    return [{**measured.rows[name], **_input_row(measured.inputs[name])} for name in layers], measured.inputs, hidden
 
 
 def write_statistics(
@@ -107,18 +107,20 @@ def write_statistics(
 ) -> None:
     """Write the table, and the importance matrix: mean x^2 per input column of each layer, float32 (in,), by layer name.
 
-    Raises `UserError`, and writes nothing, where inputs of a layer are not finite.
+    Raises `UserError` and writes nothing if the inputs of a layer are not finite.
     """
     named = {row["layer"] for row in rows}
     for name, seen in inputs.items():
         if not all(values.isfinite().all() for values in (seen.mean_abs, seen.mean_square, seen.absmax)):
-            raise user_error(name, "has inputs whose statistics are not finite", "Use --dtype bf16 or fp32")
+            raise user_error(
+                "STATS-NOT-FINITE", name, "has inputs whose statistics are not finite", "Use --dtype bf16 or fp32"
+            )
     write_table(table, rows, COLUMNS)
     write_importance(importance, {name: seen.mean_square for name, seen in inputs.items() if name in named})
 
 
 def read_alphas(table: Path, fit: str) -> dict[str, float]:
-    """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` for no number, or no column of the fit."""
+    """Return {layer: alpha} from a table; an empty cell is NaN. Raises `UserError` for an invalid number or a missing column."""
     column = f"alpha_{fit}"
     return {
         row["layer"]: _number(table, row["layer"], column, row[column]) for row in read_table(table, ("layer", column))
@@ -129,5 +131,5 @@ def _number(table: Path, layer: str, column: str, cell: str | None) -> float:
     try:
         return float(cell or "nan")
     except ValueError:
-        what = f"has {cell!r} where {column} of {layer} is to stand"
-        raise user_error(table, what, "Make it again with scripts/layer_stats.py") from None
+        what = f"has {cell!r} as {column} of {layer}, expected a number"
+        raise user_error("STATS-BAD-CELL", table, what, "Create it again with scripts/layer_stats.py") from None

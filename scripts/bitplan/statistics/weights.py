@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def weight_moments(weight: Tensor) -> dict[str, float]:
-    """Return mean, absmax, variance (of the population) and kurtosis (3 for a Gaussian) of all values."""
+    """Return mean, largest |w|, population variance and kurtosis (3 for a Gaussian) of all values."""
     values = weight.to(torch.float32).flatten()
     mean = values.mean()
     centred = values - mean

@@ -10,28 +10,41 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-SCRIPTS = Path(__file__).resolve().parents[2]
+from bitplan.core.places import PACKAGE, scripts_folder
+from bitplan.runtimes.registry import RUNTIMES
+from bitplan.workflow.inputs import runtime_of
+
+# Where local modules are looked for: beside the commands, and where the library is (the same folder in a checkout).
+SCRIPTS = (scripts_folder(), PACKAGE.parent)
 PARTS = ("body", "orelse", "finalbody", "handlers", "cases")
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 IMPORTS = (ast.Import, ast.ImportFrom)
 TABLES = "bitplan/core/tables"
 # Imports that change no result, as (importer, imported), each the beginning of a path: how a model is fetched, since the files are
-# checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls.
+# checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls;
+# which other runtimes there are, as `runtime_code` counts the one that a job is for; what is imported for its type alone.
 WITHOUT_EFFECT = (
     ("bitplan/cli/parser.py", "bitplan/models/hub"),
     *(
         (printing, TABLES)
         for printing in ("bitplan/plans/", "bitplan/search/", "bitplan/runtimes/", "eval_with_lm_eval.py")
     ),
+    *(
+        (importer, "bitplan/runtimes/registry")
+        for importer in ("bitplan/runtimes/speed.py", "export_plan.py", "perplexity.py")
+    ),
+    *(("bitplan/runtimes/runtime.py", module) for module in ("bitplan/evaluate", "bitplan/reference")),
     *(("bitplan/report/three_way.py", module) for module in ("bitplan/report/metrics", TABLES)),
 )
 
 
 @cache
 def _located(module: str) -> Path | None:
-    base = SCRIPTS.joinpath(*module.split("."))
-    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+    roots = [root.joinpath(*module.split(".")) for root in SCRIPTS]
+    files = (path for base in roots for path in (base.with_suffix(".py"), base / "__init__.py"))
+    return next((path for path in files if path.is_file()), None)
 
 
 def _named(node: ast.AST, package: tuple[str, ...]) -> set[str]:
@@ -69,7 +82,7 @@ def _read(path: Path) -> tuple[frozenset[str], frozenset[Path]]:
     """Return the hashes of a file's top-level statements and the local files that it imports: one parse, one walk."""
     tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
     nodes = list(_statements([tree]))
-    package = path.relative_to(SCRIPTS).parent.parts
+    package = Path(_below(path)).parent.parts
     names = set().union(*(_named(node, package) for node in nodes))
     around = {name.rsplit(".", depth)[0] for name in names for depth in range(1, name.count(".") + 1)}
     _keep_content_(nodes)
@@ -89,12 +102,13 @@ def imported_files(path: Path) -> frozenset[Path]:
 
 
 def _below(path: Path) -> str:
-    return path.relative_to(SCRIPTS).as_posix()
+    """Return a file's path from the innermost folder of local modules that holds it."""
+    return min((path.relative_to(root).as_posix() for root in SCRIPTS if path.is_relative_to(root)), key=len)
 
 
-def files_behind(command: str) -> tuple[Path, ...]:
-    """Return the paths of a command and of all local code behind it, sorted."""
-    waiting, seen = [SCRIPTS / command], set()
+def files_behind(command: str, *modules: str) -> tuple[Path, ...]:
+    """Return the paths of a command, of modules that it imports by name, and of all local code behind them, sorted."""
+    waiting, seen = [SCRIPTS[0] / command, *filter(None, map(_located, modules))], set()
     while waiting:
         path = waiting.pop()
         if path not in seen:
@@ -103,15 +117,24 @@ def files_behind(command: str) -> tuple[Path, ...]:
     return tuple(sorted(seen))
 
 
+def runtime_code(settings: Any, wildcards: Any, command: str, task: str) -> str:
+    """Return the version of the code behind a command and a task ("write", "score", "time") of the runtime that a job is for."""
+    runtime = runtime_of(wildcards)
+    return code_version(command, runtime.code.get(task, RUNTIMES[runtime.name]))
+
+
 @cache
 def templates_beside(path: Path) -> frozenset[str]:
     """Return the SHA-256, in hexadecimal, of each template in the folder of a Python file: a page is made of it as of code."""
     return frozenset(hashlib.sha256(file.read_bytes()).hexdigest() for file in path.parent.glob("*.j2"))
 
 
-def code_version(command: str) -> str:
+def code_version(command: str, *modules: str) -> str:
     """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does, or a template
-    beside one."""
-    files = files_behind(command)
+    beside one.
+
+    `modules` are those that the command imports by name, which no import statement shows: the runtime's.
+    """
+    files = files_behind(command, *modules)
     hashes = frozenset().union(*map(content_hashes, files), *map(templates_beside, files))
     return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()[:16]

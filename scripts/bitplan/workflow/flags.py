@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from bitplan.config.settings import IMATRIX_SUFFIX, Settings, cli_flags
-from bitplan.workflow.inputs import compared_agreement, results
+from bitplan.runtimes.registry import runtime_named
+from bitplan.workflow.inputs import BASELINES, compared_agreement, results
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
@@ -91,7 +92,8 @@ def sensitivity_flags(settings: Settings, wildcards: Any) -> str:
     """Return the flags of the sensitivity measurement, without those that change no figure."""
     values = settings.sensitivity.model_dump(exclude={"shards", "smooth_alpha", "memory_limit"})
     switches = {key: values[key] or None for key in ("random", "fisher")}
-    switches["draws"] = values["draws"] if settings.sensitivity.metric == "gradient" else None
+    switches["metric"] = "gradient" if settings.priced else "measured"
+    switches["draws"] = values["draws"] if settings.priced else None
     alphas = settings.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
     return cli_flags({**_dashed({**values, **switches}), **smoothing, **settings.compute.model_dump()})
@@ -102,7 +104,7 @@ def memory_flag(settings: Settings, wildcards: Any, input: Any) -> str:
 
     Asking for the inputs keeps the flag out of what Snakemake records.
     """
-    measured = settings.sensitivity.has_kld
+    measured = settings.has_kld
     return cli_flags({"memory-limit": settings.sensitivity.memory_limit if measured else None})
 
 
@@ -118,7 +120,7 @@ def check_flags(settings: Settings, wildcards: Any) -> str:
 
 
 def speed_flags(settings: Settings, wildcards: Any) -> str:
-    """Return how GGUF files are timed."""
+    """Return how files are timed."""
     return cli_flags(settings.speed.model_dump())
 
 
@@ -154,10 +156,16 @@ def calibration_flag(settings: Settings, wildcards: Any, input: Any) -> str:
     return cli_flags({"calibration": input.calibration or None})
 
 
-def plan_gguf_flags(settings: Settings, wildcards: Any) -> str:
-    """Return the settings of the export, and what the file is called."""
-    named = {"model-name": wildcards.model, "plan-name": wildcards.plan}
-    return cli_flags({**settings.export.model_dump(), **named})
+def export_flags(settings: Settings, wildcards: Any) -> str:
+    """Return the runtime that a plan is exported for, the settings that it reads, and what the file is called."""
+    named = {"runtime": wildcards.runtime, "model-name": wildcards.model, "plan-name": wildcards.plan}
+    values = settings.export.model_dump(include=set(runtime_named(wildcards.runtime).settings))
+    return cli_flags({**_dashed(values), **named})
+
+
+def base_flag(settings: Settings, wildcards: Any, input: Any) -> str:
+    """Return the flag that names what an export starts from; empty where that is the checkpoint."""
+    return cli_flags({"base": input.base or None})
 
 
 def baseline_flags(settings: Settings, wildcards: Any, input: Any) -> str:
@@ -168,11 +176,11 @@ def baseline_flags(settings: Settings, wildcards: Any, input: Any) -> str:
 
 def report_flags(settings: Settings, wildcards: Any) -> str:
     """Return what the comparison of a model shows."""
-    gguf = settings.models[wildcards.model].gguf
+    runtimes = settings.models[wildcards.model].runtimes
     return cli_flags(
         {
             "plan": list(settings.plans),
-            "baseline": settings.baselines if gguf else None,
+            "baseline": settings.baselines if BASELINES in runtimes else None,
             "model-tasks": results(wildcards, "tasks.json") if settings.tasks.names else None,
             "agreement": compared_agreement(settings, wildcards) or None,
         }

@@ -12,11 +12,14 @@ from bitplan.config.settings import IMATRIX_SUFFIX, Settings
 from bitplan.formats.facts import weighs_columns
 from bitplan.models.checkpoint_files import PARTS, matching
 from bitplan.models.hub.listing import looks_like_id
+from bitplan.runtimes.registry import runtime_named
+from bitplan.runtimes.runtime import Runtime
 
 # What stands beside a plan's `of` file and belongs to it, by method.
 BESIDE = {"genetic": "{of}.smoothing.safetensors", "sparsegpt": "compressed"}
 PLAN_FILES = ("plan.json", "bits.json", "perplexity.json")
-GGUF_FILES = ("gguf_perplexity.json", "gguf.json", "model.gguf", "speed.json")
+# The runtime that the baselines are files of.
+BASELINES = "gguf"
 BASELINE_FILES = ("model.gguf", "perplexity.json", "speed.json")
 
 
@@ -132,13 +135,43 @@ def reference_file(settings: Settings, wildcards: Any) -> str:
     return results(wildcards, "baselines", settings.baselines[0], "model.gguf")
 
 
+def runtime_results(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the results of a plan in the runtimes of a job's model, from the plan's folder."""
+    runtimes = map(runtime_named, settings.models[wildcards.model].runtimes)
+    return [f"{runtime.name}/{name}" for runtime in runtimes for name in runtime.files]
+
+
+def runtime_of(wildcards: Any) -> Runtime:
+    """Return the runtime that a file belongs to; baselines are llama.cpp's."""
+    return runtime_named(wildcards.get("runtime", BASELINES))
+
+
+def runtime_name(settings: Settings, wildcards: Any) -> str:
+    """Return the name of the runtime that a file belongs to."""
+    return runtime_of(wildcards).name
+
+
+def environment_of(settings: Settings, wildcards: Any, root: Path) -> str:
+    """Return the path of the environment in which the runtime of a file is run."""
+    return str(root / "envs" / f"{runtime_of(wildcards).environment}.yaml")
+
+
+def export_base(settings: Settings, wildcards: Any) -> str | list[str]:
+    """Return the result of a model that a runtime's export starts from; none for one that starts from the checkpoint."""
+    base = runtime_named(wildcards.runtime).base
+    return results(wildcards, base) if base else []
+
+
+def artifact(settings: Settings, wildcards: Any) -> str:
+    """Return what a runtime loads of a plan: a file or a folder."""
+    return results(wildcards, "plans", wildcards.plan, wildcards.runtime, runtime_named(wildcards.runtime).artifact)
+
+
 def compared_plans(settings: Settings, wildcards: Any) -> list[str]:
     """Return the files of all plans that a model's comparison shows."""
-    files = GGUF_FILES if settings.models[wildcards.model].gguf else ()
     tasks = ("tasks.json",) if settings.tasks.names else ()
-    return [
-        results(wildcards, "plans", plan, name) for plan in settings.plans for name in (*PLAN_FILES, *files, *tasks)
-    ]
+    names = (*PLAN_FILES, *runtime_results(settings, wildcards), *tasks)
+    return [results(wildcards, "plans", plan, name) for plan in settings.plans for name in names]
 
 
 def compared_model(settings: Settings, wildcards: Any) -> list[str]:
@@ -148,14 +181,14 @@ def compared_model(settings: Settings, wildcards: Any) -> list[str]:
 
 def compared_baselines(settings: Settings, wildcards: Any) -> list[str]:
     """Return the files of the baselines that a model's comparison shows."""
-    baselines = settings.baselines if settings.models[wildcards.model].gguf else []
+    baselines = settings.baselines if BASELINES in settings.models[wildcards.model].runtimes else []
     return [results(wildcards, "baselines", name, file) for name in baselines for file in BASELINE_FILES]
 
 
 def compared_agreement(settings: Settings, wildcards: Any) -> list[str]:
     """Return the table of what agrees with measured KL, where plans are searched from it."""
     searched = any(plan.method in ("genetic", "optimal") for plan in settings.every_plan.values())
-    measured = settings.sensitivity.has_kld and searched
+    measured = settings.sensitivity.anchors is not None and searched
     return [results(wildcards, "agreement.json")] if measured else []
 
 

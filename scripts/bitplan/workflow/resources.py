@@ -31,7 +31,7 @@ def runtime_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
 def sensitivity_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     """Return memory in MiB for the sensitivity table, which also holds what the settings allow for candidates."""
     carried = bytes_of(settings.sensitivity.memory_limit) // 2**20
-    measured = settings.sensitivity.has_kld
+    measured = settings.has_kld
     return model_mem_mb(settings, wildcards, attempt) + measured * carried
 
 

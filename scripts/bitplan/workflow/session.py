@@ -4,31 +4,33 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitplan.config.paths import placed_settings, tokens_seen
+from bitplan.config.completion import completed
+from bitplan.config.paths import check_places, placed_settings, tokens_seen
 from bitplan.config.settings import Settings, check_duplicate_keys, parse_settings
 from bitplan.core.errors import Problem, UserError
 
 
 def settings_of(config: Mapping[str, Any], files: Iterable[str], root: Path) -> Settings:
-    """Return the validated settings of a configuration that was merged from some files; the demo's paths are below `root`.
+    """Return the validated settings of a configuration that was merged from some files, completed; the demo is below `root`.
 
     Raises `UserError` with every problem.
     """
     for path in files:
         check_duplicate_keys(Path(path))
-    settings = placed_settings(parse_settings(config), root)
+    settings = placed_settings(parse_settings(completed(config, root)), root)
     _check_revisions(settings)
+    check_places(settings)
     return settings
 
 
 def _check_revisions(settings: Settings) -> None:
     """Raise `UserError` for a revision of a model that is a local folder."""
-    what = "is for a model on the model hub, and its path is a folder here"
+    what = "applies to hub models only, but the path is a local folder"
     folders = [
         name for name, model in settings.models.items() if model.revision is not None and Path(model.path).exists()
     ]
     if folders:
-        raise UserError(Problem(f"models.{name}.revision", what) for name in folders)
+        raise UserError(Problem("HUB-REVISION-OF-FOLDER", f"models.{name}.revision", what) for name in folders)
 
 
 def held_out_from(settings: Settings) -> dict[str, int]:

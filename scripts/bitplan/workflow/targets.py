@@ -1,16 +1,39 @@
 """Which files the workflow's targets ask for."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import product
 
 from bitplan.config.settings import Settings
+from bitplan.runtimes.registry import runtime_named
+from bitplan.runtimes.runtime import Runtime
+from bitplan.workflow.inputs import BASELINES
 
 COMPARISON = ("comparison.tsv", "comparison.json", "comparison.txt", "comparison.html", "comparison.svg")
 
 
-def with_gguf(settings: Settings) -> list[str]:
-    """Return the names of the models whose plans become GGUF files."""
-    return [name for name, model in settings.models.items() if model.gguf]
+def with_baselines(settings: Settings) -> list[str]:
+    """Return the names of the models that llama.cpp's own recipes are compared for: those with GGUF files."""
+    return [name for name, model in settings.models.items() if BASELINES in model.runtimes]
+
+
+def of_runtimes(settings: Settings, chosen: Callable[[Runtime], Iterable[str]]) -> list[str]:
+    """Return the results of every plan in the runtimes of every model that `chosen` names for a runtime."""
+    return [
+        f"results/{model}/plans/{plan}/{runtime}/{name}"
+        for model, plan in product(settings.models, settings.plans)
+        for runtime in settings.models[model].runtimes
+        for name in chosen(runtime_named(runtime))
+    ]
+
+
+def artifacts(settings: Settings) -> list[str]:
+    """Return the file of every plan in every runtime."""
+    return of_runtimes(settings, lambda runtime: [runtime.artifact])
+
+
+def runtime_files(settings: Settings, name: str) -> list[str]:
+    """Return one result, as perplexity.json, of every plan in every runtime that has it."""
+    return of_runtimes(settings, lambda runtime: [name] if name in runtime.files else [])
 
 
 def plans_of(settings: Settings, method: str) -> list[str]:
@@ -23,15 +46,15 @@ def of_models(settings: Settings, *names: str) -> list[str]:
     return [f"results/{model}/{name}" for model, name in product(settings.models, names)]
 
 
-def of_plans(settings: Settings, *names: str, models: Iterable[str] | None = None) -> list[str]:
-    """Return results of every plan, for some models or for all."""
-    each = product(settings.models if models is None else models, settings.plans, names)
+def of_plans(settings: Settings, *names: str) -> list[str]:
+    """Return results of every plan, for every model."""
+    each = product(settings.models, settings.plans, names)
     return [f"results/{model}/plans/{plan}/{name}" for model, plan, name in each]
 
 
 def of_baselines(settings: Settings, *names: str) -> list[str]:
-    """Return results of every baseline, for the models that become GGUF files."""
-    each = product(with_gguf(settings), settings.baselines, names)
+    """Return results of every baseline, for the models that have some."""
+    each = product(with_baselines(settings), settings.baselines, names)
     return [f"results/{model}/baselines/{baseline}/{name}" for model, baseline, name in each]
 
 

@@ -132,7 +132,10 @@ def test_the_choices_of_a_setting_stand_in_the_comment():
 )
 def test_a_name_that_yaml_does_not_read_as_a_word_is_to_be_quoted(name, shown):
     (problem,) = problems(plans={name: {"method": "random"}})
-    assert problem.startswith(f"plans: the name {shown} is no word") and f'Put the name in quotes: "{shown}"' in problem
+    assert (
+        problem.startswith(f"[SETTINGS-NAME-NOT-TEXT] plans: YAML reads the name {shown}")
+        and f'Put the name in quotes: "{shown}"' in problem
+    )
 
 
 def test_an_entry_set_to_null_is_dropped():

@@ -45,7 +45,7 @@ def test_tables_keep_empty_cells_for_what_is_not_a_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("{", "is not JSON"), ("[1]", "no JSON object"), (None, "cannot be read")]
+    ("text", "message"), [("{", "FILE-NOT-JSON"), ("[1]", "FILE-NOT-JSON-OBJECT"), (None, "FILE-UNREADABLE")]
 )
 def test_a_broken_json_file_is_named(tmp_path, text, message):
     path = tmp_path / "a.json"
@@ -80,9 +80,9 @@ def names(folder: Path) -> set[str]:
 
 
 def test_what_a_killed_process_has_left_is_removed_at_the_next_write(tmp_path):
-    made = subprocess.run([sys.executable, "-c", KILLED, str(SCRIPTS), str(tmp_path)], check=False)
+    process = subprocess.run([sys.executable, "-c", KILLED, str(SCRIPTS), str(tmp_path)], check=False)
     left = names(tmp_path)
-    assert made.returncode == -signal.SIGKILL and len(left) == 2 and all(name.startswith(".") for name in left)
+    assert process.returncode == -signal.SIGKILL and len(left) == 2 and all(name.startswith(".") for name in left)
     write_json(tmp_path / "b.json", {})
     assert names(tmp_path) == left | {"b.json"}, "of another file"
     write_json(tmp_path / "a.json", {})

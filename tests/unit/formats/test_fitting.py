@@ -37,6 +37,7 @@ from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.file import layer_names
+from bitplan.runtimes.gguf.format_types import file_type
 from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
 from bitplan.runtimes.gguf.recipes import quantize_by_recipe
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -80,8 +81,8 @@ def test_the_table_of_blocks_and_substitutes_is_that_of_the_formats_and_of_llama
     assert not (FORMATS[used].fixed_block and columns % FORMATS[used].block)
     if form.family == "gguf":
         assert BLOCKS[name] == form.block
-        kind = ggml.fallback(ggml.GGMLQuantizationType[form.gguf_type], columns).name
-        assert FORMATS[used].gguf_type == {"F16": "BF16"}.get(kind, kind)
+        kind = ggml.fallback(ggml.GGMLQuantizationType[ggml.TYPES[form.name]], columns).name
+        assert file_type(FORMATS[used]) == {"F16": "BF16"}.get(kind, kind)
     else:
         assert used == name and name not in SUBSTITUTES
 
@@ -103,10 +104,14 @@ def test_what_a_description_says_of_rows_that_do_not_fit():
 
 
 def test_one_warning_counts_each_layer_once_and_lengths_with_the_same_substitutes_together():
-    asked = {"a": (64, PALETTE), "b": (96, PALETTE), "c": (172, ("q8_0",)), "d": (256, PALETTE)}
-    told = unfitting_warning(asked)
-    assert told.startswith("3 of 4 layers") and "64, 96 columns: q2_k, q3_k -> q4_0; " in told and "\n" not in told
-    assert told.endswith("172 columns: q8_0 -> bf16") and unfitting_warning({"d": (256, PALETTE)}) == ""
+    requested = {"a": (64, PALETTE), "b": (96, PALETTE), "c": (172, ("q8_0",)), "d": (256, PALETTE)}
+    warning = unfitting_warning(requested)
+    assert (
+        warning.startswith("3 of 4 layers")
+        and "64, 96 columns: q2_k, q3_k -> q4_0; " in warning
+        and "\n" not in warning
+    )
+    assert warning.endswith("172 columns: q8_0 -> bf16") and unfitting_warning({"d": (256, PALETTE)}) == ""
 
 
 # ---------------------------------------------------------------------------------------------------------- real models
@@ -143,16 +148,16 @@ def measured(opened: Opened, output: Path, measure: MeasureSettings | None = Non
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory):
-    made: dict[str, Odd] = {}
+    cache: dict[str, Odd] = {}
 
     def model(name: str) -> Odd:
-        if name not in made:
+        if name not in cache:
             folder = tmp_path_factory.mktemp("odd")
             checkpoint = Checkpoint.open(make_llama(folder / "model", *SHAPES[name]))
             opened = Opened(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
             convert(checkpoint, folder / "base.gguf")
-            made[name] = Odd(opened, folder / "base.gguf", measured(opened, folder / "s.tsv"))
-        return made[name]
+            cache[name] = Odd(opened, folder / "base.gguf", measured(opened, folder / "s.tsv"))
+        return cache[name]
 
     return model
 
@@ -173,11 +178,11 @@ def searched(one: Odd) -> OptimalSearch:
 @pytest.mark.parametrize("name", SHAPES)
 def test_each_layer_is_measured_in_what_fits_it_each_once_at_its_true_size(name, odd):
     one = odd(name)
-    for layer in (*one.opened.info.quantizable, *(each for each in one.opened.info.layers if each.embeddings)):
+    for layer in (*one.opened.info.quantizable, *(each for each in one.opened.info.layers if each.is_embedding)):
         rows = [r for r in read_table(one.table) if r["layer"] == layer.name and r["inputs"] == "bf16"]
         palette = ("q4_k", "q6_k") if layer.is_embedding else PALETTE
-        wanted = fitting_formats(palette, layer.shape[1])
-        assert {row["format"]: tuple(row["asked"].split()) for row in rows} == wanted and len(rows) == len(wanted)
+        expected = fitting_formats(palette, layer.shape[1])
+        assert {row["format"]: tuple(row["asked"].split()) for row in rows} == expected and len(rows) == len(expected)
         for row in rows:
             assert int(row["bytes"]) == FORMATS[row["format"]].bits_of(layer.shape) / 8
             assert (float(row["kld"]) == 0) is (row["format"] == "bf16")
@@ -200,13 +205,13 @@ def test_a_plans_bits_are_those_of_its_file_which_llama_cpp_runs(name, share, od
         "summary",
     )
     again = read_plan(tmp_path / "p.json", info)
-    report = export_plan(one.base, tmp_path / "o.gguf", info, again, "f16", {}, 1)
-    held = layer_bytes(tmp_path / "o.gguf", info)
-    assert sum(held[layer] for layer in search.table.layers) == predicted_bytes(search, plan)
+    report = export_plan(one.base, tmp_path / "o.gguf", info, again)
+    sizes = layer_bytes(tmp_path / "o.gguf", info)
+    assert sum(sizes[layer] for layer in search.table.layers) == predicted_bytes(search, plan)
     types = {r["layer"]: r["written"] for r in report["tensors"] if r["layer"]}
     for layer in info.quantizable:
         form = FORMATS[plan.of(layer.name).wq]
-        assert types[layer.name] == {"BF16": "F16"}.get(form.gguf_type, form.gguf_type)
+        assert types[layer.name] == {"BF16": "F16"}.get(file_type(form), file_type(form))
     reference = make_reference(one.opened.model, TEXT, *WINDOWS, "fp32")
     simulated = summarize(score_plan(one.opened.model, info, again, reference, QuantizedWeights()))["kl_mean"]
     real = summarize(score_gguf(tmp_path / "o.gguf", reference, 1))["kl_mean"]
@@ -237,14 +242,14 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
     one = odd(name)
     info = one.opened.info
     columns = {layer.name: np.ones(layer.shape[1], np.float32) for layer in info.quantizable} if weighed else {}
-    given = importance_by_tensor(one.base, info, columns)
-    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", recipe, 1, importance=given)
+    importance = importance_by_tensor(one.base, info, columns)
+    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", recipe, 1, importance=importance)
     search = searched(one)
     _, budget = next(budgets_of(search, None, tmp_path / "theirs.gguf"))
     theirs = layer_bytes(tmp_path / "theirs.gguf", info)
     assert budget == sum(theirs[name] for name in search.table.layers)
     plan, _ = search.run(budget)
-    export_plan(one.base, tmp_path / "ours.gguf", info, plan, "f16", {}, 1)
+    export_plan(one.base, tmp_path / "ours.gguf", info, plan)
     ours = layer_bytes(tmp_path / "ours.gguf", info)
     assert sum(ours.values()) == predicted_bytes(search, plan) <= budget
 
@@ -254,8 +259,8 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
 def test_a_uniform_plan_takes_the_bytes_that_llama_cpp_takes_for_this_type(name, form, odd, tmp_path):
     one = odd(name)
     info, plan = one.opened.info, uniform(one.opened.info, form)
-    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", "q8_0", 1, {r"blk\..*weight": FORMATS[form].gguf_type})
-    export_plan(one.base, tmp_path / "ours.gguf", info, plan, "f16", {}, 1)
+    quantize_by_recipe(one.base, tmp_path / "theirs.gguf", "q8_0", 1, {r"blk\..*weight": file_type(FORMATS[form])})
+    export_plan(one.base, tmp_path / "ours.gguf", info, plan)
     kinds = [
         {t.name: (t.tensor_type.name, t.data.tobytes()) for t in GGUFReader(path).tensors if t.name.startswith("blk")}
         for path in (tmp_path / "theirs.gguf", tmp_path / "ours.gguf")
@@ -267,7 +272,7 @@ def test_a_uniform_plan_takes_the_bytes_that_llama_cpp_takes_for_this_type(name,
 
 def test_the_report_of_a_file_says_what_was_asked(odd, tmp_path):
     one = odd("172")
-    report = export_plan(one.base, tmp_path / "o.gguf", one.opened.info, uniform(one.opened.info, "q4_k"), "f16", {}, 1)
+    report = export_plan(one.base, tmp_path / "o.gguf", one.opened.info, uniform(one.opened.info, "q4_k"))
     why = {record["layer"]: record["why"] for record in report["tensors"]}
     assert why["model.layers.0.self_attn.o_proj"] == "q4_k -> q5_0: 64 columns"
     assert why["model.layers.0.self_attn.q_proj"].startswith("q4_k -> bf16: 172 columns; not quantized")
@@ -287,10 +292,10 @@ def test_the_whole_model_and_the_walk_have_the_same_substitutes(odd):
     one = odd("down alone fits")
     plan, weights = uniform(one.opened.info, "q4_k"), QuantizedWeights()
     with whole(one.opened.model, one.opened.info, weights).under(plan) as module:
-        held = module.model.layers[0].self_attn.q_proj.weight.detach().clone()
+        before = module.model.layers[0].self_attn.q_proj.weight.detach().clone()
     name = "model.layers.0.self_attn.q_proj"
     plain = one.opened.checkpoint.read([f"{name}.weight"])[f"{name}.weight"].float()
-    assert torch.equal(held, FORMATS["q5_0"].roundtrip(plain))
+    assert torch.equal(before, FORMATS["q5_0"].roundtrip(plain))
 
 
 # -------------------------------------------------------------------------------------------------- other searches, tables
@@ -304,10 +309,10 @@ def test_a_genetic_palette_gives_each_layer_what_fits_it(odd):
         plan, _ = genetic_plan(table, None, info, target, "tensor", GeneticSettings(generations=5))
         assert average_bits(plan, info).avg_bits <= bits
         for layer in info.quantizable:
-            made = plan.of(layer.name)
-            assert made.wq in fitting_formats(PALETTE, layer.shape[1])
-            assert ("substitute" in made.notes) is (made.wq not in PALETTE)
-    with pytest.raises(UserError, match="The choices reach"):
+            choice = plan.of(layer.name)
+            assert choice.wq in fitting_formats(PALETTE, layer.shape[1])
+            assert ("substitute" in choice.notes) is (choice.wq not in PALETTE)
+    with pytest.raises(UserError, match="SEARCH-TARGET-OUT-OF-REACH"):
         genetic_plan(table, None, info, replace(target, avg_bits=5.0), "tensor", GeneticSettings(generations=1))
 
 
@@ -346,7 +351,7 @@ def test_shards_of_unlike_layers_merge_to_the_table_of_one_run_and_other_palette
     write_sensitivity(tmp_path / "merged.tsv", *merged(parts, one.opened.info))
     assert (tmp_path / "merged.tsv").read_bytes() == (tmp_path / "whole.tsv").read_bytes()
     other = measured(one.opened, tmp_path / "o.tsv", MeasureSettings(anchors, shard=(3, 3)), PALETTE[1:])
-    with pytest.raises(UserError, match="was measured in other formats"):
+    with pytest.raises(UserError, match="SENSITIVITY-UNEQUAL-SHARDS"):
         merged([*parts[:2], other], one.opened.info)
 
 
@@ -374,9 +379,9 @@ def test_types_that_stand_for_other_formats_fit_the_rows_too(columns, block, mos
 
 def test_a_description_says_before_anything_slow_which_layers_get_substitutes(odd, command, tmp_path):
     folder = odd("172").opened.checkpoint.folder
-    made = command("describe_model.py", "--model", folder, "--output", tmp_path / "model.json")
-    assert "2 of 14 layers have rows of 64 columns: q2_k, q3_k -> q4_0" in made.stdout
-    assert "10 of 14 layers have rows of 172 columns: no GGUF type" in made.stdout
+    result = command("describe_model.py", "--model", folder, "--output", tmp_path / "model.json")
+    assert "2 of 14 layers have rows of 64 columns: q2_k, q3_k -> q4_0" in result.stdout
+    assert "10 of 14 layers have rows of 172 columns: no GGUF type" in result.stdout
     substitutes = json.loads((tmp_path / "model.json").read_text())["substitutes"]
     assert [(part["columns"], part["layers"]) for part in substitutes] == [(64, 2), (172, 10)]
     assert substitutes[0]["formats"]["q4_k"] == "q5_0" and set(substitutes[1]["formats"].values()) == {"bf16"}

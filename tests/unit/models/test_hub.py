@@ -171,14 +171,14 @@ def test_a_damaged_file_is_fetched_anew(hub, tmp_path, how):
 @pytest.mark.parametrize(("name", "how"), [(WEIGHTS, "corrupt"), ("tokenizer.json", "corrupt"), (WEIGHTS, "long")])
 def test_a_file_that_stays_damaged_is_refused_and_nothing_looks_like_it(hub, tmp_path, name, how):
     hub.faults = [Fault(how, name)]
-    with pytest.raises(UserError, match=f"{name}: came 3 times with another content"):
+    with pytest.raises(UserError, match=f"HUB-CHECKSUM.*{name}"):
         library.download(hub.id, None, tmp_path / "out")
     assert name not in visible(tmp_path / "out") and not list((tmp_path / "out").glob(f".{name}*.part"))
 
 
 def test_a_file_that_stays_too_short_is_refused_after_a_bounded_number_of_tries(hub, tmp_path):
     hub.faults = [Fault("drop", WEIGHTS, at=0)]
-    with pytest.raises(UserError, match="cannot be reached"):
+    with pytest.raises(UserError, match="HUB-UNREACHABLE"):
         library.download(hub.id, None, tmp_path / "out")
     assert WEIGHTS not in visible(tmp_path / "out") and len(hub.of(WEIGHTS)) == transfer.TRIES
 
@@ -330,7 +330,7 @@ def test_a_login_that_is_stored_on_the_machine_is_not_used(hub, tmp_path):
 )
 def test_a_name_that_leads_out_of_the_folder_is_refused_before_any_transfer(hub, tmp_path, name):
     hub.names = {name: b"evil"}
-    with pytest.raises(UserError, match="not a place inside its folder"):
+    with pytest.raises(UserError, match="HUB-UNSAFE-PATH"):
         library.download(hub.id, None, tmp_path / "deep" / "out")
     assert not [one for one in hub.asked if "/resolve/" in one.path] and not (tmp_path / "deep").exists()
 
@@ -338,9 +338,9 @@ def test_a_name_that_leads_out_of_the_folder_is_refused_before_any_transfer(hub,
 @pytest.mark.parametrize(
     ("gone", "message"),
     [
-        ((WEIGHTS, "consolidated.safetensors"), "only as pickle .pytorch_model.bin.*save_pretrained"),
-        ((WEIGHTS, "consolidated.safetensors", "pytorch_model.bin"), "has no safetensors file"),
-        (("config.json",), "has no config.json"),
+        ((WEIGHTS, "consolidated.safetensors"), "HUB-PICKLE-ONLY.*pytorch_model.bin"),
+        ((WEIGHTS, "consolidated.safetensors", "pytorch_model.bin"), "HUB-NO-MODEL-FILES.*safetensors"),
+        (("config.json",), "HUB-NO-MODEL-FILES.*config.json"),
     ],
 )
 def test_a_repository_that_cannot_be_read_is_refused_before_any_transfer(hub, tmp_path, gone, message):
@@ -353,13 +353,13 @@ def test_a_repository_that_cannot_be_read_is_refused_before_any_transfer(hub, tm
 
 def test_a_file_that_could_not_be_checked_is_refused(hub, tmp_path):
     hub.blind = True
-    with pytest.raises(UserError, match="listed without size and hash"):
+    with pytest.raises(UserError, match="HUB-UNVERIFIABLE"):
         library.download(hub.id, None, tmp_path / "out")
 
 
 def test_a_file_that_is_too_large_for_the_transfer_is_refused_with_another_way(hub, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", 200_000)
-    with pytest.raises(UserError, match="too much for a transfer over HTTP.*hf download org/tiny"):
+    with pytest.raises(UserError, match="HUB-FILE-TOO-LARGE"):
         library.download(hub.id, None, tmp_path / "out")
 
 
@@ -378,14 +378,14 @@ def test_a_new_revision_leaves_no_shard_of_the_old_one(hub, tmp_path):
 def test_files_that_no_download_put_there_are_neither_lost_nor_mixed_in(hub, tmp_path, name):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / name).write_bytes(b"mine")
-    with pytest.raises(UserError, match=f"holds {name}, which is not from this download"):
+    with pytest.raises(UserError, match=f"HUB-FOREIGN-FILES.*{name}"):
         library.download(hub.id, None, tmp_path / "out")
     assert (tmp_path / "out" / name).read_bytes() == b"mine" and visible(tmp_path / "out") == [name]
 
 
 def test_a_disk_without_room_is_told_before_the_transfer(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(library.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
-    with pytest.raises(UserError, match=r"has room for 0\.0 GB, and 0\.0 GB are to come"):
+    with pytest.raises(UserError, match="HUB-NO-ROOM"):
         library.download(hub.id, None, tmp_path / "out")
     assert not [one for one in hub.asked if "/resolve/" in one.path]
 
@@ -395,10 +395,10 @@ def test_a_downloaded_folder_is_checked_without_a_connection(hub, tmp_path, monk
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     hub.asked.clear()
     assert library.download(hub.id, "v1", tmp_path / "out").commit == hub.commit and not hub.asked
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+    with pytest.raises(UserError, match="HUB-OFFLINE"):
         library.download(hub.id, "v2", tmp_path / "out")
     (tmp_path / "out" / WEIGHTS).write_bytes(b"")
-    with pytest.raises(UserError, match=f"lacks {WEIGHTS}, or has it damaged"):
+    with pytest.raises(UserError, match=f"HUB-OFFLINE.*{WEIGHTS}"):
         library.download(hub.id, "v1", tmp_path / "out")
 
 
@@ -410,7 +410,7 @@ def test_the_cache_is_filled_checked_repaired_and_used_without_a_connection(hub,
     assert hub.of(WEIGHTS)[-1].headers["range"] == "bytes=100000-"
     (folder / WEIGHTS).resolve().write_bytes(b"damaged")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="damaged in the hub's cache"):
+    with pytest.raises(UserError, match="HUB-CACHE-DAMAGED"):
         cache.fetch(hub.id, None, None)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     assert cache.fetch(hub.id, None, None) == folder
@@ -444,7 +444,7 @@ def test_a_path_that_exists_always_wins_and_has_no_revision(hub, tmp_path, monke
     (tmp_path / "org" / "tiny").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert cache.located(Path("org/tiny"), None) == Path("org/tiny") and not hub.asked
-    with pytest.raises(UserError, match="--revision is for a model of the hub"):
+    with pytest.raises(UserError, match="HUB-REVISION-OF-FOLDER"):
         cache.located(Path("org/tiny"), "main")
 
 

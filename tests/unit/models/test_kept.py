@@ -44,8 +44,8 @@ class Stopping(KeptWalk):
     def __post_init__(self) -> None:
         self.share = ALWAYS
 
-    def keep(self, block, made) -> None:
-        super().keep(block, made)
+    def keep(self, block, content) -> None:
+        super().keep(block, content)
         if block == self.after:
             raise Stopped
 
@@ -59,7 +59,7 @@ def model(request, tmp_path_factory):
 
 
 @pytest.fixture
-def kept(tmp_path) -> Kept:
+def partial(tmp_path) -> Kept:
     return Kept.beside(tmp_path / "table.tsv", "this")
 
 
@@ -80,19 +80,19 @@ def sensitivity(model, folder: Path, walk: KeptWalk) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("measure", [statistics, sensitivity])
-def test_a_walk_that_was_stopped_after_any_block_goes_on_there_and_finds_the_same(measure, model, kept, tmp_path):
+def test_a_walk_that_was_stopped_after_any_block_goes_on_there_and_finds_the_same(measure, model, partial, tmp_path):
     tokens, count = tokens_of(model).numel(), len(model.model.blocks)
     before = model.model.tokens_forwarded
     whole = measure(model, tmp_path, NOWHERE)
     cost = model.model.tokens_forwarded - before
     for after in range(1, count + 1):
         with pytest.raises(Stopped):
-            measure(model, tmp_path, Stopping(kept, after=after))
-        assert len([*kept.folder.glob("*.safetensors")]) == 1, "states of a block that is passed take up room"
+            measure(model, tmp_path, Stopping(partial, after=after))
+        assert len([*partial.folder.glob("*.safetensors")]) == 1, "states of a block that is passed take up room"
         before = model.model.tokens_forwarded
-        assert measure(model, tmp_path, KeptWalk(kept)) == whole
+        assert measure(model, tmp_path, KeptWalk(partial)) == whole
         assert model.model.tokens_forwarded - before == cost * (count - after) // count
-        kept.remove()
+        partial.remove()
     assert cost >= count * tokens
 
 
@@ -104,83 +104,83 @@ def test_a_pass_that_was_stopped_goes_on_after_the_last_block(model, tmp_path, m
         stops = iter([1 + rounds % count])
         monkeypatch.setattr(passes, "KeptWalk", lambda *args, stops=stops: Stopping(*args, after=next(stops, -1)))
         try:
-            found = measure_table(model, tokens, SETTINGS, measure, tmp_path / "killed.tsv")
+            result = measure_table(model, tokens, SETTINGS, measure, tmp_path / "killed.tsv")
             break
         except Stopped:
             rounds += 1
     assert rounds >= count - 1
-    assert (found.rows, found.smoothing.digest) == (whole.rows, whole.smoothing.digest)
-    assert found.block_forwards == pytest.approx(whole.block_forwards)
+    assert (result.rows, result.smoothing.digest) == (whole.rows, whole.smoothing.digest)
+    assert result.block_forwards == pytest.approx(whole.block_forwards)
 
 
-def test_what_is_kept_is_exact(kept):
+def test_what_is_kept_is_exact(partial):
     states = torch.randn(3, 5)
-    KeptWalk(kept).keep(2, lambda: ({"a|b": states}, {"third": 1 / 3, "none": float("nan")}))
-    reached = KeptWalk(kept).reached()
+    KeptWalk(partial).keep(2, lambda: ({"a|b": states}, {"third": 1 / 3, "none": float("nan")}))
+    reached = KeptWalk(partial).reached()
     assert reached.block == 2 and torch.equal(reached.tensors["a|b"], states)
     assert reached.facts["third"] == 1 / 3 and reached.facts["none"] != reached.facts["none"]
 
 
-def test_keeping_takes_a_small_share_of_the_time(kept):
-    walk, made = KeptWalk(kept, share=0.05), []
+def test_keeping_takes_a_small_share_of_the_time(partial):
+    walk, saved = KeptWalk(partial, share=0.05), []
 
     def slowly():
-        made.append(1)
+        saved.append(1)
         time.sleep(0.05)
         return {}, {}
 
     for block in range(20):
         walk.keep(block, slowly)
-    assert len(made) == 1, "blocks that take no time were all kept"
+    assert len(saved) == 1, "blocks that take no time were all kept"
 
 
-def test_a_kill_while_states_are_written_leaves_those_before_them(kept):
-    KeptWalk(kept).keep(1, lambda: ({"x": torch.ones(2)}, {}))
-    (kept.folder / "walk-reached-0002.safetensors").write_bytes(b"the new ones, not yet told of")
-    assert KeptWalk(kept).reached().block == 1
-    Stopping(kept).keep(2, lambda: ({"x": torch.zeros(2)}, {}))
-    reached = KeptWalk(kept).reached()
+def test_a_kill_while_states_are_written_leaves_those_before_them(partial):
+    KeptWalk(partial).keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    (partial.folder / "walk-reached-0002.safetensors").write_bytes(b"the new ones, not yet told of")
+    assert KeptWalk(partial).reached().block == 1
+    Stopping(partial).keep(2, lambda: ({"x": torch.zeros(2)}, {}))
+    reached = KeptWalk(partial).reached()
     assert reached.block == 2 and torch.equal(reached.tensors["x"], torch.zeros(2))
 
 
-def test_a_disk_that_is_full_stops_the_keeping_and_not_the_walk(kept, caplog, monkeypatch):
+def test_a_disk_that_is_full_stops_the_keeping_and_not_the_walk(partial, caplog, monkeypatch):
     def full(self, name, tensors):
         raise OSError(28, "No space left on device")
 
-    walk = KeptWalk(kept, share=1000.0)
+    walk = KeptWalk(partial, share=1000.0)
     walk.keep(1, lambda: ({"x": torch.ones(2)}, {}))
     monkeypatch.setattr(Kept, "keep_tensors", full)
     for block in (2, 3):
         walk.keep(block, lambda: ({"x": torch.zeros(2)}, {}))
-    assert caplog.text.count("cannot be kept, going on without: [Errno 28] No space left on device") == 1
+    assert caplog.text.count("cannot be saved, continuing without: [Errno 28] No space left on device") == 1
     monkeypatch.undo()
-    assert KeptWalk(kept).reached().block == 1
+    assert KeptWalk(partial).reached().block == 1
 
 
-def test_what_was_half_removed_counts_for_nothing(kept, monkeypatch):
-    kept.keep_tensor("states-0000.safetensors", torch.ones(2))
+def test_what_was_half_removed_counts_for_nothing(partial, monkeypatch):
+    partial.keep_tensor("states-0000.safetensors", torch.ones(2))
     monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # killed at its first step
-    kept.remove()
+    partial.remove()
     monkeypatch.undo()
-    assert kept.has("states-0000.safetensors") and not kept.has("of.json")
-    assert not Kept.beside(kept.folder.with_name("table.tsv"), "this").has("states-0000.safetensors")
+    assert partial.has("states-0000.safetensors") and not partial.has("of.json")
+    assert not Kept.beside(partial.folder.with_name("table.tsv"), "this").has("states-0000.safetensors")
 
 
-def test_a_broken_file_is_named_with_the_way_out(kept):
-    KeptWalk(kept).keep(1, lambda: ({"x": torch.ones(2)}, {}))
-    (kept.folder / "walk-reached-0001.safetensors").write_bytes(b"broken")
-    with pytest.raises(UserError, match=r"walk-reached-0001.safetensors: is broken.*Remove"):
-        KeptWalk(kept).reached()
+def test_a_broken_file_is_named_with_the_way_out(partial):
+    KeptWalk(partial).keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    (partial.folder / "walk-reached-0001.safetensors").write_bytes(b"broken")
+    with pytest.raises(UserError, match="RESUME-BROKEN"):
+        KeptWalk(partial).reached()
 
 
 @pytest.mark.parametrize(("reason", "there"), [(None, False), (OSError(28, "No space left on device"), True)])
-def test_a_mistake_of_the_user_removes_what_is_kept_and_a_full_disk_does_not(kept, reason, there):
-    with pytest.raises(UserError), kept.unless_worthless():
+def test_a_mistake_of_the_user_removes_what_is_kept_and_a_full_disk_does_not(partial, reason, there):
+    with pytest.raises(UserError), partial.unless_worthless():
         try:
             if reason:
                 raise reason
         except OSError:
             raise UserError([]) from None
         raise UserError([])
-    assert kept.folder.exists() == there
-    assert not there or json.loads((kept.folder / "of.json").read_text())["digest"] == "this"
+    assert partial.folder.exists() == there
+    assert not there or json.loads((partial.folder / "of.json").read_text())["digest"] == "this"

@@ -14,6 +14,7 @@ from bitplan.plans.plan import uniform
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
 from bitplan.runtimes.gguf.recipes import quantize_by_recipe
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -39,7 +40,7 @@ def test_the_file_scores_as_the_simulation(deepseek, tmp_path):
     model, plan = open_model(checkpoint), uniform(info, "q8_0")
     reference = make_reference(model, TEXT, 64, 2, "fp32")
     assert summarize(score_gguf(base, reference, 1))["kl_mean"] < 1e-5
-    report = export_plan(base, tmp_path / "o.gguf", info, plan, "f16", {}, 1)
+    report = export_plan(base, tmp_path / "o.gguf", info, plan)
     parts = [record for record in report["tensors"] if record["tensor"].endswith(PARTS)]
     assert len(parts) == 4 and {record["written"] for record in parts} == {"Q8_0"}
     assert {record["layer"] for record in parts} == {f"model.layers.{i}.self_attn.kv_b_proj" for i in (0, 1)}
@@ -50,14 +51,14 @@ def test_the_file_scores_as_the_simulation(deepseek, tmp_path):
 def test_heads_share_the_importance_of_their_inputs_and_llama_cpp_takes_it(deepseek, tmp_path):
     _, info, base = deepseek
     columns = {layer.name: np.arange(1, layer.shape[1] + 1, dtype=np.float32) for layer in info.quantizable}
-    given = importance_by_tensor(base, info, columns)
-    assert np.array_equal(given["blk.0.attn_v_b.weight"], np.tile(np.arange(1, 33), 4))
-    assert "blk.0.attn_k_b.weight" not in given
-    quantize_by_recipe(base, tmp_path / "theirs.gguf", "q4_0", 1, importance=given)
-    export_plan(base, tmp_path / "ours.gguf", info, uniform(info, "q4_0"), "f16", columns, 1)
-    held = [
+    importance = importance_by_tensor(base, info, columns)
+    assert np.array_equal(importance["blk.0.attn_v_b.weight"], np.tile(np.arange(1, 33), 4))
+    assert "blk.0.attn_k_b.weight" not in importance
+    quantize_by_recipe(base, tmp_path / "theirs.gguf", "q4_0", 1, importance=importance)
+    export_plan(base, tmp_path / "ours.gguf", info, uniform(info, "q4_0"), GGUFOptions(importance=columns))
+    stored = [
         {tensor.name: tensor for tensor in GGUFReader(tmp_path / name).tensors} for name in ("ours.gguf", "theirs.gguf")
     ]
     for part in ("blk.0.attn_v_b.weight", "blk.1.attn_v_b.weight"):
-        ours, theirs = (each[part] for each in held)
+        ours, theirs = (each[part] for each in stored)
         assert ours.tensor_type is theirs.tensor_type and np.array_equal(ours.data, theirs.data)

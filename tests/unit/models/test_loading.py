@@ -55,23 +55,23 @@ def folder(tiny, tmp_path) -> Path:
     return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
-def block(held: dict[str, Tensor], index: int, called: str) -> dict[str, Tensor]:
+def block(tensors: dict[str, Tensor], index: int, called: str) -> dict[str, Tensor]:
     """The tensors of a block under another prefix."""
     prefix = f"model.layers.{index}."
-    return {name.replace(prefix, called): tensor.clone() for name, tensor in held.items() if name.startswith(prefix)}
+    return {name.replace(prefix, called): tensor.clone() for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 # ------------------------------------------------------------------------------------- what lies beside the model
 
 TOWER = {f"vision_tower.encoder.layers.0.self_attn.{part}_proj.weight": torch.ones(16, 16) for part in "qkv"}
 BESIDE: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
-    "blocks behind the last one": lambda held: block(held, 1, "model.layers.2."),
-    "blocks for several tokens at once": lambda held: block(held, 1, "mtp.layers.0.") | {"mtp.fc.weight": torch.ones(64, 128)},
-    "a vision tower": lambda held: TOWER | {"multi_modal_projector.linear_1.weight": torch.ones(64, 16)},
-    "heads for values and classes": lambda held: {"v_head.weight": torch.ones(1, 64), "score.weight": torch.ones(2, 64)},
-    "an adapter in the same file": lambda held: {f"{Q}.lora_A.weight": torch.ones(4, 64), f"{Q}.lora_B.weight": torch.ones(64, 4)},
-    "scales that nothing reads": lambda held: {f"{Q}.weight_scale": torch.ones(())},
-    "whole numbers": lambda held: {"model.layers.0.self_attn.counter.weight": torch.ones(4, 4, dtype=torch.int32)},
+    "blocks behind the last one": lambda tensors: block(tensors, 1, "model.layers.2."),
+    "blocks for several tokens at once": lambda tensors: block(tensors, 1, "mtp.layers.0.") | {"mtp.fc.weight": torch.ones(64, 128)},
+    "a vision tower": lambda tensors: TOWER | {"multi_modal_projector.linear_1.weight": torch.ones(64, 16)},
+    "heads for values and classes": lambda tensors: {"v_head.weight": torch.ones(1, 64), "score.weight": torch.ones(2, 64)},
+    "an adapter in the same file": lambda tensors: {f"{Q}.lora_A.weight": torch.ones(4, 64), f"{Q}.lora_B.weight": torch.ones(64, 4)},
+    "scales that nothing reads": lambda tensors: {f"{Q}.weight_scale": torch.ones(())},
+    "whole numbers": lambda tensors: {"model.layers.0.self_attn.counter.weight": torch.ones(4, 4, dtype=torch.int32)},
 }  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_a_block_that_only_predicts_a_second_token_is_neither_run_nor_in_the_fil
     bias = {"model.layers.1.mlp.gate.e_score_correction_bias": torch.tensor([0.3, -0.3, 0.1, -0.1])}
     change(
         folder,
-        lambda held: held | bias | {"model.layers.2.eh_proj.weight": torch.ones(64, 128)},
+        lambda tensors: tensors | bias | {"model.layers.2.eh_proj.weight": torch.ones(64, 128)},
         num_hidden_layers=2,
         num_nextn_predict_layers=1,
     )
@@ -121,7 +121,7 @@ def test_a_block_that_only_predicts_a_second_token_is_neither_run_nor_in_the_fil
 
 
 def test_a_file_has_the_blocks_that_run(folder, tmp_path, demo):
-    change(folder, lambda held: held, num_hidden_layers=1)
+    change(folder, lambda tensors: tensors, num_hidden_layers=1)
     convert(Checkpoint.open(folder), tmp_path / "base.gguf")
     reader = GGUFReader(tmp_path / "base.gguf")
     assert reader.fields["llama.block_count"].contents() == 1
@@ -155,7 +155,7 @@ PREFIXES = {
 
 @pytest.mark.parametrize("kind", PREFIXES)
 def test_a_prefix_changes_nothing(kind, folder, tiny, tmp_path):
-    change(folder, lambda held: {PREFIXES[kind](name): tensor for name, tensor in held.items()})
+    change(folder, lambda tensors: {PREFIXES[kind](name): tensor for name, tensor in tensors.items()})
     info, before = describe(Checkpoint.open(folder)), describe(Checkpoint.open(tiny))
     assert (info.parameters, info.unused_tensors) == (before.parameters, ())
     if kind != "that is missing":
@@ -171,7 +171,10 @@ def test_a_prefix_changes_nothing(kind, folder, tiny, tmp_path):
 
 
 def test_a_name_that_fits_as_it_is_comes_before_one_with_a_prefix(folder, tiny):
-    change(folder, lambda held: held | {f"module.{name}": torch.zeros_like(tensor) for name, tensor in held.items()})
+    change(
+        folder,
+        lambda tensors: tensors | {f"module.{name}": torch.zeros_like(tensor) for name, tensor in tensors.items()},
+    )
     assert same(walked(folder), walked(tiny))
     assert len(describe(Checkpoint.open(folder)).unused_tensors) == len(Checkpoint.open(tiny).tensors)
 
@@ -217,7 +220,7 @@ def test_a_model_that_also_sees_is_its_language_model(family, tmp_path):
 
 
 def test_a_head_that_is_stored_though_config_ties_it_is_the_one_that_runs(folder, tmp_path, caplog):
-    change(folder, lambda held: held, tie_word_embeddings=True)
+    change(folder, lambda tensors: tensors, tie_word_embeddings=True)
     with caplog.at_level(logging.WARNING):
         info = describe(Checkpoint.open(folder))
     assert any("config.json ties embedding and output" in record.message for record in caplog.records)
@@ -232,7 +235,7 @@ def test_a_head_that_is_stored_though_config_ties_it_is_the_one_that_runs(folder
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_head_that_is_stored_and_equals_the_embedding_counts_once(folder, tmp_path, dtype, caplog):
-    change(folder, lambda held: held | {HEAD: held[TABLE].to(dtype).clone()}, tie_word_embeddings=True)
+    change(folder, lambda tensors: tensors | {HEAD: tensors[TABLE].to(dtype).clone()}, tie_word_embeddings=True)
     with caplog.at_level(logging.WARNING):
         info = describe(Checkpoint.open(folder))
     assert info.layers[-1].tied and not caplog.records
@@ -245,7 +248,7 @@ def test_a_head_that_is_stored_and_equals_the_embedding_counts_once(folder, tmp_
 
 
 def test_a_tied_matrix_that_is_stored_twice_stays_tied_in_a_rewritten_checkpoint(folder, tmp_path):
-    change(folder, lambda held: held | {HEAD: held[TABLE].clone()}, tie_word_embeddings=True)
+    change(folder, lambda tensors: tensors | {HEAD: tensors[TABLE].clone()}, tie_word_embeddings=True)
     checkpoint = Checkpoint.open(folder)
     info = describe(checkpoint)
     write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp8"), QuantizedWeights())
@@ -254,8 +257,8 @@ def test_a_tied_matrix_that_is_stored_twice_stays_tied_in_a_rewritten_checkpoint
 
 
 def test_a_model_that_is_not_tied_and_has_no_output_is_refused(folder):
-    change(folder, lambda held: {name: tensor for name, tensor in held.items() if name != HEAD})
-    with pytest.raises(UserError, match="lacks the tensor lm_head.weight.*set tie_word_embeddings to true"):
+    change(folder, lambda tensors: {name: tensor for name, tensor in tensors.items() if name != HEAD})
+    with pytest.raises(UserError, match="MODEL-NO-TENSOR.*lm_head.weight.*set tie_word_embeddings to true"):
         describe(Checkpoint.open(folder))
 
 
@@ -275,12 +278,12 @@ def test_stored_values_that_are_no_parameters_are_loaded_too(tmp_path):
 
 
 def test_a_rewritten_checkpoint_keeps_names_and_what_the_model_does_not_load(folder, tmp_path):
-    change(folder, lambda held: {f"language_model.{n}": t for n, t in held.items()} | TOWER)
+    change(folder, lambda tensors: {f"language_model.{n}": t for n, t in tensors.items()} | TOWER)
     checkpoint = Checkpoint.open(folder)
     info = describe(checkpoint)
-    made = write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), QuantizedWeights())
+    report = write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), QuantizedWeights())
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
-    assert made["changed"] == 14 and before.keys() == after.keys()
+    assert report["changed"] == 14 and before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {f"language_model.{layer.name}.weight" for layer in info.quantizable}
     assert describe(Checkpoint.open(tmp_path / "out")).layers == info.layers

@@ -21,6 +21,7 @@ from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf import tensor_data
 from bitplan.runtimes.gguf.convert import convert, converter_folder
 from bitplan.runtimes.gguf.file import plan_tensors, read_gguf, rewrite
+from bitplan.runtimes.gguf.options import TensorContents
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +49,16 @@ def test_the_converters_own_bytes_come_out_of_pieces(wide, tmp_path, kind):
     flags = ["--outfile", str(theirs), "--outtype", kind, "--model-name", wide.folder.name]
     environment = {**os.environ, "PYTHONPATH": str(converter_folder() / "gguf-py"), "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([*program, *flags], check=True, capture_output=True, env=environment)
-    made, wanted = GGUFReader(ours), GGUFReader(theirs)
-    assert [tensor.name for tensor in made.tensors] == [tensor.name for tensor in wanted.tensors]
-    for tensor, other in zip(made.tensors, wanted.tensors, strict=True):
+    actual, expected = GGUFReader(ours), GGUFReader(theirs)
+    assert [tensor.name for tensor in actual.tensors] == [tensor.name for tensor in expected.tensors]
+    for tensor, other in zip(actual.tensors, expected.tensors, strict=True):
         assert tensor.tensor_type is other.tensor_type and tensor.data.tobytes() == other.data.tobytes(), tensor.name
-    held = {key: field.contents() for key, field in made.fields.items() if not key.startswith("GGUF.")}
+    fields = {key: field.contents() for key, field in actual.fields.items() if not key.startswith("GGUF.")}
     # What the original tokenizer does is written out; the rest is the converter's.
-    added = {key for key in held if key not in wanted.fields}
+    added = {key for key in fields if key not in expected.fields}
     assert added <= {f"tokenizer.ggml.add_{name}" for name in ("bos_token", "eos_token", "space_prefix")}
-    assert {key: held[key] for key in held if key not in added} == {
-        key: field.contents() for key, field in wanted.fields.items() if not key.startswith("GGUF.")
+    assert {key: fields[key] for key in fields if key not in added} == {
+        key: field.contents() for key, field in expected.fields.items() if not key.startswith("GGUF.")
     }
 
 
@@ -70,7 +71,7 @@ def base(wide, tmp_path_factory):
 
 def written(base, info, output, unquantized, plan):
     importance = {layer.name: np.linspace(0.1, 2, layer.shape[1], dtype=np.float32) for layer in info.quantizable}
-    rewrite(base, output, plan_tensors(read_gguf(base), info, plan, unquantized), importance, 2)
+    rewrite(base, output, plan_tensors(read_gguf(base), info, plan, unquantized), TensorContents(importance), 2)
     return output.read_bytes()
 
 
@@ -91,7 +92,7 @@ def test_a_value_that_is_not_finite_is_found_in_any_piece(monkeypatch):
     for place in (0, 40, 76):
         broken = values.clone()
         broken.view(-1)[place] = torch.inf
-        with pytest.raises(UserError, match="NaN or infinity"):
+        with pytest.raises(UserError, match="MODEL-NOT-FINITE"):
             walk.check_finite({"w": broken}, "here")
 
 

@@ -50,10 +50,10 @@ def test_the_walk_gives_the_nll_of_a_plain_forward(opened, reference, tiny):
 def test_the_bundled_model_gives_the_nll_of_a_plain_forward(demo):
     checkpoint = Checkpoint.open(demo / "model")
     info, model = describe(checkpoint), open_model(checkpoint)
-    made = make_reference(model, demo / "evaluation.txt", 256, 8, "fp32")
+    reference = make_reference(model, demo / "evaluation.txt", 256, 8, "fp32")
     module = AutoModelForCausalLM.from_pretrained(demo / "model", dtype=torch.float32)
-    ours = plan_nll(model, info, uniform(info, "bf16"), made, QuantizedWeights())
-    assert ours.mean().item() == pytest.approx(plain_nll(module, made.tokens).mean().item(), rel=1e-5)
+    ours = plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights())
+    assert ours.mean().item() == pytest.approx(plain_nll(module, reference.tokens).mean().item(), rel=1e-5)
 
 
 def test_a_quantized_walk_gives_the_nll_of_a_model_quantized_by_hand(opened, reference, tiny):
@@ -97,10 +97,10 @@ def test_a_second_plan_quantizes_only_what_the_first_one_did_not(opened, referen
     _, info, model = opened
     weights = QuantizedWeights()
     score_plan(model, info, uniform(info, "mxfp4"), reference, weights)
-    assert weights.made == 14
+    assert weights.quantizations == 14
     mixed = Plan({**uniform(info, "mxfp4").layers, "model.layers.0.mlp.up_proj": LayerPlan("mxfp8")})
     score_plan(model, info, mixed, reference, weights)
-    assert weights.made == 15
+    assert weights.quantizations == 15
 
 
 def test_a_store_that_is_too_small_for_all_still_spares_what_it_holds(opened, reference):
@@ -110,7 +110,7 @@ def test_a_store_that_is_too_small_for_all_still_spares_what_it_holds(opened, re
     half = QuantizedWeights(limit=some._used // 2)
     for _ in range(2):
         plan_nll(model, info, plan, reference, half)
-    assert 14 < half.made < 28 and half._used <= half.limit
+    assert 14 < half.quantizations < 28 and half._used <= half.limit
 
 
 @pytest.mark.parametrize("name", ["mxfp4", "mxfp8", "int4", "q8_0"])
@@ -118,8 +118,11 @@ def test_a_kept_weight_is_the_weight_that_was_quantized(name):
     from bitplan.plans.apply import LayerPlan as Made
 
     weight, weights = torch.randn(8, 256), QuantizedWeights()
-    wanted = FORMATS[name].roundtrip(weight)
-    assert all(torch.equal(weights.get("l", weight, Made(name)), wanted) for _ in range(2)) and weights.made == 1
+    expected = FORMATS[name].roundtrip(weight)
+    assert (
+        all(torch.equal(weights.get("l", weight, Made(name)), expected) for _ in range(2))
+        and weights.quantizations == 1
+    )
 
 
 def test_quantized_weights_over_the_limit_are_not_kept_and_the_result_is_the_same(opened, reference):
@@ -128,7 +131,7 @@ def test_quantized_weights_over_the_limit_are_not_kept_and_the_result_is_the_sam
     some, none = QuantizedWeights(), QuantizedWeights(limit=0)
     assert torch.equal(plan_nll(model, info, plan, reference, some), plan_nll(model, info, plan, reference, none))
     plan_nll(model, info, plan, reference, none)
-    assert none.made == 28 and some.made == 14
+    assert none.quantizations == 28 and some.quantizations == 14
 
 
 def test_only_one_block_has_weights_at_a_time(opened, reference):
@@ -157,19 +160,19 @@ def test_a_padding_token_outside_the_text_does_not_disturb(tiny, reference, tmp_
 def test_heads_with_bias_scale_or_soft_cap_give_the_nll_of_a_plain_forward(family, tmp_path):
     config = AutoConfig.for_model(family, **SMALL.get(family, SMALL["llama"]))
     torch.manual_seed(0)
-    made = AutoModelForCausalLM.from_config(config).eval()
+    module = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in module.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    made.save_pretrained(tmp_path)
+    module.save_pretrained(tmp_path)
     tokens = torch.randint(3, 256, (3, 32), generator=torch.Generator().manual_seed(1))
     checkpoint = Checkpoint.open(tmp_path)
     model = open_model(checkpoint)
     walked = reference_from(checkpoint, tokens, model.run(tokens), "fp32")
     with torch.inference_mode():
-        wanted = made(input_ids=tokens).logits[:, :-1]
+        expected = module(input_ids=tokens).logits[:, :-1]
     ours = torch.stack([walked.head.logits(hidden[:-1]) for hidden in walked.hidden])
-    assert torch.allclose(ours, wanted.float(), rtol=1e-4, atol=1e-4)
+    assert torch.allclose(ours, expected.float(), rtol=1e-4, atol=1e-4)
 
 
 SMALL = {
@@ -198,13 +201,13 @@ SMALL = {
 
 def test_a_family_with_a_head_of_its_own_is_refused_and_not_scored_wrongly(tmp_path):
     config = AutoConfig.for_model("cohere", **SMALL["llama"])
-    made = AutoModelForCausalLM.from_config(config)
-    made.save_pretrained(tmp_path)
+    module = AutoModelForCausalLM.from_config(config)
+    module.save_pretrained(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     model = open_model(checkpoint)
     hidden = model.run(torch.arange(3, 35).view(2, 16))
     check_head(model, Head.of(checkpoint), hidden)
-    with pytest.raises(UserError, match="family 'cohere' makes logits"):
+    with pytest.raises(UserError, match="MODEL-UNKNOWN-HEAD"):
         check_head(model, replace(Head.of(checkpoint), scale=1.0), hidden)
     assert model.run(torch.arange(3, 35).view(2, 16)).equal(hidden)
 
@@ -247,20 +250,20 @@ def test_a_saved_reference_is_the_reference_and_belongs_to_its_model_and_dtype(o
     first = path.read_bytes()
     save_reference(path, reference, info.fingerprint, demo / "evaluation.txt")
     assert path.read_bytes() == first
-    with pytest.raises(UserError, match="another model"):
+    with pytest.raises(UserError, match="REFERENCE-OTHER-MODEL"):
         load_reference(path, checkpoint, "x")
-    with pytest.raises(UserError, match="computed in fp32"):
+    with pytest.raises(UserError, match="REFERENCE-OTHER-DTYPE"):
         load_reference(path, checkpoint, info.fingerprint, "bf16")
 
 
 def test_the_shared_model_has_its_known_perplexities(assets):
     checkpoint = Checkpoint.open(assets / "tinystories-656k")
     info, model = describe(checkpoint), open_model(checkpoint)
-    made = make_reference(model, assets / "tinystories-text" / "stories.txt", 512, None, "fp32")
+    reference = make_reference(model, assets / "tinystories-text" / "stories.txt", 512, None, "fp32")
     weights = QuantizedWeights()
     known = {("bf16", "bf16"): 1.0, ("mxfp4", "bf16"): 1.12, ("mxfp8", "mxfp8"): 1.02, ("mxfp4", "mxfp4"): 1.34}
     for (wq, aq), rise in known.items():
-        figures = summarize(score_plan(model, info, uniform(info, wq, aq), made, weights))
+        figures = summarize(score_plan(model, info, uniform(info, wq, aq), reference, weights))
         assert figures["base_ppl"] == pytest.approx(38.881, abs=0.001)
         assert figures["ppl"] / figures["base_ppl"] == pytest.approx(rise, abs=0.006)
         assert figures["tokens"] == 118_552

@@ -72,12 +72,12 @@ class Small:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    made = {}
+    cache = {}
 
     def of(family: str) -> Small:
-        if family not in made:
-            made[family] = Small.of(make_family(family, tmp_path_factory.mktemp(family) / "model"))
-        return made[family]
+        if family not in cache:
+            cache[family] = Small.of(make_family(family, tmp_path_factory.mktemp(family) / "model"))
+        return cache[family]
 
     return of
 
@@ -105,9 +105,9 @@ def replaced(folder: Path, *formats: str):
 @pytest.mark.parametrize("wq", ["q4_0", "int4", "mxfp4"])
 def test_a_plan_scores_as_transformers_does_with_the_matrices_replaced(small, family, wq):
     one = small(family)
-    wanted = transformers_nll(replaced(one.folder, wq, wq), one.reference.tokens)
-    made = one.nll(one.plan(wq, wq))
-    assert made == pytest.approx(wanted, abs=1e-5) and made != pytest.approx(
+    expected = transformers_nll(replaced(one.folder, wq, wq), one.reference.tokens)
+    actual = one.nll(one.plan(wq, wq))
+    assert actual == pytest.approx(expected, abs=1e-5) and actual != pytest.approx(
         one.nll(uniform(one.info, "bf16")), abs=1e-5
     )
 
@@ -118,18 +118,18 @@ def test_the_output_matrix_alone_is_scored_and_not_embedded(small):
     module = AutoModelForCausalLM.from_pretrained(one.folder, dtype=torch.float32)
     with torch.no_grad():
         module.lm_head.weight.copy_(FORMATS["q4_0"].roundtrip(module.lm_head.weight))
-    wanted = transformers_nll(module, one.reference.tokens)
-    assert one.nll(plan) == pytest.approx(wanted, abs=1e-5) and one.nll(one.plan("q4_0", "q4_0")) != pytest.approx(
-        wanted
+    expected = transformers_nll(module, one.reference.tokens)
+    assert one.nll(plan) == pytest.approx(expected, abs=1e-5) and one.nll(one.plan("q4_0", "q4_0")) != pytest.approx(
+        expected
     )
 
 
 def test_how_many_rows_are_quantized_at_once_changes_nothing(small, monkeypatch):
     one = small("qwen2")
     plan = one.plan("q5_0")
-    wanted = one.nll(plan)
+    expected = one.nll(plan)
     monkeypatch.setattr(quantized_outside, "VALUES_AT_ONCE", 7 * 64)
-    assert one.nll(plan) == wanted
+    assert one.nll(plan) == expected
 
 
 def test_a_second_plan_quantizes_the_output_matrix_no_more(small):
@@ -137,7 +137,7 @@ def test_a_second_plan_quantizes_the_output_matrix_no_more(small):
     for wq in ("bf16", "q8_0"):
         plan_nll(one.model, one.info, one.plan("bf16", "q4_0", blocks=wq), one.reference, weights)
     # The 14 layers of the second plan, and the output matrix once.
-    assert weights.made == 15
+    assert weights.quantizations == 15
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -149,8 +149,8 @@ def test_the_whole_model_under_a_plan_has_its_matrices_and_gets_its_own_back(sma
         with loaded.under(plan) as module:
             assert transformers_nll(module, one.reference.tokens) == pytest.approx(one.nll(plan), abs=1e-5)
         with loaded.under(uniform(one.info, "bf16")) as module:
-            made = transformers_nll(module, one.reference.tokens)
-            assert made == pytest.approx(one.nll(uniform(one.info, "bf16")), abs=1e-5)
+            actual = transformers_nll(module, one.reference.tokens)
+            assert actual == pytest.approx(one.nll(uniform(one.info, "bf16")), abs=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -179,17 +179,17 @@ def test_a_matrix_that_a_tied_checkpoint_stores_as_the_output_is_written_as_the_
     (tmp_path / "model").mkdir()
     for file in one.folder.iterdir():
         (tmp_path / "model" / file.name).write_bytes(file.read_bytes())
-    held = load_file(one.folder / "model.safetensors")
-    held["lm_head.weight"] = held.pop("model.embed_tokens.weight")
-    save_file(held, tmp_path / "model/model.safetensors", {"format": "pt"})
+    tensors = load_file(one.folder / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / "model/model.safetensors", {"format": "pt"})
     other = Small.of(tmp_path / "model")
     plan = other.plan("q4_0")
     assert other.names == ["model.embed_tokens"] and other.nll(plan) == pytest.approx(
         one.nll(one.plan("q4_0")), abs=1e-6
     )
     write_checkpoint(tmp_path / "out", other.checkpoint, other.info, plan, QuantizedWeights(limit=0))
-    made = load_file(tmp_path / "out/model.safetensors")["lm_head.weight"]
-    assert torch.equal(made, FORMATS["q4_0"].roundtrip(held["lm_head.weight"]))
+    matrix = load_file(tmp_path / "out/model.safetensors")["lm_head.weight"]
+    assert torch.equal(matrix, FORMATS["q4_0"].roundtrip(tensors["lm_head.weight"]))
 
 
 # --------------------------------------------------------------------------------------------------------------- GGUF
@@ -197,7 +197,7 @@ def test_a_matrix_that_a_tied_checkpoint_stores_as_the_output_is_written_as_the_
 
 def exported(one: Small, plan: Plan, folder: Path):
     convert(one.checkpoint, folder / "base.gguf")
-    report = export_plan(folder / "base.gguf", folder / "made.gguf", one.info, plan, "f16", {}, 1)
+    report = export_plan(folder / "base.gguf", folder / "made.gguf", one.info, plan)
     return folder / "made.gguf", report
 
 
@@ -205,13 +205,13 @@ def types_of(path: Path) -> dict[str, str]:
     return {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize(("family", "wanted"), [("llama", ("Q4_0", "Q5_0")), ("qwen2", ("Q4_0", None))])
-def test_the_file_holds_both_matrices_and_a_tied_one_once(small, family, wanted, tmp_path):
+@pytest.mark.parametrize(("family", "expected"), [("llama", ("Q4_0", "Q5_0")), ("qwen2", ("Q4_0", None))])
+def test_the_file_holds_both_matrices_and_a_tied_one_once(small, family, expected, tmp_path):
     one = small(family)
     plan = one.plan("q4_0", "q5_0", blocks="q8_0")
     path, report = exported(one, plan, tmp_path)
     types = types_of(path)
-    assert (types["token_embd.weight"], types.get("output.weight")) == wanted
+    assert (types["token_embd.weight"], types.get("output.weight")) == expected
     stored = next(t for t in GGUFReader(path).tensors if t.name == "token_embd.weight")
     from gguf import dequantize
 
@@ -253,10 +253,12 @@ def table_of(one: Small, output: Path, shard=(1, 1), embeddings=("q4_0", "q8_0")
 def test_a_row_has_the_kl_of_the_plan_that_changes_that_matrix_alone(small, family, tmp_path):
     one = small(family)
     rows = read_table(table_of(one, tmp_path / "s.tsv"))
-    beside = [row for row in rows if row["category"] in ("embedding", "lm_head")]
-    assert [(row["layer"], row["format"]) for row in beside] == [(n, f) for n in one.names for f in ("q4_0", "q8_0")]
-    assert rows[-len(beside) :] == beside and len(one.names) == (1 if one.checkpoint.tied else 2)
-    for row in beside:
+    embedding_rows = [row for row in rows if row["category"] in ("embedding", "lm_head")]
+    assert [(row["layer"], row["format"]) for row in embedding_rows] == [
+        (n, f) for n in one.names for f in ("q4_0", "q8_0")
+    ]
+    assert rows[-len(embedding_rows) :] == embedding_rows and len(one.names) == (1 if one.checkpoint.tied else 2)
+    for row in embedding_rows:
         plan = expand(
             {"overrides": [{"pattern": row["layer"], "wq": row["format"], "embeddings": True}]}, one.info.layers
         )
@@ -304,7 +306,7 @@ def test_searches_and_taus_look_at_the_layers_of_blocks_only(small, tmp_path):
 def test_formats_that_no_row_has_by_itself_are_refused_before_anything_is_measured(small, tmp_path):
     one = small("llama")
     before = one.model.tokens_forwarded
-    with pytest.raises(UserError, match="does not make each row"):
+    with pytest.raises(UserError, match="PLAN-EMBEDDINGS-FORMAT"):
         table_of(one, tmp_path / "s.tsv", embeddings=("int4_tensor",))
     assert one.model.tokens_forwarded == before and not list(tmp_path.iterdir())
 
@@ -313,8 +315,8 @@ def test_matrices_whose_rows_fit_no_k_type_are_measured_in_its_substitute_once(s
     one = small("llama")
     rows = read_table(table_of(one, tmp_path / "s.tsv", embeddings=("q2_k", "q3_k", "q8_0", "q6_k")))
     for name in ("model.embed_tokens", "lm_head"):
-        found = {row["format"]: row["asked"] for row in rows if row["layer"] == name}
-        assert found == {"q4_0": "q2_k q3_k", "q8_0": "q8_0 q6_k"}
+        requested = {row["format"]: row["asked"] for row in rows if row["layer"] == name}
+        assert requested == {"q4_0": "q2_k q3_k", "q8_0": "q8_0 q6_k"}
 
 
 def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(small, tmp_path, caplog):
@@ -324,14 +326,14 @@ def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(sma
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
     opened = Opened(one.checkpoint, one.info, one.model, "fp32")
     digests = []
-    made = [
+    results = [
         ({}, ()),
         ({}, ("q4_0",)),
         ({layer.name: torch.ones(layer.shape[1]) for layer in one.info.quantizable}, ()),
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Kept, "beside", lambda output, digest: digests.append(digest) or stop())
-        for importance, embeddings in made:
+        for importance, embeddings in results:
             from bitplan.sensitivity.measure import measure_table
 
             measure = MeasureSettings("1", 10**9, embeddings=embeddings)

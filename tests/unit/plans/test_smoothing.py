@@ -19,6 +19,7 @@ from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, smoo
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, measure_sensitivity
@@ -64,16 +65,16 @@ def llama(tmp_path_factory):
 
 
 def test_outputs_do_not_change_before_quantization(family):
-    _, made = family
-    plan = replace(uniform(made.info, "bf16"), smoothing=made.smoothing())
-    smoothed = plan_hidden(made.model, made.info, plan, made.reference.tokens, QuantizedWeights())
-    assert (smoothed - made.reference.hidden).abs().max() < 1e-5 * made.reference.hidden.abs().max()
+    _, case = family
+    plan = replace(uniform(case.info, "bf16"), smoothing=case.smoothing())
+    smoothed = plan_hidden(case.model, case.info, plan, case.reference.tokens, QuantizedWeights())
+    assert (smoothed - case.reference.hidden).abs().max() < 1e-5 * case.reference.hidden.abs().max()
 
 
 def test_factors_are_folded_into_the_norm_that_an_input_comes_from(family):
-    name, made = family
+    name, case = family
     norms, inputs = EXPECTED[name]
-    groups = made.smoothing().groups
+    groups = case.smoothing().groups
     folded = {g.norm.rsplit(".", 1)[-1]: len(g.layers) for g in groups if g.norm and ".0." in g.norm}
     assert folded == norms
     assert sum(not g.norm for g in groups) == 2 * inputs and sum(bool(g.norm) for g in groups) == 4
@@ -107,8 +108,8 @@ def test_activation_ranges_fall_as_the_formula_says(llama):
     name = "model.layers.0.mlp.up_proj"
     group = smoothing.by_layer[name]
     weights = [llama.checkpoint.read([f"{n}.weight"])[f"{n}.weight"].abs().amax(0) for n in group.layers]
-    wanted = factors(ranges[False][group.norm], torch.stack(weights).amax(0), 0.5)
-    assert torch.allclose(group.scale, wanted)
+    expected = factors(ranges[False][group.norm], torch.stack(weights).amax(0), 0.5)
+    assert torch.allclose(group.scale, expected)
     # With alpha 1/2 inputs and weights of a column have the same range afterwards.
     scaled = torch.stack(weights).amax(0) * group.scale
     assert torch.allclose(ranges[True][group.norm], scaled, rtol=1e-3)
@@ -116,21 +117,21 @@ def test_activation_ranges_fall_as_the_formula_says(llama):
 
 def test_factors_worked_out_by_hand():
     # sqrt(16) / sqrt(4) = 2; a column that is never used, or has no weight, keeps its size.
-    made = factors(torch.tensor([16.0, 0.0, 3.0]), torch.tensor([4.0, 1.0, 0.0]), 0.5)
-    assert made.tolist() == [2.0, 1.0, 1.0]
+    scale = factors(torch.tensor([16.0, 0.0, 3.0]), torch.tensor([4.0, 1.0, 0.0]), 0.5)
+    assert scale.tolist() == [2.0, 1.0, 1.0]
     assert factors(torch.tensor([16.0]), torch.tensor([4.0]), 1.0).item() == 16.0
 
 
 def test_smoothing_lowers_the_damage_of_four_bit_activations(demo):
     checkpoint = Checkpoint.open(demo / "model")
     info, model = describe(checkpoint), open_model(checkpoint)
-    made = make_reference(model, demo / "calibration.txt", 256, 4, "fp32")
+    reference = make_reference(model, demo / "calibration.txt", 256, 4, "fp32")
     kl = []
     for alphas in ((), (0.5,), (0.4, 0.5, 0.6)):
         settings = SensitivitySettings((A4,), alphas)
-        smoothing = measure_sensitivity(model, info, made.tokens, settings)[1]
+        smoothing = measure_sensitivity(model, info, reference.tokens, settings)[1]
         plan = replace(uniform(info, "int4", "int4_tensor"), smoothing=smoothing)
-        kl.append(summarize(score_plan(model, info, plan, made, QuantizedWeights()))["kl_mean"])
+        kl.append(summarize(score_plan(model, info, plan, reference, QuantizedWeights()))["kl_mean"])
     assert kl[1] < 0.5 * kl[0] and kl[2] < kl[1]
 
 
@@ -154,13 +155,13 @@ def test_factors_of_another_plan_are_refused(llama, tmp_path):
     group = plan.smoothing.groups[0]
     other = Smoothing((SmoothGroup(group.layers, 2 * group.scale, group.norm),))
     write_smoothing(smoothing_path(tmp_path / "plan.json"), other)
-    with pytest.raises(UserError, match="belongs to another plan"):
+    with pytest.raises(UserError, match="SMOOTHING-OTHER-PLAN"):
         read_plan(tmp_path / "plan.json", llama.info)
     smoothing_path(tmp_path / "plan.json").unlink()
-    with pytest.raises(UserError, match="is no file of smoothing factors"):
+    with pytest.raises(UserError, match="SMOOTHING-INVALID"):
         read_plan(tmp_path / "plan.json", llama.info)
     (tmp_path / "x.safetensors").write_bytes(b"12345678")
-    with pytest.raises(UserError, match="is no file of smoothing factors"):
+    with pytest.raises(UserError, match="SMOOTHING-INVALID"):
         read_smoothing(tmp_path / "x.safetensors")
 
 
@@ -169,7 +170,7 @@ def test_quantized_weights_of_smoothed_and_plain_layers_are_told_apart(llama):
     smooth = replace(plain, smoothing=llama.smoothing())
     first = plan_hidden(llama.model, llama.info, plain, llama.reference.tokens, weights)
     second = plan_hidden(llama.model, llama.info, smooth, llama.reference.tokens, weights)
-    assert weights.made == 28 and not torch.equal(first, second)
+    assert weights.quantizations == 28 and not torch.equal(first, second)
     assert torch.equal(first, plan_hidden(llama.model, llama.info, plain, llama.reference.tokens, weights))
 
 
@@ -194,14 +195,14 @@ def test_layers_that_share_an_input_divide_and_quantize_it_once(llama, monkeypat
 
 
 def test_a_checkpoint_with_folded_smoothing_scores_as_the_plan(family, tmp_path):
-    _, made = family
+    _, case = family
     for wq in ("bf16", "int4"):
-        plan = replace(uniform(made.info, wq), smoothing=made.smoothing())
-        wanted = plan_nll(made.model, made.info, plan, made.reference, QuantizedWeights()).double().mean().item()
-        write_checkpoint(tmp_path / wq, made.checkpoint, made.info, plan, QuantizedWeights(limit=0))
+        plan = replace(uniform(case.info, wq), smoothing=case.smoothing())
+        expected = plan_nll(case.model, case.info, plan, case.reference, QuantizedWeights()).double().mean().item()
+        write_checkpoint(tmp_path / wq, case.checkpoint, case.info, plan, QuantizedWeights(limit=0))
         written = Opened(tmp_path / wq)
-        plain = plan_nll(written.model, written.info, uniform(written.info, "bf16"), made.reference, QuantizedWeights())
-        assert plain.double().mean().item() == pytest.approx(wanted, abs=1e-6)
+        plain = plan_nll(written.model, written.info, uniform(written.info, "bf16"), case.reference, QuantizedWeights())
+        assert plain.double().mean().item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_command_keeps_a_plans_factors_out_of_the_weights_it_writes(llama, command, tmp_path):
@@ -214,22 +215,22 @@ def test_the_command_keeps_a_plans_factors_out_of_the_weights_it_writes(llama, c
 
 @pytest.fixture
 def base(family, tmp_path):
-    name, made = family
+    name, case = family
     if not FAMILIES[name].gguf:
         pytest.skip("llama.cpp does not know this family")
-    convert(made.checkpoint, tmp_path / "base.gguf")
+    convert(case.checkpoint, tmp_path / "base.gguf")
     return tmp_path / "base.gguf"
 
 
 def test_a_gguf_with_folded_smoothing_computes_what_the_model_computes(family, base, tmp_path):
-    _, made = family
-    plan = replace(uniform(made.info, "bf16"), smoothing=made.smoothing())
-    report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f32", {}, 1)
-    assert summarize(score_gguf(tmp_path / "o.gguf", made.reference, 1))["kl_mean"] < 1e-6
+    _, case = family
+    plan = replace(uniform(case.info, "bf16"), smoothing=case.smoothing())
+    report = export_plan(base, tmp_path / "o.gguf", case.info, plan, GGUFOptions(unquantized="f32"))
+    assert summarize(score_gguf(tmp_path / "o.gguf", case.reference, 1))["kl_mean"] < 1e-6
     assert report["smoothing"]["folded"] == 4 and len(report["smoothing"]["not_stored"]) == 2 * EXPECTED[family[0]][1]
-    q8 = replace(uniform(made.info, "q8_0", "int8_tensor"), smoothing=made.smoothing())
-    export_plan(base, tmp_path / "q8.gguf", made.info, q8, "f16", {}, 1)
-    assert summarize(score_gguf(tmp_path / "q8.gguf", made.reference, 1))["kl_mean"] < 1e-3
+    q8 = replace(uniform(case.info, "q8_0", "int8_tensor"), smoothing=case.smoothing())
+    export_plan(base, tmp_path / "q8.gguf", case.info, q8)
+    assert summarize(score_gguf(tmp_path / "q8.gguf", case.reference, 1))["kl_mean"] < 1e-3
     norms = [
         {t.name: t.data for t in GGUFReader(path).tensors if "norm" in t.name} for path in (base, tmp_path / "o.gguf")
     ]
@@ -244,21 +245,21 @@ def test_a_norm_that_feeds_the_residual_too_is_left_alone(family, setting, tmp_p
     folder = make_family(family, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **setting}))
-    made = Opened(folder)
-    smoothing = made.smoothing()
-    plan = replace(uniform(made.info, "bf16"), smoothing=smoothing)
-    smoothed = plan_hidden(made.model, made.info, plan, made.reference.tokens, QuantizedWeights())
-    assert (smoothed - made.reference.hidden).abs().max() < 1e-4 * made.reference.hidden.abs().max()
-    assert set(smoothing.by_layer) == {layer.name for layer in made.info.quantizable}
+    case = Opened(folder)
+    smoothing = case.smoothing()
+    plan = replace(uniform(case.info, "bf16"), smoothing=smoothing)
+    smoothed = plan_hidden(case.model, case.info, plan, case.reference.tokens, QuantizedWeights())
+    assert (smoothed - case.reference.hidden).abs().max() < 1e-4 * case.reference.hidden.abs().max()
+    assert set(smoothing.by_layer) == {layer.name for layer in case.info.quantizable}
 
 
 @pytest.mark.parametrize("name", ["mixtral", "llama"])
 def test_scales_of_a_window_do_not_depend_on_how_windows_are_batched(name, tmp_path):
-    made = Opened(make_family(name, tmp_path / "model"))
-    plan, hidden = uniform(made.info, "int4", "int4_tensor"), []
+    case = Opened(make_family(name, tmp_path / "model"))
+    plan, hidden = uniform(case.info, "int4", "int4_tensor"), []
     for tokens in (32, 64, 192):
-        made.model.tokens_per_batch = tokens
-        hidden.append(plan_hidden(made.model, made.info, plan, made.reference.tokens, QuantizedWeights()))
+        case.model.tokens_per_batch = tokens
+        hidden.append(plan_hidden(case.model, case.info, plan, case.reference.tokens, QuantizedWeights()))
     assert all(torch.allclose(each, hidden[0], atol=1e-4) for each in hidden)
 
 
@@ -268,6 +269,6 @@ def test_the_importance_of_a_smoothed_input_is_that_of_its_quotient(llama):
         QuantizedWeights(importance={"model.layers.0.mlp.up_proj": torch.rand(64)}),
     )
     smoothing, weight = llama.smoothing(), torch.randn(8, 64)
-    made = weights.get(name, weight, LayerPlan("mxfp4_mse"), smoothing)
+    quantized = weights.get(name, weight, LayerPlan("mxfp4_mse"), smoothing)
     importance = weights.importance[name] / smoothing.factor(name) ** 2
-    assert torch.equal(made, weights.formats["mxfp4_mse"].roundtrip(weight, 32, importance))
+    assert torch.equal(quantized, weights.formats["mxfp4_mse"].roundtrip(weight, 32, importance))

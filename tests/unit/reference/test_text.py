@@ -45,18 +45,18 @@ def short(tmp_path_factory):
 def changed(tiny, tmp_path):
     """A function that copies the tiny model and changes its configuration and tensors."""
 
-    def made(config=None, tensors=None):
+    def make(config=None, tensors=None):
         folder = tmp_path / "changed"
         shutil.copytree(tiny, folder)
-        held = {**json.loads((folder / "config.json").read_text()), **(config or {})}
-        (folder / "config.json").write_text(json.dumps(held))
+        content = {**json.loads((folder / "config.json").read_text()), **(config or {})}
+        (folder / "config.json").write_text(json.dumps(content))
         if tensors:
             weights = load_file(folder / "model.safetensors")
             tensors(weights)
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
         return folder
 
-    return made
+    return make
 
 
 # ------------------------------------------------------------------------------------------------- tokens seen and held out
@@ -68,7 +68,7 @@ def settings_of(**windows):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_calibration_selection_and_evaluation_of_one_text_share_no_token(seed, tiny, short):
+def test_calibration_validation_and_evaluation_of_one_text_share_no_token(seed, tiny, short):
     draw = random.Random(seed)
     sections = {
         name: {"length": draw.randint(2, 90), "sequences": draw.randint(1, 12)}
@@ -94,7 +94,7 @@ def test_long_calibration_windows_leave_the_validation_text_unseen(tiny, short):
 @pytest.mark.parametrize("section", ["calibration", "validation"])
 def test_one_text_of_which_all_is_used_is_refused_as_held_out(section):
     settings = settings_of(**{section: {"sequences": None}})
-    with pytest.raises(UserError, match=rf"models.m.evaluation: is the calibration text too.*Set {section}.sequences"):
+    with pytest.raises(UserError, match=rf"SETTINGS-NOTHING-HELD-OUT.*Set {section}.sequences"):
         tokens_seen(settings, "m")
 
 
@@ -116,11 +116,11 @@ def test_a_held_out_text_that_was_measured_on_is_taken_behind_it(tiny, short, tm
     seen = reference_on(short, model, 16, 3)
     copy = shutil.copy(short, tmp_path / "copy.txt")
     with caplog.at_level(logging.INFO):
-        held = held_out_reference(tmp_path / "copy.txt", seen, model, 24, 2)
-    assert (held.source.start, held.source.stop) == (48, 96) and "its tokens from 48 on" in caplog.text
+        reference = held_out_reference(tmp_path / "copy.txt", seen, model, 24, 2)
+    assert (reference.source.start, reference.source.stop) == (48, 96) and "its tokens from 48 on" in caplog.text
     assert held_out_reference(ROOT / "demo" / "evaluation.txt", seen, model, 16, 2).source.start == 0
     save_reference(tmp_path / "saved.safetensors", reference_on(short, model, 16, 2), model.info.fingerprint, copy)
-    with pytest.raises(UserError, match="holds tokens that are measured on"):
+    with pytest.raises(UserError, match="TEXT-NOT-HELD-OUT"):
         held_out_reference(tmp_path / "saved.safetensors", seen, model, 16, 2)
 
 
@@ -137,7 +137,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
 def test_text_in_another_encoding_is_named(name, tmp_path):
     path = tmp_path / "t.txt"
     path.write_bytes("Once upon a time".encode(name))
-    with pytest.raises(UserError, match=rf"is {name} text. Save it as UTF-8: iconv"):
+    with pytest.raises(UserError, match=rf"TEXT-NOT-UTF8.*{name}"):
         read_text(path)
 
 
@@ -153,18 +153,18 @@ def test_windows_begin_with_bos_where_the_family_needs_it_or_the_policy_says_so(
 
 def test_a_bos_that_is_wanted_and_not_there_is_an_error(changed, short):
     folder = changed({"bos_token_id": None})
-    held = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**held, "bos_token": None}))
-    with pytest.raises(UserError, match="has no BOS token. Give a tokenizer with one, or --bos never"):
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": None}))
+    with pytest.raises(UserError, match="TEXT-NO-BOS"):
         cut_text(folder, short, 16, 3, bos="always")
 
 
 def test_a_score_and_a_saved_text_say_how_their_windows_begin(tiny, short, tmp_path):
     model = opened(tiny, "fp32", "cpu", 1, "always")
-    made = make_reference(model.model, short, 16, 3, "fp32", 5)
-    save_reference(tmp_path / "t.safetensors", made, model.info.fingerprint, short)
+    reference = make_reference(model.model, short, 16, 3, "fp32", 5)
+    save_reference(tmp_path / "t.safetensors", reference, model.info.fingerprint, short)
     again = load_reference(tmp_path / "t.safetensors", model.checkpoint, model.info.fingerprint)
-    assert again.bos == "1" and again.source == made.source and made.source.start == 5
+    assert again.bos == "1" and again.source == reference.source and reference.source.start == 5
     ones = torch.ones(2, 3)
     assert summarize(TokenScores(ones, ones, ones, ones, again.bos))["bos"] == "1"
 
@@ -181,10 +181,10 @@ def test_tokens_behind_the_embedding_are_named_wherever_they_are_fed(tiny):
     checkpoint = Checkpoint.open(tiny)
     model, info = open_model(checkpoint), describe(checkpoint)
     behind = torch.tensor([[5, 2048, 2050, 7]])
-    with pytest.raises(UserError, match="has 2048 rows, and the tokenizer gives token 2050 and 1 others behind"):
+    with pytest.raises(UserError, match="MODEL-TOKEN-OUT-OF-RANGE"):
         model.run(behind)
     with whole(model, info, QuantizedWeights()).under(uniform(info, "bf16")) as module:
-        with pytest.raises(UserError, match="2048 rows.*take its added tokens out"):
+        with pytest.raises(UserError, match="MODEL-TOKEN-OUT-OF-RANGE"):
             module(behind)
         assert module(behind.clamp(max=2047)).logits.isfinite().all()
 
@@ -216,8 +216,8 @@ def test_a_model_other_than_the_bundled_one_needs_its_text_at_once(name, command
     if name == "test_mixed_precision.py":
         (tmp_path / "c.json").write_text("{}")
         flags += ["--config", tmp_path / "c.json"]
-    made = command(name, *flags, ok=False)
-    assert made.returncode == 2 and f"error: {COMMANDS[name]}: is missing" in made.stderr, made.stderr
+    result = command(name, *flags, ok=False)
+    assert result.returncode == 2 and f"error [TEXT-MISSING] {COMMANDS[name]}: " in result.stderr, result.stderr
 
 
 def test_the_bundled_model_is_known_by_its_folder_and_by_its_description(demo, tiny, tmp_path):
@@ -237,7 +237,7 @@ def overflowing(weights):
 
 def test_a_walk_names_the_first_block_that_overflows_and_the_way_out(changed, short):
     model = opened(changed(tensors=overflowing), "fp16", "cpu", 1)
-    with pytest.raises(UserError, match="block 1 overflows fp16: its output is not finite. Use --dtype bf16 or fp32"):
+    with pytest.raises(UserError, match="MODEL-OVERFLOW.*block 1"):
         reference_on(short, model, 16, 2)
 
 
@@ -254,14 +254,14 @@ def test_statistics_of_a_model_that_overflows_are_not_written(changed, command, 
         "--output",
         tmp_path / "s.tsv",
     )
-    made = command("layer_stats.py", "--model", changed(tensors=overflowing), *flags, ok=False)
-    assert made.returncode == 2 and "block 1 overflows fp16" in made.stderr and "Traceback" not in made.stderr
+    result = command("layer_stats.py", "--model", changed(tensors=overflowing), *flags, ok=False)
+    assert result.returncode == 2 and "block 1 overflows fp16" in result.stderr and "Traceback" not in result.stderr
     assert not list(tmp_path.glob("s.*"))
 
 
 def test_statistics_that_are_not_finite_are_refused_before_anything_is_written(tmp_path):
     broken = InputStatistics(1, torch.ones(4), torch.full((4,), torch.inf), torch.ones(4))
-    with pytest.raises(UserError, match="a.layer: has inputs whose statistics are not finite"):
+    with pytest.raises(UserError, match="STATS-NOT-FINITE"):
         write_statistics(tmp_path / "s.tsv", tmp_path / "s.safetensors", [], {"a.layer": broken})
     assert not list(tmp_path.iterdir())
 
@@ -272,14 +272,14 @@ def test_an_importance_matrix_that_is_not_finite_is_refused(value, tiny, tmp_pat
     columns = {layer.name: torch.ones(layer.shape[1]) for layer in layers}
     columns[layers[2].name][3] = value
     write_importance(tmp_path / "i.safetensors", columns)
-    with pytest.raises(UserError, match=f"{layers[2].name} that are no finite mean squares"):
+    with pytest.raises(UserError, match=f"IMATRIX-NOT-FINITE.*{layers[2].name}"):
         read_importance(tmp_path / "i.safetensors", layers)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_score_that_is_not_finite_is_an_error(value):
     ones = torch.ones(2, 3)
-    with pytest.raises(UserError, match="are not finite .KL"):
+    with pytest.raises(UserError, match="SCORES-NOT-FINITE.*KL"):
         summarize(TokenScores(ones, ones, torch.full((2, 3), value), ones))
 
 

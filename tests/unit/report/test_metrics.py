@@ -23,14 +23,15 @@ PLAN = {"search_summary": {"method": "random", "cost": {"block_forward_tokens": 
 def write_results(folder: Path) -> None:
     """Results of a plan `one` and a baseline `f16`, with a figure that no metric shows yet."""
     scores = {**SCORED, "kl_worst": 2.125}
-    plan = {"bits.json": BITS, "plan.json": PLAN, "perplexity.json": scores, "gguf_perplexity.json": scores}
-    for place, files in (("plans/one", plan), ("baselines/f16", {"perplexity.json": scores})):
+    figures = {**SPEED, "generation_tokens_per_second": {"median": 10.0, "stable": True}}
+    plan = {"bits.json": BITS, "plan.json": PLAN, "perplexity.json": scores}
+    contents = {f"plans/one/{name}": content for name, content in plan.items()}
+    for place, name in (("plans/one/gguf", "one"), ("baselines/f16", "f16")):
         (folder / place).mkdir(parents=True)
         (folder / place / "model.gguf").write_bytes(b"x" * 100)
-        figures = {**SPEED, "generation_tokens_per_second": {"median": 10.0, "stable": True}}
-        speed = {"models": {Path(place).name: figures}}
-        for name, content in {**files, "speed.json": speed}.items():
-            (folder / place / name).write_text(json.dumps(content))
+        contents |= {f"{place}/perplexity.json": scores, f"{place}/speed.json": {"models": {name: figures}}}
+    for path, content in contents.items():
+        (folder / path).write_text(json.dumps(content))
 
 
 OUTPUTS = {"--output": "c.tsv", "--json": "c.json", "--text": "c.txt", "--page": "c.html", "--figure": "c.svg"}

@@ -20,6 +20,7 @@ from bitplan.rounding.tuning import TuningSettings
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
 from bitplan.runtimes.gguf.file import plan_tensors, rewrite
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.conftest import ROOT
@@ -38,15 +39,15 @@ def mixed(info, *formats: str) -> Plan:
     return Plan({layer.name: layers.get(layer.name, LayerPlan()) for layer in info.layers})
 
 
-def rounded(made: Opened, plan: Plan, folder, settings: RoundingSettings | None = None) -> Plan:
-    return round_plan(made.model, made.info, plan, made.reference.tokens, settings or RoundingSettings(), folder)[0]
+def rounded(case: Opened, plan: Plan, folder, settings: RoundingSettings | None = None) -> Plan:
+    return round_plan(case.model, case.info, plan, case.reference.tokens, settings or RoundingSettings(), folder)[0]
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2", "mixtral", "gemma2", "opt"])
 def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    made = Opened(make_family(request.param, folder / "model"))
-    return request.param, made, rounded(made, mixed(made.info, *BLOCK_OF_32), folder / "rounded")
+    case = Opened(make_family(request.param, folder / "model"))
+    return request.param, case, rounded(case, mixed(case.info, *BLOCK_OF_32), folder / "rounded")
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +57,12 @@ def llama(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bundled(demo):
-    made = Opened(demo / "model")
+    case = Opened(demo / "model")
     from bitplan.reference.reference import make_reference
 
-    made.reference = make_reference(made.model, demo / "calibration.txt", 256, 24, "fp32")
-    made.held_out = make_reference(made.model, demo / "evaluation.txt", 256, 4, "fp32")
-    return made
+    case.reference = make_reference(case.model, demo / "calibration.txt", 256, 24, "fp32")
+    case.held_out = make_reference(case.model, demo / "evaluation.txt", 256, 4, "fp32")
+    return case
 
 
 # ------------------------------------------------------------------------------------------------------------- the walk
@@ -84,9 +85,9 @@ def test_tuning_keeps_the_full_precision_models_own_states_as_its_target(llama, 
     seen = []
     real = rounding_model.tune_
 
-    def note(modules, found, hidden, target, *rest):
+    def note(modules, columns, hidden, target, *rest):
         seen.append((hidden.clone(), target.clone()))
-        return real(modules, found, hidden, target, *rest)
+        return real(modules, columns, hidden, target, *rest)
 
     monkeypatch.setattr(rounding_model, "tune_", note)
     rounded(llama, uniform(llama.info, "int2"), tmp_path / "r", FEW_STEPS)
@@ -107,17 +108,17 @@ def test_gradients_pass_quantized_inputs(llama, tmp_path, aq, caplog):
         tmp_path / "r",
         RoundingSettings("tuned", tuning=TuningSettings(20, 96)),
     )
-    told = [record.args for record in caplog.records if record.msg.startswith("block %d")]
-    assert len(told) == 2 and all(after < before for _, before, after in told)
+    logged = [record.args for record in caplog.records if record.msg.startswith("block %d")]
+    assert len(logged) == 2 and all(after < before for _, before, after in logged)
 
 
 def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, tmp_path, monkeypatch):
     seen = {}
     real = rounding_model.round_layer
 
-    def note(asked, *how):
-        seen[asked.name] = asked.hessian.clone()
-        return real(asked, *how)
+    def note(layer, *how):
+        seen[layer.name] = layer.hessian.clone()
+        return real(layer, *how)
 
     monkeypatch.setattr(rounding_model, "round_layer", note)
     for name in ("int2", "int8"):
@@ -131,10 +132,10 @@ def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, 
 def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_path, monkeypatch, settings):
     plan = mixed(llama.info, "q4_0", "int4", "mxfp4")
     whole = rounded(llama, plan, tmp_path / "whole", settings)
-    real, asked = rounding_model.round_layer, []
+    real, requests = rounding_model.round_layer, []
 
     def stops(layer, *how):
-        asked.append(layer.name)
+        requests.append(layer.name)
         if ".layers.1." in layer.name:
             raise KeyboardInterrupt
         return real(layer, *how)
@@ -144,11 +145,11 @@ def test_a_run_that_was_stopped_goes_on_and_writes_the_same_bytes(llama, tmp_pat
         rounded(llama, plan, tmp_path / "again", settings)
     assert (tmp_path / "again.partial").is_dir() and not (tmp_path / "again").exists()
     monkeypatch.setattr(
-        rounding_model, "round_layer", lambda layer, *how: asked.append(layer.name) or real(layer, *how)
+        rounding_model, "round_layer", lambda layer, *how: requests.append(layer.name) or real(layer, *how)
     )
-    asked.clear()
+    requests.clear()
     again = rounded(llama, plan, tmp_path / "again", settings)
-    assert asked and not any(".layers.0." in name for name in asked) and not (tmp_path / "again.partial").exists()
+    assert requests and not any(".layers.0." in name for name in requests) and not (tmp_path / "again.partial").exists()
     assert again.rounded.digest == whole.rounded.digest
     assert {p.name: p.read_bytes() for p in (tmp_path / "again").iterdir()} == {
         p.name: p.read_bytes() for p in (tmp_path / "whole").iterdir()
@@ -168,17 +169,17 @@ def test_what_a_run_with_other_settings_has_left_is_not_gone_on_from(llama, tmp_
     with pytest.raises(KeyboardInterrupt):
         rounded(llama, plan, tmp_path / "r", RoundingSettings(damping=0.1))
     monkeypatch.setattr(rounding_model, "round_layer", real)
-    made = rounded(llama, plan, tmp_path / "r")
-    assert made.rounded.digest == rounded(llama, plan, tmp_path / "other").rounded.digest
+    rounded_plan = rounded(llama, plan, tmp_path / "r")
+    assert rounded_plan.rounded.digest == rounded(llama, plan, tmp_path / "other").rounded.digest
 
 
 def test_layers_without_codes_and_those_outside_the_blocks_are_left_as_the_plan_has_them(llama, tmp_path):
     plan = mixed(llama.info, "int4", "bf16", "fp16")
-    made = rounded(llama, plan, tmp_path / "r")
-    assert {name for name in plan.layers if name in made.rounded} == {
-        name for name, asked in plan.layers.items() if asked.wq == "int4"
+    rounded_plan = rounded(llama, plan, tmp_path / "r")
+    assert {name for name in plan.layers if name in rounded_plan.rounded} == {
+        name for name, choice in plan.layers.items() if choice.wq == "int4"
     }
-    with pytest.raises(UserError, match="nothing to round"):
+    with pytest.raises(UserError, match="ROUNDING-NOTHING"):
         rounded(llama, uniform(llama.info, "bf16"), tmp_path / "none")
 
 
@@ -194,23 +195,23 @@ def test_with_activation_formats_layers_are_rounded_for_the_quantized_inputs(lla
 
 @pytest.fixture
 def written(llama, tmp_path):
-    made = rounded(llama, mixed(llama.info, "int4", "mxfp8_e5m2", "q4_0"), tmp_path / "made" / "rounded")
-    write_plan(tmp_path / "made" / "plan.json", made, LayerPlan(), llama.info, "search_summary")
-    return tmp_path / "made" / "plan.json", made
+    rounded_plan = rounded(llama, mixed(llama.info, "int4", "mxfp8_e5m2", "q4_0"), tmp_path / "made" / "rounded")
+    write_plan(tmp_path / "made" / "plan.json", rounded_plan, LayerPlan(), llama.info, "search_summary")
+    return tmp_path / "made" / "plan.json", rounded_plan
 
 
 def test_a_plan_that_is_written_and_read_has_the_same_weights(written, llama, tmp_path):
-    path, made = written
+    path, rounded_plan = written
     again = read_plan(path, llama.info)
     assert again.rounded.rounding == "feedback"
     write_plan(tmp_path / "copy" / "plan.json", again, LayerPlan(), llama.info, "search_summary")
     copy = read_plan(tmp_path / "copy" / "plan.json", llama.info)
     for layer in llama.info.quantizable:
-        assert torch.equal(copy.rounded.weight(layer.name), made.rounded.weight(layer.name))
-    wanted = plan_nll(llama.model, llama.info, made, llama.reference, QuantizedWeights())
-    assert torch.equal(plan_nll(llama.model, llama.info, copy, llama.reference, QuantizedWeights()), wanted)
-    plain = plan_nll(llama.model, llama.info, replace(made, rounded=None), llama.reference, QuantizedWeights())
-    assert not torch.equal(plain, wanted)
+        assert torch.equal(copy.rounded.weight(layer.name), rounded_plan.rounded.weight(layer.name))
+    expected = plan_nll(llama.model, llama.info, rounded_plan, llama.reference, QuantizedWeights())
+    assert torch.equal(plan_nll(llama.model, llama.info, copy, llama.reference, QuantizedWeights()), expected)
+    plain = plan_nll(llama.model, llama.info, replace(rounded_plan, rounded=None), llama.reference, QuantizedWeights())
+    assert not torch.equal(plain, expected)
 
 
 def test_a_plan_whose_formats_were_changed_after_rounding_is_refused(written, llama):
@@ -219,7 +220,7 @@ def test_a_plan_whose_formats_were_changed_after_rounding_is_refused(written, ll
     entry = next(entry for entry in content["overrides"] if entry.get("wq") == "int4")
     entry["wq"] = "int3"
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"{entry['pattern']}: asks for int3 in blocks of 32, and was rounded to int4"):
+    with pytest.raises(UserError, match=f"ROUNDED-OTHER-FORMAT.*{entry['pattern']}"):
         read_plan(path, llama.info)
 
 
@@ -239,11 +240,11 @@ def test_codes_that_are_not_the_plans_are_refused(written, llama, how):
 
 
 def test_a_checkpoint_holds_the_rounded_values(written, llama, tmp_path):
-    _, made = written
-    write_checkpoint(tmp_path / "o", llama.checkpoint, llama.info, made, QuantizedWeights())
+    _, rounded_plan = written
+    write_checkpoint(tmp_path / "o", llama.checkpoint, llama.info, rounded_plan, QuantizedWeights())
     module = AutoModelForCausalLM.from_pretrained(tmp_path / "o")
     for layer in llama.info.quantizable:
-        assert torch.equal(module.get_submodule(layer.name).weight, made.rounded.weight(layer.name))
+        assert torch.equal(module.get_submodule(layer.name).weight, rounded_plan.rounded.weight(layer.name))
 
 
 # ----------------------------------------------------------------------------------------------------------------- GGUF
@@ -261,11 +262,11 @@ def values_in(path) -> dict[str, np.ndarray]:
 
 
 def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tmp_path):
-    name, made, plan = family
+    name, case, plan = family
     if not FAMILIES[name].gguf:
         pytest.skip("llama.cpp does not know this family")
-    with base_file(None, made.checkpoint, tmp_path, made.info, plan) as base:
-        report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f16", {}, 1)
+    with base_file(None, case.checkpoint, tmp_path, case.info, plan) as base:
+        report = export_plan(base, tmp_path / "o.gguf", case.info, plan)
     values, exact = values_in(tmp_path / "o.gguf"), 0
     for record in report["tensors"]:
         if record["layers"] == 1 and record["layer"] in plan.rounded:
@@ -275,10 +276,10 @@ def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tm
             assert np.array_equal(order(stored), order(own)) and record["why"] == ""
             exact += 1
     assert report["rounded"]["exact"] >= exact > 0
-    wanted = plan_nll(made.model, made.info, plan, made.reference, QuantizedWeights()).double().mean().item()
-    scores = score_gguf(tmp_path / "o.gguf", made.reference, 1)
+    expected = plan_nll(case.model, case.info, plan, case.reference, QuantizedWeights()).double().mean().item()
+    scores = score_gguf(tmp_path / "o.gguf", case.reference, 1)
     tolerance = 0.01 if report["rounded"]["exact"] == report["rounded"]["layers"] else 0.1
-    assert scores.nll.double().mean().item() == pytest.approx(wanted, abs=tolerance)
+    assert scores.nll.double().mean().item() == pytest.approx(expected, abs=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -286,30 +287,30 @@ def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tm
 )
 def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_llama, name, kind, tmp_path):
     plan = rounded(llama, uniform(llama.info, name, group_size=32), tmp_path / "r")
-    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1, match="distortion")
-    held = [record for record in report["tensors"] if record["layer"] in plan.rounded]
-    assert {record["written"] for record in held} == {kind} and not any(record["why"] for record in held)
+    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, GGUFOptions(match="distortion"))
+    records = [record for record in report["tensors"] if record["layer"] in plan.rounded]
+    assert {record["written"] for record in records} == {kind} and not any(record["why"] for record in records)
     own = plan.rounded.weight("model.layers.0.mlp.down_proj").numpy()
     assert np.array_equal(values_in(tmp_path / "o.gguf")["blk.0.ffn_down.weight"], own)
 
 
 def test_codes_that_no_type_holds_are_said_not_to_be_in_the_file(llama, base_of_llama, tmp_path):
     plan = rounded(llama, uniform(llama.info, "int3", group_size=32), tmp_path / "r")
-    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
+    report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan)
     assert report["rounded"] == {"rounding": "feedback", "layers": len(llama.info.quantizable), "exact": 0}
-    told = [record["why"] for record in report["tensors"] if record["layer"] in plan.rounded]
-    assert all("rounded to nearest" in why for why in told)
+    reasons = [record["why"] for record in report["tensors"] if record["layer"] in plan.rounded]
+    assert all("rounded to nearest" in why for why in reasons)
 
 
-def half_precision(base, made: Opened):
-    return plan_tensors(GGUFReader(base), made.info, uniform(made.info, "bf16"), "f16")
+def half_precision(base, case: Opened):
+    return plan_tensors(GGUFReader(base), case.info, uniform(case.info, "bf16"), "f16")
 
 
 def test_a_base_file_that_does_not_hold_the_checkpoints_values_is_refused(llama, base_of_llama, tmp_path):
     plan = rounded(llama, uniform(llama.info, "q4_0"), tmp_path / "r")
-    rewrite(base_of_llama, tmp_path / "half.gguf", half_precision(base_of_llama, llama), {}, 1)
-    with pytest.raises(UserError, match="holds other values"):
-        export_plan(tmp_path / "half.gguf", tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
+    rewrite(base_of_llama, tmp_path / "half.gguf", half_precision(base_of_llama, llama))
+    with pytest.raises(UserError, match="GGUF-OTHER-VALUES"):
+        export_plan(tmp_path / "half.gguf", tmp_path / "o.gguf", llama.info, plan)
     assert not (tmp_path / "o.gguf").exists()
 
 
@@ -320,9 +321,9 @@ def test_the_command_rounds_a_plan_and_every_later_command_uses_its_codes(comman
     (tmp_path / "config.json").write_text('{"default": {"wq": "q3_k"}}')
     model = ROOT / "demo" / "model"
     windows = ("--sequences", 2, "--length", 64, "--threads", 1)
-    made = command("round_model.py", "--model", model, "--plan", tmp_path / "config.json", "--calibration", TEXT,
+    result = command("round_model.py", "--model", model, "--plan", tmp_path / "config.json", "--calibration", TEXT,
                    "--output", tmp_path / "r", *windows)  # fmt: skip
-    assert "28 layers rounded, 28 by feedback" in made.stdout
+    assert "28 layers rounded, 28 by feedback" in result.stdout
     assert len((tmp_path / "r" / "rounding.tsv").read_text().splitlines()) == 29
     plan = tmp_path / "r" / "plan.json"
     text = ("--text", ROOT / "demo" / "evaluation.txt")

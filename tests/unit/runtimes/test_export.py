@@ -23,6 +23,7 @@ from bitplan.runtimes.gguf.convert import convert, exact_type
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.file import check_written, plan_tensors, rewrite
 from bitplan.runtimes.gguf.llama_runtime import opened
+from bitplan.runtimes.gguf.options import GGUFOptions, TensorContents
 from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
 from bitplan.runtimes.gguf.recipes import quantize_by_recipe
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -59,7 +60,7 @@ def mixed(model) -> Plan:
 @pytest.fixture(scope="module")
 def mixed_file(model, base, mixed, tmp_path_factory):
     path = tmp_path_factory.mktemp("mixed") / "mixed.gguf"
-    return path, export_plan(base, path, model[1], mixed, "bf16", {}, 2)
+    return path, export_plan(base, path, model[1], mixed, GGUFOptions(unquantized="bf16", threads=2))
 
 
 def test_the_base_file_holds_the_checkpoint_exactly(model, base):
@@ -117,7 +118,7 @@ def test_the_report_gives_types_bytes_and_average_bits_of_the_file(model, mixed_
 
 def test_a_file_that_is_not_the_report_is_refused(model, base, mixed, mixed_file):
     other = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "q8_0"), "bf16")
-    with pytest.raises(UserError, match="the report says"):
+    with pytest.raises(UserError, match="GGUF-OTHER-TYPE"):
         check_written(mixed_file[0], other)
 
 
@@ -126,7 +127,9 @@ def test_the_report_says_why_a_tensor_is_not_what_was_asked_for(model, base):
     records = {record.layer: record for record in plan_tensors(GGUFReader(base), model[1], plan, "f16")}
     one = records["model.layers.0.self_attn.q_proj"]
     assert one.written == "Q8_0"
-    assert "mxfp8 is no GGUF type, Q8_0 comes nearest" in one.why and "cannot hold activation format mxfp8" in one.why
+    assert (
+        "mxfp8 is not a GGUF type, Q8_0 is the closest" in one.why and "cannot hold activation format mxfp8" in one.why
+    )
     assert records["model.embed_tokens"].written == "F16" and "protected" in records["model.embed_tokens"].why
 
 
@@ -134,13 +137,13 @@ def test_rows_that_do_not_fit_a_type_fall_back_and_the_report_says_so(tiny, tmp_
     checkpoint = Checkpoint.open(tiny)
     info = describe(checkpoint)
     convert(checkpoint, tmp_path / "base.gguf")
-    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", info, uniform(info, "q4_k"), "f16", {}, 1)
+    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", info, uniform(info, "q4_k"))
     down = next(r for r in report["tensors"] if r["layer"] == "model.layers.0.mlp.down_proj")
     assert down["written"] == "Q5_0" and down["why"] == "q4_k -> q5_0: 96 columns"
 
 
 def test_exporting_twice_gives_the_same_bytes(model, base, mixed, mixed_file, tmp_path):
-    export_plan(base, tmp_path / "again.gguf", model[1], mixed, "bf16", {}, 1)
+    export_plan(base, tmp_path / "again.gguf", model[1], mixed, GGUFOptions(unquantized="bf16"))
     assert (tmp_path / "again.gguf").read_bytes() == mixed_file[0].read_bytes()
 
 
@@ -176,7 +179,7 @@ def test_the_types_of_a_recipe_written_by_us_are_its_own_bytes(model, base, impo
     theirs = types_and_bytes(tmp_path / "theirs.gguf")
     records = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "q8_0"), "f16")
     records = [replace(r, written=theirs[r.tensor][0], bytes=len(theirs[r.tensor][1])) for r in records]
-    rewrite(base, tmp_path / "ours.gguf", records, columns, 2)
+    rewrite(base, tmp_path / "ours.gguf", records, TensorContents(columns), 2)
     assert types_and_bytes(tmp_path / "ours.gguf") == theirs
     assert len({kind for kind, _ in theirs.values()}) > 2
 
@@ -204,7 +207,7 @@ def test_experts_are_given_to_llama_cpp_one_after_another_and_ones_where_no_toke
     assert not {"token_embd.weight", "output.weight"} & given.keys()
     quantize_by_recipe(base, tmp_path / "o.gguf", "q4_0", 1, importance=given)
     plan = uniform(info, "q4_0")
-    export_plan(base, tmp_path / "ours.gguf", info, plan, "f16", columns, 1)
+    export_plan(base, tmp_path / "ours.gguf", info, plan, GGUFOptions(importance=columns))
     theirs, ours = types_and_bytes(tmp_path / "o.gguf"), types_and_bytes(tmp_path / "ours.gguf")
     experts = [name for name in ours if name.endswith("_exps.weight") and theirs[name][0] == "Q4_0"]
     # We quantize an expert that has no importance as without, not as if all of its columns were alike.
@@ -215,7 +218,13 @@ def test_experts_are_given_to_llama_cpp_one_after_another_and_ones_where_no_toke
 def test_an_importance_matrix_lowers_the_damage_of_low_bits(model, base, reference, importance, tmp_path):
     info, kl = model[1], []
     for name, matrix in (("plain", {}), ("weighted", importance)):
-        export_plan(base, tmp_path / f"{name}.gguf", info, uniform(info, "q2_k"), "bf16", matrix, 2)
+        export_plan(
+            base,
+            tmp_path / f"{name}.gguf",
+            info,
+            uniform(info, "q2_k"),
+            GGUFOptions(unquantized="bf16", importance=matrix, threads=2),
+        )
         kl.append(summarize(score_gguf(tmp_path / f"{name}.gguf", reference, 1))["kl_mean"])
     assert kl[1] < kl[0]
 
@@ -230,7 +239,7 @@ def test_a_tied_output_matrix_becomes_the_embedding_that_llama_cpp_reads(assets,
 def test_a_file_cut_short_is_refused_with_the_runtimes_own_word(mixed_file, tmp_path):
     short = tmp_path / "short.gguf"
     short.write_bytes(mixed_file[0].read_bytes()[:100_000])
-    with pytest.raises(UserError, match="not loaded by llama.cpp: .*(data|tensor|read)"), opened(short, 64, 1):
+    with pytest.raises(UserError, match="GGUF-NOT-LOADED.*(data|tensor|read)"), opened(short, 64, 1):
         pass
 
 

@@ -9,9 +9,10 @@ from gguf import GGUFReader, LlamaFileType
 from bitplan import __version__
 from bitplan.core.errors import UserError
 from bitplan.models.layers import model_info
+from bitplan.plans.names import name_of_plan
 from bitplan.plans.plan import average_bits, uniform
 from bitplan.runtimes.gguf.file import TensorRecord, file_type_of
-from bitplan.runtimes.gguf.metadata import expected_kl, measured_kl, name_of_plan, plan_keys
+from bitplan.runtimes.gguf.metadata import expected_kl, measured_kl, plan_keys
 
 
 def fields(path):
@@ -57,7 +58,7 @@ def test_the_kl_that_a_search_expects_is_that_of_its_last_kept_step(summary, kl)
 
 def test_scores_without_a_kl_are_refused(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"kl_mean": None}))
-    with pytest.raises(UserError, match="has no kl_mean"):
+    with pytest.raises(UserError, match="REPORT-NO-FIGURE"):
         measured_kl(tmp_path / "s.json")
 
 

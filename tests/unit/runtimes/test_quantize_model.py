@@ -94,7 +94,7 @@ def test_a_folder_that_holds_something_is_left_alone(bundled, tmp_path):
     checkpoint, info = bundled
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="OUTPUT-EXISTS"):
         write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), QuantizedWeights(limit=0))
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 

@@ -131,7 +131,7 @@ def test_a_target_that_the_hint_names_is_met(seed):
     for target, low in [(t, reach(problem)[t.kind][0]) for t in targets if reach(problem)[t.kind][0] > 0]:
         with pytest.raises(UserError) as caught:
             allocate(problem, [target])
-        told = float(caught.value.problems[0].hint.split("reaches ")[1].split(" ")[0])
+        told = float(caught.value.problems[0].hint.split("allows ")[1].split(" ")[0])
         assert told == pytest.approx(low, rel=1e-3, abs=1) and allocate(problem, [Target(target.kind, told)])
 
 

@@ -164,11 +164,9 @@ def test_a_layer_whose_step_is_the_whole_gap_is_given_both_sides_of_it_in_turn(m
 
 
 def test_a_budget_that_no_choice_holds_is_refused_with_the_sizes_that_can_be_reached():
-    with pytest.raises(
-        UserError, match=r"budget: no choice has a size of 7 or less.*reach 8 to 16.*Raise the budget to 8"
-    ):
+    with pytest.raises(UserError, match=r"SEARCH-TARGET-OUT-OF-REACH.*8 to 16.*Raise the budget to 8"):
         optimal(choices([[2, 1]] * 2, (4, 8)), 7)
-    with pytest.raises(UserError, match="budget"):
+    with pytest.raises(UserError, match="SEARCH-TARGET-OUT-OF-REACH"):
         optimal(choices([[2, 1]] * 2, (4, 8)), np.nan)
 
 
@@ -180,11 +178,11 @@ def test_rounding_of_a_sum_is_no_excess():
 @pytest.mark.parametrize(
     ("damage", "size", "message"),
     [
-        ([[1, np.nan], [1, 1]], (4, 8), "layer layer0, option bits1: the damage is nan"),
-        ([[1, 1], [-1, 1]], (4, 8), "layer layer1, option bits0: the damage is -1"),
-        ([[1, 1], [1, 1]], (4, -8), r"layer layer0, option bits1: the size is -8 \(and 1 more\)"),
-        ([[1, 1], [1, 1]], (4, np.inf), "option bits1: the size is inf"),
-        ([[1, 1], [np.inf, np.inf]], (4, 8), "layer layer1: none of the options is allowed"),
+        ([[1, np.nan], [1, 1]], (4, 8), "KNAPSACK-BAD-VALUE.*layer layer0, option bits1"),
+        ([[1, 1], [-1, 1]], (4, 8), "KNAPSACK-BAD-VALUE.*layer layer1, option bits0"),
+        ([[1, 1], [1, 1]], (4, -8), r"KNAPSACK-BAD-VALUE.*layer layer0, option bits1.*and 1 more"),
+        ([[1, 1], [1, 1]], (4, np.inf), "KNAPSACK-BAD-VALUE.*option bits1"),
+        ([[1, 1], [np.inf, np.inf]], (4, 8), "KNAPSACK-NO-OPTION.*layer1"),
     ],
 )
 def test_a_table_that_cannot_be_searched_is_refused_by_layer_and_option(damage, size, message):
@@ -193,9 +191,9 @@ def test_a_table_that_cannot_be_searched_is_refused_by_layer_and_option(damage, 
 
 
 def test_a_table_of_another_shape_than_its_names_is_refused():
-    with pytest.raises(UserError, match=r"damage: its shape is \(1, 3\), the layers and options make \(1, 2\)"):
+    with pytest.raises(UserError, match="KNAPSACK-BAD-SHAPE"):
         Choices(("a",), ("x", "y"), np.ones((1, 3)), np.ones((1, 2)))
-    with pytest.raises(UserError, match="one at least of both"):
+    with pytest.raises(UserError, match="KNAPSACK-BAD-SHAPE"):
         Choices((), ("x",), np.ones((0, 1)), np.ones((0, 1)))
 
 
@@ -203,11 +201,11 @@ def test_names_of_options_become_a_choice_and_weights_multiply_the_damage():
     made = choices([[2, 1], [4, 3]], (4, 8))
     assert as_choice(made, ["bits1", "bits0"]).tolist() == [1, 0]
     assert weighted(made, [0.5, 2]).damage.tolist() == [[1, 0.5], [8, 6]]
-    with pytest.raises(UserError, match="layer layer1: there is no option 'A9'. Use one of bits0, bits1"):
+    with pytest.raises(UserError, match="KNAPSACK-NO-OPTION.*'A9'"):
         as_choice(made, ["bits1", "A9"])
-    with pytest.raises(UserError, match="layer layer1: its weight is 0"):
+    with pytest.raises(UserError, match="KNAPSACK-BAD-VALUE.*layer1"):
         weighted(made, [1, 0])
-    with pytest.raises(UserError, match="weights: 3 for 2 layers"):
+    with pytest.raises(UserError, match="KNAPSACK-BAD-SHAPE"):
         weighted(made, [1, 1, 1])
 
 

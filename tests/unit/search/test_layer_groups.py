@@ -89,7 +89,7 @@ def test_the_fusion_groups_of_a_model_hold_with_and_without_the_suffix(tiny, tmp
         (["blk.*.attn_q.weight,*.*.ffn_up.weight"], "different numbers of *"),
         ([QK, "blk.*.attn_k.weight,blk.*.ffn_up.weight"], "blk.0.attn_k.weight: is in two groups"),
         (["groups.tsv"], "groups.tsv: is neither a file nor patterns"),
-        (["{tmp}/other.tsv"], "'blk.0.attn_z' is no layer of the table"),
+        (["{tmp}/other.tsv"], "'blk.0.attn_z' is not a layer of the table"),
         (["{tmp}/twice.tsv"], "blk.0.attn_q.weight: is in two groups, a and b"),
         (["{tmp}/no.tsv"], "has no column group"),
         (["{tmp}/no.json"], "is not a model.json"),

@@ -269,7 +269,7 @@ def test_a_constant_input_is_told_in_one_line_with_the_layers_name(percdamp, cap
 def test_inputs_that_are_not_finite_name_the_layer():
     gpt = SparseGPT(nn.Linear(8, 4, bias=False), "blocks.1.up")
     gpt.add_batch(torch.full((5, 8), math.inf))
-    with pytest.raises(UserError, match="blocks.1.up: its inputs are NaN or infinite"):
+    with pytest.raises(UserError, match="ROUNDING-INPUTS-NOT-FINITE"):
         gpt.fasterprune(0.5)
 
 
@@ -357,13 +357,13 @@ BAD = {
     "a pattern that keeps nothing": ({"prunen": 4, "prunem": 4}, "4:4"),
     "blocks that cut patterns": ({"prunen": 2, "prunem": 4, "blocksize": 6}, "blocksize"),
     "an unknown method": ({"bit_allocation_method": "quantil"}, "quantile"),
-    "an average out of reach": ({"target_avg_bits": 1.5}, "2 to 8"),
-    "half a bit for all": ({"target_avg_bits": 3.5, "bit_allocation_method": "uniform"}, "whole number"),
+    "an average out of reach": ({"target_avg_bits": 1.5}, "SPARSEGPT-TARGET.*2 and 8"),
+    "half a bit for all": ({"target_avg_bits": 3.5, "bit_allocation_method": "uniform"}, "SPARSEGPT-TARGET"),
     "a budget of nothing": ({"bit_allocation_method": "budget"}, "target_avg_bits"),
-    "widths that fall": ({"settings": ChannelSettings((4, 2))}, "rising"),
-    "too few quantiles": ({"settings": ChannelSettings(quantiles=(0.5,))}, "4 rising"),
+    "widths that fall": ({"settings": ChannelSettings((4, 2))}, "SPARSEGPT-BAD-WIDTHS"),
+    "too few quantiles": ({"settings": ChannelSettings(quantiles=(0.5,))}, "SPARSEGPT-BAD-QUANTILES.*4 increasing"),
     "an unknown score": ({"settings": ChannelSettings(weights={"hesian": 1.0})}, "hessian"),
-    "scores of no weight": ({"settings": ChannelSettings(weights={"hessian": 0.0})}, "over 0"),
+    "scores of no weight": ({"settings": ChannelSettings(weights={"hessian": 0.0})}, "SPARSEGPT-BAD-SCORE"),
 }
 
 
@@ -380,7 +380,7 @@ def test_settings_that_make_no_sense_are_refused_and_the_layer_is_left_alone(cas
 def test_infinite_inputs_are_refused():
     layer, inputs = made_layer()
     inputs[3, 3] = math.inf
-    with pytest.raises(UserError, match="NaN or infinite"):
+    with pytest.raises(UserError, match="SPARSEGPT-NOT-FINITE|ROUNDING-INPUTS-NOT-FINITE"):
         compressed(layer, inputs, quantizer=Quantizer(4), target_avg_bits=4.0)
 
 
@@ -401,7 +401,7 @@ def test_scores_and_widths_by_themselves_are_those_of_the_compression():
 
 def test_a_whole_block_is_refused_with_the_loop_over_its_layers():
     block = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4))
-    with pytest.raises(UserError, match="is a Sequential, which holds 2 linear layers") as caught:
+    with pytest.raises(UserError, match="SPARSEGPT-NO-MATRIX") as caught:
         SparseGPT(block, "layer_0")
     assert "for name, part in block.named_modules()" in str(caught.value)
 

@@ -24,6 +24,7 @@ from bitplan.rounding.channel_grid import Quantizer
 from bitplan.rounding.sweep import Pruning
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import base_file, export_plan
+from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.search.sparsegpt.channel_plan import channel_plan
@@ -84,7 +85,7 @@ def test_every_layer_is_pruned_to_its_share_and_holds_its_target(family):
         assert held.shape == layer.shape and int(held.pruned.sum()) == layer.params // 2
         assert not held.weight()[held.pruned].any()
         assert 4.0 - 2 / layer.shape[1] < held.widths.double().mean() <= 4.0
-        assert plan.of(layer.name) == LayerPlan("channels", stored_bits=held.stored_bits.bitmap)
+        assert plan.of(layer.name) == LayerPlan("per_channel", stored_bits=held.stored_bits.bitmap)
 
 
 def test_a_blocks_layers_are_compressed_on_the_outputs_of_the_compressed_blocks_before(llama, tmp_path):
@@ -140,7 +141,7 @@ def test_a_second_plan_with_outputs_in_the_same_folder_is_refused_before_any_wor
     run("first")
     held = (tmp_path / "compressed/index.json").read_bytes()
     run("first")
-    with pytest.raises(UserError, match="compressed: belongs to first.config.json, and would be replaced"):
+    with pytest.raises(UserError, match="SPARSEGPT-FOLDER-TAKEN.*first.config.json"):
         monkeypatch.setattr(model.model, "run", None)
         run("second", replace(HALF, targets=(3.0,)))
     assert (tmp_path / "compressed/index.json").read_bytes() == held and not (tmp_path / "second.json").exists()
@@ -324,10 +325,10 @@ def test_a_gguf_holds_the_compressed_values_to_the_stated_error_and_says_what_th
     if not FAMILIES[name].gguf:
         pytest.skip("llama.cpp does not know this family")
     with base_file(None, made.checkpoint, tmp_path, made.info, plan) as base:
-        report = export_plan(base, tmp_path / "o.gguf", made.info, plan, "f16", {}, 1, "bits", 1e-3)
+        report = export_plan(base, tmp_path / "o.gguf", made.info, plan)
     told = report["channels"]
     assert told["file_bytes"] > told["plan_bytes"] and told["max_error"] == 1e-3
-    chosen = {record["layer"]: record for record in report["tensors"] if record["asked"] == "channels"}
+    chosen = {record["layer"]: record for record in report["tensors"] if record["asked"] == "per_channel"}
     assert all("no type has a width per channel" in record["why"] for record in chosen.values())
     scores = score_gguf(tmp_path / "o.gguf", made.reference, 1)
     wanted = plan_nll(made.model, made.info, plan, made.reference, QuantizedWeights()).double().mean().item()
@@ -338,7 +339,7 @@ def test_a_smaller_error_asks_for_larger_types(llama, tmp_path):
     plan, sizes = llama.plan(tmp_path / "c"), []
     with base_file(None, llama.checkpoint, tmp_path, llama.info, plan) as base:
         for error in (1e-2, 1e-4, 1e-9):
-            report = export_plan(base, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1, "bits", error)
+            report = export_plan(base, tmp_path / "o.gguf", llama.info, plan, GGUFOptions(max_error=error))
             sizes.append(report["channels"]["file_bytes"])
     assert sizes == sorted(sizes) and sizes[0] < sizes[2]
     held = {tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "o.gguf").tensors if "blk" in tensor.name}
@@ -370,8 +371,8 @@ def changed(path: Path, change) -> None:
 
 BAD = {
     "no folder": (lambda p: (p.parent / "compressed/index.json").unlink(), "index.json"),
-    "another plan's folder": (lambda p: changed(p, lambda c: c["compressed"].update(sha256="0" * 64)), "another plan"),
-    "a file that is gone": (lambda p: (p.parent / "compressed/block-00001.safetensors").unlink(), "does not exist"),
+    "another plan's folder": (lambda p: changed(p, lambda c: c["compressed"].update(sha256="0" * 64)), "COMPRESSED-OTHER-PLAN"),
+    "a file that is gone": (lambda p: (p.parent / "compressed/block-00001.safetensors").unlink(), "COMPRESSED-INCOMPLETE"),
     "no digest": (lambda p: changed(p, lambda c: c["compressed"].clear()), "sha256"),
     "a layer without a size": (lambda p: changed(p, lambda c: c["overrides"][1].pop("stored_bits")), "stored_bits"),
     "a size for a plain format": (lambda p: changed(p, lambda c: c["overrides"][1].update(wq="int4")), "stored_bits"),
@@ -379,7 +380,7 @@ BAD = {
         lambda p: changed(
             p.parent / "compressed/index.json", lambda c: c["files"].update(x="../../../etc/passwd")
         ),
-        "no list of compressed layers",
+        "COMPRESSED-INVALID",
     ),
 }  # fmt: skip
 
@@ -396,13 +397,13 @@ def test_a_cut_file_is_refused_when_its_layer_is_wanted(written, llama):
     file = written.parent / "compressed/block-00001.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     plan = read_plan(written, llama.info)
-    with pytest.raises(UserError, match="no file of compressed layers"):
+    with pytest.raises(UserError, match="COMPRESSED-INVALID"):
         plan_hidden(llama.model, llama.info, plan, llama.reference.tokens, QuantizedWeights())
 
 
 def test_one_plans_weights_never_replace_anothers(llama, written, tmp_path):
     other = llama.plan(tmp_path / "other", replace(HALF, targets=(3.0,)))
-    with pytest.raises(UserError, match="another plan"):
+    with pytest.raises(UserError, match="COMPRESSED-OTHER-PLAN"):
         write_plan(tmp_path / "second.json", other, LayerPlan(), llama.info, "search_summary")
     assert read_compressed(tmp_path / "compressed").digest == read_plan(written, llama.info).compressed.digest
 

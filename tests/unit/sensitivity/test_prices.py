@@ -265,7 +265,7 @@ def test_how_much_memory_there_is_changes_no_price(llama, tmp_path):
     gradients = 4 * 64 * llama.tokens.numel() * PRICED.draws
     little = written(llama, tmp_path / "little.tsv", replace(PRICED, memory_limit=gradients + 10**6))
     assert little == written(llama, tmp_path / "much.tsv", PRICED)
-    with pytest.raises(UserError, match="the gradients of 3 draws take 1 MB"):
+    with pytest.raises(UserError, match="SENSITIVITY-MEMORY"):
         written(llama, tmp_path / "none.tsv", replace(PRICED, memory_limit=1))
 
 
@@ -397,9 +397,9 @@ def test_smoothed_inputs_are_refused_where_layers_choose_by_themselves(llama, tm
     settings = SensitivitySettings((choice_named("mxfp4/mxfp4"),), (0.5,))
     made = llama.measured(tmp_path / "s.tsv", PRICED, settings)
     write_sensitivity(tmp_path / "s.tsv", made.rows, made.smoothing)
-    with pytest.raises(UserError, match="smoothed inputs"):
+    with pytest.raises(UserError, match="SENSITIVITY-SMOOTHED"):
         read_sensitivity_table(tmp_path / "s.tsv", ["mxfp4/mxfp4"])
-    with pytest.raises(UserError, match="smoothed inputs"):
+    with pytest.raises(UserError, match="SENSITIVITY-SMOOTHED"):
         read_sensitivity(tmp_path / "s.tsv").check_unsmoothed([("mxfp4", "mxfp4")])
 
 
@@ -436,8 +436,12 @@ def test_settings_refuse_inputs_that_would_be_measured_smoothed():
     config["sensitivity"]["smooth_alpha"] = []
     assert parse_settings(config).plans["mx"].palette == ["mxfp4/mxfp4", "mxfp8"]
     config["sensitivity"] |= {"metric": "measured"}
-    with pytest.raises(UserError, match="set sensitivity.metric to gradient"):
+    with pytest.raises(UserError, match="set sensitivity.metric to auto or gradient"):
         parse_settings(config)
+    del config["sensitivity"]["metric"]
+    assert parse_settings(config).priced
+    with pytest.raises(UserError, match="set sensitivity.random to false"):
+        parse_settings({**config, "sensitivity": {**config["sensitivity"], "random": True}})
 
 
 # --------------------------------------------------------------------------------------------- through the softmax

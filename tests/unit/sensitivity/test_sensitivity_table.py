@@ -20,7 +20,7 @@ def read(tmp_path, text, name="s.csv"):
 def problems(tmp_path, text) -> list[str]:
     with pytest.raises(UserError) as caught:
         read(tmp_path, text)
-    return [str(problem).removeprefix(str(tmp_path / "s.csv")) for problem in caught.value.problems]
+    return [str(problem).split("] ", 1)[1].removeprefix(str(tmp_path / "s.csv")) for problem in caught.value.problems]
 
 
 def test_layers_and_formats_come_in_the_order_of_the_table_and_may_lack_one_another(tmp_path):
@@ -97,7 +97,7 @@ def test_every_kind_of_wrong_row_is_told_at_once_with_its_lines(tmp_path):
         (f"{HEADER}\n", ": has no rows of formats for weights"),
         (f"{HEADER}\na,1,f,1,1\na,1,g,1\n", ", line 3: not as many cells as the header's 5"),
         (f"{HEADER}\na,1,f,many,1\n", ", line 2: bytes is 'many', no number of 0 or more"),
-        (b"\xff\xfe\x00", ": is no table"),
+        (b"\xff\xfe\x00", ": is not a CSV or TSV table"),
     ],
 )
 def test_what_is_no_such_table_is_refused(tmp_path, text, told):

@@ -19,7 +19,7 @@ FILES = {
 @pytest.fixture
 def scripts(tmp_path, monkeypatch):
     """A function that writes the files, with some replaced, and returns the version of a.py."""
-    monkeypatch.setattr(versions, "SCRIPTS", tmp_path)
+    monkeypatch.setattr(versions, "SCRIPTS", (tmp_path,))
 
     def write(**changed: str | None) -> str:
         for name, text in {**FILES, **changed}.items():

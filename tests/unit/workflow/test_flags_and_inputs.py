@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from bitplan.config.settings import parse_settings
+from bitplan.core.errors import UserError
 from bitplan.workflow import flags, inputs, resources, targets
 
 MODEL = {"path": "demo/model", "calibration": "a.txt", "evaluation": "b.txt"}
@@ -87,10 +88,38 @@ def test_only_formats_that_use_importance_ask_for_it():
 
 
 def test_a_model_that_llama_cpp_does_not_know_has_no_files_of_it():
-    without = settings(models={"m": {**MODEL, "gguf": False}})
-    assert targets.of_plans(without, "model.gguf", models=targets.with_gguf(without)) == []
+    without = settings(models={"m": {**MODEL, "runtimes": []}})
+    assert targets.artifacts(without) == targets.runtime_files(without, "perplexity.json") == []
+    assert targets.of_baselines(without, "model.gguf") == []
     assert inputs.compared_baselines(without, job()) == []
     assert not any("gguf" in file for file in inputs.compared_plans(without, job()))
+
+
+def test_a_plan_has_a_folder_for_every_runtime_of_its_model():
+    files = inputs.compared_plans(settings(), job())
+    assert "results/m/plans/w4/gguf/model.gguf" in files and "results/m/plans/w4/gguf/report.json" in files
+    assert targets.runtime_files(settings(), "speed.json")[0] == "results/m/plans/threshold/gguf/speed.json"
+    assert inputs.artifact(settings(), job(plan="w4", runtime="gguf")) == "results/m/plans/w4/gguf/model.gguf"
+
+
+def test_an_export_gets_the_settings_that_its_runtime_reads():
+    made = flags.export_flags(settings(export={"match": "distortion"}), job(plan="w4", runtime="gguf"))
+    assert value(made, "--runtime") == "gguf" and value(made, "--match") == "distortion"
+    assert value(made, "--plan-name") == "w4" and value(made, "--model-name") == "m"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [(False, "runtimes: []"), (True, "runtimes: [gguf]"), ("false", "runtimes: []")]
+)
+def test_the_old_name_of_runtimes_is_an_error_that_says_the_new_one(old, new):
+    with pytest.raises(UserError) as caught:
+        settings(models={"m": {**MODEL, "gguf": old}})
+    assert [(p.where, p.what) for p in caught.value.problems] == [("models.m.gguf", f"was renamed: {new}")]
+
+
+def test_a_runtime_that_is_not_known_is_named_with_the_nearest():
+    with pytest.raises(UserError, match="gguf"):
+        settings(models={"m": {**MODEL, "runtimes": ["ggfu"]}})
 
 
 def test_a_model_id_is_downloaded_unless_a_folder_has_its_name(tmp_path, monkeypatch):
@@ -113,6 +142,25 @@ def test_memory_and_time_grow_with_the_weights_and_the_attempt(tmp_path, monkeyp
     assert all(a < b < c for a, b, c in zip(small, large, again, strict=True))
     limit = resources.time_limit(settings(), 2, 5)
     assert limit(job(), 1) == 120 + int(5 * 4096 / 1000) and limit(job(), 2) > limit(job(), 1)
+
+
+def priced(metric: str, anchors: int | None, *plans: str, **table) -> str:
+    """The words of the metric among the sensitivity flags of some plans, and whether memory for KL is asked for."""
+    table = {"metric": metric, "anchors": anchors, "palette": PALETTE, **table}
+    made = settings(plans={plan: PLANS[plan] for plan in plans}, sensitivity=table)
+    found = words(flags.sensitivity_flags(made, job()))
+    assert ("--draws" in found) == (found[found.index("--metric") + 1] == "gradient")
+    assert bool(flags.memory_flag(made, job(), None)) == made.has_kld
+    return found[found.index("--metric") + 1]
+
+
+def test_kl_comes_from_gradients_where_a_plan_needs_it_and_nothing_is_measured():
+    assert priced("auto", None, "best") == "gradient"
+    assert priced("auto", None, "w4", embeddings=["q8_0"]) == "gradient"
+    assert priced("auto", None, "w4") == "measured"
+    assert priced("auto", 2, "best") == "measured"
+    assert priced("gradient", 2, "best") == "gradient"
+    assert priced("measured", 2, "best") == "measured"
 
 
 def test_measuring_asks_for_the_memory_that_the_settings_allow():

@@ -122,4 +122,4 @@ def test_the_controllers_configuration_is_known_while_it_is_away(asked):
 def test_without_slurm_the_command_says_where_to_run_it(tmp_path, command, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     made = command("slurm_jobs.py", ok=False)
-    assert made.returncode == 2 and made.stderr.startswith("error: squeue: is not on this machine. Run this where")
+    assert made.returncode == 2 and made.stderr.startswith("error [SLURM-NOT-HERE] squeue: ")

@@ -53,7 +53,7 @@ def _in_cache(model_id: str, revision: str | None) -> Path | None:
         kind = next((kind for kind, form in HASHES.items() if form.fullmatch(blob.name)), None)
         if kind and not is_whole(blob, HubFile(path.name, blob.stat().st_size, kind, blob.name)):
             what = "is damaged in the hub's cache: its content is not what its name says"
-            raise user_error(path, what, "Run the same with a connection to fetch it again")
+            raise user_error("HUB-CACHE-DAMAGED", path, what, "Run the same with a connection to fetch it again")
     return folder
 
 
@@ -85,7 +85,9 @@ def _check_linked(folder: Path, source: Source) -> None:
     for file in source.files:
         path = folder / file.name
         if path.resolve().name != file.hash and not is_whole(path, file):
-            raise user_error(path, "is damaged in the hub's cache", "Remove it, and run the same again")
+            raise user_error(
+                "HUB-CACHE-DAMAGED", path, "is damaged in the hub's cache", "Remove it, and run the same again"
+            )
 
 
 def _name_commit(refs: Path, source: Source) -> None:
@@ -106,7 +108,9 @@ def _cached(model_id: str, revision: str | None) -> Path:
         folder = _in_cache(model_id, revision)
         if folder is None:
             what = "there is no such folder here, the hub's cache has no such model, and HF_HUB_OFFLINE is set"
-            raise user_error(model_id, what, "Check the folder's name, or unset HF_HUB_OFFLINE to fetch the model")
+            raise user_error(
+                "HUB-OFFLINE", model_id, what, "Check the folder's name, or unset HF_HUB_OFFLINE to fetch the model"
+            )
         return folder
     try:
         source = listed(model_id, revision)
@@ -137,5 +141,10 @@ def located(path: Path, revision: str | None) -> Path:
     """Return `path`, or the folder of the model of the hub that it names where there is no such path. Raises `UserError`."""
     here = os.path.exists(path)  # Path.exists raises for a name that the system finds too long
     if here and revision is not None:
-        raise user_error(path, "is here, and --revision is for a model of the hub", "Leave --revision out")
+        raise user_error(
+            "HUB-REVISION-OF-FOLDER",
+            path,
+            "is a local folder, but --revision applies to hub models only",
+            "Leave --revision out",
+        )
     return fetch(path.as_posix(), revision, None) if not here and looks_like_id(path.as_posix()) else path

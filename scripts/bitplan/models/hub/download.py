@@ -20,7 +20,7 @@ def _make_room(folder: Path, missing: Mapping[Path, HubFile]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         what = f"has room for {free / 1e9:.1f} GB, and {needed / 1e9:.1f} GB are to come"
-        raise user_error(folder, what, "Make room, or choose another folder")
+        raise user_error("HUB-NO-ROOM", folder, what, "Make room, or choose another folder")
 
 
 def obtain_all(source: Source, folder: Path, missing: Mapping[Path, HubFile]) -> None:
@@ -49,7 +49,7 @@ def _refuse_foreign(folder: Path, names: Iterable[str]) -> None:
     found = sorted(names)
     if found:
         what = f"holds {found[0]}, which is not from this download and would be mixed up with it or lost"
-        raise user_error(folder, what, "Give another folder, or an empty one")
+        raise user_error("HUB-FOREIGN-FILES", folder, what, "Give another folder, or an empty one")
 
 
 def _clear(folder: Path, source: Source) -> dict[Path, HubFile]:
@@ -77,8 +77,12 @@ def _offline_folder(model_id: str, revision: str | None, folder: Path) -> Source
         damaged = [file.name for file in source.files if not is_whole(folder / file.name, file)]
         if not damaged:
             return source
-        raise user_error(folder, f"lacks {damaged[0]}, or has it damaged", "Unset HF_HUB_OFFLINE to fetch it")
-    raise user_error(model_id, f"is not in {folder}, and HF_HUB_OFFLINE is set", "Unset it to fetch the model")
+        raise user_error(
+            "HUB-OFFLINE", folder, f"lacks {damaged[0]}, or has it damaged", "Unset HF_HUB_OFFLINE to fetch it"
+        )
+    raise user_error(
+        "HUB-OFFLINE", model_id, f"is not in {folder}, and HF_HUB_OFFLINE is set", "Unset it to fetch the model"
+    )
 
 
 def download(model_id: str, revision: str | None, folder: Path) -> Source:

@@ -62,7 +62,7 @@ def token() -> str | bool:
     """Return the token, or False: without it no login that is stored on the machine is used. Raises `UserError`."""
     token = os.environ.get("HF_TOKEN", "").strip()
     if not re.fullmatch(r"[\x21-\x7e]*", token):
-        raise user_error("HF_TOKEN", "holds a character that no token has", "Copy the token again")
+        raise user_error("HUB-BAD-TOKEN", "HF_TOKEN", "holds a character that no token has", "Copy the token again")
     return token or False
 
 
@@ -83,7 +83,10 @@ def _refuse_unsafe(model_id: str, names: Iterable[str]) -> None:
         if outside and matching(parts[-1:]):
             shown = name.encode("unicode_escape").decode()
             raise user_error(
-                model_id, f"lists a file {shown!r}, which is not a place inside its folder", "Nothing was fetched"
+                "HUB-UNSAFE-PATH",
+                model_id,
+                f"lists a file {shown!r}, which is not a place inside its folder",
+                "Nothing was fetched",
             )
 
 
@@ -92,15 +95,20 @@ def _refuse_without_weights(model_id: str, names: list[str]) -> None:
     pickles = matching(names, PICKLES)
     if not matching(names, WEIGHTS) and pickles:
         raise user_error(
+            "HUB-PICKLE-ONLY",
             model_id,
             f"has its weights only as pickle ({pickles[0]}), which can run any code when it is read and is not fetched",
             f'Convert it where you trust it: AutoModelForCausalLM.from_pretrained("{model_id}").save_pretrained("DIR"), the'
             " same with AutoTokenizer, then give DIR",
         )
     if not matching(names, WEIGHTS):
-        raise user_error(model_id, "has no safetensors file", "Give a model that is saved by transformers")
+        raise user_error(
+            "HUB-NO-MODEL-FILES", model_id, "has no safetensors file", "Give a model that is saved by transformers"
+        )
     if "config.json" not in names:
-        raise user_error(model_id, "has no config.json", "Give a model that is saved by transformers")
+        raise user_error(
+            "HUB-NO-MODEL-FILES", model_id, "has no config.json", "Give a model that is saved by transformers"
+        )
 
 
 def wanted(model_id: str, names: list[str]) -> list[str]:
@@ -118,7 +126,12 @@ def _hub_file(model_id: str, sibling: Any) -> HubFile:
     kind = "sha256" if sibling.lfs else "blob_id"
     size, found = (sibling.lfs.size, sibling.lfs.sha256) if sibling.lfs else (sibling.size, sibling.blob_id)
     if not isinstance(size, int) or not HASHES[kind].fullmatch(found or ""):
-        raise user_error(model_id, f"{sibling.rfilename} is listed without size and hash", "It could not be checked")
+        raise user_error(
+            "HUB-UNVERIFIABLE",
+            model_id,
+            f"{sibling.rfilename} is listed without size and hash",
+            "It could not be checked",
+        )
     return HubFile(sibling.rfilename, size, kind, found)
 
 
@@ -129,7 +142,12 @@ def _refuse_huge(model_id: str, files: Iterable[HubFile]) -> None:
     for file in files:
         if file.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
             what = f"{file.name} has {file.size / 1e9:.0f} GB, too much for a transfer over HTTP"
-            raise user_error(model_id, what, f"Fetch it with `hf download {model_id} --local-dir DIR`, then give DIR")
+            raise user_error(
+                "HUB-FILE-TOO-LARGE",
+                model_id,
+                what,
+                f"Fetch it with `hf download {model_id} --local-dir DIR`, then give DIR",
+            )
 
 
 def _described(model_id: str, revision: str | None) -> "ModelInfo":
@@ -148,7 +166,7 @@ def _described(model_id: str, revision: str | None) -> "ModelInfo":
         raise
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise user_error(model_id, f"{host()} does not answer as a model hub does", "Check HF_ENDPOINT")
+    raise user_error("HUB-NO-HUB", model_id, f"{host()} does not answer as a model hub does", "Check HF_ENDPOINT")
 
 
 def listed(model_id: str, revision: str | None) -> Source:
@@ -169,27 +187,34 @@ def _refused(error: "HfHubHTTPError", model_id: str, revision: str | None) -> Us
     status, address = error.response.status_code, host()
     if isinstance(error, errors.GatedRepoError):
         hint = "Accept them on the model's page, and set HF_TOKEN to a token of that account"
-        return user_error(model_id, f"is gated: {address} gives it to those who accepted its terms", hint)
+        return user_error("HUB-GATED", model_id, f"is gated: {address} gives it to those who accepted its terms", hint)
     if isinstance(error, errors.RevisionNotFoundError):
         return user_error(
-            model_id, f"has no revision {revision!r} on {address}", "Give a branch, a tag or a commit of it"
+            "HUB-NO-REVISION",
+            model_id,
+            f"has no revision {revision!r} on {address}",
+            "Give a branch, a tag or a commit of it",
         )
     # Without a token the hub answers 401 for a model that is not there, as for one that it does not show.
     hidden = (status == 401 and not token()) or (status == 404 and not isinstance(error, errors.EntryNotFoundError))
     if hidden or isinstance(error, errors.RepositoryNotFoundError):
         shown = "to the token in HF_TOKEN" if token() else "without a token"
         hint = "Check the name; a private model needs a token in HF_TOKEN that may read it"
-        return user_error(model_id, f"there is no such folder here, and {address} shows no such model {shown}", hint)
+        return user_error(
+            "HUB-NOT-FOUND", model_id, f"there is no such folder here, and {address} shows no such model {shown}", hint
+        )
     if status in (401, 403):
         what = "does not accept the token in HF_TOKEN" if token() else "wants a token"
         hint = "Set HF_TOKEN to a token that may read this model" + ("" if not token() else ", or unset it")
-        return user_error(model_id, f"{address} {what} ({status})", hint)
+        return user_error("HUB-UNAUTHORIZED", model_id, f"{address} {what} ({status})", hint)
     if status == 429:
         asked = pause_asked(error.response.headers)
         wait = f" and asks to wait {asked:.0f} s" if asked else ""
         hint = "Run the same again later: what has come is kept. With a token in HF_TOKEN the limit is higher"
-        return user_error(model_id, f"{address} limits how much may be asked of it (429){wait}", hint)
-    return user_error(model_id, f"{address} answered {status}", "Run the same again later: what has come is kept")
+        return user_error("HUB-RATE-LIMIT", model_id, f"{address} limits how much may be asked of it (429){wait}", hint)
+    return user_error(
+        "HUB-REFUSED", model_id, f"{address} answered {status}", "Run the same again later: what has come is kept"
+    )
 
 
 @contextmanager
@@ -205,10 +230,12 @@ def explained(model_id: str, revision: str | None) -> Iterator[None]:
     except (httpx2.RequestError, httpx2.InvalidURL, LocalEntryNotFoundError) as error:
         what = f"there is no such folder here, and {host()} cannot be reached ({type(error).__name__})"
         hint = "Check the folder's name, or the connection, HF_ENDPOINT and the proxy; what has come is kept"
-        raise user_error(model_id, what, hint) from None
+        raise user_error("HUB-UNREACHABLE", model_id, what, hint) from None
     except OSError as error:
         what = f"cannot be written: {error.strerror or type(error).__name__}"
-        raise user_error(error.filename or model_id, what, "Make room, or choose another folder") from None
+        raise user_error(
+            "OUTPUT-UNWRITABLE", error.filename or model_id, what, "Make room, or choose another folder"
+        ) from None
 
 
 def quiet() -> None:
@@ -222,6 +249,8 @@ def quiet() -> None:
 def check_request(model_id: str, revision: str | None) -> None:
     """Raise `UserError` for what cannot be the id of a model or a revision of one."""
     if not looks_like_id(model_id):
-        raise user_error(model_id, "is not the id of a model on a hub", "It has the form organization/name")
+        raise user_error(
+            "HUB-BAD-ID", model_id, "is not the id of a model on a hub", "It has the form organization/name"
+        )
     if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
-        raise user_error(revision, "cannot be a revision", "Give a branch, a tag or a commit")
+        raise user_error("HUB-BAD-REVISION", revision, "cannot be a revision", "Give a branch, a tag or a commit")

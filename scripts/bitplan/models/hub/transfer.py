@@ -62,7 +62,7 @@ def base_pause() -> float:
     try:
         return max(0.0, float(text))
     except ValueError:
-        raise user_error("BITPLAN_HUB_PAUSE", f"is no number of seconds (it is {text!r})") from None
+        raise user_error("HUB-BAD-PAUSE", "BITPLAN_HUB_PAUSE", f"is not a number of seconds (it is {text!r})") from None
 
 
 def _seconds(text: str) -> float:
@@ -185,6 +185,7 @@ def obtain(url: str, headers: Mapping[str, str], file: HubFile, target: Path) ->
         log.warning("%s came damaged: fetching it anew", file.name)
         time.sleep(base_pause())
     raise user_error(
+        "HUB-CHECKSUM",
         file.name,
         f"came {FETCHES} times with another content than the hub lists for it",
         "Try again later, or from another network: a proxy may change files",

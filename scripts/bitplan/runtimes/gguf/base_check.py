@@ -79,9 +79,9 @@ def refuse_other_model(
     if kl <= limit or not is_base(reader):
         return
     reasons = "; ".join(known_differences(config, reader)) or "llama.cpp may know the family in other shapes only"
-    what = f"does not compute the model: KL {kl:.3g} nats per token in full precision, over {limit:g}; {reasons}"
-    hint = "Compare plans by simulation (settings: gguf: false), or accept the difference with --allow-base-kl (settings: allow_base_kl)"
-    raise user_error(shown or file, what, hint)
+    what = f"differs from the model: KL {kl:.3g} nats per token at full precision, limit {limit:g}; {reasons}"
+    hint = "Compare plans by simulation (settings: runtimes: []), or accept the difference with --allow-base-kl (settings: allow_base_kl)"
+    raise user_error("GGUF-BASE-DIFFERS", shown or file, what, hint)
 
 
 def base_checker(

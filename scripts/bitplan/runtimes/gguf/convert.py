@@ -46,7 +46,7 @@ def converter_folder() -> Path:
     """Return the folder of llama.cpp's converter, which the set-up takes from the runtime's own source distribution."""
     folder = Path(sys.prefix) / "share" / "llama.cpp"
     if not (folder / "convert_hf_to_gguf.py").is_file():
-        raise user_error(folder, "does not hold llama.cpp's converter", "Run `make setup`")
+        raise user_error("GGUF-NO-CONVERTER", folder, "does not contain llama.cpp's converter", "Run `make setup`")
     return folder
 
 
@@ -89,8 +89,10 @@ def _check_weights(checkpoint: Checkpoint, out_type: str) -> None:
         read = checkpoint.read([name])
         check_finite(read, checkpoint.folder)
         if out_type == "f16" and info.dtype != "F16" and len(info.shape) > 1 and read[name].abs().max() > HALF_LIMIT:
-            what = f"tensor {name} holds values over {HALF_LIMIT:,.0f}, which f16 does not hold"
-            raise user_error(checkpoint.folder, what, "Convert with --type bf16 or f32 (settings: base_type)")
+            what = f"tensor {name} has values over {HALF_LIMIT:,.0f}, the largest in f16"
+            raise user_error(
+                "GGUF-HALF-OVERFLOW", checkpoint.folder, what, "Convert with --type bf16 or f32 (settings: base_type)"
+            )
 
 
 def convert(
@@ -143,7 +145,8 @@ def _run(command: list[str], facts: str, checkpoint: Checkpoint, output: Path) -
             raise OSError(errno.ENOSPC, FULL, str(output))
         last = (made.stderr.strip().splitlines() or ["no output"])[-1].removeprefix("ERROR:hf-to-gguf:")
         raise user_error(
+            "GGUF-NOT-CONVERTED",
             checkpoint.folder,
-            f"is not converted to {output} by llama.cpp: {last}",
-            "Run with --verbose for all it says",
+            f"cannot be converted to {output} by llama.cpp: {last}",
+            "Run with --verbose for its full output",
         )

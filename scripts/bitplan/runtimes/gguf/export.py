@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from gguf import GGUFReader
 
 from bitplan.core.errors import user_error
@@ -19,12 +17,10 @@ from bitplan.plans.plan import Plan
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.file import TensorRecord, is_part, layer_names, plan_tensors, read_gguf, report, rewrite
 from bitplan.runtimes.gguf.folding import column_factors
+from bitplan.runtimes.gguf.options import DEFAULTS, GGUFOptions, LayerTypes, TensorContents
 from bitplan.runtimes.gguf.rounded_tensors import exact_layers, rounded_report, tensor_codes, with_unused
 from bitplan.runtimes.gguf.tensor_types import nearest_types, smallest_types
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
-
-# 30 dB: about what 5 bits lose of Gaussian weights.
-MOST_ERROR = 1e-3
 
 
 @contextmanager
@@ -69,7 +65,9 @@ def check_shapes(reader: GGUFReader, base: Path, info: ModelInfo) -> None:
         wanted = (*held[0][::-1], *((len(held),) if len(held) > 1 else ())) if held else ()
         if wanted and tuple(int(n) for n in tensor.shape) != wanted:
             what = f"tensor {tensor.name} is {' x '.join(map(str, tensor.shape))}, the model's {' x '.join(map(str, wanted))}"
-            raise user_error(base, what, "It belongs to another model: make it with scripts/convert_gguf.py")
+            raise user_error(
+                "GGUF-BAD-SHAPE", base, what, "It belongs to a different model: create it with scripts/convert_gguf.py"
+            )
 
 
 def export_plan(
@@ -77,49 +75,44 @@ def export_plan(
     output: Path,
     info: ModelInfo,
     plan: Plan,
-    unquantized: str,
-    importance: Mapping[str, np.ndarray],
-    threads: int,
-    match: str = "bits",
-    max_error: float = MOST_ERROR,
-    keys: Mapping[str, str | float] = MappingProxyType({}),
+    options: GGUFOptions = DEFAULTS,
     checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Write the plan's GGUF and return its report.
 
-    Formats that no GGUF type holds get the type of the table with `match` "bits", and with "distortion" the one whose error on
-    the layer is nearest. Layers with a width per channel get the smallest type whose squared error is at most `max_error` of the
-    values' squares; `base` holds them compressed (`base_file`). The file has `keys` besides those of `base`. Layers of a rounded plan have its very
-    codes where a type holds them; their rows are found by the values of the `checkpoint`, by default the one of `info`. Raises `UserError`
-    when it lacks a layer that the plan changes.
+    Layers with a width per channel get the smallest type within `options.max_error`; `base` holds them compressed (`base_file`).
+    Layers of a rounded plan have its very codes where a type holds them; their rows are found by the values of the `checkpoint`, by
+    default the one of `info`. Raises `UserError` when `base` lacks a layer that the plan changes.
     """
     reader = read_gguf(base)
     check_shapes(reader, base, info)
     factors = column_factors(reader, info, plan.smoothing)
-    types = nearest_types(reader, info, plan, factors) if match == "distortion" else {}
-    types |= smallest_types(reader, info, plan, max_error) if plan.compressed else {}
+    types = nearest_types(reader, info, plan, factors) if options.match == "distortion" else {}
+    types |= smallest_types(reader, info, plan, options.max_error) if plan.compressed else {}
     exact = exact_layers(info, plan)
     types = {name: kind for name, kind in types.items() if name not in exact}
-    records = plan_tensors(reader, info, plan, unquantized, types=types, exact=exact)
+    records = plan_tensors(reader, info, plan, options.unquantized, instead=LayerTypes(types, exact))
+    _check_complete(base, records, plan, info)
+    codes = tensor_codes(records, plan, exact, checkpoint or Checkpoint.open(Path(info.path)), info) if exact else {}
+    records = with_unused(records, plan, codes)
+    rewrite(base, output, records, TensorContents(options.importance, factors, codes), options.threads, options.keys)
+    beside = {
+        "smoothing": _smoothing_report(plan),
+        "rounded": rounded_report(records, plan, codes),
+        "channels": _channels_report(records, plan, info, options.max_error),
+    }
+    return {**report(records, output, info), **beside}
+
+
+def _check_complete(base: Path, records: Sequence[TensorRecord], plan: Plan, info: ModelInfo) -> None:
+    """Raise `UserError` when the file has no tensor for a layer that the plan changes."""
     held = {layer for record in records for layer in record.layers}
     changed = [layer for layer in info.quantizable if plan.of(layer.name).quantized]
     changed += [layer for layer in plan.embeddings(info) if not layer.tied]
     missing = [layer.name for layer in changed if layer.name not in held]
     if missing:
-        raise user_error(
-            base,
-            f"has no tensor for {missing[0]}",
-            "It belongs to another model, or its family has no GGUF name for it",
-        )
-    codes = tensor_codes(records, plan, exact, checkpoint or Checkpoint.open(Path(info.path)), info) if exact else {}
-    records = with_unused(records, plan, codes)
-    rewrite(base, output, records, importance, threads, factors=factors, keys=keys, codes=codes)
-    beside = {
-        "smoothing": _smoothing_report(plan),
-        "rounded": rounded_report(records, plan, codes),
-        "channels": _channels_report(records, plan, info, max_error),
-    }
-    return {**report(records, output, info), **beside}
+        hint = "It belongs to a different model, or llama.cpp has no tensor name for this layer"
+        raise user_error("GGUF-NO-TENSOR", base, f"has no tensor for {missing[0]}", hint)
 
 
 def _channels_report(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -33,6 +33,8 @@ from bitplan.models.layers import ModelInfo
 from bitplan.plans.fitting import SUBSTITUTE
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.rounding.gguf_codes import TensorCodes
+from bitplan.runtimes.gguf.format_types import file_type, is_exact
+from bitplan.runtimes.gguf.options import AS_THE_TABLE, PLAIN, LayerTypes, TensorContents
 from bitplan.runtimes.gguf.tensor_data import TensorData, release_pages, row_pieces
 
 HALF_LIMIT = 65504.0
@@ -79,8 +81,8 @@ def read_gguf(path: Path) -> GGUFReader:
         architecture_names(reader)
     except (ValueError, KeyError, IndexError, OverflowError, StopIteration, AttributeError):
         # What gguf raises is about its arrays and says nothing of the file.
-        what = "is cut short, or no GGUF file of a model"
-        raise user_error(path, what, "Make it again with scripts/convert_gguf.py") from None
+        what = "is truncated or not a GGUF file of a model"
+        raise user_error("GGUF-INVALID", path, what, "Create it again with scripts/convert_gguf.py") from None
     return reader
 
 
@@ -132,15 +134,23 @@ def _sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GG
 
 
 def choose_type(
-    tensor: ReaderTensor, made: LayerPlan, form: Format, protected: bool, unquantized: GGMLQuantizationType
+    tensor: ReaderTensor,
+    made: LayerPlan,
+    form: Format,
+    protected: bool,
+    unquantized: GGMLQuantizationType,
+    given: str | None = None,
 ) -> tuple[GGMLQuantizationType, str]:
-    """Return the type that a matrix is written in, and the reason where it is not simply what was asked for."""
+    """Return the type that a matrix is written in, and the reason where it is not simply what was asked for.
+
+    `given` stands for the format in the place of the table's type.
+    """
     noted = made.notes.get(SUBSTITUTE)
     if made.wq == UNQUANTIZED:
         kind, why = _sixteen_bit(tensor, unquantized)
         why = "protected layer, kept in 16 bits" if protected and kind is unquantized else why
         return kind, f"{noted}; {why}" if noted else why
-    asked = GGMLQuantizationType[form.gguf_type]
+    asked = GGMLQuantizationType[given or file_type(form)]
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
     reasons = [noted] if noted else []
@@ -148,9 +158,9 @@ def choose_type(
         return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
     if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
         reasons.append("exact ties are rounded towards zero, not to even")
-    elif not form.exact_in_gguf:
-        reasons.append(f"{made.wq} is no GGUF type, {asked.name} comes nearest")
-    if not form.exact_in_gguf and form.group(made.group_size) != block_of(asked)[0]:
+    elif not is_exact(form):
+        reasons.append(f"{made.wq} is not a GGUF type, {asked.name} is the closest")
+    if not is_exact(form) and form.group(made.group_size) != block_of(asked)[0]:
         reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
     if is_part(tensor.name):
         reasons.append("llama.cpp keeps the layer as two tensors, the keys' part turned")
@@ -203,13 +213,11 @@ def plan_tensors(
     plan: Plan,
     unquantized: str,
     formats: Mapping[str, Format] = IN_PLANS,
-    types: Mapping[str, str] = MappingProxyType({}),
-    exact: Container[str] = frozenset(),
+    instead: LayerTypes = AS_THE_TABLE,
 ) -> list[TensorRecord]:
     """Return a record for every tensor of the file, in the file's order: the report, before a byte is written.
 
-    `types` names for some layers the GGUF type that stands for their format, in the place of the format's own; of those in `exact` the
-    type holds the codes that the plan has.
+    `instead` names for some layers the GGUF type that stands for their format, in the place of the table's.
     """
     names, protected = layer_names(reader, info), {layer.name for layer in info.layers if layer.protected}
     sixteen = GGMLQuantizationType[unquantized.upper()]
@@ -225,10 +233,9 @@ def plan_tensors(
             continue
 
         def choose(made: LayerPlan, tensor=tensor, layers=layers) -> tuple[GGMLQuantizationType, str]:
-            form = formats[made.wq]
-            form = replace(form, gguf_type=types.get(layers[0], form.gguf_type))
-            kind, why = choose_type(tensor, made, form, layers[0] in protected, sixteen)
-            return kind, "" if all(layer in exact for layer in layers) else why
+            given = instead.types.get(layers[0])
+            kind, why = choose_type(tensor, made, formats[made.wq], layers[0] in protected, sixteen, given)
+            return kind, "" if all(layer in instead.exact for layer in layers) else why
 
         records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
         release_pages(reader)
@@ -266,16 +273,13 @@ def rewrite(
     base: Path,
     output: Path,
     records: list[TensorRecord],
-    importance: Mapping[str, np.ndarray],
-    threads: int,
-    factors: Mapping[str, np.ndarray] = MappingProxyType({}),
+    contents: TensorContents = PLAIN,
+    threads: int = 1,
     keys: Mapping[str, int | float | str] = MappingProxyType({}),
-    codes: Mapping[str, TensorCodes] = MappingProxyType({}),
 ) -> None:
     """Write `base` with each tensor in its record's type, and `keys` besides its own. Some rows of one tensor are in memory at a time.
 
-    `importance` maps layers to mean x^2 per column, `factors` tensors to what their columns are multiplied by, `codes` tensors to codes
-    that are written as they are. The file is read back: types, sizes and the values of `codes` must be the records' and the plan's.
+    The file is read back: types, sizes and the values of `contents.codes` must be the records' and the plan's.
     """
     reader = GGUFReader(base)
     fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
@@ -293,14 +297,14 @@ def rewrite(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor, record in progress(zip(reader.tensors, records, strict=True), len(records), "tensors"):
-            columns = columns_of(tensor, record.layers, importance)
-            kind, factor = GGMLQuantizationType[record.written], factors.get(tensor.name)
-            held = codes.get(tensor.name)
+            columns = columns_of(tensor, record.layers, contents.importance)
+            kind, factor = GGMLQuantizationType[record.written], contents.factors.get(tensor.name)
+            held = contents.codes.get(tensor.name)
             writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor, held))
             release_pages(reader)
         writer.close()
         check_written(aside, records, output)
-        _check_codes(aside, codes)
+        _check_codes(aside, contents.codes)
 
 
 def _check_codes(path: Path, codes: Mapping[str, TensorCodes]) -> None:
@@ -331,7 +335,10 @@ def check_written(path: Path, records: Iterable[TensorRecord], shown: Path | Non
     if wrong:
         name = wrong[0]
         raise user_error(
-            shown or path, f"tensor {name} is {held.get(name)}, the report says {wanted.get(name)}", "Export it again"
+            "GGUF-OTHER-TYPE",
+            shown or path,
+            f"tensor {name} has type {held.get(name)}, but the report says {wanted.get(name)}",
+            "Export it again",
         )
 
 
@@ -348,7 +355,7 @@ def _shown(record: TensorRecord) -> dict[str, Any]:
 
 
 def report(records: list[TensorRecord], path: Path, info: ModelInfo) -> dict[str, Any]:
-    """Return the content of gguf.json: every tensor, the file's size and its average bits over all parameters."""
+    """Return the content of report.json: every tensor, the file's size and its average bits over all parameters."""
     size = path.stat().st_size
     types = Counter(record.written for record in records)
     return {

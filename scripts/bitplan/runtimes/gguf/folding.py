@@ -32,8 +32,8 @@ def column_factors(reader: GGUFReader, info: ModelInfo, smoothing: Smoothing | N
         norms = _norm_tensors(names, group, held)
         absent = [layer for layer in group.layers if layer not in tensor_of]
         if absent or not norms:
-            what = f"has no tensor for {(absent or [group.norm])[0]}, into which smoothing is folded"
-            raise user_error("the GGUF file", what, "Search without smoothing for this family")
+            what = f"has no tensor for {(absent or [group.norm])[0]}, which must absorb the smoothing factors"
+            raise user_error("GGUF-NO-FOLDING", "the GGUF file", what, "Search without smoothing for this family")
         scale = group.scale.numpy()
         factors |= {tensor_of[layer]: scale for layer in group.layers} | dict.fromkeys(norms, 1.0 / scale)
     return factors

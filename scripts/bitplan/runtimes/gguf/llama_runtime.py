@@ -141,8 +141,10 @@ def _loaded(path: Path, **settings: bool) -> Iterator:
         setattr(params, key, value)
     model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        said = last_error() or "it does not say why"
-        raise user_error(path, f"is not loaded by llama.cpp: {said}", "If it is cut short, export it again")
+        said = last_error() or "no reason given"
+        raise user_error(
+            "GGUF-NOT-LOADED", path, f"cannot be loaded by llama.cpp: {said}", "If it is truncated, export it again"
+        )
     try:
         yield model
     finally:
@@ -167,7 +169,12 @@ def opened(path: Path, context: int, threads: int) -> Iterator[Runtime]:
         params.no_perf = True
         state = api.llama_init_from_model(model, params)
         if not state:
-            raise user_error(path, f"gives no context of {context} tokens in llama.cpp", "Use a smaller --length")
+            raise user_error(
+                "GGUF-NO-CONTEXT",
+                path,
+                f"cannot be opened by llama.cpp with a context of {context} tokens",
+                "Use a smaller --length",
+            )
         try:
             size = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
             trained = int(api.llama_model_n_ctx_train(model))

@@ -11,14 +11,14 @@ from bitplan.core.files import read_json
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import Plan, average_bits
 from bitplan.runtimes.gguf.base_check import PLAN_KEY
+from bitplan.runtimes.runtime import ExportJob
 
-PLAIN_NAMES = ("plan", "config")
 
-
-def name_of_plan(path: Path) -> str:
-    """Return a plan's name by its file: the file's own, or its folder's where every plan's file is called the same."""
-    path = Path(path).absolute()
-    return path.parent.name if path.stem in PLAIN_NAMES else path.stem
+def job_keys(job: ExportJob) -> dict[str, str | float]:
+    """Return {key: value} for the file of an export; its notes say names, scores and calibration text."""
+    notes = job.notes
+    names = (notes.get("model_name", ""), notes.get("plan_name", ""))
+    return plan_keys(job.plan, job.info, *names, measured_kl(notes.get("scores")), notes.get("calibration"))
 
 
 def expected_kl(summary: Mapping[str, Any]) -> float | None:
@@ -39,7 +39,7 @@ def measured_kl(scores: Path | None) -> float | None:
         return None
     held = read_json(scores).get("kl_mean")
     if isinstance(held, bool) or not isinstance(held, (int, float)):
-        raise user_error(scores, "has no kl_mean", "Make it with scripts/perplexity.py --plan")
+        raise user_error("REPORT-NO-FIGURE", scores, "has no kl_mean", "Create it with scripts/perplexity.py --plan")
     return float(held)
 
 

@@ -48,7 +48,12 @@ def quantize_by_recipe(
     choose other types with it: q4_0, q5_0, iq4_nl and iq4_xs do for some of the first feed-forward matrices, the K recipes do not. Raises `UserError` when the recipe is unknown or the runtime refuses.
     """
     if recipe not in RECIPES:
-        raise user_error(f"recipe {recipe!r}", "is not known to llama.cpp", f"Known: {', '.join(sorted(RECIPES))}")
+        raise user_error(
+            "GGUF-UNKNOWN-RECIPE",
+            f"recipe {recipe!r}",
+            "is not a llama.cpp file type",
+            f"Known: {', '.join(sorted(RECIPES))}",
+        )
     check_gguf(base)
     api = quiet_api()
     params = api.llama_model_quantize_default_params()
@@ -64,6 +69,8 @@ def quantize_by_recipe(
     with written_aside(output) as aside:
         code = api.llama_model_quantize(str(base).encode(), str(aside).encode(), ctypes.byref(params))
         if code:
-            said = last_error() or "it does not say why"
-            hint = "Is there room for the output? If not that, make the file again with scripts/convert_gguf.py"
-            raise user_error(base, f"is not quantized to {recipe}, as {output}, by llama.cpp: {said}", hint)
+            said = last_error() or "no reason given"
+            hint = "Check the free disk space, or create the file again with scripts/convert_gguf.py"
+            raise user_error(
+                "GGUF-NOT-QUANTIZED", base, f"cannot be quantized to {recipe} as {output} by llama.cpp: {said}", hint
+            )

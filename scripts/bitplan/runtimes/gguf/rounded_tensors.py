@@ -14,6 +14,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import Plan
 from bitplan.rounding.gguf_codes import TensorCodes, holds
+from bitplan.runtimes.gguf.format_types import file_type
 
 if TYPE_CHECKING:
     from bitplan.runtimes.gguf.file import TensorRecord
@@ -34,7 +35,7 @@ def exact_layers(info: ModelInfo, plan: Plan) -> frozenset[str]:
 def _fits(layer: Layer, plan: Plan) -> bool:
     if plan.smoothing is not None and plan.smoothing.input_divisor(layer.name) is not None:
         return False
-    kind = IN_PLANS[plan.of(layer.name).wq].gguf_type
+    kind = file_type(IN_PLANS[plan.of(layer.name).wq])
     whole = layer.shape[1] % block_of(GGMLQuantizationType[kind])[0] == 0
     return whole and _held(layer.name, plan, kind)
 

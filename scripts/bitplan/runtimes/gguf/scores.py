@@ -12,9 +12,9 @@ from bitplan.evaluate.scores import LogitsOf, TokenScores, score
 from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.llama_runtime import Runtime, opened
 
-SOUND = "Make it again from a checkpoint without NaN or Inf weights"
+SOUND = "Create it again from a checkpoint without NaN or Inf weights"
 OVERFLOW = (
-    "Values over 65504 overflow in f16: convert the base with --type bf16 (settings: base_type), take bf16 for f16 in baselines and"
+    "Values over 65504 overflow in f16: convert the base with --type bf16 (settings: base_type), use bf16 for f16 in baselines and"
     " export.unquantized"
 )
 
@@ -26,8 +26,8 @@ def _runtime_logits(runtime: Runtime, tokens: Tensor, path: Path, shown: Path) -
         wrong = (~held.isfinite().all(dim=1)).nonzero()
         if len(wrong):
             half = any(tensor.tensor_type is GGMLQuantizationType.F16 for tensor in GGUFReader(path).tensors)
-            what = f"gives NaN or infinite logits in llama.cpp, first at token {int(wrong[0])} of window {window}"
-            raise user_error(shown, what, OVERFLOW if half else SOUND)
+            what = f"produces NaN or Inf logits in llama.cpp, first at token {int(wrong[0])} of window {window}"
+            raise user_error("GGUF-LOGITS-NOT-FINITE", shown, what, OVERFLOW if half else SOUND)
         return held
 
     return lambda window, rows: logits(window)[rows]
@@ -42,5 +42,10 @@ def score_gguf(path: Path, reference: Reference, threads: int, shown: Path | Non
         expected = reference.head.matrix.shape[0]
         if runtime.vocabulary != expected:
             what = f"has {runtime.vocabulary} tokens, the model has {expected}"
-            raise user_error(shown or path, what, "It was made from another model: give the file of this one")
+            raise user_error(
+                "GGUF-VOCABULARY",
+                shown or path,
+                what,
+                "It belongs to a different model: give the GGUF file of this model",
+            )
         return score(reference, _runtime_logits(runtime, reference.tokens, path, shown or path))

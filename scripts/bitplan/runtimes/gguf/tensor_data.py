@@ -57,7 +57,7 @@ class TensorData:
     codes: TensorCodes | None = None
 
     def tofile(self, handle: BinaryIO) -> None:
-        """Write the data. Raises `UserError` when the tensor holds NaN or infinity, or not the values that codes were rounded for."""
+        """Write the data. Raises `UserError` when the tensor contains NaN or Inf, or not the values that codes were rounded for."""
         if self.codes is not None:
             for number, rows in enumerate(self.tensor.data.reshape(-1, *self.tensor.data.shape[-2:])):
                 made = self.codes.matrix(number, dequantize(rows, self.tensor.tensor_type))
@@ -80,7 +80,12 @@ class TensorData:
             return rows
         values = dequantize(rows, stored)
         if not np.isfinite(values.sum(dtype=np.float32)):
-            raise user_error(f"tensor {self.tensor.name}", "holds NaN or infinity", "Get a sound checkpoint")
+            raise user_error(
+                "MODEL-NOT-FINITE",
+                f"tensor {self.tensor.name}",
+                "contains NaN or Inf",
+                "Use a checkpoint without NaN or Inf weights",
+            )
         if self.factor is not None:
             values = values * self.factor
         elif self.kind is stored:

@@ -14,6 +14,7 @@ from bitplan.formats.table import CHANNELS, IN_PLANS
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.runtimes.gguf.file import layer_names
+from bitplan.runtimes.gguf.format_types import bits_of_type, file_type, is_exact
 from bitplan.runtimes.gguf.tensor_data import release_pages
 
 # From few bits to many: of two that are equally near, the smaller one is taken.
@@ -35,7 +36,7 @@ def nearest_type(values: np.ndarray, made: LayerPlan, form: Format) -> str:
         error = _error(values, decode(encode(values, kind), kind))
         return abs(math.log(max(error, 1e-30) / max(wanted, 1e-30)))
 
-    return min(fitting, key=distance, default=form.gguf_type)
+    return min(fitting, key=distance, default=file_type(form))
 
 
 def nearest_types(
@@ -53,7 +54,7 @@ def nearest_types(
     for tensor in reader.tensors:
         for place, layer in enumerate(layers.get(tensor.name, ())):
             made = plan.of(layer)
-            if not made.weights_change or formats[made.wq].exact_in_gguf or made.wq == CHANNELS:
+            if not made.weights_change or is_exact(formats[made.wq]) or made.wq == CHANNELS:
                 continue
             values = _some_rows(tensor, place, len(layers[tensor.name])) * factors.get(tensor.name, np.float32(1))
             found[layer] = nearest_type(np.ascontiguousarray(values, np.float32), made, formats[made.wq])
@@ -71,16 +72,11 @@ def smallest_type(values: np.ndarray, most: float) -> str:
     """Return the type of fewest bits whose squared error on `values` (out, in), as a share of their squares, is at most `most`."""
     fitting = [name for name in CANDIDATES if values.shape[1] % block_of(GGMLQuantizationType[name])[0] == 0]
     squares = float(np.square(values, dtype=np.float64).mean())
-    for name in sorted(fitting, key=_bits):
+    for name in sorted(fitting, key=bits_of_type):
         kind = GGMLQuantizationType[name]
         if _error(values, decode(encode(values, kind), kind)) <= most * squares:
             return name
     return "F16"
-
-
-def _bits(name: str) -> float:
-    values, size = block_of(GGMLQuantizationType[name])
-    return 8 * size / values
 
 
 def smallest_types(reader: GGUFReader, info: ModelInfo, plan: Plan, most: float) -> dict[str, str]:
@@ -93,6 +89,6 @@ def smallest_types(reader: GGUFReader, info: ModelInfo, plan: Plan, most: float)
         held = [name for name in layers.get(tensor.name, ()) if plan.of(name).wq == CHANNELS]
         places = [layers[tensor.name].index(name) for name in held]
         types = [smallest_type(_some_rows(tensor, place, len(layers[tensor.name])), most) for place in places]
-        found |= dict.fromkeys(held, max(types, key=_bits, default=""))
+        found |= dict.fromkeys(held, max(types, key=bits_of_type, default=""))
         release_pages(reader)
     return found

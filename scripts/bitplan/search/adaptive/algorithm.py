@@ -276,11 +276,13 @@ class AdaptiveQuantizationSearch:
     def _check_base(self) -> None:
         """Raise `UserError` for a model whose own figure leaves no share of it to be a limit."""
         if self.base_ppl == 0:
-            what = "the model makes no error here, and a share of none is no limit"
-            raise user_error("the figure to hold", what, "Use more documents, or another metric")
+            what = "the baseline metric is 0, so a relative limit is undefined"
+            raise user_error("ADAPTIVE-BASE-ZERO", "the baseline metric", what, "Use more documents or another metric")
         if not (math.isfinite(self.base_ppl) and self.base_ppl > 0):
-            what = f"{self.measure} of the unquantized model is {self.base_ppl:g}, and a share of that is no limit"
-            raise user_error("the figure to hold", what, "Use bf16 or fp32, other text, or another metric")
+            what = f"{self.measure} of the unquantized model is {self.base_ppl:g}, so a relative limit is undefined"
+            raise user_error(
+                "ADAPTIVE-BASE-ZERO", "the baseline metric", what, "Use bf16 or fp32, another text or another metric"
+            )
 
     def summary(self, thresholds: Sequence[float | None], plan: Plan, ppl: float) -> dict[str, Any]:
         """Return the `search_summary` of the configuration."""

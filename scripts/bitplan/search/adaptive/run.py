@@ -69,7 +69,10 @@ def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
     missing = [layer.name for layer in model.info.quantizable if layer.name not in alphas]
     if missing:
         raise user_error(
-            table, f"has no row for {missing[0]}", "It belongs to another model: make it with scripts/layer_stats.py"
+            "STATS-NO-ROW",
+            table,
+            f"has no row for {missing[0]}",
+            "It belongs to a different model: create it with scripts/layer_stats.py",
         )
     return {layer.name: alphas[layer.name] for layer in model.info.quantizable}
 

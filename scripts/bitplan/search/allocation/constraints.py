@@ -66,14 +66,21 @@ def _rule_problems(table: SensitivityTable, rules: Iterable[Rule], needs_format:
             if rule.pattern.startswith(CATEGORY):
                 known = sorted(set(filter(None, table.categories)))
                 hint = f"Its categories are: {', '.join(known)}" if known else "The table has no column category"
-                yield Problem(rule.where, "matches no category of the table", hint)
+                yield Problem("ALLOCATE-NO-MATCH", rule.where, "matches no category of the table", hint)
             else:
-                yield Problem(rule.where, "matches no layer", nearest_layers(rule.pattern, table.layers))
+                yield Problem(
+                    "ALLOCATE-NO-MATCH", rule.where, "matches no layer", nearest_layers(rule.pattern, table.layers)
+                )
         if rule.format is None and needs_format:
-            yield Problem(rule.where, "names no format", f"Give PATTERN=FORMAT, with one of {', '.join(table.formats)}")
+            yield Problem(
+                "ALLOCATE-NO-FORMAT",
+                rule.where,
+                "has no format",
+                f"Give PATTERN=FORMAT, with one of {', '.join(table.formats)}",
+            )
         elif rule.format is not None and rule.format not in table.named:
             hint = nearest(rule.format, table.formats) or f"Its formats are: {', '.join(table.formats)}"
-            yield Problem(rule.where, f"the table has no format {rule.format!r}", hint)
+            yield Problem("ALLOCATE-UNKNOWN-FORMAT", rule.where, f"the table has no format {rule.format!r}", hint)
 
 
 def _last_rule(table: SensitivityTable, rules: Sequence[Rule]) -> Places:
@@ -144,7 +151,7 @@ def _protected(mask: Mask, table: SensitivityTable, unit: Places, rules: Sequenc
             what = f"{names} or others of the group have no row for {rule.format}"
             can = ", ".join(name for name, yes in zip(table.formats, mask[lacking].all(axis=0), strict=True) if yes)
             hint = f"Protect with a format that the table has for {'them' if lacking.size > 1 else 'it'}: {can}"
-            problems.append(Problem(rule.where, what, hint))
+            problems.append(Problem("ALLOCATE-NO-ROW", rule.where, what, hint))
         fixed[held] = wanted[held]
     return fixed, problems
 
@@ -173,7 +180,7 @@ def _stuck(table: SensitivityTable, unit: Places, can: Mask, what: str, hint: st
     if not numbers.size:
         return []
     more = f" (and {numbers.size - 1:,} more)" if numbers.size > 1 else ""
-    return [Problem(_unit_name(table, unit, int(numbers[0])) + more, what, hint)]
+    return [Problem("ALLOCATE-INFEASIBLE", _unit_name(table, unit, int(numbers[0])) + more, what, hint)]
 
 
 def allowed_formats(table: SensitivityTable, constraints: Constraints) -> tuple[Places, Mask]:
@@ -188,13 +195,13 @@ def allowed_formats(table: SensitivityTable, constraints: Constraints) -> tuple[
     ]
     unit = units_of(table.layers, constraints.groups)
     can = in_units(table.has, unit)
-    refuse += _stuck(table, unit, can, "have no format in common", "Add rows to the table, or take the group apart")
+    refuse += _stuck(table, unit, can, "have no format in common", "Add rows to the table or split the group")
     if refuse:
         raise UserError(refuse)
     mask, refuse = _protected(can[unit], table, unit, constraints.protect)
     can = in_units(_raised(mask, table, constraints), unit)
     refuse += (
-        [] if refuse else _stuck(table, unit, can, "no format is left", "Lower its floor, or change its protection")
+        [] if refuse else _stuck(table, unit, can, "no format is left", "Lower its floor or change its protection")
     )
     if refuse:
         raise UserError(refuse)

@@ -33,7 +33,11 @@ def layer_groups(words: Sequence[str], layers: Sequence[str]) -> tuple[str, ...]
         twice = [place for place, group in found.items() if groups[place] not in ("", group)]
         if twice:
             what = f"is in two groups, with {groups[twice[0]]} and with {found[twice[0]]}"
-            problems.append(Problem(f"--groups {word}: {layers[twice[0]]}", what, "Put each layer into one group"))
+            problems.append(
+                Problem(
+                    "GROUPS-LAYER-TWICE", f"--groups {word}: {layers[twice[0]]}", what, "Put each layer into one group"
+                )
+            )
         for place, group in found.items():
             groups[place] = groups[place] or group
     if problems:
@@ -46,14 +50,21 @@ def _from_patterns(word: str, layers: Sequence[str]) -> tuple[dict[int, str], li
     patterns = [part.strip() for part in word.split(",") if part.strip()]
     problems, firsts, groups = [], {}, {}
     if len({told_apart(pattern) for pattern in patterns}) > 1:
-        what = "its patterns have different numbers of *, so that none of their layers would share a format"
+        what = "the patterns have different numbers of *, so no layers would share a format"
         problems.append(
-            Problem(f"--groups {word}", what, "Give each the same number; ** and [...] match without telling apart")
+            Problem(
+                "GROUPS-UNEQUAL-PATTERNS",
+                f"--groups {word}",
+                what,
+                "Use the same number of * in each; ** and [...] do not count",
+            )
         )
     for pattern in patterns:
         found = matched_parts(pattern, layers)
         if not found:
-            problems.append(Problem("--groups", f"{pattern!r} matches no layer", nearest_layers(pattern, layers)))
+            problems.append(
+                Problem("GROUPS-NO-MATCH", "--groups", f"{pattern!r} matches no layer", nearest_layers(pattern, layers))
+            )
         for place, parts in found.items():
             groups[place] = firsts.setdefault(parts, layers[place])
     return groups, problems
@@ -61,7 +72,7 @@ def _from_patterns(word: str, layers: Sequence[str]) -> tuple[dict[int, str], li
 
 def _from_file(path: Path, layers: Sequence[str]) -> tuple[dict[int, str], list[Problem]]:
     if not path.is_file():
-        raise user_error(f"--groups {path}", "is neither a file nor patterns", FORMS)
+        raise user_error("GROUPS-INVALID", f"--groups {path}", "is neither a file nor patterns", FORMS)
     return _of_model(path, layers) if path.suffix == ".json" else _of_table(path, layers)
 
 
@@ -70,11 +81,15 @@ def _of_model(path: Path, layers: Sequence[str]) -> tuple[dict[int, str], list[P
     try:
         held = {layer["name"]: layer["fusion_group"] for layer in read_json(path)["layers"]}
     except (KeyError, TypeError):
-        hint = "Make one with scripts/describe_model.py"
-        raise user_error(f"--groups {path}", "is not a model.json", hint) from None
+        hint = "Create one with scripts/describe_model.py"
+        raise user_error("MODEL-INFO-INVALID", f"--groups {path}", "is not a model.json", hint) from None
     found = {place: held.get(name, held.get(name.removesuffix(SUFFIX))) for place, name in enumerate(layers)}
     known = {place: group for place, group in found.items() if group is not None}
-    problems = [] if known else [Problem(f"--groups {path}", "has none of the table's layers", _example(held, layers))]
+    problems = (
+        []
+        if known
+        else [Problem("GROUPS-NO-MATCH", f"--groups {path}", "has none of the table's layers", _example(held, layers))]
+    )
     return {place: group for place, group in known.items() if group}, problems
 
 
@@ -98,7 +113,12 @@ def _table_problems(
     for row in rows:
         layer, group = row["layer"], row["group"]
         if layer not in places:
-            yield Problem(f"--groups {path}", f"{layer!r} is no layer of the table", nearest_layers(str(layer), layers))
+            yield Problem(
+                "GROUPS-NO-MATCH",
+                f"--groups {path}",
+                f"{layer!r} is not a layer of the table",
+                nearest_layers(str(layer), layers),
+            )
         elif groups.setdefault(layer, group) != group:
             what = f"is in two groups, {groups[layer]} and {group}"
-            yield Problem(f"--groups {path}: {layer}", what, "Put each layer into one group")
+            yield Problem("GROUPS-LAYER-TWICE", f"--groups {path}: {layer}", what, "Put each layer into one group")

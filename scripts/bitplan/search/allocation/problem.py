@@ -118,8 +118,13 @@ def _target_problems(problem: AllocationProblem, targets: Sequence[Target]) -> I
         low, high = reached[target.kind]
         if not limit_of(target.limit) >= low:
             ends = (f"{math.ceil(end)}" if target.kind == BYTES else _rounded_up(end) for end in (low, high))
-            hint = f"The table reaches {' to '.join(ends)}: give a target from there, or loosen what binds the layers"
-            yield Problem(f"{FLAGS[target.kind]} {target.limit:.10g}", "no plan is within it", hint)
+            hint = f"The table allows {' to '.join(ends)}: choose a target in this range or relax the constraints"
+            yield Problem(
+                "SEARCH-TARGET-OUT-OF-REACH",
+                f"{FLAGS[target.kind]} {target.limit:.10g}",
+                "no plan meets this target",
+                hint,
+            )
 
 
 # -- solving ---------------------------------------------------------------------------------------------------------

@@ -61,17 +61,20 @@ class GeneticSettings:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
             if name in least and value < least[name]:
-                raise user_error(name, f"is {value}", f"It has to be {least[name]} or more")
+                raise user_error("GENETIC-OUT-OF-RANGE", name, f"is {value}", f"Use {least[name]} or more")
             if ("share" in name or "mutation" in name) and not 0 <= value <= 1:
-                raise user_error(name, f"is {value:g}", "It has to be from 0 to 1")
+                raise user_error("GENETIC-OUT-OF-RANGE", name, f"is {value:g}", "Use a number from 0 to 1")
         if not self.least_mutation <= self.most_mutation:
-            raise user_error("least_mutation", "is above most_mutation", "Lower it")
+            raise user_error("GENETIC-OUT-OF-RANGE", "least_mutation", "is above most_mutation", "Lower it")
         if not 0 < self.on_progress <= 1 <= self.on_stagnation:
             raise user_error(
-                "on_progress, on_stagnation", "the rate may not rise on progress", "Give 0.95 and 1.5, say"
+                "GENETIC-OUT-OF-RANGE",
+                "on_progress, on_stagnation",
+                "the rate may not rise on progress",
+                "Use e.g. 0.95 and 1.5",
             )
         if self.elites >= self.population:
-            raise user_error("elite_share", "leaves no room for children", "Lower it")
+            raise user_error("GENETIC-OUT-OF-RANGE", "elite_share", "leaves no room for children", "Lower it")
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,9 +231,19 @@ def _per_layer(choices: Choices, name: str, values: ArrayLike | None, default: f
         return np.full(len(choices.layers), default)
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(choices.layers),):
-        raise user_error(name, f"{values.size} values for {len(choices.layers)} layers", "Give one for each layer")
+        raise user_error(
+            "GENETIC-BAD-INPUT",
+            name,
+            f"{values.size} values for {len(choices.layers)} layers",
+            "Give one for each layer",
+        )
     for i in np.flatnonzero(np.isnan(values))[:1]:
-        raise user_error(f"layer {choices.layers[i]}", f"its {name} is NaN", "Leave the layer out or measure it again")
+        raise user_error(
+            "GENETIC-BAD-INPUT",
+            f"layer {choices.layers[i]}",
+            f"its {name} is NaN",
+            "Remove the layer or measure it again",
+        )
     return values
 
 
@@ -244,14 +257,17 @@ def _seed_rows(choices: Choices, ladder: _Ladder, seeds: Sequence[ArrayLike], mo
     rows = np.asarray(seeds)
     if rows.ndim != 2 or rows.shape[1] != len(choices.layers) or len(rows) > most:
         each = f"each with one option for each of {len(choices.layers)} layers"
-        hint = f"Give {most} at the most, the size of the population, {each}"
-        raise user_error("seeds", f"their shape is {rows.shape}", hint)
+        hint = f"Give at most {most}, the size of the population, {each}"
+        raise user_error("GENETIC-BAD-SEEDS", "seeds", f"their shape is {rows.shape}", hint)
     rows = rows.astype(np.intp)
     known = (rows >= 0) & (rows < len(choices.options))
     wrong = ~known | ~choices.allowed[np.arange(rows.shape[1]), np.where(known, rows, 0)]
     for s, i in np.argwhere(wrong)[:1]:
         raise user_error(
-            f"seed {s}, layer {choices.layers[i]}", f"option {rows[s, i]} is not allowed", "Choose another"
+            "GENETIC-BAD-SEEDS",
+            f"seed {s}, layer {choices.layers[i]}",
+            f"option {rows[s, i]} is not allowed",
+            "Choose another",
         )
     return np.argsort(ladder.option, axis=1)[np.arange(rows.shape[1]), rows]
 

@@ -16,7 +16,7 @@ from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
 from bitplan.sensitivity.table import figure_of
 
 GROUP_SIZE = 128
-MADE_AGAIN = "Make it again with scripts/sensitivity.py"
+MADE_AGAIN = "Create it again with scripts/sensitivity.py"
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,12 @@ class Sensitivity:
         row = self.rows.get(layer, {}).get(choice)
         if row is None:
             close = "" if layer in self.rows else nearest(layer, self.rows)
-            raise user_error(self.source, f"has no row for {layer} in {' with '.join(choice)}", close or MADE_AGAIN)
+            raise user_error(
+                "SENSITIVITY-NO-ROW",
+                self.source,
+                f"has no row for {layer} in {' with '.join(choice)}",
+                close or MADE_AGAIN,
+            )
         return row
 
     def _row_of(self, layer: str, made: LayerPlan) -> Mapping[str, Any]:
@@ -50,13 +55,15 @@ class Sensitivity:
         made = figure_of(told, row.get("tokens"))
         if not (math.isfinite(made) and made >= 0):
             empty = told in (None, "")
-            what = f"{column} is empty" if empty else f"{column} {told!r} is no number of 0 or more"
+            what = f"{column} is empty" if empty else f"{column} {told!r} is not a number of 0 or more"
             hint = (
                 f"{MADE_AGAIN}: of layers that no token reached, 0 in its column tokens says so"
                 if empty
                 else MADE_AGAIN
             )
-            raise user_error(f"{self.source}: {layer}", f"{what} in {' with '.join(choice)}", hint)
+            raise user_error(
+                "SENSITIVITY-BAD-CELL", f"{self.source}: {layer}", f"{what} in {' with '.join(choice)}", hint
+            )
         return made
 
     def size(self, layer: str, choice: tuple[str, str]) -> float:
@@ -64,14 +71,24 @@ class Sensitivity:
         told = self._row(layer, choice).get("bytes")
         made = 0.0 if told in (None, "") else 8 * self.value(layer, choice, "bytes")
         if made == 0:
-            raise user_error(f"{self.source}: {layer}", f"has no bytes in {' with '.join(choice)}", MADE_AGAIN)
+            raise user_error(
+                "SENSITIVITY-BAD-CELL",
+                f"{self.source}: {layer}",
+                f"has no bytes in {' with '.join(choice)}",
+                MADE_AGAIN,
+            )
         return made
 
     def group_size(self, layer: str, choice: tuple[str, str]) -> int:
         """Return the weights per group that a row was measured with; 128 where the table does not say."""
         told = self._row(layer, choice).get("group_size") or GROUP_SIZE
         if not str(told).isdecimal() or int(told) < 1:
-            raise user_error(f"{self.source}: {layer}", f"group_size {told!r} is no group", MADE_AGAIN)
+            raise user_error(
+                "SENSITIVITY-BAD-CELL",
+                f"{self.source}: {layer}",
+                f"group_size {told!r} is not a group size",
+                MADE_AGAIN,
+            )
         return int(told)
 
     def check_unsmoothed(self, choices: Sequence[tuple[str, str]]) -> None:
@@ -79,9 +96,12 @@ class Sensitivity:
         for layer, rows in self.rows.items():
             for choice in choices:
                 if choice[1] != UNQUANTIZED and rows.get(choice, {}).get("smoothed"):
-                    hint = "Make the table with --no-smoothing (sensitivity.smooth_alpha: [])"
+                    hint = "Create the table with --no-smoothing (sensitivity.smooth_alpha: [])"
                     raise user_error(
-                        f"{self.source}: {layer}", f"{'/'.join(choice)} was measured on smoothed inputs", hint
+                        "SENSITIVITY-SMOOTHED",
+                        f"{self.source}: {layer}",
+                        f"{'/'.join(choice)} was measured on smoothed inputs",
+                        hint,
                     )
 
     def sources(self, plan: Plan, info: ModelInfo) -> dict[str, int]:
@@ -93,7 +113,9 @@ class Sensitivity:
     def check(self, column: str) -> None:
         """Raise `UserError` for a column without a single figure: a search would take every choice for equally good."""
         if all(row.get(column) in (None, "") for choices in self.rows.values() for row in choices.values()):
-            raise user_error(f"{self.source}: {column}", "has no figures", "Choose another --metric")
+            raise user_error(
+                "SENSITIVITY-NO-FIGURES", f"{self.source}: {column}", "has no values", "Choose another --metric"
+            )
 
 
 def read_sensitivity(path: Path) -> Sensitivity:
@@ -106,7 +128,10 @@ def check_sources(table: Path | None, measured_with: Mapping[str, object]) -> No
     given = [flag for flag, value in measured_with.items() if value is not None]
     if table is not None and given:
         raise user_error(
-            given[0], "says how the table is measured, and --sensitivity gives one", "Leave out one of them"
+            "SENSITIVITY-TABLE-AND-FLAGS",
+            given[0],
+            "sets how the table is measured, but --sensitivity gives a finished table",
+            "Remove one of them",
         )
 
 
@@ -118,7 +143,10 @@ def smoothing_of(table: Sensitivity, path: Path) -> Smoothing | None:
     smoothing = read_smoothing(smoothing_path(path))
     if named != {smoothing.short_digest}:
         raise user_error(
-            smoothing_path(path), "belongs to another table", "Make both again with scripts/sensitivity.py"
+            "SMOOTHING-OTHER-PLAN",
+            smoothing_path(path),
+            "belongs to a different table",
+            "Create both again with scripts/sensitivity.py",
         )
     return smoothing
 
@@ -136,7 +164,7 @@ def sensitivity_of(rows: Sequence[Mapping[str, Any]], source: str = "sensitivity
         choice = (Pair(row["format"], group_size=group or None).name, inputs)
         if choice in of_layer:
             what = f"has two rows for {row['layer']} in {' with '.join(choice)}"
-            raise user_error(source, what, "Give one row for each layer and format")
+            raise user_error("SENSITIVITY-ROW-TWICE", source, what, "Give one row for each layer and format")
         of_layer[choice] = held
     return Sensitivity({layer: _also_without_group(of_layer) for layer, of_layer in found.items()}, source)
 

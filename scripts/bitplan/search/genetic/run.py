@@ -60,10 +60,10 @@ class Target:
             choice_named(name)
         if bool(self.palette) != (self.avg_bits is not None):
             hint = "Give both for weight formats, or neither for W4 with A4 or A8"
-            raise user_error("--palette and --target-avg-bits", "go together", hint)
+            raise user_error("GENETIC-BAD-FLAGS", "--palette and --target-avg-bits", "must be given together", hint)
         if self.avg_bits is None and self.metric == "weighted_error":
-            what = "weighted_error looks at weights only, and cannot tell A4 from A8"
-            raise user_error("--metric", what, "Use mse or relative_mse, or a palette")
+            what = "weighted_error depends on weights only and cannot distinguish A4 from A8"
+            raise user_error("GENETIC-BAD-FLAGS", "--metric", what, "Use mse or relative_mse, or give a palette")
         if self.avg_bits is None and self.compression is not None:
             low, high = (compression(bits) for bits in ACTIVATION_BITS)
             _refuse_below(low, high, self.compression, "--target_compression")
@@ -72,6 +72,19 @@ class Target:
     def by_labels(self) -> bool:
         """Whether the labels decide which layers have A8."""
         return self.avg_bits is None and self.compression is None
+
+    @property
+    def with_inputs(self) -> tuple[str, ...]:
+        """The candidates of the palette that quantize inputs too: a plan that chooses these by layer has no smoothing factors."""
+        return tuple(name for name in self.palette if choice_named(name).inputs_change)
+
+    def check_smoothing(self, alphas: Sequence[float] | None) -> None:
+        """Raise `UserError` where inputs are to be smoothed and the palette chooses them by layer."""
+        if alphas and self.with_inputs:
+            what = f"smooths inputs, and a plan that may choose {self.with_inputs[0]} has no smoothing factors"
+            raise user_error(
+                "GENETIC-BAD-FLAGS", "--smooth-alpha", what, "Leave it out, or choose among formats of weights alone"
+            )
 
     def check_for(self, info: ModelInfo) -> None:
         """Raise `UserError` unless some choice of the model's layers is within the target."""
@@ -94,8 +107,8 @@ def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
     """Raise `UserError` for a target below what can be reached, naming the range of it."""
     if target < low * (1 - ROUNDING):
         # Rounded up: a hint that is below what can be reached would be refused again.
-        hint = f"The choices reach {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: give one from there"
-        raise user_error(flag, f"no choice is within {target:g}", hint)
+        hint = f"The formats allow {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: choose a value in this range"
+        raise user_error("SEARCH-TARGET-OUT-OF-REACH", flag, f"no combination of formats reaches {target:g}", hint)
 
 
 def layer_plan(name: str) -> LayerPlan:

@@ -47,8 +47,10 @@ def _table(choices: Choices, name: str) -> NDArray[np.float64]:
     table = np.array(getattr(choices, name), dtype=np.float64)
     shape = (len(choices.layers), len(choices.options))
     if table.shape != shape or 0 in shape:
-        hint = "One row for each layer and one column for each option, one at least of both"
-        raise user_error(name, f"its shape is {table.shape}, the layers and options make {shape}", hint)
+        hint = "Give one row per layer and one column per option, at least one of each"
+        raise user_error(
+            "KNAPSACK-BAD-SHAPE", name, f"its shape is {table.shape}, the layers and options make {shape}", hint
+        )
     table.flags.writeable = False
     return table
 
@@ -58,7 +60,12 @@ def _refuse_cells(choices: Choices, name: str, wrong: NDArray[np.bool_], expecte
         i, k = np.argwhere(wrong)[0]
         more = f" (and {wrong.sum() - 1} more)" if wrong.sum() > 1 else ""
         found = f"the {name} is {getattr(choices, name)[i, k]:g}{more}"
-        raise user_error(f"layer {choices.layers[i]}, option {choices.options[k]}", found, f"It has to be {expected}")
+        raise user_error(
+            "KNAPSACK-BAD-VALUE",
+            f"layer {choices.layers[i]}, option {choices.options[k]}",
+            found,
+            f"It must be {expected}",
+        )
 
 
 def _refuse_layers_without_option(choices: Choices) -> None:
@@ -66,7 +73,10 @@ def _refuse_layers_without_option(choices: Choices) -> None:
     if stuck.size:
         names = ", ".join(choices.layers[i] for i in stuck[:5]) + (" ..." if stuck.size > 5 else "")
         raise user_error(
-            f"layer {names}", "none of the options is allowed", f"Allow one of {', '.join(choices.options)}"
+            "KNAPSACK-NO-OPTION",
+            f"layer {names}",
+            "none of the options is allowed",
+            f"Allow one of {', '.join(choices.options)}",
         )
 
 
@@ -77,10 +87,18 @@ def weighted(choices: Choices, weights: ArrayLike) -> Choices:
     """
     weights = np.asarray(weights, dtype=np.float64)
     if weights.shape != (len(choices.layers),):
-        raise user_error("weights", f"{weights.size} for {len(choices.layers)} layers", "Give one for each layer")
+        raise user_error(
+            "KNAPSACK-BAD-SHAPE",
+            "weights",
+            f"{weights.size} for {len(choices.layers)} layers",
+            "Give one for each layer",
+        )
     for i in np.flatnonzero(~(np.isfinite(weights) & (weights > 0)))[:1]:
         raise user_error(
-            f"layer {choices.layers[i]}", f"its weight is {weights[i]:g}", "It has to be finite and above 0"
+            "KNAPSACK-BAD-VALUE",
+            f"layer {choices.layers[i]}",
+            f"its weight is {weights[i]:g}",
+            "It must be finite and above 0",
         )
     return replace(choices, damage=choices.damage * weights[:, None])
 
@@ -117,8 +135,10 @@ def check_budget(choices: Choices, budget: float) -> None:
     low, high = reachable(choices)
     if not limit_of(budget) >= low:
         way_out = f"Raise the budget to {low:.10g} at least, or allow smaller options"
-        hint = f"The options reach {low:.10g} to {high:.10g}. {way_out}"
-        raise user_error("budget", f"no choice has a size of {budget:.10g} or less", hint)
+        hint = f"The options allow {low:.10g} to {high:.10g}. {way_out}"
+        raise user_error(
+            "SEARCH-TARGET-OUT-OF-REACH", "budget", f"no combination has a size of {budget:.10g} or less", hint
+        )
 
 
 def as_choice(choices: Choices, names: Sequence[str]) -> NDArray[np.intp]:
@@ -126,6 +146,9 @@ def as_choice(choices: Choices, names: Sequence[str]) -> NDArray[np.intp]:
     for layer, name in zip(choices.layers, names, strict=True):
         if name not in choices.options:
             raise user_error(
-                f"layer {layer}", f"there is no option {name!r}", f"Use one of {', '.join(choices.options)}"
+                "KNAPSACK-NO-OPTION",
+                f"layer {layer}",
+                f"there is no option {name!r}",
+                f"Use one of {', '.join(choices.options)}",
             )
     return np.array([choices.options.index(name) for name in names], dtype=np.intp)

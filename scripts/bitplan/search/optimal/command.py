@@ -28,13 +28,32 @@ def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | No
     """Return a function that gives config.json and plan.json of a target. Raises `UserError` for targets or places that are missing."""
     problems = []
     if bool(args.target_avg_bits) == bool(args.same_size_as):
-        problems.append(Problem("--target-avg-bits or --same-size-as", "one of them says the size", "Give exactly one"))
+        problems.append(
+            Problem(
+                "OPTIMAL-BAD-FLAGS",
+                "--target-avg-bits or --same-size-as",
+                "exactly one of them is required",
+                "Give exactly one",
+            )
+        )
     given = [path for path in (args.output_config, args.output_plan) if path is not None]
     if not given:
-        problems.append(Problem("--output-plan", "the plan has no place", "Give it, or --output-config, or both"))
+        problems.append(
+            Problem(
+                "OPTIMAL-BAD-FLAGS",
+                "--output-plan",
+                "no output is given for the plan",
+                "Give --output-plan, --output-config or both",
+            )
+        )
     if len(args.target_avg_bits or ()) > 1:
         problems += [
-            Problem(str(path), "would hold several plans", f"Put {PLACE} into its name, for the target")
+            Problem(
+                "OPTIMAL-BAD-FLAGS",
+                str(path),
+                "would be overwritten by the plan of each target",
+                f"Put {PLACE} into its name",
+            )
             for path in given
             if PLACE not in str(path)
         ]
@@ -53,8 +72,10 @@ def _texts(args: Namespace, model: Opened) -> tuple[Reference, Reference]:
     """Return the text that is measured on, and the one to decide on: the tokens after the first ones, where none is given."""
     source, how = args.calibration, (model, args.length, args.sequences)
     if args.validation is None and source.suffix == ".safetensors":
-        what = "is needed to decide on corrections, and a saved text has no windows besides"
-        raise user_error("--validation", what, "Give it, or --no-correct and --no-refine")
+        what = "is required to decide on corrections: a saved reference has no further windows"
+        raise user_error(
+            "OPTIMAL-NO-VALIDATION", "--validation", what, "Give --validation, or --no-correct and --no-refine"
+        )
     seen = reference_on(source, *how)
     return seen, held_out_reference(args.validation or source, seen, *how)
 

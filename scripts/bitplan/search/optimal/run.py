@@ -99,14 +99,24 @@ def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInf
     columns = {layer.name: layer.shape[1] for layer in info.quantizable}
     own = {name: fitting_formats(palette, length) for name, length in columns.items()}
     problems = [
-        Problem(f"--palette {form}", f"is not measured in {source}", f"It has {', '.join(table.formats)}")
+        Problem(
+            "SENSITIVITY-NO-FORMAT",
+            f"--palette {form}",
+            f"has no rows in {source}",
+            f"It has {', '.join(table.formats)}",
+        )
         for form in palette
         if all(fitting_format(form, length) not in table.formats for length in columns.values())
     ]
     absent = [name for name in columns if name not in table.layers]
     if absent:
         problems.append(
-            Problem(str(source), f"has no rows for {absent[0]}", "Make it again with scripts/sensitivity.py")
+            Problem(
+                "SENSITIVITY-NO-ROW",
+                str(source),
+                f"has no rows for {absent[0]}",
+                "Create it again with scripts/sensitivity.py",
+            )
         )
     if problems:
         raise UserError(problems)
@@ -162,8 +172,10 @@ class OptimalSearch:
         self.problem = allocation_problem(self.table, Constraints(groups))
         self._plan_of = plan_maker(self.problem, self.model.info, self.settings.palette)
         if self._steps and (self.fresh is None or len(self.fresh.tokens) < FEWEST_WINDOWS):
-            what = f"correction and refinement are decided on it, and it has fewer than {FEWEST_WINDOWS} windows"
-            raise user_error("--validation", what, "Give more text, or --no-correct and --no-refine")
+            what = f"has fewer than {FEWEST_WINDOWS} windows, too few to decide on corrections and refinement"
+            raise user_error(
+                "OPTIMAL-NO-VALIDATION", "--validation", what, "Give a longer text, or --no-correct and --no-refine"
+            )
 
     @property
     def _steps(self) -> bool:
@@ -175,8 +187,15 @@ class OptimalSearch:
         budget = layer_budget(target_avg_bits, self.table, info)
         if budget < low * (1 - 1e-9):
             ends = [target_avg_bits + 8 * (end - budget) / info.parameters for end in reach(self.problem)[BYTES]]
-            hint = f"The palette reaches {np.ceil(1e4 * ends[0]) / 1e4:.4f} to {ends[1]:.4f}: give one from there"
-            raise user_error("--target-avg-bits", f"no choice is within {target_avg_bits:g}", hint)
+            hint = (
+                f"The palette allows {np.ceil(1e4 * ends[0]) / 1e4:.4f} to {ends[1]:.4f}: choose a value in this range"
+            )
+            raise user_error(
+                "SEARCH-TARGET-OUT-OF-REACH",
+                "--target-avg-bits",
+                f"no combination of formats reaches {target_avg_bits:g}",
+                hint,
+            )
         return budget
 
     def run(self, budget: float) -> tuple[Plan, dict[str, Any]]:
@@ -262,7 +281,9 @@ def file_budget(table: SensitivityTable, sizes: dict[str, int], source: object) 
     """Return the bytes that the table's layers take in a GGUF file, `sizes` by layer. Raises `UserError` where it lacks one."""
     absent = [name for name in table.layers if name not in sizes]
     if absent:
-        raise user_error(source, f"has no tensor for {absent[0]}", "Give a GGUF of the same model")
+        raise user_error(
+            "GGUF-NO-TENSOR", source, f"has no tensor for {absent[0]}", "Give a GGUF file of the same model"
+        )
     return float(sum(sizes[name] for name in table.layers))
 
 

@@ -26,7 +26,14 @@ class RandomSettings:
         if self.mxfp4_ratio + self.bf16_ratio > 1 + 1e-12:
             total = self.mxfp4_ratio + self.bf16_ratio
             raise UserError(
-                [Problem("--mxfp4-ratio and --bf16-ratio", f"add up to {total:g}, more than 1", "Lower one of them")]
+                [
+                    Problem(
+                        "RANDOM-RATIOS",
+                        "--mxfp4-ratio and --bf16-ratio",
+                        f"add up to {total:g}, more than 1",
+                        "Lower one of them",
+                    )
+                ]
             )
 
 

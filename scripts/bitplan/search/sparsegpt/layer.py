@@ -43,13 +43,34 @@ class ChannelSettings:
         options = self.bit_options
         if list(options) != sorted(set(options)) or not options or not all(2 <= width <= 8 for width in options):
             shown = " ".join(map(str, options)) or "nothing"
-            problems.append(Problem("bit_options", f"{shown} is no rising list of widths", "Give some from 2 to 8"))
+            problems.append(
+                Problem(
+                    "SPARSEGPT-BAD-WIDTHS",
+                    "bit_options",
+                    f"{shown} is not an increasing list of widths",
+                    "Use widths from 2 to 8",
+                )
+            )
         marks = self.quantiles
         if marks is not None and (len(marks) != len(options) - 1 or list(marks) != sorted(marks)):
             what = f"{len(marks)} quantiles for {len(options)} widths"
-            problems.append(Problem("quantiles", what, f"Give {len(options) - 1} rising ones between 0 and 1"))
+            problems.append(
+                Problem(
+                    "SPARSEGPT-BAD-QUANTILES",
+                    "quantiles",
+                    what,
+                    f"Give {len(options) - 1} increasing numbers between 0 and 1",
+                )
+            )
         if marks is not None and not all(0 <= mark <= 1 for mark in marks):
-            problems.append(Problem("quantiles", "some are no shares", "Give numbers between 0 and 1"))
+            problems.append(
+                Problem(
+                    "SPARSEGPT-BAD-QUANTILES",
+                    "quantiles",
+                    "some are not between 0 and 1",
+                    "Give numbers between 0 and 1",
+                )
+            )
         try:
             check_weights(self.weights, "weights")
         except UserError as error:
@@ -62,7 +83,9 @@ class ChannelSettings:
         low, high = min(self.bit_options), max(self.bit_options)
         if target is not None and not low <= target <= high:
             what = f"{target:g} is out of reach"
-            raise user_error("target_avg_bits", what, f"The widths {low} to {high} average between these two")
+            raise user_error(
+                "SPARSEGPT-TARGET", "target_avg_bits", what, f"Choose a value between the widths {low} and {high}"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +188,12 @@ class SparseGPT:
         else:
             swept = _plain(weight, grid, options, pruning)
         if not torch.isfinite(swept.values).all():
-            raise user_error(self.layer_name, "became NaN or infinite", "Raise percdamp, or use more calibration text")
+            raise user_error(
+                "SPARSEGPT-NOT-FINITE",
+                self.layer_name,
+                "became NaN or infinite",
+                "Raise percdamp or use more calibration text",
+            )
         codes = None if swept.codes is None else swept.codes.T
         self.compressed = Compressed(
             swept.values.T, swept.pruned.T, swept.loss if compensate else None, scores, widths, codes, grid
@@ -209,8 +237,10 @@ class SparseGPT:
     def _uniform_width(self, target: float | None) -> int:
         width = self.quantizer.bits if target is None else target
         if width != int(width):
-            what = f"{width:g} is no width that all channels can have"
-            raise user_error("target_avg_bits", what, "Give a whole number, or another bit_allocation_method")
+            what = f"{width:g} is not a width that all channels can have"
+            raise user_error(
+                "SPARSEGPT-TARGET", "target_avg_bits", what, "Use an integer or another bit_allocation_method"
+            )
         check_widths([int(width)], "target_avg_bits")
         return int(width)
 
@@ -235,13 +265,15 @@ def _check_layer(layer: nn.Module, name: str) -> None:
         return
     linear = [part for part, module in layer.named_modules() if isinstance(module, nn.Linear)]
     held = f", which holds {len(linear)} linear layers ({', '.join(linear[:3])}...)" if linear else ""
-    raise user_error(name, f"is a {type(layer).__name__}{held}, and no single layer with a matrix", LOOP)
+    raise user_error(
+        "SPARSEGPT-NO-MATRIX", name, f"is a {type(layer).__name__}{held}, not a single layer with a matrix", LOOP
+    )
 
 
 def _check_method(method: str, known: Iterable[str]) -> None:
     if method not in known:
         hint = nearest(method, known) or f"Known: {', '.join(known)}"
-        raise user_error("bit_allocation_method", f"{method!r} is not known", hint)
+        raise user_error("SPARSEGPT-UNKNOWN-METHOD", "bit_allocation_method", f"{method!r} does not exist", hint)
 
 
 def _allocated(
@@ -258,7 +290,7 @@ def _allocated(
     if method == "quantile":
         widths = by_quantile(scores.numpy(), options, target, settings.quantiles)
     elif target is None:
-        raise user_error("target_avg_bits", f"is what {method} holds, and is absent", "Give it, or use quantile")
+        raise user_error("SPARSEGPT-TARGET", "target_avg_bits", f"is required by {method}", "Set it or use quantile")
     else:
         errors = rounding_errors(weight, grid) if method == "optimal" else np.zeros((0, 0))
         widths = METHODS[method](scores.numpy(), errors, options, target)

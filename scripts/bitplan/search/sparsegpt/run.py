@@ -38,8 +38,8 @@ def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:
         same = seen is not None and seen.sha256 == text_digest(evaluation)
         return seen.stop if same else 0
     if text_digest(Path(dataset)) == text_digest(evaluation):
-        what = "is the calibration text, whose windows are drawn from all of it, so nothing of it is held out"
-        raise user_error(f"--evaluation {evaluation}", what, "Give another text")
+        what = "is the calibration text, whose windows are drawn from all of it, so none of it is held out"
+        raise user_error("TEXT-NOT-HELD-OUT", f"--evaluation {evaluation}", what, "Give another text")
     return 0
 
 
@@ -47,8 +47,10 @@ def _place(config: Path | None, plan: Path | None) -> Path | None:
     """Return the folder of the plan's files. Raises `UserError` for two: the compressed layers stand beside both."""
     parents = {path.absolute().parent for path in (config, plan) if path is not None}
     if len(parents) > 1:
-        what = "stand in two folders, and the compressed layers stand beside both"
-        raise user_error("--output-config and --output-plan", what, "Give them the same folder")
+        what = "are in two folders, but the compressed layers must be beside both"
+        raise user_error(
+            "SPARSEGPT-TWO-FOLDERS", "--output-config and --output-plan", what, "Use the same folder for both"
+        )
     return next(iter(parents), None)
 
 
@@ -60,8 +62,13 @@ def _refuse_another_plans(place: Path, outputs: Iterable[Path | None]) -> None:
     others = (path for path in sorted(place.glob("*.json")) if path.name not in own)
     owner = next((path for path in others if digest and _digest_of(path) == digest), None)
     if owner is not None:
-        what = f"belongs to {owner.name}, and would be replaced"
-        raise user_error(place / FOLDER, what, "Give each SparseGPT plan a folder of its own, or remove that plan")
+        what = f"belongs to {owner.name} and would be replaced"
+        raise user_error(
+            "SPARSEGPT-FOLDER-TAKEN",
+            place / FOLDER,
+            what,
+            "Use a separate folder for each SparseGPT plan or remove that plan",
+        )
 
 
 def _told(path: Path) -> dict[str, Any]:

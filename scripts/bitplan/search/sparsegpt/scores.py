@@ -13,17 +13,31 @@ from bitplan.statistics.hessian import InputMoments
 def check_weights(weights: Mapping[str, float], source: str = "--weights") -> None:
     """Raise `UserError` unless the names are of the five scores, and the numbers are 0 or more and not all 0."""
     problems = [
-        Problem(f"{source}: {name}", "is no score", nearest(name, WEIGHTS) or f"Known: {', '.join(WEIGHTS)}")
+        Problem(
+            "SPARSEGPT-BAD-SCORE",
+            f"{source}: {name}",
+            "is not a score",
+            nearest(name, WEIGHTS) or f"Known: {', '.join(WEIGHTS)}",
+        )
         for name in weights
         if name not in WEIGHTS
     ]
     problems += [
-        Problem(f"{source}: {name}", f"{value} is no weight", "Give a number of 0 or more")
+        Problem(
+            "SPARSEGPT-BAD-SCORE", f"{source}: {name}", f"{value} is not a valid weight", "Use a number of 0 or more"
+        )
         for name, value in weights.items()
         if not 0 <= value < float("inf")
     ]
     if not problems and not any(weights.values()):
-        problems = [Problem(source, "no score has a weight over 0", f"Give one, as activation=1; {', '.join(WEIGHTS)}")]
+        problems = [
+            Problem(
+                "SPARSEGPT-BAD-SCORE",
+                source,
+                "no score has a weight over 0",
+                f"Use e.g. activation=1; {', '.join(WEIGHTS)}",
+            )
+        ]
     if problems:
         raise UserError(problems)
 

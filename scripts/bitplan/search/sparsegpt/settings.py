@@ -61,10 +61,15 @@ class ModelSettings:
                 yield from error.problems
         for pattern, _ in self.layer_bits:
             if not matched(pattern, names):
-                yield Problem(f"layer_bits: {pattern}", "matches no layer", nearest_layers(pattern, names))
+                yield Problem(
+                    "SPARSEGPT-NO-MATCH", f"layer_bits: {pattern}", "matches no layer", nearest_layers(pattern, names)
+                )
         if len(self.targets) > blocks:
             yield Problem(
-                "target_avg_bits", f"{len(self.targets)} parts of {blocks} blocks", "Give one for each block at most"
+                "SPARSEGPT-TARGET",
+                "target_avg_bits",
+                f"{len(self.targets)} parts of {blocks} blocks",
+                "Give at most one per block",
             )
         targets = (
             {self.target_of(layer, blocks) for layer in info.quantizable} if len(self.targets) <= blocks else set()
@@ -75,15 +80,22 @@ class ModelSettings:
         if not self.quantize:
             return
         if self.method != "quantile" and None in targets:
-            yield Problem("target_avg_bits", f"is what {self.method} holds, and is absent", "Give it, or use quantile")
+            yield Problem(
+                "SPARSEGPT-TARGET", "target_avg_bits", f"is required by {self.method}", "Set it or use quantile"
+            )
         for target in sorted(targets - {None}):
             whole = target == int(target) and 2 <= target <= 8
             try:
                 if self.method != UNIFORM:
                     self.channels.check_target(target)
                 elif not whole:
-                    hint = "Give a whole number from 2 to 8, or another allocation"
-                    yield Problem("target_avg_bits", f"{target:g} is no width that all channels can have", hint)
+                    hint = "Use an integer from 2 to 8 or another allocation"
+                    yield Problem(
+                        "SPARSEGPT-TARGET",
+                        "target_avg_bits",
+                        f"{target:g} is not a width that all channels can have",
+                        hint,
+                    )
             except UserError as error:
                 yield from error.problems
 

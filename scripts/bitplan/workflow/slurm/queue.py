@@ -32,9 +32,19 @@ def _slurm(*command: str) -> str:
     try:
         made = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        raise user_error(command[0], "is not on this machine", "Run this where jobs are submitted") from None
+        raise user_error(
+            "SLURM-NOT-HERE",
+            command[0],
+            "is not installed on this machine",
+            "Run this on the machine where jobs are submitted",
+        ) from None
     if made.returncode:
-        raise user_error(command[0], made.stderr.strip() or f"ended with {made.returncode}", "Is the controller up?")
+        raise user_error(
+            "SLURM-FAILED",
+            command[0],
+            made.stderr.strip() or f"ended with {made.returncode}",
+            "Check that the SLURM controller is running",
+        )
     return made.stdout
 
 
@@ -81,5 +91,5 @@ def refuse_running(folder: Path) -> None:
     """Raise `UserError` when jobs of an earlier run are in the queue: the same files would be made twice at once."""
     if jobs := jobs_of(folder):
         what = f"an earlier run still has jobs in the queue: {', '.join(map(str, jobs))}"
-        hint = "Await or cancel them: python scripts/slurm_jobs.py --wait, or --cancel"
-        raise user_error("SLURM", what, hint)
+        hint = "Wait for them or cancel them: python scripts/slurm_jobs.py --wait, or --cancel"
+        raise user_error("SLURM-STILL-RUNNING", "SLURM", what, hint)

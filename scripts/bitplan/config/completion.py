@@ -1,0 +1,113 @@
+"""What a configuration leaves out and what follows from the rest: the bundled demo where nobody names models or plans, the recipes
+whose size a plan is to have, the formats that plans choose from.
+
+It works on the mapping that YAML gives, before the settings are validated, so that whatever is wrong with it is still said there.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitplan.config.plan_settings import METHODS
+
+DEMO_FILE = Path("demo") / "config.yaml"
+# What a model is compared in where a configuration names no plan.
+DEFAULT_PLANS = {"optimal-q4": {"method": "optimal", "same_size_as": "q4_k_m"}}
+SECTIONS = ("models", "plans", "studies")
+EMBEDDINGS = ("q4_k", "q5_k", "q6_k", "q8_0")
+IMATRIX = "_imatrix"
+Config = Mapping[str, Any]
+
+
+def demo_config(workflow: Path) -> dict[str, Any]:
+    """Return the configuration of the bundled demo; an empty one where the workflow was copied without it."""
+    path = workflow / DEMO_FILE
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {"models": {}}
+
+
+def _named(config: Config, section: str) -> bool:
+    """Return whether a configuration has entries in a section; those set to null are none."""
+    entries = config.get(section)
+    return isinstance(entries, Mapping) and any(value is not None for value in entries.values())
+
+
+def _below(lower: Config, upper: Config) -> dict[str, Any]:
+    """Return a configuration laid over another: mappings merge, all else is replaced."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        both = isinstance(value, Mapping) and isinstance(lower.get(key), Mapping)
+        merged[key] = _below(lower[key], value) if both else value
+    return merged
+
+
+def with_models_and_plans(config: Config, workflow: Path) -> dict[str, Any]:
+    """Return the configuration with the demo under it where it names neither models nor plans of its own.
+
+    With plans alone these are tried on the demo's model; with models alone each is compared in one optimal plan. Settings of the demo's
+    own model, by its name, change that model.
+    """
+    own = {key: value for key, value in config.items() if key not in SECTIONS or _named(config, key) or value}
+    demo = demo_config(workflow)
+    if set(own.get("models") or {}) - set(demo["models"]):
+        return own if "plans" in own else {**own, "plans": DEFAULT_PLANS}
+    return _below({"models": demo["models"]} if "plans" in own else demo, own)
+
+
+def _plans(config: Config) -> list[Config]:
+    """Return the settings of all plans, those of studies included, as far as they have the form of plans."""
+    studies = [study for study in (config.get("studies") or {}).values() if isinstance(study, Mapping)]
+    every = [*(config.get("plans") or {}).values(), *(study.get("plan") for study in studies)]
+    return [plan for plan in every if isinstance(plan, Mapping) and plan.get("method") in METHODS]
+
+
+def _value(plan: Config, key: str) -> Any:
+    """Return a plan's setting, or its method's default; None where the method lacks it."""
+    field = METHODS[plan["method"]].model_fields.get(key)
+    return plan.get(key, field.get_default(call_default_factory=True)) if field else None
+
+
+def _in_order(*groups: Iterable[Any]) -> list[Any]:
+    """Return all values once, in the order of their first appearance."""
+    return list(dict.fromkeys(value for group in groups for value in group))
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def with_recipes(config: Config) -> dict[str, Any]:
+    """Return the configuration with each recipe among its baselines whose size a plan is to have.
+
+    Where it names no baselines these are f16 and those recipes, each with and without importance matrix.
+    """
+    wanted = _in_order(filter(None, (_value(plan, "same_size_as") for plan in _plans(config))))
+    baselines = config.get("baselines")
+    if isinstance(baselines, list):
+        return {**config, "baselines": _in_order(baselines, wanted)}
+    both = [name for recipe in wanted for name in (recipe, recipe if recipe.endswith(IMATRIX) else recipe + IMATRIX)]
+    return {**config, "baselines": _in_order(["f16"], both)} if wanted and baselines is None else dict(config)
+
+
+def with_formats(config: Config) -> dict[str, Any]:
+    """Return the configuration with the sensitivity of every format that a plan may choose.
+
+    Formats of the embedding and the output matrix are added where a plan is optimal and the configuration does not say which.
+    """
+    plans, section = _plans(config), config.get("sensitivity")
+    sensitivity = dict(section) if isinstance(section, Mapping) else {}
+    palettes = [_list(_value(plan, "palette")) for plan in plans]
+    if any(palettes):
+        sensitivity["palette"] = _in_order(_list(sensitivity.get("palette")), *palettes)
+    if any(plan["method"] == "optimal" for plan in plans) and sensitivity.get("embeddings") is None:
+        sensitivity["embeddings"] = list(EMBEDDINGS)
+    return {**config, "sensitivity": sensitivity} if sensitivity else dict(config)
+
+
+def completed(config: Config, workflow: Path) -> dict[str, Any]:
+    """Return a configuration with all that follows from it; as it is where a section is not a mapping. workflow: the demo's folder."""
+    sections = (config.get(name) for name in (*SECTIONS, "sensitivity"))
+    if not all(section is None or isinstance(section, Mapping) for section in sections):
+        return dict(config)
+    return with_formats(with_recipes(with_models_and_plans(config, workflow)))

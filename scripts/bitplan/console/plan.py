@@ -1,0 +1,32 @@
+"""`bitplan plan`: which format each weight matrix gets, without writing a model."""
+
+import shutil
+from argparse import ArgumentParser, Namespace
+
+from bitplan.cli.inputs import output_file
+from bitplan.console.snakemake_run import run_workflow
+from bitplan.console.wishes import prepared_project, wish_parser
+from bitplan.core.files import read_json, written_aside
+
+
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
+    flags = wish_parser("Find the best number format for each weight matrix and write the plan.")
+    flags.add_argument("-o", "--output", type=output_file, required=True, help="plan.json to write")
+    return flags
+
+
+def main(args: Namespace) -> None:
+    """Run the workflow up to the plan and its simulated scores, copy the plan and print a line."""
+    project, wish = prepared_project(args)
+    folder = project.result("plans", wish.name)
+    names = ("plan.json", "bits.json", "perplexity.json")
+    run_workflow(project, [folder / name for name in names], args.cores, ["--dry-run"] if args.dry_run else [])
+    if args.dry_run:
+        return
+    with written_aside(args.output) as aside:
+        shutil.copyfile(folder / "plan.json", aside)
+    bits, scores = read_json(folder / "bits.json")["avg_bits"], read_json(folder / "perplexity.json")
+    print(
+        f"{args.output}: {bits:.2f} bits per parameter, KL {scores['kl_mean']:.5f} (simulated), perplexity {scores['ppl']:.3f}"
+    )

@@ -1,0 +1,96 @@
+"""A project of the `bitplan` program: a folder with a configuration for one model, in which the workflow runs and keeps its results."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bitplan.config.completion import completed
+from bitplan.config.settings import parse_settings
+from bitplan.core.files import written_aside
+from bitplan.core.places import workflow_folder
+
+FOLDER = ".bitplan"
+HEAD = "# Written by bitplan. Edit it and run `bitplan compare` here, or use it with snakemake --configfile.\n"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user wants of a model: its size as average bits, a recipe's size or bytes (exactly one), and how weights are rounded."""
+
+    bits: float | None = None
+    same_size_as: str | None = None
+    max_size: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the plan: letters, digits, dots and dashes."""
+        if self.bits is not None:
+            return f"optimal-{self.bits:g}bit"
+        return f"optimal-{(self.same_size_as or self.max_size or '').lower().replace('_', '-')}"
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """The plan's settings."""
+        size = {"target_avg_bits": self.bits, "same_size_as": self.same_size_as, "max_size": self.max_size}
+        return {"method": "optimal", **{key: value for key, value in size.items() if value is not None}}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A model's project. `folder` holds config.yaml, results/ and logs/; `name` is the model's name there."""
+
+    folder: Path
+    name: str
+
+    def result(self, *parts: str) -> Path:
+        """Return the path of one of the model's results."""
+        return self.folder.joinpath("results", self.name, *parts)
+
+
+def model_name(model: str) -> str:
+    """Return a name for a model from its path or id: its last part, with letters, digits, dots, dashes and underscores only."""
+    last = Path(model).resolve().name if Path(model).exists() else model.rstrip("/").rpartition("/")[2]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).lstrip("._-") or "model"
+
+
+def project_of(model: str, work: Path) -> Project:
+    """Return the project of a model below a folder: two models of the same name at different places have two."""
+    place = str(Path(model).resolve()) if Path(model).exists() else model
+    name = model_name(model)
+    return Project(work / f"{name}-{hashlib.sha256(place.encode()).hexdigest()[:8]}", name)
+
+
+def absolute(path: str | Path) -> str:
+    """Return a path that is the same from every folder; an id on the model hub stays as it is."""
+    return str(Path(path).expanduser().resolve()) if Path(path).expanduser().exists() else str(path)
+
+
+def configuration(project: Project, model: Mapping[str, Any], wish: Wish) -> dict[str, Any]:
+    """Return the configuration of one model and one plan.
+
+    model: the settings of the model, as under `models` in config.yaml. The recipe whose size the plan is to have is a baseline, with
+    and without importance matrix, so that the plan can be compared with it.
+    """
+    recipe = wish.same_size_as
+    baselines = ["f16", *([recipe] if recipe else [])]
+    return {"models": {project.name: dict(model)}, "plans": {wish.name: wish.plan}, "baselines": baselines}
+
+
+def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
+    """Write a configuration into a project's folder and return its path. Raises `UserError` for settings that are not valid."""
+    parse_settings(completed(config, workflow_folder()))
+    path = project.folder / "config.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as aside:
+        aside.write_text(HEAD + yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+    return path
+
+
+def snakefile() -> Path:
+    """Return the path of the workflow's Snakefile."""
+    return workflow_folder() / "Snakefile"

@@ -1,0 +1,61 @@
+"""`bitplan quantize`: from a model to a smaller file, with what it costs and how to run it."""
+
+import shutil
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from bitplan.cli.inputs import output_file
+from bitplan.console.project import Project, Wish
+from bitplan.console.snakemake_run import run_workflow
+from bitplan.console.wishes import prepared_project, wish_parser
+from bitplan.core.files import read_json, written_aside
+
+RUNTIME = "gguf"
+
+
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
+    flags = wish_parser("Find the best number format for each weight matrix and write the quantized model.")
+    flags.add_argument("-o", "--output", type=output_file, required=True, help="GGUF file to write")
+    return flags
+
+
+def artefacts(project: Project, wish: Wish) -> list[Path]:
+    """Return what has to be made: the file and its scores, and those of the recipe of the same size."""
+    plan = project.result("plans", wish.name)
+    scores = [plan / RUNTIME / "model.gguf", plan / RUNTIME / "perplexity.json", plan / "bits.json"]
+    recipe = wish.same_size_as
+    return scores + ([project.result("baselines", recipe, "perplexity.json")] if recipe else [])
+
+
+def headline(name: str, size: int, bits: float, scores: dict) -> str:
+    """Return size, bits and KL of a file in one line."""
+    kl, error = scores["kl_mean"], scores["kl_mean_error"]
+    return (
+        f"{name}: {size / 1e6:,.1f} MB, {bits:.2f} bits per parameter, KL {kl:.5f} +- {1.96 * error:.5f} against the original,"
+        f" perplexity {scores['ppl']:.3f}"
+    )
+
+
+def result_lines(project: Project, wish: Wish, output: Path) -> list[str]:
+    """Return what is printed at the end: the file, the recipe of its size, and how to run it."""
+    plan = project.result("plans", wish.name)
+    bits, scores = read_json(plan / "bits.json")["avg_bits"], read_json(plan / RUNTIME / "perplexity.json")
+    lines = [headline(str(output), output.stat().st_size, bits, scores)]
+    if wish.same_size_as:
+        recipe = read_json(project.result("baselines", wish.same_size_as, "perplexity.json"))
+        lines.append(
+            f"llama.cpp's {wish.same_size_as} of the same size: KL {recipe['kl_mean']:.5f}, perplexity {recipe['ppl']:.3f}"
+        )
+    return [*lines, f"Run it: llama-server -m {output}"]
+
+
+def main(args: Namespace) -> None:
+    """Run the workflow for one plan, copy its file to the output and print three lines."""
+    project, wish = prepared_project(args)
+    run_workflow(project, artefacts(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
+    if args.dry_run:
+        return
+    with written_aside(args.output) as aside:
+        shutil.copyfile(project.result("plans", wish.name, RUNTIME, "model.gguf"), aside)
+    print("\n".join(result_lines(project, wish, args.output)))

@@ -1,0 +1,42 @@
+"""Running the workflow in a project, with one line for each finished step."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bitplan.console.project import Project, snakefile
+from bitplan.core.errors import user_error
+from bitplan.core.places import scripts_folder
+
+
+def environment(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a run: rules call `python`, which has to be this interpreter, and Snakemake has to find the logger."""
+    paths = [str(scripts_folder()), *filter(None, [given.get("PYTHONPATH")])]
+    programs = [str(Path(sys.executable).parent), *filter(None, [given.get("PATH")])]
+    return {**given, "PYTHONPATH": os.pathsep.join(paths), "PATH": os.pathsep.join(programs)}
+
+
+def command(project: Project, targets: Sequence[Path], cores: int, more: Sequence[str] = ()) -> list[str]:
+    """Return the command line of a run that makes some files of a project."""
+    names = [str(path.relative_to(project.folder)) for path in targets]
+    return [
+        *(sys.executable, "-m", "snakemake", *names, "--snakefile", str(snakefile())),
+        *("--directory", str(project.folder), "--configfile", str(project.folder / "config.yaml")),
+        *("--cores", str(cores), "--logger", "steps", *more),
+    ]
+
+
+def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Sequence[str] = ()) -> None:
+    """Make some files of a project. Raises `UserError` where a step failed; the steps that are finished are kept."""
+    line = command(project, targets, cores, more)
+    status = subprocess.run(line, env=environment(os.environ), check=False).returncode
+    if status:
+        what = f"the workflow stopped with exit code {status}; the lines above say which step failed"
+        raise user_error(
+            "WORKFLOW-FAILED",
+            str(project.folder),
+            what,
+            "Fix the cause and run the same command again: finished steps are kept",
+        )

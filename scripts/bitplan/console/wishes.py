@@ -1,0 +1,67 @@
+"""The flags that `bitplan quantize` and `bitplan plan` share, and the project that they describe."""
+
+import os
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from bitplan.cli.inputs import input_file
+from bitplan.cli.parser import add_text_flag, count, number, parser, size
+from bitplan.config.recipes import QUANTIZED_RECIPES
+from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
+
+DEFAULT_RECIPE = "q4_k_m"
+
+
+def size_text(text: str) -> str:
+    """The argparse type of an amount of bytes, as 4GB: the text itself, which the settings understand."""
+    size(text)
+    return text
+
+
+def wish_parser(description: str) -> ArgumentParser:
+    """Return a parser with the flags of a model, its texts and the size of its plan."""
+    flags = parser(description)
+    flags.add_argument("model", type=Path, help="folder of a checkpoint, or an id on the model hub (organization/name)")
+    flags.add_argument("--revision", help="branch, tag or commit on the model hub")
+    add_text_flag(flags, "--text", "calibration.txt", "text like what the model will be used on, for calibration")
+    flags.add_argument("--evaluation", type=input_file, help="text to compare on; the rest of --text when absent")
+    sizes = flags.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--same-size-as",
+        choices=QUANTIZED_RECIPES,
+        metavar="RECIPE",
+        help=f"as large as a recipe of llama.cpp; {DEFAULT_RECIPE} when no size is given",
+    )
+    sizes.add_argument("--bits", type=number(0.0, 16.0, open_low=True), help="average bits over all parameters")
+    sizes.add_argument(
+        "--max-size",
+        type=size_text,
+        metavar="SIZE",
+        help="largest file, as 4GB or 700MiB",
+    )
+    flags.add_argument(
+        "--work", type=Path, default=Path(FOLDER), help="folder for results: a later run goes on from them"
+    )
+    flags.add_argument("--cores", type=count, default=os.cpu_count() or 1, help="processor cores to use")
+    flags.add_argument("--dry-run", action="store_true", help="print the steps and run none")
+    return flags
+
+
+def wish_of(args: Namespace) -> Wish:
+    """Return the size that the flags ask for."""
+    sizes = (args.bits, args.same_size_as, args.max_size)
+    return Wish(*sizes) if any(value is not None for value in sizes) else Wish(same_size_as=DEFAULT_RECIPE)
+
+
+def texts_of(args: Namespace) -> dict[str, str]:
+    """Return the model's path and texts, as absolute paths."""
+    texts = {"calibration": args.text, "evaluation": args.evaluation or args.text}
+    return {"path": absolute(args.model), **{key: absolute(path) for key, path in texts.items()}}
+
+
+def prepared_project(args: Namespace, **model: Any) -> tuple[Project, Wish]:
+    """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid."""
+    project, wish = project_of(str(args.model), args.work.resolve()), wish_of(args)
+    write_configuration(project, configuration(project, {**texts_of(args), **model}, wish))
+    return project, wish

@@ -1,0 +1,66 @@
+"""llama.cpp and what is built on it: a plan as one GGUF file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
+
+if TYPE_CHECKING:
+    from bitplan.evaluate.scores import TokenScores
+    from bitplan.evaluate.timing import Run, SpeedSettings
+    from bitplan.models.layers import Layer, ModelInfo
+    from bitplan.plans.plan import LayerPlan
+    from bitplan.reference.reference import Reference
+
+
+def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
+    """Return the type of the table for a layer's format, or llama.cpp's substitute where rows do not fit its blocks."""
+    from bitplan.runtimes.gguf.verdicts import layer_verdict
+
+    return layer_verdict(layer, made)
+
+
+def write(job: ExportJob) -> Mapping[str, Any]:
+    """Write the GGUF of a job, print what it holds of the plan, and return its report."""
+    from bitplan.runtimes.gguf.write import write_job
+
+    return write_job(job)
+
+
+def how_to_run(artifact: Path) -> str:
+    """Return the commands that serve a GGUF file."""
+    return f"Run it: llama-server -m {artifact}\nor once: llama-cli -m {artifact} -p 'Once upon a time'"
+
+
+def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores":
+    """Return the scores of a GGUF file in llama.cpp. Raises `UserError` for a file of another model."""
+    from bitplan.runtimes.gguf.scores import score_gguf
+
+    return score_gguf(artifact, reference, threads)
+
+
+def time(artifact: Path, settings: "SpeedSettings") -> "Run":
+    """Return the times of one run of a GGUF file in llama.cpp."""
+    from bitplan.runtimes.gguf.timing import run_once
+
+    return run_once(artifact, settings)
+
+
+RUNTIME = Runtime(
+    "gguf",
+    "model.gguf",
+    verdict,
+    write,
+    how_to_run,
+    score,
+    time,
+    environment="llama",
+    settings=("unquantized", "match", "max_error"),
+    base="base.gguf",
+    code={
+        "write": "bitplan.runtimes.gguf.write",
+        "score": "bitplan.runtimes.gguf.scores",
+        "time": "bitplan.runtimes.gguf.timing",
+    },
+)

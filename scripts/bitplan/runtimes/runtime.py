@@ -1,0 +1,85 @@
+"""What a runtime is to the workflow: a program that loads models in a file format of its own, and how a plan gets into that format.
+
+A runtime's module is imported when the workflow is read, so it imports what computes inside its functions.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bitplan.evaluate.scores import TokenScores
+    from bitplan.evaluate.timing import Run, SpeedSettings
+    from bitplan.models.checkpoint import Checkpoint
+    from bitplan.models.layers import Layer, ModelInfo
+    from bitplan.plans.plan import LayerPlan, Plan
+    from bitplan.reference.reference import Reference
+
+Status = Literal["exact", "exact_in_more_bits", "approximate", "refused"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a runtime makes of a layer's format: how well it holds the values, as which type, in how many bits per weight, and why.
+
+    "exact_in_more_bits" keeps every value in a wider type. Of a "refused" layer nothing is stored, and no plan with one is written.
+    """
+
+    status: Status
+    stored_type: str
+    stored_bits: float
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ExportJob:
+    """A plan to write. `output` is the artifact; `importance` maps layers to mean x^2 per column (in,) float32.
+
+    `settings` has the values of the runtime's `settings`. `base` is the file or folder that the runtime starts from, where it names
+    one. `notes` may say `model_name`, `plan_name`, `scores` (a perplexity.json), `calibration` (a text) and `allow_base_kl`.
+    """
+
+    checkpoint: "Checkpoint"
+    info: "ModelInfo"
+    plan: "Plan"
+    output: Path
+    importance: Mapping[str, "Tensor"] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    base: Path | None = None
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A runtime.
+
+    `artifact` is the name of what `write` writes in the runtime's folder of a plan's results: a file, or a folder (`is_folder`).
+    `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
+    the result of the model that it starts from. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
+    report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
+    runtime that cannot has None. `how_to_run(artifact)` is text for the user. `code` names the modules whose code is behind "write",
+    "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
+    """
+
+    name: str
+    artifact: str
+    verdict: Callable[["Layer", "LayerPlan", "ModelInfo"], Verdict]
+    write: Callable[[ExportJob], Mapping[str, Any]]
+    how_to_run: Callable[[Path], str]
+    score: Callable[[Path, "Reference", int], "TokenScores"] | None = None
+    time: Callable[[Path, "SpeedSettings"], "Run"] | None = None
+    environment: str = "torch"
+    settings: tuple[str, ...] = ()
+    base: str = ""
+    is_folder: bool = False
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The results of a plan in this runtime, in its folder."""
+        scored, timed = self.score is not None, self.time is not None
+        return (self.artifact, "report.json", *["perplexity.json"] * scored, *["speed.json"] * timed)

@@ -1,0 +1,140 @@
+"""A logger plugin of Snakemake: `snakemake --logger steps` prints one line for each finished step, with its time and the time left.
+
+Warnings and errors are printed in full, and Snakemake's own log file still has everything. Snakemake finds the plugin by its
+name wherever `scripts/` is on Python's path.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+TARGET = "all"
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: `8 s`, `2 min 05 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+@dataclass
+class Run:
+    """What is known of a run. `waiting`: steps not yet finished, by rule; `seconds`: times of the finished ones, by rule."""
+
+    started: float
+    total: int = 0
+    finished: int = 0
+    waiting: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    running: dict[int, tuple[str, str, float]] = field(default_factory=dict)
+
+    def plan_(self, stats: Mapping[str, int]) -> None:
+        """Take the number of steps of each rule from Snakemake's statistics of a graph."""
+        self.waiting = {rule: count for rule, count in stats.items() if rule not in ("total", TARGET)}
+        self.total = sum(self.waiting.values())
+
+    def start_(self, job: int, rule: str, name: str, now: float) -> None:
+        """Note that a step started."""
+        self.running[job] = (rule, name, now)
+
+    def finish_(self, job: int, now: float) -> tuple[str, str, float] | None:
+        """Note that a step finished. Returns its rule, name and seconds; None for one that was never seen to start."""
+        if job not in self.running:
+            return None
+        rule, name, started = self.running.pop(job)
+        self.finished += 1
+        self.waiting[rule] = max(0, self.waiting.get(rule, 1) - 1)
+        self.seconds.setdefault(rule, []).append(now - started)
+        return rule, name, now - started
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return an estimate of the seconds left: each waiting step takes the mean of its rule, or of all finished steps where
+        none of its rule has finished, and as many run side by side as did so far. None before the first step has finished."""
+        times = [each for one in self.seconds.values() for each in one]
+        busy, elapsed = sum(times), now - self.started
+        if not times or elapsed <= 0:
+            return None
+        mean = busy / len(times)
+        means = {rule: sum(one) / len(one) for rule, one in self.seconds.items()}
+        work = sum(count * means.get(rule, mean) for rule, count in self.waiting.items())
+        return work / max(1.0, busy / elapsed)
+
+
+class LogHandler(LogHandlerBase):
+    """Prints the steps of a run to stderr."""
+
+    def __post_init__(self) -> None:
+        self.steps = Run(time.monotonic())
+        self.by_event = {
+            LogEvent.RUN_INFO: self._plan,
+            LogEvent.JOB_INFO: self._start,
+            LogEvent.JOB_FINISHED: self._finish,
+        }
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the line of an event; of other messages those from warnings on."""
+        event = getattr(record, "event", None)
+        if event in self.by_event:
+            self.by_event[event](record)
+        elif record.msg == NOTHING_TO_BE_DONE_MSG:
+            self._print(record.msg)
+        elif record.levelno >= logging.WARNING and (text := self.format(record)) not in ("", "None"):
+            self._print(text)
+
+    def _plan(self, record: logging.LogRecord) -> None:
+        self.steps.plan_(record.stats)
+        if self.steps.total:
+            self._print(f"{self.steps.total} steps")
+
+    def _start(self, record: logging.LogRecord) -> None:
+        name = " ".join(str(value) for value in dict(record.wildcards or {}).values())
+        self.steps.start_(record.jobid, record.rule_name, name, time.monotonic())
+
+    def _finish(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        step = self.steps.finish_(record.job_id, now)
+        if step is None or step[0] == TARGET:
+            return
+        rule, name, seconds = step
+        left = self.steps.seconds_left(now)
+        waiting = self.steps.total - self.steps.finished
+        ending = f", about {duration(left)} left" if left is not None and waiting > 0 else ""
+        count = f"{self.steps.finished:{len(str(self.steps.total))}}/{self.steps.total}"
+        self._print(f"{count} {rule.replace('_', ' ')} {name}: {duration(seconds)}{ending}")
+
+    def _print(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    @property
+    def writes_to_stream(self) -> bool:
+        """Whether Snakemake's own printing to the terminal is replaced."""
+        return True
+
+    @property
+    def writes_to_file(self) -> bool:
+        """Whether the plugin writes a file."""
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether the plugin filters events itself; it wants all."""
+        return True
+
+    @property
+    def has_formatter(self) -> bool:
+        """Whether the plugin formats errors itself; Snakemake's formatter shows the failed step's log."""
+        return False
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        """Whether the plugin wants the graph of rules."""
+        return False

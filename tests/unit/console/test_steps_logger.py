@@ -1,0 +1,83 @@
+"""One line for each finished step: what it says of the time that is left."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+from snakemake.common import NOTHING_TO_BE_DONE_MSG
+from snakemake_interface_logger_plugins.common import LogEvent
+from snakemake_logger_plugin_steps import LogHandler, Run, duration
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (125, "2 min 05 s"), (12_000, "3 h 20 min")],
+)
+def test_durations_are_said_in_words(seconds, words):
+    assert duration(seconds) == words
+
+
+def run_of(**counts: int) -> Run:
+    run = Run(0.0)
+    run.plan_({**counts, "all": 1, "total": sum(counts.values()) + 1})
+    return run
+
+
+def test_the_target_rule_is_not_a_step():
+    assert run_of(model=1, plan=3).total == 4
+
+
+def test_nothing_is_said_of_the_time_left_before_a_step_has_finished():
+    assert run_of(model=1).seconds_left(10.0) is None
+
+
+def test_waiting_steps_take_the_mean_of_their_rule_and_others_the_mean_of_all():
+    run = run_of(short=3, long=2, other=1)
+    for job, (rule, begin, end) in enumerate([("short", 0, 2), ("long", 2, 12)]):
+        run.start_(job, rule, "", begin)
+        run.finish_(job, end)
+    assert run.seconds_left(12.0) == pytest.approx(2 * 2 + 1 * 10 + 1 * 6)
+
+
+def test_steps_that_run_side_by_side_end_sooner():
+    run = run_of(plan=4)
+    for job in (1, 2):
+        run.start_(job, "plan", "", 0.0)
+    for job in (1, 2):
+        run.finish_(job, 10.0)
+    assert run.seconds_left(10.0) == pytest.approx(10.0), "two of 10 s each were done in 10 s, and two are left"
+
+
+def handler() -> LogHandler:
+    made = LogHandler(SimpleNamespace(dryrun=False), None)
+    made.setFormatter(logging.Formatter("%(message)s"))
+    return made
+
+
+def record(event: LogEvent | None = None, level: int = logging.INFO, message: str = "", **more) -> logging.LogRecord:
+    made = logging.LogRecord("snakemake", level, "", 0, message, None, None)
+    vars(made).update({"event": event, **more} if event else more)
+    return made
+
+
+def test_a_finished_step_is_one_line_with_its_number_name_and_time(capsys):
+    steps = handler()
+    steps.emit(record(LogEvent.RUN_INFO, stats={"plan_gguf": 2, "all": 1, "total": 3}))
+    steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="plan_gguf", wildcards={"model": "demo", "plan": "best"}))
+    steps.emit(record(LogEvent.JOB_FINISHED, job_id=7))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "2 steps"
+    assert second.startswith("1/2 plan gguf demo best: 0 s") and second.endswith("left")
+
+
+def test_warnings_and_errors_are_printed_and_other_messages_are_not(capsys):
+    steps = handler()
+    steps.emit(record(message="Building DAG of jobs..."))
+    steps.emit(record(message="something is odd", level=logging.WARNING))
+    steps.emit(record(message="something failed", level=logging.ERROR))
+    assert capsys.readouterr().err.splitlines() == ["something is odd", "something failed"]
+
+
+def test_a_run_with_nothing_to_do_says_so(capsys):
+    handler().emit(record(message=NOTHING_TO_BE_DONE_MSG))
+    assert "Nothing to be done" in capsys.readouterr().err

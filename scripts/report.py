@@ -10,9 +10,12 @@ def main(args) -> None:
     from bitplan.core.files import write_json, write_table
     from bitplan.models.layers import model_info
     from bitplan.report.agreement import agreement_table, read_agreement
-    from bitplan.report.comparison import COLUMNS, comparison_json, comparison_table
-    from bitplan.report.figure import FILE_SIZE, PLAN_SIZE, as_simulated, draw
-    from bitplan.report.page.render import page
+    from bitplan.report.answers import answers_of
+    from bitplan.report.comparison import COLUMNS, comparison_json, comparison_table, damage
+    from bitplan.report.figure import draw
+    from bitplan.report.front import axes_of, dominated, headlines
+    from bitplan.report.page.charts import front_charts, plan_charts
+    from bitplan.report.page.render import Content, page
     from bitplan.report.results import Entry, check_results, reference_speed, row_of
     from bitplan.report.tables import texts, write_text
     from bitplan.report.tasks import task_columns, task_rows, tasks_table
@@ -25,6 +28,7 @@ def main(args) -> None:
     check_results(entries, with_files=bool(baselines))
     reference = reference_speed(args.results / "baselines" / baselines[0], baselines[0]) if baselines else None
     rows = [row_of(entry, info.parameters, reference) for entry in entries]
+    by_name = {row["name"]: row for row in rows}
     tasks = task_rows(args.model_tasks, entries) if args.model_tasks else []
     title = f"{args.results.name}: plans compared"
     with_tasks = {each["name"]: each for each in tasks}
@@ -32,10 +36,16 @@ def main(args) -> None:
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     if args.json:
         write_json(args.json, comparison_json(figures))
-    draw(rows if baselines else as_simulated(rows), args.figure, title, FILE_SIZE if baselines else PLAN_SIZE)
+    axes = axes_of(rows)
+    best_first = sorted(entries, key=lambda entry: damage(by_name[entry.name]))
+    draw(rows, args.figure, title, axes)
     tables = [each for each in (comparison_table(rows), tasks_table(tasks), agreement_table(taus)) if each]
     write_text(args.text, texts(tables))
-    write_text(args.page, page(title, tables, args.figure.read_text(encoding="utf-8")))
+    figure = args.figure.read_text(encoding="utf-8")
+    answers = answers_of(best_first) if baselines else {}
+    charts = {**front_charts(rows, axes), **plan_charts(best_first, info.layers)}
+    aside = frozenset(dominated(rows, axes))
+    write_text(args.page, page(Content(title, tables, figure, headlines(rows, axes), charts, answers, aside)))
     print(texts(tables))
 
 

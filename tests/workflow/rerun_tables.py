@@ -371,7 +371,7 @@ MODULES = {
     "evaluate/timing.py": SPEEDS,
     "formats/*": QUANTIZE,
     "formats/describe.py": "",
-    "formats/facts.py": f"model {QUANTIZE}",
+    "formats/facts.py": f"model {QUANTIZE} comparison",
     "formats/fitting.py": f"model {QUANTIZE}",
     "formats/mixed_linear.py": "",
     "formats/pairs.py": SMOOTHED,

@@ -134,7 +134,7 @@ def test_environments_pin_what_the_lock_file_pins():
 
 
 # Names under which packages are imported, where these are not the packages' own.
-PACKAGES = {"llama_cpp": "llama-cpp-python", "yaml": "PyYAML"}
+PACKAGES = {"llama_cpp": "llama-cpp-python", "vl_convert": "vl-convert-python", "yaml": "PyYAML"}
 # Comes with llama.cpp's converter, which is no package.
 CONVERTER = {"conversion"}
 CALLS = sorted(

@@ -55,12 +55,16 @@ def _layer_rows(plan: Plan, info: ModelInfo) -> list[dict[str, Any]]:
 
 
 def _distribution(rows: list[dict[str, Any]], parameters: int) -> dict[str, dict[str, float]]:
-    """Return for each weight format the number of layers, their parameters and their share of the model's parameters."""
-    totals: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0})
+    """Return for each weight format the number of layers, their parameters, bytes and bits per weight, and their share of the
+    model's parameters."""
+    totals: dict[str, dict[str, float]] = defaultdict(lambda: {"layers": 0, "params": 0, "bytes": 0.0})
     for row in rows:
-        totals[row["wq"]]["layers"] += 1
-        totals[row["wq"]]["params"] += row["params"]
-    return {form: {**part, "share": part["params"] / parameters} for form, part in totals.items()}
+        for key, amount in (("layers", 1), ("params", row["params"]), ("bytes", row["bytes"])):
+            totals[row["wq"]][key] += amount
+    return {
+        form: {**part, "share": part["params"] / parameters, "bits": 8 * part["bytes"] / part["params"]}
+        for form, part in totals.items()
+    }
 
 
 def pattern_counts(config: Path, info: ModelInfo) -> list[dict[str, Any]]:

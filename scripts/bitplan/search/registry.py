@@ -11,6 +11,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from bitplan.core.figures import BLUE, GREEN, ORANGE, PURPLE, RED
 from bitplan.search.adaptive.settings import AdaptivePlan
 from bitplan.search.genetic.settings import GeneticPlan
 from bitplan.search.optimal.settings import OptimalPlan
@@ -57,20 +58,20 @@ class Method:
 
 _ALL = (
     Method(
-        AdaptivePlan, "adaptive_quantization_search.py", "#1f6fb2", (STATS, CALIBRATION), memory="search_mem_mb", time=(12, 20),
+        AdaptivePlan, "adaptive_quantization_search.py", BLUE, (STATS, CALIBRATION), memory="search_mem_mb", time=(12, 20),
         # A search that is limited by a task sees as many tokens at once as the tasks of the report do.
         shared=(COMPUTE, Shared("tasks.max_length", flag="length", when="task")),
     ),
-    Method(RandomPlan, "random_mixed_precision_quantization.py", "#d1661f"),
+    Method(RandomPlan, "random_mixed_precision_quantization.py", ORANGE),
     Method(
-        GeneticPlan, "mixed_precision_ptq.py", "#2f8f4e", (TABLE,), (COMPUTE, Shared("sensitivity.activation_scope")),
+        GeneticPlan, "mixed_precision_ptq.py", GREEN, (TABLE,), (COMPUTE, Shared("sensitivity.activation_scope")),
         beside="{of}.smoothing.safetensors",
     ),
     Method(
-        SparseGPTPlan, "sparsegpt_enhanced.py", "#8a4fb0", (CALIBRATION,), (COMPUTE,), "compressed", "sparsegpt_mem_mb", (24, 20)
+        SparseGPTPlan, "sparsegpt_enhanced.py", PURPLE, (CALIBRATION,), (COMPUTE,), "compressed", "sparsegpt_mem_mb", (24, 20)
     ),
     Method(
-        OptimalPlan, "optimal_search.py", "#c22f3d", (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(12, 20)
+        OptimalPlan, "optimal_search.py", RED, (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(12, 20)
     ),
 )  # fmt: skip
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}

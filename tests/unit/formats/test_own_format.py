@@ -30,7 +30,7 @@ def tree(tmp_path_factory) -> Path:
     """A copy of scripts/ with the format of the page: the module as it stands there, and its entry in the table."""
     scripts = tmp_path_factory.mktemp("own") / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    module, builder, entry = pieces("A format of your own")[:3]
+    module, builder, entry = pieces("A custom format")[:3]
     (scripts / "bitplan/formats/ternary.py").write_text(module)
     table = scripts / "bitplan/formats/table.py"
     text = table.read_text()

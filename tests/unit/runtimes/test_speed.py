@@ -9,7 +9,7 @@ import pytest
 from bitplan.core.errors import UserError
 from bitplan.report.comparison import comparison_table
 from bitplan.report.figure import draw
-from bitplan.report.page.render import page
+from bitplan.report.page.render import Content, page
 from bitplan.runtimes import speed
 
 
@@ -75,7 +75,7 @@ def test_the_report_calls_an_unstable_speed_so_and_keeps_its_numbers():
     quiet, noisy = comparison_table(rows).text().splitlines()[1:3]
     assert "7.08" in quiet and "unstable" not in quiet
     assert noisy.split()[-4:] == ["unstable", "unstable", "3.10", "11.00"]
-    assert page("t", [comparison_table(rows)], "<svg/>").count("<td>unstable</td>") == 2
+    assert page(Content("t", [comparison_table(rows)], "<svg/>")).count("<td>unstable</td>") == 2
 
 
 def test_the_load_time_of_the_original_holds_no_imports(tiny, monkeypatch):
@@ -128,4 +128,4 @@ def test_a_plan_that_answers_nan_stands_last_in_the_table_and_not_in_the_figure(
     assert lines == ["good", "worse", "broken"]
     draw(rows, tmp_path / "f.svg", "title")
     assert "broken" not in (tmp_path / "f.svg").read_text()
-    assert "broken" in page("title", [comparison_table(rows)], (tmp_path / "f.svg").read_text())
+    assert "broken" in page(Content("title", [comparison_table(rows)], (tmp_path / "f.svg").read_text()))

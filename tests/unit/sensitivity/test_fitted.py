@@ -8,7 +8,7 @@ import pytest
 
 from bitplan.core.errors import UserError
 from bitplan.report.agreement import agreement_table, read_agreement
-from bitplan.report.page.render import page
+from bitplan.report.page.render import Content, page
 from bitplan.sensitivity.agreement import agreement, kendall, read_rows
 from bitplan.sensitivity.fitted import fit, predicted, with_fitted
 
@@ -96,8 +96,8 @@ def test_the_table_of_taus_is_read_and_shown_in_text_and_on_the_page(tmp_path):
     lines = [line.split() for line in agreement_table(read).text().splitlines()[:3]]
     assert lines[0] == ["tau", "against", "KL", "q2_k", "q8_0", "all"]
     assert lines[1:] == [["alpha", "1.000", "0.000", "-0.125"], ["mse", "0.250", "0.500"]]
-    shown = page("t", [agreement_table(read)], "<svg/>")
-    assert "<td>alpha</td><td>1.000</td><td>0.000</td><td>-0.125</td>" in shown and "fisher" not in shown
+    shown = page(Content("t", [agreement_table(read)], "<svg/>"))
+    assert '<td>alpha</td><td data-value="1">1.000</td><td data-value="0">0.000</td>' in shown and "fisher" not in shown
     assert agreement_table({}) is None
 
 

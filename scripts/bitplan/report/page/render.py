@@ -1,21 +1,49 @@
-"""A self-contained HTML page from a template. The template is Jinja's: it escapes what it is given."""
+"""A self-contained HTML page from a template: data, style, programs and the drawing library are all inside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from bitplan.core.tables import cells
+from bitplan.report.answers import Answer
 from bitplan.report.tables import Table
 
-TEMPLATE = "comparison.html.j2"
+FOLDER = Path(__file__).parent
 
 
-def page(title: str, tables: Sequence[Table], figure: str) -> str:
-    """Return a page with some tables and a figure (SVG text) inside."""
+@dataclass(frozen=True)
+class Content:
+    """What a page shows: sentences first, then charts by the place that they have in the page, tables and answers; `figure` is an
+    SVG for readers without scripts. `aside` are the names of rows that the first table may leave out."""
+
+    title: str
+    tables: Sequence[Table]
+    figure: str
+    headlines: Sequence[str] = ()
+    charts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
+    aside: frozenset[str] = frozenset()
+
+
+@cache
+def _library() -> str:
+    """Return Vega, Vega-Lite and Vega-Embed as one program that needs no network."""
+    from vl_convert import javascript_bundle
+
+    return javascript_bundle().replace("</script", r"<\/script")
+
+
+def page(content: Content) -> str:
+    """Return the page. The template escapes every value."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(FOLDER)
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    drawing = figure[figure.index("<svg") :]
-    return environment.get_template(TEMPLATE).render(title=title, tables=tables, cells=cells, figure=drawing)
+    figure = content.figure[content.figure.index("<svg") :]
+    library = _library() if content.charts else ""
+    template = environment.get_template("comparison.html.j2")
+    return template.render(page=content, cells=cells, figure=figure, library=library)

@@ -1,0 +1,97 @@
+"""Which plans are worth their size: the front of KL against size, and what it says beside llama.cpp's recipes."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bitplan.report.results import BASELINE_METHOD
+from bitplan.report.tables import Row
+
+# Below this a file is as good as the reference.
+LOSSLESS_KL = 1e-6
+# An error bar as a share of its KL, at most: a logarithmic axis has no 0.
+LARGEST_ERROR = 0.9
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The metrics of size and KL that rows are compared by, by key."""
+
+    size: str
+    kl: str
+
+    @property
+    def error(self) -> str:
+        """The standard error of the KL."""
+        return f"{self.kl}_error"
+
+    def has(self, row: Row) -> bool:
+        """Return whether a row has both: a file that answers with NaN has no KL."""
+        return row.get(self.size) is not None and row.get(self.kl) is not None
+
+
+OF_FILES, OF_PLANS = Axes("avg_bits_file", "file_kl"), Axes("avg_bits", "kl")
+
+
+def axes_of(rows: Iterable[Row]) -> Axes:
+    """Return the axes of some rows: those of the files, or those of the simulated plans where no row has a file."""
+    return OF_FILES if any(row.get(OF_FILES.size) is not None for row in rows) else OF_PLANS
+
+
+def dominated(rows: Sequence[Row], axes: Axes) -> set[str]:
+    """Return the names of rows that another one is no larger than and no worse than, and better in one of the two."""
+    places = [(row["name"], row[axes.size], row[axes.kl]) for row in rows if axes.has(row)]
+    return {
+        name for name, size, kl in places if any(s <= size and k <= kl and (s < size or k < kl) for _, s, k in places)
+    }
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error` that ends above 0, and a label for it."""
+
+    name: str
+    method: str
+    size: float
+    kl: float
+    error: float
+    label: str
+    dominated: bool
+
+
+def points_of(rows: Sequence[Row], axes: Axes) -> list[Point]:
+    """Return the points of the rows that have a size and a KL, by rising size.
+
+    A KL below 1e-6, which would take the room of the others, is drawn at the lower edge; its label says so.
+    """
+    known, hidden = sorted(filter(axes.has, rows), key=lambda row: row[axes.size]), dominated(rows, axes)
+    floor = min((row[axes.kl] for row in known if row[axes.kl] > LOSSLESS_KL), default=LOSSLESS_KL) / 2
+    return [_point(row, axes, floor, row["name"] in hidden) for row in known]
+
+
+def _point(row: Row, axes: Axes, floor: float, hidden: bool) -> Point:
+    kl = max(row[axes.kl], floor)
+    label = row["name"] if kl == row[axes.kl] else f"{row['name']} (below the axis: {row[axes.kl]:.0e})"
+    error = min(row.get(axes.error) or 0.0, LARGEST_ERROR * kl)
+    return Point(row["name"], row["method"] or "", row[axes.size], kl, error, label, hidden)
+
+
+def headlines(rows: Sequence[Row], axes: Axes) -> list[str]:
+    """Return a sentence for each recipe but the reference (the first): the best KL of a plan of at most its size, and its own."""
+    known = [row for row in rows if axes.has(row)]
+    recipes = [row for row in known if row["method"] == BASELINE_METHOD][1:]
+    plans = [row for row in known if row["method"] != BASELINE_METHOD]
+    return [_headline(recipe, plans, axes) for recipe in recipes]
+
+
+def _headline(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
+    small = [row for row in plans if row[axes.size] <= recipe[axes.size]]
+    if not small:
+        return f"No plan is as small as {recipe['name']}."
+    best = min(small, key=lambda row: row[axes.kl])
+    ours, theirs = best[axes.kl], recipe[axes.kl]
+    apart = abs(ours - theirs) > math.hypot(*(row.get(axes.error) or 0.0 for row in (best, recipe)))
+    doubt = "" if apart else " (within the standard errors)"
+    if ours < theirs:
+        return f"At {recipe['name']}'s size: KL {ours:.2g} instead of {theirs:.2g}{doubt}, with {best['name']}."
+    return f"At {recipe['name']}'s size no plan has a lower KL than its {theirs:.2g}; {best['name']} has {ours:.2g}{doubt}."

@@ -1,0 +1,230 @@
+"""The page of a comparison: what it says, and what it does in a browser."""
+
+import re
+
+import pytest
+
+from bitplan.models.layers import Layer
+from bitplan.report.answers import Answer, compared
+from bitplan.report.comparison import comparison_table
+from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of
+from bitplan.report.metrics import METRICS
+from bitplan.report.page.charts import cells_of, front_charts, heat_map
+from bitplan.report.page.render import Content, page
+from tests.browser import CHROMIUM, browser
+
+EMPTY = dict.fromkeys(metric.key for metric in METRICS)
+
+
+def row(name: str, method: str, bits: float, kl: float | None, **more) -> dict:
+    file = {"avg_bits_file": bits, "file_bytes": int(1000 * bits), "file_kl": kl, "file_kl_error": None}
+    return {**EMPTY, "name": name, "method": method, **file, **more}
+
+
+ROWS = [
+    row("f16", "llama.cpp", 16.0, 1e-8),
+    row("q4_k_m", "llama.cpp", 4.9, 0.002, file_kl_error=0.0001),
+    row("best", "optimal", 4.8, 0.001, file_kl_error=0.0001, file_kl_p99=0.0125),
+    row("worse", "random", 5.0, 0.003, file_kl_error=0.02),
+    row("large <b>", "genetic", 6.0, 0.0005),
+    row("broken", "random", 4.0, None),
+]
+
+
+def test_a_row_is_dominated_by_one_that_is_no_larger_and_no_worse():
+    assert axes_of(ROWS) == OF_FILES
+    assert dominated(ROWS, OF_FILES) == {"q4_k_m", "worse"}
+    twins = [row("a", "random", 4.0, 0.1), row("b", "random", 4.0, 0.1)]
+    assert dominated(twins, OF_FILES) == set()
+    assert axes_of([{**EMPTY, "avg_bits": 4.0, "kl": 0.1}]) == OF_PLANS
+
+
+def test_the_headline_compares_the_best_plan_of_at_most_a_recipes_size():
+    assert headlines(ROWS, OF_FILES) == ["At q4_k_m's size: KL 0.001 instead of 0.002, with best."]
+    f16, recipe, best, *_ = ROWS
+    (close,) = headlines([f16, recipe, {**best, "file_kl": 0.0019}], OF_FILES)
+    assert "KL 0.0019 instead of 0.002 (within the standard errors)" in close
+    (lost,) = headlines([f16, recipe, {**best, "file_kl": 0.004}], OF_FILES)
+    assert lost == "At q4_k_m's size no plan has a lower KL than its 0.002; best has 0.004."
+    assert headlines([f16, recipe, row("big", "optimal", 5.0, 0.0)], OF_FILES) == ["No plan is as small as q4_k_m."]
+    assert headlines([f16, best], OF_FILES) == []
+
+
+def test_a_kl_of_almost_nothing_is_drawn_at_the_edge_and_says_so():
+    points = {point.name: point for point in points_of(ROWS, OF_FILES)}
+    assert set(points) == {"f16", "q4_k_m", "best", "worse", "large <b>"}
+    assert points["f16"].kl == 0.00025 and points["f16"].label == "f16 (below the axis: 1e-08)"
+    assert points["worse"].error == pytest.approx(0.9 * 0.003) and points["best"].label == "best"
+
+
+def test_the_words_that_an_answer_has_of_its_own_are_marked():
+    words = compared("the cat sat on the mat", "the dog sat on a mat now")
+    assert [word.text for word in words if word.differs] == ["dog", "a", "now"]
+
+
+def layer(name: str, category: str, block: int) -> Layer:
+    return Layer(name, category, (8, 8), block, "", False)
+
+
+LAYERS = [
+    *(layer("embed", "embedding", -1), layer("head", "lm_head", -1)),
+    *(layer(f"{block}.{name}", name, block) for block in (0, 1, 10) for name in ("attn_q", "mlp_up")),
+    *(layer(f"1.expert.{i}", "expert_up", 1) for i in range(3)),
+]
+ONE = cells_of(LAYERS, {"0.attn_q": "q4_k", "1.expert.0": "q6_k", "1.expert.1": "q4_k", "1.expert.2": "q4_k"})
+OTHER = cells_of(LAYERS, {each.name: "q6_k" for each in LAYERS})
+
+
+def test_the_experts_of_a_block_are_one_cell():
+    cells = {(cell["block"], cell["kind"]): cell for cell in ONE}
+    assert cells["1", "expert_up"]["format"] == "q4_k" and cells["1", "expert_up"]["formats"] == "q4_k x 2, q6_k x 1"
+    assert cells["0", "attn_q"]["formats"] == "q4_k" and cells["in", "embedding"]["format"] == "bf16"
+    chart = heat_map({"one": ONE, "other": OTHER}, {"q6_k": 6.5, "q4_k": 4.5})
+    assert chart["encoding"]["x"]["sort"] == ["in", "0", "1", "10", "out"]
+    assert chart["encoding"]["color"]["scale"]["domain"] == ["q4_k", "q6_k", "bf16"]
+
+
+CONTENT = Content(
+    "demo: plans compared",
+    [comparison_table(ROWS)],
+    "<svg/>",
+    headlines(ROWS, OF_FILES),
+    {**front_charts(ROWS, OF_FILES), "formats": heat_map({"one": ONE, "other": OTHER}, {})},
+    {name: [Answer("Once", "a cat sat", compared("a cat sat", f"a {name} sat"))] for name in ("best", "worse")},
+    frozenset(dominated(ROWS, OF_FILES)),
+)
+
+
+def test_the_page_is_one_file_of_less_than_2_mb_that_escapes_what_it_shows():
+    made = page(CONTENT)
+    assert len(made.encode()) < 2_000_000 and "large <b>" not in made and "large &lt;b&gt;" in made
+    library = max(
+        re.findall(r"<script>.*?</script>", made, re.DOTALL), key=len
+    )  # the drawing library has such words in its text
+    assert not re.findall(r"<(?:script|link|img)[^>]+(?:src|href)=\"(?!data:)", made.replace(library, ""))
+    assert made == page(CONTENT)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """The page in a browser, with its charts drawn."""
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "comparison.html").write_text(page(CONTENT), encoding="utf-8")
+    with browser(folder / "profile") as view:
+        view.open(folder / "comparison.html")
+        view.size(1200)
+        drawn(view)
+        yield view
+
+
+def drawn(view) -> None:
+    view.wait("[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn)")
+
+
+POINTS = "[...document.querySelectorAll('[data-spec=front-spec] path[aria-label*=\"plan: \"]')]"
+CELLS = "[...document.querySelectorAll('[data-spec=formats-spec] path[aria-label*=\"block: \"]')]"
+
+
+def test_the_front_has_a_point_for_each_row_and_dominated_ones_are_grey(shown):
+    points = shown.value(f"{POINTS}.map(each => [each.getAttribute('aria-label'), each.getAttribute('fill')])")
+    names = {re.search(r"plan: ([^;]+)", label)[1]: fill for label, fill in points}
+    assert set(names) == {"f16", "q4_k_m", "best", "worse", "large <b>"}
+    assert {name for name, fill in names.items() if fill == "#9a9a9a"} == {"q4_k_m", "worse"}
+
+
+def test_a_point_says_its_figures_when_the_mouse_is_on_it(shown):
+    place = f"{POINTS}.find(each => each.getAttribute('aria-label').includes('plan: best')).getBoundingClientRect()"
+    x, y = shown.value(f"(box => [box.x + box.width / 2, box.y + box.height / 2])({place})")
+    shown.move(x - 40, y)
+    shown.move(x, y)
+    shown.wait("document.querySelector('#vg-tooltip-element.visible') !== null")
+    told = shown.value("document.querySelector('#vg-tooltip-element').innerText").split()
+    assert {"best", "optimal", "0.001000", "0.0125", "4.800"} <= set(told)
+
+
+NAMES = (
+    "[...document.querySelectorAll('#rows tbody tr')].filter(row => !row.hidden).map(row => row.cells[0].textContent)"
+)
+
+
+def click(view, heading: str) -> list[str]:
+    find = f"[...document.querySelectorAll('#rows th button')].find(each => each.textContent === '{heading}')"
+    view.value(f"{find}.click()")
+    return view.value(NAMES)
+
+
+def test_a_heading_sorts_by_value_and_a_second_click_the_other_way_round(shown):
+    assert click(shown, "file KL") == ["f16", "large <b>", "best", "q4_k_m", "worse", "broken"]
+    assert click(shown, "file KL") == ["worse", "q4_k_m", "best", "large <b>", "f16", "broken"]
+    assert shown.value("document.querySelector('#rows th[aria-sort]').getAttribute('aria-sort')") == "descending"
+    # As text, 16,000 would come before 4,000.
+    assert click(shown, "bytes")[0] == "broken" and click(shown, "bytes")[0] == "f16"
+    assert click(shown, "plan")[:2] == ["best", "broken"]
+
+
+def test_rows_are_filtered_by_text_and_by_the_front(shown):
+    enter = "filter.value = '{}'; filter.dispatchEvent(new Event('input'))"
+    shown.value(enter.format("WOR"))
+    assert shown.value(NAMES) == ["worse"]
+    shown.value(enter.format("") + "; best.click()")
+    assert set(shown.value(NAMES)) == {"f16", "best", "large <b>", "broken"}
+    shown.value("best.click()")
+    assert len(shown.value(NAMES)) == len(ROWS)
+
+
+def test_units_are_explained_on_the_headings(shown):
+    titles = shown.value("[...document.querySelectorAll('#rows th')].map(each => each.title)")
+    assert "mean KL divergence from the reference, of the file (nats per token)" in titles
+
+
+def test_the_formats_of_the_chosen_plan_are_drawn(shown):
+    colours = f"{CELLS}.map(each => each.getAttribute('fill'))"
+    assert len(shown.value(CELLS + ".map(each => 1)")) == len(ONE) and len(set(shown.value(colours))) == 2
+    choose = "(list => { list.value = 'other'; list.selectedIndex = 1; list.dispatchEvent(new Event('change')) })"
+    shown.value(f"{choose}(document.querySelector('.vega-bind select'))")
+    shown.wait(f"new Set({colours}).size === 1")
+
+
+def test_the_answers_of_the_chosen_plan_stand_beside_the_references(shown):
+    visible = "[...document.querySelectorAll('.answers')].filter(part => !part.hidden).map(part => part.dataset.plan)"
+    marked = "[...document.querySelectorAll('.answers:not([hidden]) mark')].map(each => each.textContent)"
+    assert (shown.value(visible), shown.value(marked)) == (["best"], ["best"])
+    shown.value("answerer.value = 'worse'; answerer.dispatchEvent(new Event('change'))")
+    assert (shown.value(visible), shown.value(marked)) == (["worse"], ["worse"])
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_is_wider_than_the_window_in_light_or_dark(shown, width, dark):
+    shown.value("document.querySelectorAll('.chart').forEach(chart => delete chart.dataset.drawn)")
+    shown.dark(dark)
+    shown.size(width)
+    shown.value("draw()")
+    drawn(shown)
+    assert shown.value("document.documentElement.scrollWidth <= innerWidth")
+    assert shown.value(f"{POINTS}.every(each => each.getBoundingClientRect().right <= innerWidth)")
+    ground, text = shown.value("(style => [style.backgroundColor, style.color])(getComputedStyle(document.body))")
+    lightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, text)]
+    assert (lightness[0] < lightness[1]) is dark
+    label = shown.value("document.querySelector('.role-axis-label text').getAttribute('fill')")
+    assert label == ("#e6e9ec" if dark else "#1c2024")
+
+
+def test_the_page_complains_of_nothing_and_asks_for_nothing_but_itself(shown):
+    assert shown.complaints == []
+    assert {address.split(":")[0] for address in shown.requests} <= {"file", "data"}
+    assert sum(address.startswith("file:") for address in shown.requests) == 1
+
+
+def test_a_page_of_one_plan_or_of_none_that_answers_complains_of_nothing_either(tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    assert front_charts([ROWS[-1]], OF_FILES) == {}
+    one = Content("one", [comparison_table(ROWS[2:3])], "<svg/>", (), front_charts(ROWS[2:3], OF_FILES))
+    (tmp_path / "one.html").write_text(page(one), encoding="utf-8")
+    with browser(tmp_path / "profile") as view:
+        view.open(tmp_path / "one.html")
+        drawn(view)
+        assert view.value(POINTS + ".map(each => 1)") == [1] and view.complaints == []

@@ -60,6 +60,12 @@ if __name__ == "__main__":
         default=1e-3,
         help="squared error, as a share of the squares, that a type may make on weights with a width per channel",
     )
+    flags.add_argument(
+        "--fusion",
+        choices=("repair", "refuse", "keep"),
+        default="repair",
+        help="layers that the runtime stores as one and whose types differ: the widest for all, an error, or kept apart",
+    )
     flags.add_argument("--imatrix", type=input_file, help="importance matrix: the safetensors beside layer_stats.tsv")
     flags.add_argument("--model-name", help="name of the model in the file; the folder's by default")
     flags.add_argument("--plan-name", help="name of the plan in the file; by default that of its file or folder")

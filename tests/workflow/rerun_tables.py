@@ -129,6 +129,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "export.unquantized": ("export.unquantized", "bf16", "plan_gguf"),
     "export.match": ("export.match", "distortion", "plan_gguf"),
     "export.max_error": ("export.max_error", 0.01, "plan_gguf"),
+    "export.fusion": ("export.fusion", "refuse", "plan_compressed_tensors"),
     "speed.max_tokens": ("speed.max_tokens", 8, SPEEDS),
     "speed.repeats": ("speed.repeats", 8, SPEEDS),
     "speed.max_repeats": ("speed.max_repeats", 8, SPEEDS),

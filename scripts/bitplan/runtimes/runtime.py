@@ -61,7 +61,8 @@ class Runtime:
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
     the result of the model that it starts from. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `how_to_run(artifact)` is text for the user. `code` names the modules whose code is behind "write",
+    runtime that cannot has None. `how_to_run(artifact)` is text for the user. A runtime that `fuses` stores layers that read one input as one, which must have one type. One with
+    `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
     "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
@@ -76,6 +77,8 @@ class Runtime:
     settings: tuple[str, ...] = ()
     base: str = ""
     is_folder: bool = False
+    fuses: bool = False
+    whole_model: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -384,6 +384,10 @@ MODULES = {
     "runtimes/runtime.py": "plan_gguf",
     "runtimes/speed.py": SPEEDS,
     "runtimes/verdicts.py": "plan_gguf",
+    # The configuration of these tests exports for llama.cpp alone.
+    "runtimes/compressed_tensors/*": "",
+    "runtimes/compressed_tensors/__init__.py": "",
+    "runtimes/fusion.py": "",
     "runtimes/gguf/*": f"base_gguf {GGUF}",
     "runtimes/gguf/base_check.py": f"{PERPLEXITY} {CHECKED}",
     "runtimes/gguf/export.py": GGUF,

@@ -26,7 +26,7 @@ def load_exact(folder: Path) -> nn.Module:
         raise user_error(folder, f"has integers with zero points: {UNLOADABLE}", "Use symmetric formats, as int4")
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     net.hf_quantizer.compressor.decompress_model(net)
-    return net.float()
+    return net.to(torch.float32)
 
 
 def _logits(net: nn.Module, tokens: Tensor, folder: Path) -> LogitsOf:

@@ -39,7 +39,9 @@ class FusionGroup:
     def summary(self) -> str:
         """The layers' last names with their types, as "q_proj int4 g128, k_proj mxfp8 g32"."""
         pairs = zip(self.layers, self.verdicts, strict=True)
-        return ", ".join(f"{layer.name.rpartition('.')[2]} {verdict.stored_type}" for layer, verdict in pairs)
+        return ", ".join(
+            f"{layer.name.rpartition('.')[2]} {verdict.stored_type or verdict.status}" for layer, verdict in pairs
+        )
 
 
 def fusion_groups(runtime: Runtime, plan: Plan, info: ModelInfo) -> list[FusionGroup]:

@@ -70,7 +70,7 @@ rule plan_runtime_perplexity:
         on_wildcards(inputs.environment_of, ROOT)
     threads: 1
     resources:
-        mem_mb=on_attempt(resources.runtime_mem_mb),
+        mem_mb=on_attempt(resources.score_mem_mb),
         runtime=time_limit(2, 5),
     params:
         code=on_wildcards(runtime_code, "perplexity.py", "score"),

@@ -48,6 +48,10 @@ for RUNTIME in map(runtime_named, RUNTIMES):
                 )
             ),
             report="results/{model}/plans/{plan}/{runtime}/report.json",
+            beside=[
+                f"results/{{model}}/plans/{{plan}}/{{runtime}}/{name}"
+                for name in RUNTIME.beside
+            ],
         log:
             "logs/{model}/{plan}/{runtime}.log",
         benchmark:

@@ -118,7 +118,7 @@ class RoundingSettings(Section):
 
 
 class ExportSettings(Section):
-    """How plans become GGUF files."""
+    """How plans become files of runtimes."""
 
     unquantized: Literal["f16", "bf16"] = Field("f16", description="type of layers that a plan leaves at 16 bits")
     match: Literal["bits", "distortion"] = Field(
@@ -126,6 +126,10 @@ class ExportSettings(Section):
     )
     max_error: float = Field(
         1e-3, gt=0, description="squared error, as a share, that a type may make on weights with a width per channel"
+    )
+    fusion: Literal["repair", "refuse", "keep"] = Field(
+        "repair",
+        description="compressed_tensors: what becomes of layers that vLLM stores as one (q, k, v; gate, up) and whose formats differ: the widest for all, an error, or kept apart, which transformers alone loads",
     )
 
 

@@ -41,13 +41,19 @@ class QuantizedWeights:
         key = (layer, choice.wq, group, smoothing.digest if smoothing else "")
         quantized = self._kept.get(key)
         if quantized is None:
-            self.quantizations += 1
-            quantized = form.quantize(weight.to(torch.float32), group, self._importance(layer, smoothing))
+            quantized = self.quantize(layer, weight, choice, smoothing)
             packed = form.pack(quantized)
             if self._used + packed.nbytes <= self.limit:
                 self._kept[key] = packed
                 self._used += packed.nbytes
         return form.dequantize(quantized, group)
+
+    def quantize(self, layer: str, weight: Tensor, choice: LayerPlan, smoothing: Smoothing | None = None) -> Quantized:
+        """Return the parts of `weight` (out, in), already smoothed by `smoothing` if any, in its format."""
+        self.quantizations += 1
+        form = self.formats[choice.wq]
+        importance = self._importance(layer, smoothing)
+        return form.quantize(weight.to(torch.float32), form.group(choice.group_size), importance)
 
     def _importance(self, layer: str, smoothing: Smoothing | None) -> Tensor | None:
         """Return mean x^2 (in,) of the layer's input, or of x / s if it is smoothed by s."""

@@ -14,6 +14,7 @@ from bitplan.runtimes.runtime import Runtime
 
 RUNTIMES: Mapping[str, str] = {
     "gguf": "bitplan.runtimes.gguf.runtime",
+    "compressed_tensors": "bitplan.runtimes.compressed_tensors.runtime",
 }
 
 

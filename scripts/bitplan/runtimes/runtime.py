@@ -59,9 +59,10 @@ class Runtime:
 
     `artifact` is the name of what `write` writes in the runtime's folder of a plan's results: a file, or a folder (`is_folder`).
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
-    the result of the model that it starts from. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
+    the result of the model that it starts from; `beside` are more files that `write` leaves beside the artifact. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `how_to_run(artifact)` is text for the user. `code` names the modules whose code is behind "write",
+    runtime that cannot has None. `how_to_run(artifact)` is text for the user. A runtime that `fuses` stores layers that read one input as one, which must have one type. One with
+    `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
     "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
@@ -75,11 +76,14 @@ class Runtime:
     environment: str = "torch"
     settings: tuple[str, ...] = ()
     base: str = ""
+    beside: tuple[str, ...] = ()
     is_folder: bool = False
+    fuses: bool = False
+    whole_model: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
         """The results of a plan in this runtime, in its folder."""
         scored, timed = self.score is not None, self.time is not None
-        return (self.artifact, "report.json", *["perplexity.json"] * scored, *["speed.json"] * timed)
+        return (self.artifact, "report.json", *self.beside, *["perplexity.json"] * scored, *["speed.json"] * timed)

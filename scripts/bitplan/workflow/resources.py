@@ -7,7 +7,7 @@ from typing import Any
 from bitplan.config.settings import Settings
 from bitplan.core.sizes import bytes_of
 from bitplan.search.registry import METHODS
-from bitplan.workflow.inputs import model_folder
+from bitplan.workflow.inputs import model_folder, runtime_of
 
 GIB_MB = 1024
 
@@ -27,6 +27,12 @@ def model_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
 def runtime_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     """Return memory in MiB for llama.cpp, which maps a whole file: its pages count as the job's where a cluster measures resident memory."""
     return int((3 * GIB_MB + 1.1 * weights_mb(settings, wildcards)) * attempt)
+
+
+def score_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
+    """Return memory in MiB for scoring a file in its runtime."""
+    needed = whole_mem_mb if runtime_of(wildcards).whole_model else runtime_mem_mb
+    return needed(settings, wildcards, attempt)
 
 
 def sensitivity_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -255,3 +256,34 @@ def test_the_fake_quantized_weight_is_the_weight_in_the_file(model, base, mixed,
     weight = model[0].read([f"{layer.name}.weight"])[f"{layer.name}.weight"].float()
     simulated = QuantizedWeights().get(layer.name, weight, mixed.of(layer.name))
     assert torch.equal(simulated, torch.from_numpy(dequantize(stored.data, stored.tensor_type)))
+
+
+# ----------------------------------------------------------------------------------------------- llama-quantize's lines
+
+
+def lines_in(path) -> dict[str, str]:
+    return {line.rpartition("=")[0]: line.rpartition("=")[2] for line in path.read_text().splitlines()}
+
+
+def test_the_lines_beside_a_file_make_llama_cpp_write_its_very_bytes(base, model, tmp_path):
+    info = model[1]
+    names = [layer.name for layer in info.quantizable]
+    kinds = ("q8_0", "q4_0", "mxfp4", "q5_1", "bf16", "iq4_nl")
+    plan = Plan({name: LayerPlan(kinds[place % len(kinds)]) for place, name in enumerate(names)})
+    report = export_plan(base, tmp_path / "model.gguf", info, plan)
+    lines = lines_in(tmp_path / "tensor_types.txt")
+    assert report["tensor_types"] == {"file": "tensor_types.txt", "without": ""}
+    theirs = tmp_path / "theirs.gguf"
+    quantize_by_recipe(base, theirs, "q8_0", 1, tensors={pattern: kind.upper() for pattern, kind in lines.items()})
+    ours, others = (GGUFReader(path).tensors for path in (tmp_path / "model.gguf", theirs))
+    matrices = [tensor for tensor in ours if len(tensor.shape) > 1 and int(tensor.shape[1]) > 1]
+    assert len(lines) == len(matrices) > len(names)
+    for tensor in matrices:
+        assert len([pattern for pattern in lines if re.search(pattern, tensor.name)]) == 1, tensor.name
+    held = {tensor.name: (tensor.tensor_type, bytes(tensor.data)) for tensor in others}
+    assert [tensor.name for tensor in ours if held[tensor.name] != (tensor.tensor_type, bytes(tensor.data))] == []
+
+
+def test_a_file_of_another_name_has_lines_of_its_own(base, model, tmp_path):
+    export_plan(base, tmp_path / "small.gguf", model[1], uniform(model[1], "q4_0"))
+    assert (tmp_path / "small.tensor_types.txt").is_file() and not (tmp_path / "tensor_types.txt").exists()

@@ -58,6 +58,7 @@ RUNTIME = Runtime(
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",
+    beside=("tensor_types.txt",),
     code={
         "write": "bitplan.runtimes.gguf.write",
         "score": "bitplan.runtimes.gguf.scores",

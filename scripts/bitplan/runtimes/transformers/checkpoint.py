@@ -32,7 +32,7 @@ BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of 
 def stored_dtypes(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, weights: QuantizedWeights) -> dict[str, str]:
     """Return {tensor: safetensors dtype} for the tensors that the plan changes."""
     chosen = {}
-    written = _kept(checkpoint)
+    written = stored_once(checkpoint)
     kept = {name for name, tensor in checkpoint.tensors.items() if tensor.key in written}
     held = [layer for layer in plan.embeddings(info) if f"{layer.name}.weight" in kept]
     for layer in (*info.quantizable, *held):
@@ -124,7 +124,7 @@ def write_checkpoint(
     stays tied. Raises `UserError` where a format does not fit its layer, or `output` is not free.
     """
     check_columns(plan, info, weights.formats)
-    dtypes, held = stored_dtypes(checkpoint, info, plan, weights), _kept(checkpoint)
+    dtypes, held = stored_dtypes(checkpoint, info, plan, weights), stored_once(checkpoint)
     layers = {f"{layer.name}.weight": layer for layer in info.layers}
     names = {tensor.key: name for name, tensor in checkpoint.tensors.items()}
     stored_as = {checkpoint.tensors[name].key: dtype for name, dtype in dtypes.items()}
@@ -150,7 +150,7 @@ def write_checkpoint(
     return {"changed": len(dtypes), "bytes": size}
 
 
-def _kept(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
+def stored_once(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
     """Return what is written, by its name in the files: all that is stored, but a tied output matrix only as the embedding."""
     loading = checkpoint.loading
     twice = checkpoint.tied and loading.embedding is not None and loading.output is not None

@@ -1,0 +1,76 @@
+"""A layer's codes in the library's packing, and what the library makes of them again."""
+
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from compressed_tensors.compressors import BaseCompressor, pack_to_int32
+from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from torch import Tensor
+
+from bitplan.formats.base import Quantized, rows_of
+from bitplan.runtimes.compressed_tensors.schemes import Scheme
+
+E8M0_BIAS = 127
+
+
+@cache
+def library_scheme(scheme: Scheme, targets: tuple[str, ...] = ("Linear",)) -> QuantizationScheme:
+    """Return the library's own record of a scheme for some layers: what stands in the configuration."""
+    floats = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8} if scheme.kind == "float" else {}
+    weights = QuantizationArgs(
+        num_bits=scheme.bits,
+        type=scheme.kind,
+        strategy="group",
+        group_size=scheme.group,
+        symmetric=scheme.symmetric,
+        **floats,
+    )
+    return QuantizationScheme(targets=list(targets), weights=weights, format=scheme.packing)
+
+
+def packed(quantized: Quantized, scheme: Scheme) -> dict[str, Tensor]:
+    """Return the tensors of a layer by the names that follow its own, e.g. weight_packed (out, in x bits / 32) int32.
+
+    Scales of integers stay float16, (out, in / group); those of MX blocks are uint8.
+    """
+    parts = quantized.parts
+    if scheme.kind == "int":
+        return _packed_integers(parts, quantized.shape, scheme)
+    elements = rows_of(parts["elements"].to(torch.float32), quantized.shape).contiguous()
+    scale = (parts["exponent"].to(torch.int32) + E8M0_BIAS).to(torch.uint8)
+    if scheme.bits == 8:
+        return {"weight": elements.to(torch.float8_e4m3fn), "weight_scale": scale}
+    return {"weight_packed": pack_fp4_to_uint8(elements), "weight_scale": scale}
+
+
+def _packed_integers(parts: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme) -> dict[str, Tensor]:
+    half = 0 if scheme.symmetric else 2 ** (scheme.bits - 1)
+    codes = (rows_of(parts["codes"], shape).to(torch.int16) - half).to(torch.int8)
+    tensors = {
+        "weight_packed": pack_to_int32(codes, scheme.bits),
+        "weight_scale": parts["scale"].contiguous(),
+        "weight_shape": torch.tensor(shape),
+    }
+    if not scheme.symmetric:
+        zero = (parts["zero"].to(torch.int16) - half).to(torch.int8)
+        tensors["weight_zero_point"] = pack_to_int32(zero, scheme.bits, packed_dim=0).contiguous()
+    return tensors
+
+
+def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
+    """Return the weight (out, in) float32 that the library itself decompresses from a layer's tensors."""
+    made = library_scheme(scheme)
+    widened = {
+        name: value.float() if name == "weight_scale" and scheme.kind == "int" else value
+        for name, value in tensors.items()
+    }
+    compressor = BaseCompressor.get_value_from_registry(scheme.packing)
+    return compressor.decompress(widened, made)["weight"].to(torch.float32)
+
+
+def check_unpacked(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, wanted: Tensor) -> None:
+    """Raise AssertionError unless the library decompresses the very values that the plan has, (out, in) float32."""
+    if not torch.equal(unpacked(tensors, scheme), wanted):
+        raise AssertionError(f"{name}: {scheme.packing} does not decompress to the plan's values")

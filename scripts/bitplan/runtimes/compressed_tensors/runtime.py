@@ -1,0 +1,67 @@
+"""vLLM, SGLang and transformers: a plan as a checkpoint of packed tensors."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
+
+if TYPE_CHECKING:
+    from bitplan.evaluate.scores import TokenScores
+    from bitplan.models.layers import Layer, ModelInfo
+    from bitplan.plans.plan import LayerPlan
+    from bitplan.reference.reference import Reference
+
+
+def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
+    """Return the packing that holds a layer's format, or why there is none."""
+    from bitplan.runtimes.compressed_tensors.schemes import layer_verdict
+
+    return layer_verdict(layer, made)
+
+
+def write(job: ExportJob) -> Mapping[str, Any]:
+    """Write the checkpoint of a job, print what it holds of the plan, and return its report."""
+    from bitplan.runtimes.compressed_tensors.write import write_job
+
+    return write_job(job)
+
+
+def how_to_run(artifact: Path) -> str:
+    """Return the commands that serve a checkpoint of packed tensors; one with integers in float16, as its scales are."""
+    from bitplan.core.files import read_json
+    from bitplan.runtimes.compressed_tensors.schemes import uses_integers
+
+    path = artifact / "config.json"
+    half = path.is_file() and uses_integers(read_json(path))
+    lines = [f"Run it: vllm serve {artifact}{' --dtype float16' if half else ''}"]
+    if half:
+        lines.append("(its integer scales are float16: a bfloat16 server would round them)")
+    lines.append(f"or: transformers.AutoModelForCausalLM.from_pretrained({str(artifact)!r}, dtype='bfloat16')")
+    return "\n".join(lines)
+
+
+def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores":
+    """Return the scores of the checkpoint in transformers, in float32."""
+    from bitplan.runtimes.compressed_tensors.scores import score_folder
+
+    return score_folder(artifact, reference, threads)
+
+
+RUNTIME = Runtime(
+    "compressed_tensors",
+    "model",
+    verdict,
+    write,
+    how_to_run,
+    score,
+    environment="torch",
+    settings=("fusion",),
+    is_folder=True,
+    fuses=True,
+    whole_model=True,
+    code={
+        "write": "bitplan.runtimes.compressed_tensors.write",
+        "score": "bitplan.runtimes.compressed_tensors.scores",
+    },
+)

@@ -1,0 +1,106 @@
+"""Which scheme of the library stores each number format, and the verdict on every layer. Needs nothing but names and shapes.
+
+The library (compressed-tensors 0.20) packs integers of 1 to 8 bits densely, least significant bit first along a row, MXFP4 in
+nibbles, low one first, and MXFP8 as E4M3 bytes; an MX scale is one byte, e + 127. Every E2M3 and E3M2 value is an E4M3 value, so MXFP6 is
+stored as MXFP8: the same values in more bits.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.models.layers import Layer
+from bitplan.plans.plan import LayerPlan
+from bitplan.runtimes.runtime import Verdict
+
+MX_GROUP, INT_GROUP = 32, 128
+MX = {
+    "mxfp4": ("mxfp4-pack-quantized", 4),
+    "mxfp8": ("mxfp8-quantized", 8),
+    "mxfp6_e2m3": ("mxfp8-quantized", 8),
+    "mxfp6_e3m2": ("mxfp8-quantized", 8),
+}
+INTEGER = re.compile(r"int([2-8])(_asym)?")
+DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
+UNLOADABLE = "vLLM loads zero points; transformers 5.23 does not, and the workflow cannot score such a file"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the library stores a layer: its name of the packing, "int" or "float", bits of a code, values of a group, zero points or none."""
+
+    packing: str
+    kind: str
+    bits: int
+    group: int
+    symmetric: bool = True
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits per weight with scales (8 bits of an MX block, 16 of an integer group) and zero points."""
+        scale = 16 if self.kind == "int" else 8
+        return self.bits + (scale + (0 if self.symmetric else self.bits)) / self.group
+
+    @property
+    def label(self) -> str:
+        """A short name, as "int4 g128"."""
+        kind = f"int{self.bits}" if self.kind == "int" else f"mxfp{self.bits}"
+        return f"{kind}{'' if self.symmetric else ' asym'} g{self.group}"
+
+
+def scheme_of(made: LayerPlan) -> Scheme | None:
+    """Return the scheme that stores a layer's format; None for a format that the library has none for, and for 16 bits."""
+    element = re.sub("_(rceil|mse)$", "", made.wq)
+    if element in MX:
+        packing, bits = MX[element]
+        return Scheme(packing, "float", bits, made.group_size or MX_GROUP)
+    integer = INTEGER.fullmatch(made.wq)
+    if integer is None:
+        return None
+    return Scheme("pack-quantized", "int", int(integer[1]), made.group_size or INT_GROUP, integer[2] is None)
+
+
+def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
+    """Return why a layer cannot be stored; "" where it can."""
+    if layer.is_embedding:
+        return "the embedding and the output matrix are stored in 16 bits alone"
+    if layer.transposed:
+        return "the library packs the weights of Linear modules, and this is a Conv1D"
+    if ".experts." in layer.name:
+        return "packed experts are not written"
+    if scheme is None:
+        return f"compressed-tensors has no packing for {made.wq}"
+    if scheme.kind == "float" and scheme.group != MX_GROUP:
+        return f"MX blocks have {MX_GROUP} values, not {scheme.group}"
+    if layer.shape[1] % scheme.group:
+        return f"rows of {layer.shape[1]} columns are no multiple of the group of {scheme.group}"
+    return ""
+
+
+def layer_verdict(layer: Layer, made: LayerPlan) -> Verdict:
+    """Return how a checkpoint of packed tensors holds a layer, before SmoothQuant's factors are looked at."""
+    if made.wq in DENSE:
+        return _with_inputs("exact", made.wq, 16.0, [DENSE[made.wq]], made)
+    scheme = scheme_of(made)
+    refusal = _refusal(layer, made, scheme)
+    if refusal:
+        return Verdict("refused", "", 0.0, refusal)
+    wider = made.wq.startswith("mxfp6")
+    reasons = ["every value is an E4M3 value"] if wider else []
+    if not scheme.symmetric:
+        reasons.append(UNLOADABLE)
+    return _with_inputs("exact_in_more_bits" if wider else "exact", scheme.label, scheme.stored_bits, reasons, made)
+
+
+def _with_inputs(status: str, stored: str, bits: float, reasons: list[str], made: LayerPlan) -> Verdict:
+    """Return a verdict; a layer whose inputs have a format is approximate: the runtime computes with 16-bit inputs."""
+    if made.aq != UNQUANTIZED:
+        status, reasons = "approximate", [*reasons, f"inputs stay at 16 bits, not {made.aq}"]
+    return Verdict(status, stored, bits, "; ".join(filter(None, reasons)))
+
+
+def uses_integers(config: Mapping) -> bool:
+    """Return whether a checkpoint's `config.json` has integer layers, whose float16 scales a bfloat16 server would round."""
+    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
+    return any(group["weights"]["type"] == "int" for group in groups)

@@ -1,0 +1,88 @@
+"""Layers that a runtime stores as one matrix (q, k and v; gate and up; the experts of a projection), and plans in which they differ."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from bitplan.core.errors import Problem, UserError
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.plans.plan import Plan
+from bitplan.runtimes.runtime import Runtime, Verdict
+
+
+@dataclass(frozen=True)
+class FusionGroup:
+    """Layers that must have one stored type, and the verdict on each."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    verdicts: tuple[Verdict, ...]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all layers have one stored type."""
+        return len({verdict.stored_type for verdict in self.verdicts}) == 1
+
+    @property
+    def widest(self) -> int:
+        """The place of the layer with most stored bits per weight; of equals the first."""
+        bits = [verdict.stored_bits for verdict in self.verdicts]
+        return bits.index(max(bits))
+
+    @property
+    def extra_bits(self) -> float:
+        """What it costs in bits that all layers have the widest type."""
+        most = self.verdicts[self.widest].stored_bits
+        pairs = zip(self.layers, self.verdicts, strict=True)
+        return sum(layer.params * (most - verdict.stored_bits) for layer, verdict in pairs)
+
+    @property
+    def summary(self) -> str:
+        """The layers' last names with their types, as "q_proj int4 g128, k_proj mxfp8 g32"."""
+        pairs = zip(self.layers, self.verdicts, strict=True)
+        return ", ".join(
+            f"{layer.name.rpartition('.')[2]} {verdict.stored_type or verdict.status}" for layer, verdict in pairs
+        )
+
+
+def fusion_groups(runtime: Runtime, plan: Plan, info: ModelInfo) -> list[FusionGroup]:
+    """Return the groups of two layers or more of a model under a plan; none for a runtime that fuses nothing."""
+    members: dict[str, list[Layer]] = {}
+    for layer in info.quantizable if runtime.fuses else ():
+        if layer.fusion_group:
+            members.setdefault(layer.fusion_group, []).append(layer)
+    return [
+        FusionGroup(name, tuple(layers), tuple(runtime.verdict(each, plan.of(each.name), info) for each in layers))
+        for name, layers in members.items()
+        if len(layers) > 1
+    ]
+
+
+def unlike(groups: Iterable[FusionGroup]) -> list[FusionGroup]:
+    """Return the groups whose layers have more than one stored type."""
+    return [group for group in groups if not group.agrees]
+
+
+def repaired(plan: Plan, groups: Sequence[FusionGroup]) -> Plan:
+    """Return the plan in which every layer of a group has the weight format of the widest; inputs stay as they are."""
+    changed = {}
+    for group in groups:
+        widest = plan.of(group.layers[group.widest].name)
+        for layer in group.layers:
+            own = plan.of(layer.name)
+            changed[layer.name] = replace(own, wq=widest.wq, group_size=widest.group_size)
+    return replace(plan, layers={**plan.layers, **changed})
+
+
+def refuse_unlike(runtime: Runtime, groups: Sequence[FusionGroup]) -> None:
+    """Raise `UserError` naming every group whose layers have more than one stored type."""
+    hint = "Give them one format, or set export.fusion: repair"
+    if groups:
+        raise UserError(
+            Problem(
+                "RUNTIME-FUSION-DIFFERS",
+                group.name,
+                f"is one matrix in {runtime.name}, and its layers differ: {group.summary}",
+                hint,
+            )
+            for group in groups
+        )

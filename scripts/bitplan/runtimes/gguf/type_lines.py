@@ -1,0 +1,43 @@
+"""A plan as lines for `llama-quantize --tensor-type-file`: an anchored regular expression and a type for every matrix of the file.
+
+With a base type of q8_0 and `--pure`, llama.cpp then writes the bytes of our export, from the same base file and with the same importance
+matrix (`--imatrix`). It can't where a plan has more than types: folded smoothing, rounded codes, a width per channel.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from bitplan.core.files import written_aside
+from bitplan.plans.plan import Plan
+from bitplan.runtimes.gguf.file import TensorRecord
+
+KEPT = "kept as converted"
+NAME = "tensor_types.txt"
+
+
+def type_lines(records: Iterable[TensorRecord]) -> dict[str, str]:
+    """Return {pattern: type} as llama-quantize takes them, e.g. {"^blk\\.0\\.ffn_down\\.weight$": "q3_k"}; vectors have no line."""
+    matrices = (record for record in records if record.layer and not record.why.startswith(KEPT))
+    # std::regex knows no escaped underscore: only dots are escaped.
+    return {f"^{record.tensor.replace('.', chr(92) + '.')}$": record.written.lower() for record in matrices}
+
+
+def lines_path(output: Path) -> Path:
+    """Return where the lines of an exported file stand: beside it, under its name unless that is the workflow's."""
+    return output.with_name(NAME if output.stem == "model" else f"{output.stem}.{NAME}")
+
+
+def write_lines(path: Path, lines: Mapping[str, str]) -> None:
+    """Write the lines, one `pattern=type` each."""
+    with written_aside(path) as aside:
+        aside.write_text("".join(f"{pattern}={kind}\n" for pattern, kind in lines.items()), encoding="utf-8")
+
+
+def more_than_types(plan: Plan) -> str:
+    """Return what of a plan its types alone do not say; "" where llama.cpp would write the same bytes."""
+    held = {
+        "folded smoothing": plan.smoothing,
+        "rounded codes": plan.rounded,
+        "layers with a width per channel": plan.compressed,
+    }
+    return ", ".join(name for name, value in held.items() if value is not None)

@@ -1,0 +1,32 @@
+"""Say how well a runtime holds each layer of a plan, before anything is written."""
+
+from bitplan.cli.inputs import input_file, output_file
+from bitplan.cli.parser import add_model_flag, parser, run
+
+
+def main(args) -> None:
+    from bitplan.core.files import write_json
+    from bitplan.models.layers import model_info
+    from bitplan.plans.torch_config import read_any_plan
+    from bitplan.runtimes.check import check_plan, print_check
+    from bitplan.runtimes.registry import runtime_named
+    from bitplan.runtimes.verdicts import refuse_unheld
+
+    runtime, info = runtime_named(args.runtime), model_info(args.model)
+    plan = read_any_plan(args.plan, info)
+    report = check_plan(runtime, plan, info)
+    print_check(report)
+    if args.output:
+        write_json(args.output, report)
+    refuse_unheld(runtime, plan, info)
+
+
+if __name__ == "__main__":
+    flags = parser(__doc__)
+    add_model_flag(flags)
+    flags.add_argument(
+        "--plan", type=input_file, required=True, help="config.json, plan.json or mixed_precision_config.pt"
+    )
+    flags.add_argument("--runtime", required=True, help="name of the runtime, as compressed_tensors")
+    flags.add_argument("--output", type=output_file, help="JSON file to write, with the verdict on every layer")
+    run(flags, main)

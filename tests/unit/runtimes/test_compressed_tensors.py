@@ -1,0 +1,282 @@
+"""Checkpoints of packed tensors: every format's values, loaded by transformers, equal to the simulation's bit for bit."""
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bitplan.core.errors import UserError
+from bitplan.evaluate.scores import summarize
+from bitplan.formats.table import FORMATS
+from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.layers import Layer, describe
+from bitplan.plans.apply import QuantizedWeights
+from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.runtimes.compressed_tensors.packing import check_unpacked, packed, unpacked
+from bitplan.runtimes.compressed_tensors.runtime import RUNTIME
+from bitplan.runtimes.compressed_tensors.schemes import layer_verdict, scheme_of
+from bitplan.runtimes.compressed_tensors.scores import load_exact
+from bitplan.runtimes.fusion import fusion_groups, repaired, unlike
+from bitplan.runtimes.runtime import ExportJob
+from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from tests.families import make_family
+from tests.unit.plans.test_smoothing import Opened as Smoothed
+from tests.unit.rounding.test_rounded_models import rounded
+from tests.unit.search.test_sparsegpt_models import Opened
+
+PACKED = [name for name in FORMATS if scheme_of(LayerPlan(name)) is not None]
+# One format for each fusion group of the demo's four blocks: all that it can hold.
+BY_GROUP = {
+    "0.self_attn.o_proj": ("int4", None),
+    "0.self_attn": ("int4", 32),
+    "0.mlp.down_proj": ("mxfp4_mse", None),
+    "0.mlp": ("mxfp8", None),
+    "1.self_attn.o_proj": ("mxfp6_e3m2_rceil", None),
+    "1.self_attn": ("mxfp6_e2m3", None),
+    "1.mlp.down_proj": ("int3", 32),
+    "1.mlp": ("int2", 32),
+    "2.self_attn.o_proj": ("int6", 64),
+    "2.self_attn": ("int5", None),
+    "2.mlp.down_proj": ("int8", None),
+    "2.mlp": ("int7", 32),
+    "3.self_attn.o_proj": ("bf16", None),
+    "3.mlp.down_proj": ("fp16", None),
+    "3.mlp": ("mxfp4_rceil", None),
+    "3.self_attn": ("mxfp4", None),
+}
+
+
+def of_everything(info) -> Plan:
+    def formats(name: str) -> LayerPlan:
+        return next(LayerPlan(wq, group_size=group) for key, (wq, group) in BY_GROUP.items() if f"layers.{key}" in name)
+
+    return Plan({layer.name: formats(layer.name) for layer in info.quantizable})
+
+
+def export(checkpoint, info, plan, folder, fusion: str = "repair"):
+    job = ExportJob(checkpoint, info, plan, folder, settings={"fusion": fusion})
+    return RUNTIME.write(job)
+
+
+def simulated(checkpoint, info, plan, folder):
+    """The model of the plan in transformers, float32: weights replaced by the values of their formats."""
+    write_checkpoint(folder, checkpoint, info, plan, QuantizedWeights(limit=0))
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def assert_same(ours, theirs) -> None:
+    """Fail unless all weights are alike bit for bit, and the logits within 1e-6."""
+    own, others = ours.state_dict(), theirs.state_dict()
+    # Beside the weights transformers keeps their scales.
+    assert own.keys() <= others.keys()
+    assert [name for name, values in own.items() if not torch.equal(values, others[name])] == []
+    tokens = torch.arange(3, 67).reshape(2, 32)
+    with torch.no_grad():
+        assert (ours(tokens).logits - theirs(tokens).logits).abs().max().item() <= 1e-6
+
+
+@pytest.fixture(scope="module")
+def bundled(demo):
+    checkpoint = Checkpoint.open(demo / "model")
+    return checkpoint, describe(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def mixed(bundled, tmp_path_factory):
+    """The demo's plan of everything, exported: (folder, report)."""
+    folder = tmp_path_factory.mktemp("mixed") / "model"
+    return folder, export(*bundled, of_everything(bundled[1]), folder)
+
+
+# ------------------------------------------------------------------------------------------------------------- packing
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_the_library_unpacks_the_very_values_of_a_format(name):
+    values = torch.randn(24, 256, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 24).unsqueeze(1)
+    values[0], values[1, :32] = 0.0, 0.0
+    form, scheme = FORMATS[name], scheme_of(LayerPlan(name))
+    quantized = form.quantize(values, scheme.group, None)
+    wanted = form.dequantize(quantized, scheme.group)
+    tensors = packed(quantized, scheme)
+    assert torch.equal(unpacked(tensors, scheme), wanted)
+    bits = 8 * sum(each.numel() * each.element_size() for end, each in tensors.items() if end != "weight_shape")
+    assert bits == pytest.approx(scheme.stored_bits * values.numel(), rel=0.01)
+    with pytest.raises(AssertionError, match="does not decompress"):
+        check_unpacked("a", tensors, scheme, wanted + 1)
+
+
+# -------------------------------------------------------------------------------------------------------- whole models
+
+
+def test_transformers_loads_a_plan_of_eleven_formats_as_it_was_simulated(bundled, mixed, tmp_path):
+    checkpoint, info = bundled
+    folder, report = mixed
+    theirs = load_exact(folder)
+    assert_same(simulated(checkpoint, info, of_everything(info), tmp_path / "simulated"), theirs)
+    assert report["differences"] == 0 and report["fusion"] == []
+    assert len(report["types"]) == 12
+
+
+def test_the_folder_is_sharded_with_an_index_and_readable_by_others(mixed):
+    folder, report = mixed
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    assert len(files) == 5 and sorted(set(index["weight_map"].values())) == files
+    assert report["file_bytes"] == sum((folder / name).stat().st_size for name in files)
+    assert all(os.stat(folder / name).st_mode & 0o444 == 0o444 for name in files)
+    blocks = {name.split("layers.")[1][0] for name, file in index["weight_map"].items() if file == files[1]}
+    assert blocks == {"1"}
+
+
+def test_the_configuration_names_every_layer_once(mixed, bundled):
+    config = json.loads((mixed[0] / "config.json").read_text())["quantization_config"]
+    targets = [name for group in config["config_groups"].values() for name in group["targets"]]
+    held = {layer.name for layer in bundled[1].quantizable}
+    assert len(targets) == len(set(targets)) and set(targets) | set(config["ignore"]) == held | {"lm_head"}
+    assert config["format"] == "mixed-precision" and config["quant_method"] == "compressed-tensors"
+
+
+def test_it_is_scored_in_transformers(mixed, demo):
+    made = Opened(demo / "model")
+    figures = summarize(RUNTIME.score(mixed[0], made.reference, 1))
+    assert 0 < figures["kl_mean"] < 1
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox"])
+def test_families_with_biases_tied_matrices_and_fused_layers_load_as_simulated(family, tmp_path):
+    made = Opened(make_family(family, tmp_path / "model"))
+    formats = ("mxfp4", "int4", "mxfp8", "int8")
+    kinds = dict.fromkeys(layer.fusion_group or layer.name for layer in made.info.quantizable)
+    of_group = {group: formats[place % len(formats)] for place, group in enumerate(kinds)}
+    plan = Plan(
+        {
+            layer.name: LayerPlan(of_group[layer.fusion_group or layer.name], group_size=32)
+            for layer in made.info.quantizable
+        }
+    )
+    report = export(made.checkpoint, made.info, plan, tmp_path / "packed")
+    assert report["fusion"] == []
+    theirs = load_exact(tmp_path / "packed")
+    assert_same(simulated(made.checkpoint, made.info, plan, tmp_path / "simulated"), theirs)
+
+
+def test_rounded_codes_are_stored_as_they_are(tmp_path):
+    made = Opened(make_family("llama", tmp_path / "model"))
+    plan = rounded(made, uniform(made.info, "int3", group_size=32), tmp_path / "rounded")
+    report = export(made.checkpoint, made.info, plan, tmp_path / "packed")
+    assert report["rounded"] == {"exact": len(made.info.quantizable)}
+    theirs = load_exact(tmp_path / "packed").state_dict()
+    for layer in made.info.quantizable:
+        assert torch.equal(theirs[f"{layer.name}.weight"], plan.rounded.weight(layer.name))
+
+
+def test_smoothing_is_folded_into_norms_and_what_cannot_be_is_named(tmp_path):
+    made = Smoothed(make_family("llama", tmp_path / "model"))
+    whole = replace(uniform(made.info, "int4", group_size=32), smoothing=made.smoothing())
+    report = export(made.checkpoint, made.info, whole, tmp_path / "packed")
+    folded = replace(whole, smoothing=whole.smoothing.folded)
+    assert_same(simulated(made.checkpoint, made.info, folded, tmp_path / "simulated"), load_exact(tmp_path / "packed"))
+    assert report["smoothing"]["folded"] == 4
+    assert report["smoothing"]["not_stored"] == sorted(
+        layer.name for layer in made.info.quantizable if layer.name.endswith(("o_proj", "down_proj"))
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+LINEAR = Layer("model.layers.0.mlp.up_proj", "mlp_up", (64, 256), 0, "", False)
+
+
+@pytest.mark.parametrize(
+    ("made", "layer", "status", "reason"),
+    [
+        (LayerPlan("mxfp4_mse"), {}, "exact", ""),
+        (LayerPlan("int5"), {}, "exact", ""),
+        (LayerPlan("mxfp6_e2m3"), {}, "exact_in_more_bits", "E4M3"),
+        (LayerPlan("int4_asym"), {}, "exact", "transformers 5.23 does not"),
+        (LayerPlan("mxfp4", "mxfp8"), {}, "approximate", "inputs stay at 16 bits, not mxfp8"),
+        (LayerPlan("q4_k"), {}, "refused", "no packing for q4_k"),
+        (LayerPlan("mxfp8_e5m2"), {}, "refused", "no packing"),
+        (LayerPlan("int4", group_size=100), {}, "refused", "no multiple of the group of 100"),
+        (LayerPlan("mxfp4", group_size=16), {}, "refused", "MX blocks have 32"),
+        (LayerPlan("mxfp4"), {"transposed": True}, "refused", "Conv1D"),
+        (LayerPlan("mxfp4"), {"name": "model.layers.0.mlp.experts.1.up_proj"}, "refused", "experts"),
+        (LayerPlan("mxfp4"), {"name": "lm_head", "category": "lm_head"}, "refused", "output matrix"),
+        (LayerPlan("bf16"), {"transposed": True}, "exact", ""),
+    ],
+)
+def test_a_layer_is_judged_by_its_format_and_its_shape(made, layer, status, reason):
+    verdict = layer_verdict(replace(LINEAR, **layer), made)
+    assert verdict.status == status and reason in verdict.reason
+
+
+# -------------------------------------------------------------------------------------------------------------- fusion
+
+
+def unlike_qkv(info) -> Plan:
+    """mxfp4 everywhere, but for a wider k_proj of the first block."""
+    plan = uniform(info, "mxfp4")
+    return replace(plan, layers={**plan.layers, "model.layers.0.self_attn.k_proj": LayerPlan("int8")})
+
+
+def test_layers_that_are_stored_as_one_get_the_widest_format_and_the_cost_is_said(bundled, tmp_path):
+    checkpoint, info = bundled
+    plan = unlike_qkv(info)
+    (group,) = unlike(fusion_groups(RUNTIME, plan, info))
+    assert group.name == "model.layers.0.qkv" and "k_proj int8 g128" in group.summary
+    assert group.extra_bits == pytest.approx((8.125 - 4.25) * 256 * (256 + 128))
+    report = export(checkpoint, info, plan, tmp_path / "packed")
+    assert [each["group"] for each in report["fusion"]] == ["model.layers.0.qkv"]
+    same = repaired(plan, [group])
+    assert {same.of(f"model.layers.0.self_attn.{name}_proj").wq for name in "qkv"} == {"int8"}
+    assert unlike(fusion_groups(RUNTIME, same, info)) == []
+    assert_same(simulated(checkpoint, info, same, tmp_path / "simulated"), load_exact(tmp_path / "packed"))
+
+
+def test_unlike_layers_are_an_error_or_kept_apart_where_the_settings_say_so(bundled, tmp_path):
+    checkpoint, info = bundled
+    plan = unlike_qkv(info)
+    with pytest.raises(UserError) as caught:
+        export(checkpoint, info, plan, tmp_path / "refused", fusion="refuse")
+    (problem,) = caught.value.problems
+    assert problem.where == "model.layers.0.qkv" and "q_proj mxfp4 g32" in problem.what
+    assert not (tmp_path / "refused").exists()
+    report = export(checkpoint, info, plan, tmp_path / "apart", fusion="keep")
+    assert report["fusion"] == []
+    assert_same(simulated(checkpoint, info, plan, tmp_path / "simulated"), load_exact(tmp_path / "apart"))
+
+
+def test_scale_rules_of_one_format_are_stored_alike(bundled):
+    info = bundled[1]
+    plan = uniform(info, "mxfp4")
+    same = replace(plan, layers={**plan.layers, "model.layers.0.self_attn.k_proj": LayerPlan("mxfp4_mse")})
+    assert unlike(fusion_groups(RUNTIME, same, info)) == []
+
+
+# ------------------------------------------------------------------------------------------------------ loading, texts
+
+
+def test_zero_points_are_written_and_scoring_them_says_that_transformers_cannot(bundled, tmp_path):
+    checkpoint, info = bundled
+    export(checkpoint, info, uniform(info, "int4_asym"), tmp_path / "packed")
+    with pytest.raises(UserError, match="zero points"):
+        load_exact(tmp_path / "packed")
+
+
+def test_the_text_on_how_to_run_asks_for_float16_where_integer_scales_are(mixed, bundled, tmp_path):
+    assert "vllm serve" in RUNTIME.how_to_run(mixed[0]) and "--dtype float16" in RUNTIME.how_to_run(mixed[0])
+    export(*bundled, uniform(bundled[1], "mxfp8"), tmp_path / "packed")
+    assert "--dtype" not in RUNTIME.how_to_run(tmp_path / "packed")
+
+
+def test_a_plan_with_a_format_that_it_cannot_hold_is_refused_before_anything_is_written(command, demo, tmp_path):
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"default": {"wq": "q4_k"}, "overrides": []}))
+    line = ("--runtime", "compressed_tensors", "--model", demo / "model", "--plan", plan)
+    made = command("export_plan.py", *line, "--output", tmp_path / "m", "--report", tmp_path / "r.json", ok=False)
+    assert made.returncode == 2 and "no packing for q4_k" in made.stderr and "Traceback" not in made.stderr
+    assert not (tmp_path / "m").exists()

@@ -12,7 +12,7 @@ rule evaluation:
         "results/{model}/benchmarks/evaluation.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 4
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.model_mem_mb),
@@ -22,7 +22,7 @@ rule evaluation:
         script=script("teacher.py"),
         flags=on_wildcards(flags.evaluation_flags, HELD_OUT_FROM),
     shell:
-        "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
+        "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags}"
         " --output {output.saved} > {log} 2>&1"
 
 
@@ -42,7 +42,7 @@ rule plan_perplexity:
         "results/{model}/benchmarks/{plan}.perplexity.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.model_mem_mb),
@@ -54,7 +54,7 @@ rule plan_perplexity:
         imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --text {input.evaluation} {params.flags}"
-        " {params.imatrix} --threads {threads} --output {output.scores} > {log} 2>&1"
+        " {params.imatrix} --output {output.scores} > {log} 2>&1"
 
 
 rule plan_runtime_perplexity:
@@ -107,7 +107,7 @@ rule model_tasks:
         "logs/{model}/tasks.log",
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.whole_mem_mb),
@@ -117,7 +117,7 @@ rule model_tasks:
         script=script("eval_with_lm_eval.py"),
         flags=on_wildcards(flags.task_flags),
     shell:
-        "python {params.script:q} --model {input.model} {params.flags} --threads {threads}"
+        "python {params.script:q} --model {input.model} {params.flags}"
         " --output {output.figures} > {log} 2>&1"
 
 
@@ -135,7 +135,7 @@ rule plan_tasks:
         "logs/{model}/{plan}/tasks.log",
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.whole_mem_mb),
@@ -147,4 +147,4 @@ rule plan_tasks:
         imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} {params.flags} {params.imatrix}"
-        " --threads {threads} --output {output.figures} > {log} 2>&1"
+        " --output {output.figures} > {log} 2>&1"

@@ -18,7 +18,7 @@ rule rounded_plan:
         plan=one_of(rounded_plans("adaptive", "random", "optimal")),
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.rounding_mem_mb),
@@ -30,7 +30,7 @@ rule rounded_plan:
         folder=subpath(output.plan, parent=True),
     shell:
         "python {params.script:q} --model {input.model} --plan {input.plan} --calibration {input.calibration}"
-        " {params.flags} --threads {threads} --output {params.folder} > {log} 2>&1"
+        " {params.flags} --output {params.folder} > {log} 2>&1"
 
 
 use rule rounded_plan as rounded_genetic_plan with:

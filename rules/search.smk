@@ -15,8 +15,7 @@ rule adaptive_plan:
         plan=one_of(plans_of("adaptive")),
     conda:
         "../envs/torch.yaml"
-    # Plans are searched side by side, so each takes one thread; a profile's set-threads gives a large model more.
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.method_mem_mb),
@@ -28,7 +27,7 @@ rule adaptive_plan:
         imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --layer-stats {input.layer_stats} --calibration {input.calibration}"
-        " {params.flags} {params.imatrix} --threads {threads}"
+        " {params.flags} {params.imatrix}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
@@ -109,7 +108,7 @@ rule optimal_plan:
         plan=one_of(plans_of("optimal")),
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.method_mem_mb),
@@ -123,7 +122,7 @@ rule optimal_plan:
         imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"
-        " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.flags} --threads {threads}"
+        " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.flags}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 
@@ -144,7 +143,7 @@ rule sparsegpt_plan:
         plan=one_of(plans_of("sparsegpt")),
     conda:
         "../envs/torch.yaml"
-    threads: 1
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.method_mem_mb),
@@ -154,5 +153,5 @@ rule sparsegpt_plan:
         script=script("sparsegpt_enhanced.py"),
         flags=on_wildcards(flags.plan_flags),
     shell:
-        "python {params.script:q} {input.model} {input.calibration} {params.flags} --threads {threads}"
+        "python {params.script:q} {input.model} {input.calibration} {params.flags}"
         " --output-config {output.config} --output-plan {output.plan} --output-stats {output.layers} > {log} 2>&1"

@@ -25,7 +25,7 @@ if SETTINGS.sensitivity.shards == 1:
             "results/{model}/benchmarks/sensitivity.tsv"
         conda:
             "../envs/torch.yaml"
-        threads: 1
+        threads: SETTINGS.compute.threads
         resources:
             gpu=GPUS,
             mem_mb=on_attempt(resources.sensitivity_mem_mb),
@@ -38,7 +38,7 @@ if SETTINGS.sensitivity.shards == 1:
             imatrix=on_input(flags.imatrix_flag),
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} {params.memory} {params.imatrix} --threads {threads} --output {output.table}"
+            " {params.flags} {params.memory} {params.imatrix} --output {output.table}"
             " --report {output.agreement} > {log} 2>&1"
 
 else:
@@ -58,7 +58,7 @@ else:
             "results/{model}/benchmarks/sensitivity.{scatteritem}.tsv"
         conda:
             "../envs/torch.yaml"
-        threads: 1
+        threads: SETTINGS.compute.threads
         resources:
             gpu=GPUS,
             mem_mb=on_attempt(resources.sensitivity_mem_mb),
@@ -72,7 +72,7 @@ else:
             shard=on_wildcards(flags.shard_flag),
         shell:
             "python {params.script:q} --model {input.model} --layer-stats {input.stats} --calibration {input.calibration}"
-            " {params.flags} {params.memory} {params.imatrix} {params.shard} --threads {threads} --output {output.table} > {log} 2>&1"
+            " {params.flags} {params.memory} {params.imatrix} {params.shard} --output {output.table} > {log} 2>&1"
 
     rule sensitivity:
         input:

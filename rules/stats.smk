@@ -12,7 +12,7 @@ rule layer_stats:
         "results/{model}/benchmarks/layer_stats.tsv"
     conda:
         "../envs/torch.yaml"
-    threads: 4
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.model_mem_mb),
@@ -22,7 +22,7 @@ rule layer_stats:
         script=script("layer_stats.py"),
         flags=flags.text_flags(SETTINGS, "calibration"),
     shell:
-        "python {params.script:q} --model {input.model} --calibration {input.text:q} {params.flags} --threads {threads}"
+        "python {params.script:q} --model {input.model} --calibration {input.text:q} {params.flags}"
         " --output {output.stats} --importance {output.importance} --save-text {output.calibration} > {log} 2>&1"
 
 
@@ -37,7 +37,7 @@ rule validation:
         "logs/{model}/validation.log",
     conda:
         "../envs/torch.yaml"
-    threads: 4
+    threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.model_mem_mb),
@@ -49,5 +49,5 @@ rule validation:
             SETTINGS, "validation", SETTINGS.tokens_before_validation
         ),
     shell:
-        "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags} --threads {threads}"
+        "python {params.script:q} --model {input.model} --text {input.text:q} {params.flags}"
         " --output {output.saved} > {log} 2>&1"

@@ -73,8 +73,6 @@ class Job:
 
 def snakemake(folder: Path, *arguments: str) -> list[str]:
     line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-    # One thread a step: with more, MKL was once seen to give other last digits under load.
-    line += ["--set-threads", "layer_stats=1", "evaluation=1", "validation=1"]
     return [*line, "--configfile", "mine.yaml", "--replace-workflow-config", *arguments]
 
 

@@ -118,6 +118,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "imatrix": ("imatrix", False, f"sensitivity adaptive_plan@typed optimal_plan {IMPORTANCE.rsplit(' ', 1)[0]}"),
     "compute.device": ("compute.device", "auto", ON_A_DEVICE),
     "compute.dtype": ("compute.dtype", "bf16", f"{ON_A_DEVICE} plan_runtime_perplexity baseline_perplexity"),
+    "compute.threads": ("compute.threads", 2, ON_A_DEVICE),
     "bos": ("bos", "always", "layer_stats validation evaluation"),
     "calibration.length": ("calibration.length", 256, "layer_stats validation"),
     "calibration.sequences": ("calibration.sequences", 15, "layer_stats validation"),

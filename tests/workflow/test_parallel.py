@@ -16,6 +16,7 @@ TABLES_ONLY = {"genetic_plan", "random_plan"}
 MODEL = "{path: demo/model, calibration: demo/calibration.txt, evaluation: demo/evaluation.txt}"
 SETTINGS = (
     f"models: {{m: {MODEL}}}\nplans: {{a: {{method: adaptive}}, b: {{method: adaptive}}, c: {{method: random}}}}\n"
+    "compute: {threads: 2}\n"
 )
 STUB = """
 import json, os, sys, time
@@ -82,7 +83,13 @@ def test_the_threads_of_jobs_that_run_at_once_are_no_more_than_the_cores(on_four
 
 def test_a_job_is_told_as_many_threads_as_it_was_given(on_four_cores):
     assert all(job.threads == job.environment for job in on_four_cores)
-    assert {job.threads for job in on_four_cores if job.command == "layer_stats.py"} == {4}
+    assert {job.threads for job in on_four_cores if job.command == "layer_stats.py"} == {2}
+
+
+def test_what_a_run_has_changes_no_number_of_threads_that_a_result_depends_on(tmp_path):
+    jobs = jobs_of(tmp_path / "run", 1, "perplexity")
+    assert {job.threads for job in jobs if job.command in ("layer_stats.py", "adaptive_quantization_search.py")} == {2}
+    assert {job.environment for job in jobs} == {1}
 
 
 def test_nothing_runs_beside_a_timing(on_four_cores):
@@ -92,7 +99,7 @@ def test_nothing_runs_beside_a_timing(on_four_cores):
 
 
 def test_two_jobs_on_a_gpu_never_run_at_once(tmp_path):
-    jobs = jobs_of(tmp_path / "run", 8, "perplexity", SETTINGS + "compute: {device: cuda}\n")
+    jobs = jobs_of(tmp_path / "run", 8, "perplexity", SETTINGS.replace("threads: 2", "device: cuda"))
     on_gpu = [job for job in jobs if job.device == "cuda" and job.command != "random_mixed_precision_quantization.py"]
     assert len(on_gpu) >= 7 and not pairs(on_gpu)
     assert pairs(jobs), "what needs no GPU still runs side by side"
@@ -111,6 +118,7 @@ def test_every_rule_hands_its_threads_to_a_command_that_takes_them():
         command = re.search(r'\*code\("(.+?)"\)', text)
         source = (SCRIPTS / command[1]).read_text() if command else ""
         takes = "add_compute_flags" in source or '"--threads"' in source
-        if takes and name not in TABLES_ONLY and not re.search(r"threads:.*--threads \{threads\}", text, re.S):
+        told = r"threads: SETTINGS\.compute\.threads.*\{params\.flags\}|threads:.*--threads \{threads\}"
+        if takes and name not in TABLES_ONLY and not re.search(told, text, re.S):
             silent.append(name)
     assert not silent

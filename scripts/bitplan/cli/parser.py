@@ -94,8 +94,8 @@ def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32", device
     dtypes = ("fp32", "fp16", "bf16", "auto")
     told = "number type to compute in; auto: bf16 where the processor computes in it, else fp32"
     how = {"device": {"default": device}, "dtype": {"default": dtype, "choices": dtypes, "help": told}}
-    add_settings_flags(made, ComputeSettings, **how)
-    add_threads_flag(made)
+    all_cores = {"default": os.cpu_count() or 1, "help": "processor threads"}
+    add_settings_flags(made, ComputeSettings, **how, threads=all_cores)
 
 
 def add_threads_flag(made: argparse.ArgumentParser) -> None:

@@ -70,6 +70,9 @@ class ComputeSettings(Section):
         description="cpu, cuda, cuda:N, mps, or auto: the best that is there",
     )
     dtype: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="number type to compute in")
+    threads: int = Field(
+        1, ge=1, description="processor threads of each step that runs the model; another number changes last digits"
+    )
 
 
 class WindowSettings(Section):

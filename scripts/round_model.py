@@ -4,7 +4,7 @@ import time
 
 from bitplan.cli.inputs import input_file, output_folder
 from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, count, number, parser, run
-from bitplan.config.defaults import DAMPING, DESCENTS, ROUNDINGS, TOKENS_PER_STEP, TUNING_STEPS
+from bitplan.config.defaults import DAMPING, DESCENTS, REFERENCE_SHARE, ROUNDINGS, TOKENS_PER_STEP, TUNING_STEPS
 
 
 def main(args) -> None:
@@ -25,7 +25,7 @@ def main(args) -> None:
     plan = read_any_plan(args.plan, model.info)
     tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
-    settings = RoundingSettings(args.rounding, args.damping, args.descents, tuning)
+    settings = RoundingSettings(args.rounding, args.damping, args.descents, args.reference_share, tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
     write_plan(args.output / "plan.json", made, LayerPlan(), model.info, "search_summary")
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
@@ -49,6 +49,8 @@ if __name__ == "__main__":
                        help="added to the diagonal of each layer's second moments, in shares of its mean")  # fmt: skip
     flags.add_argument("--descents", type=number(0, kind=int), default=DESCENTS,
                        help="sweeps of coordinate descent over the codes after the one with error feedback")  # fmt: skip
+    flags.add_argument("--reference-share", type=number(0.0, 1.0), default=REFERENCE_SHARE,
+                       help="how far a layer aims from the outputs on its own inputs to those on the reference model's")  # fmt: skip
     flags.add_argument("--steps", type=count, default=TUNING_STEPS, help="steps that tuning takes on each block")
     flags.add_argument(
         "--tokens-per-step", type=count, default=TOKENS_PER_STEP, help="calibration tokens that a step looks at"

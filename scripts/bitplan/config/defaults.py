@@ -11,7 +11,7 @@ EVALUATION_WINDOWS = 32
 # How the weights of a plan are rounded: docs/rounding.md.
 Rounding = Literal["nearest", "feedback", "tuned"]
 ROUNDINGS = get_args(Rounding)
-DAMPING, DESCENTS, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 50, 2048
+DAMPING, DESCENTS, REFERENCE_SHARE, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 0.5, 50, 2048
 
 Bos = Literal["auto", "always", "never"]
 BOS_POLICIES = get_args(Bos)

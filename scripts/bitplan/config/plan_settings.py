@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from bitplan.config.defaults import Rounding
+from bitplan.config.defaults import DAMPING, DESCENTS, REFERENCE_SHARE, TOKENS_PER_STEP, TUNING_STEPS, Rounding
 from bitplan.core.errors import nearest
 from bitplan.formats.facts import NAMES
 from bitplan.formats.pairs import pair_named
@@ -226,6 +226,26 @@ class OptimalPlan(Section):
         if (self.target_avg_bits is None) == (self.same_size_as is None):
             raise ValueError("target_avg_bits and same_size_as: give exactly one")
         return self
+
+
+class RoundingSettings(Section):
+    """How the weights of plans are rounded, on the calibration text."""
+
+    default: Rounding = Field("nearest", description="how, for plans that do not say it themselves")
+    damping: float = Field(
+        DAMPING, ge=0, description="added to the diagonal of each layer's second moments, in shares of its mean"
+    )
+    descents: int = Field(
+        DESCENTS, ge=0, description="sweeps of coordinate descent over the codes after the one with error feedback"
+    )
+    reference_share: float = Field(
+        REFERENCE_SHARE,
+        ge=0,
+        le=1,
+        description="how far a layer's rounding aims from the outputs on its own inputs to those on the reference model's",
+    )
+    steps: int = Field(TUNING_STEPS, ge=1, description="steps that tuning takes on each block")
+    tokens_per_step: int = Field(TOKENS_PER_STEP, ge=1, description="calibration tokens that a step of tuning looks at")
 
 
 METHODS: Mapping[str, type[Section]] = {

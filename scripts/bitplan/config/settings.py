@@ -13,15 +13,10 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_
 from bitplan.config.defaults import (
     BOS_MEANING,
     CALIBRATION_WINDOWS,
-    DAMPING,
-    DESCENTS,
     EVALUATION_WINDOWS,
-    TOKENS_PER_STEP,
-    TUNING_STEPS,
     VALIDATION_WINDOWS,
     WINDOW_LENGTH,
     Bos,
-    Rounding,
 )
 from bitplan.config.plan_settings import (
     METHODS,
@@ -31,6 +26,7 @@ from bitplan.config.plan_settings import (
     FormatName,
     Name,
     PathName,
+    RoundingSettings,
     Section,
 )
 from bitplan.config.studies import StudySettings
@@ -98,20 +94,6 @@ class ValidationWindows(WindowSettings):
     """How the text of validation is cut."""
 
     sequences: int | None = Field(VALIDATION_WINDOWS, ge=1, description="windows to use; null: all of the text")
-
-
-class RoundingSettings(Section):
-    """How the weights of plans are rounded, on the calibration text."""
-
-    default: Rounding = Field("nearest", description="how, for plans that do not say it themselves")
-    damping: float = Field(
-        DAMPING, ge=0, description="added to the diagonal of each layer's second moments, in shares of its mean"
-    )
-    descents: int = Field(
-        DESCENTS, ge=0, description="sweeps of coordinate descent over the codes after the one with error feedback"
-    )
-    steps: int = Field(TUNING_STEPS, ge=1, description="steps that tuning takes on each block")
-    tokens_per_step: int = Field(TOKENS_PER_STEP, ge=1, description="calibration tokens that a step of tuning looks at")
 
 
 class ExportSettings(Section):
@@ -327,19 +309,7 @@ class Settings(Section):
 
 def _keys_at(location: tuple) -> list[str]:
     """Return the keys that are valid where an unknown key was found."""
-    sections: dict[str, type[Section]] = {
-        "compute": ComputeSettings,
-        "calibration": WindowSettings,
-        "evaluation": WindowSettings,
-    }
-    sections["validation"] = WindowSettings
-    sections |= {
-        "rounding": RoundingSettings,
-        "export": ExportSettings,
-        "speed": SpeedSettings,
-        "tasks": TaskSettings,
-        "sensitivity": SensitivitySettings,
-    }
+    sections = {name: type(field.default) for name, field in Settings.model_fields.items()}
     if len(location) == 1:
         return list(Settings.model_fields)
     if location[0] == "studies":

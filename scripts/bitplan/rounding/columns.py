@@ -1,6 +1,6 @@
 """The columns of one layer on its format's grid: what is asked for, and what a sweep or a descent has found so far."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from bitplan.formats.base import Format, Quantized
 from bitplan.rounding.grids import GRIDS, joined
 from bitplan.rounding.levels import Levels
+from bitplan.rounding.sweep import Factors
 
 DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
@@ -17,7 +18,8 @@ COLUMNS_AT_ONCE = 128
 class LayerToRound:
     """What is rounded: a weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, and the format's name and block.
 
-    `damping` is added to the diagonal of H in shares of its mean.
+    `damping` is added to the diagonal of H in shares of its mean. `cross` (in, in) is `CrossMoments.matrix` where rounding aims at the
+    outputs that the reference model's inputs give, `share` of the way from those of H's own inputs.
     """
 
     name: str
@@ -26,6 +28,15 @@ class LayerToRound:
     form: Format
     group: int
     damping: float = DAMPING
+    cross: Tensor | None = None
+    share: float = 0.0
+
+    def aimed(self, factors: Factors) -> "LayerToRound":
+        """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""
+        if self.cross is None or not self.share:
+            return self
+        correction = (self.weight @ self.cross) @ factors.upper.T @ factors.upper
+        return replace(self, weight=self.weight + self.share * correction, cross=None)
 
     @property
     def importance(self) -> Tensor | None:

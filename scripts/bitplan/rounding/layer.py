@@ -20,6 +20,7 @@ NEAREST, FEEDBACK, TUNED = "nearest", "feedback", "tuned"
 MOST_DAMPING = 1.0
 LESS = 0.1  # of the damping; no inverse is taken in a descent
 DESCENTS = 2
+REFERENCE_SHARE = 0.5  # of the way to the outputs that the reference model gives
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,8 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
         return _kept(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: its Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
+    layer = layer.aimed(factors)
+    plain = replace(plain, error=(error := layer.error(plain.quantized)), error_nearest=error)
     columns = feedback(layer, factors, descents)
     made = columns.quantized()
     error = layer.error(made)
@@ -88,10 +91,10 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
     return RoundedWeight(made, FEEDBACK, error, plain.error, damping, columns=columns)
 
 
-def tuned(layer: LayerToRound, made: RoundedWeight) -> RoundedWeight:
+def tuned(made: RoundedWeight) -> RoundedWeight:
     """Return what error feedback has made of a layer with the elements that its columns have by now."""
     quantized = made.columns.quantized()
-    return replace(made, quantized=quantized, rounding=TUNED, error=layer.error(quantized))
+    return replace(made, quantized=quantized, rounding=TUNED, error=made.columns.layer.error(quantized))
 
 
 def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:

@@ -12,6 +12,8 @@ from bitplan.workflow.inputs import compared_agreement, results
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
+# What both feedback and tuning are told; the other settings of rounding are for tuning.
+FEEDBACK_SETTINGS = {"damping", "descents", "reference_share"}
 NOT_A_FLAG = {"method", "check", "rounding"}
 # Methods whose search runs the model, and so takes the settings of `compute`.
 RUN_THE_MODEL = {"adaptive", "genetic", "optimal", "sparsegpt"}
@@ -120,10 +122,10 @@ def check_flags(settings: Settings, wildcards: Any) -> str:
 def rounding_flags(settings: Settings, wildcards: Any) -> str:
     """Return how the weights of a plan are rounded; the settings of tuning only where it is tuned."""
     rounding, held = settings.rounding_of(wildcards.plan), settings.rounding
-    values: dict[str, Any] = {"rounding": rounding, "damping": held.damping, "descents": held.descents}
+    values: dict[str, Any] = {"rounding": rounding, **held.model_dump(include=FEEDBACK_SETTINGS)}
     if rounding == "tuned":
-        values |= {"steps": held.steps, "tokens-per-step": held.tokens_per_step}
-    return cli_flags({**values, **settings.compute.model_dump()})
+        values |= held.model_dump(include={"steps", "tokens_per_step"})
+    return cli_flags({**_dashed(values), **settings.compute.model_dump()})
 
 
 def speed_flags(settings: Settings, wildcards: Any) -> str:

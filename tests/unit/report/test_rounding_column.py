@@ -2,7 +2,7 @@
 
 import json
 
-from bitplan.report.comparison import Entry, as_text, row, rounding_text
+from bitplan.report.comparison import Entry, as_text, rounding_text, row
 
 SCORES = {"ppl": 2.0, "ppl_error": 0.1, "kl_mean": 0.1, "kl_mean_error": 0.01, "top1_agreement": 0.9}
 BITS = {"avg_bits": 4.0, "avg_bits_layers": 4.0, "target_avg_bits": 4.0, "target_missed_by": 0.0}

@@ -142,6 +142,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "rounding.default": ("rounding.default", "feedback", ROUNDED_BY_DEFAULT),
     "rounding.damping": ("rounding.damping", 0.02, ROUNDED),
     "rounding.descents": ("rounding.descents", 1, ROUNDED),
+    "rounding.reference_share": ("rounding.reference_share", 0.25, ROUNDED),
     "rounding.steps": ("rounding.steps", 20, "rounded_genetic_plan@tuned"),
     "rounding.tokens_per_step": ("rounding.tokens_per_step", 1024, "rounded_genetic_plan@tuned"),
     "export.unquantized": ("export.unquantized", "bf16", "plan_gguf"),

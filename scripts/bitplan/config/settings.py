@@ -28,7 +28,7 @@ EVALUATION_WINDOWS = 32
 Bos = Literal["auto", "always", "never"]
 BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (Gemma)"
 # Of rounding: docs/rounding.md.
-DAMPING, DESCENTS, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 50, 2048
+DAMPING, DESCENTS, REFERENCE_SHARE, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 0.5, 50, 2048
 
 
 def _amount(text: str) -> str:
@@ -111,6 +111,12 @@ class RoundingSettings(Section):
     )
     descents: int = Field(
         DESCENTS, ge=0, description="sweeps of coordinate descent over the codes after the one with error feedback"
+    )
+    reference_share: float = Field(
+        REFERENCE_SHARE,
+        ge=0,
+        le=1,
+        description="how far a layer's rounding aims from the outputs for its own inputs to those for the reference model's inputs",
     )
     steps: Annotated[int, Flag(when=("default", "tuned"))] = Field(
         TUNING_STEPS, ge=1, description="steps that tuning takes on each block"

@@ -1,6 +1,6 @@
 """The columns of one layer on its format's grid: the layer to round, and the elements chosen so far."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from bitplan.formats.base import Format, Quantized
 from bitplan.rounding.grids import GRIDS, joined
 from bitplan.rounding.levels import Levels
+from bitplan.rounding.sweep import Factors
 
 DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
@@ -18,6 +19,8 @@ class LayerToRound:
     """A weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, its format and values per block.
 
     `damping` times the mean of H's diagonal is added to the diagonal.
+    `cross` (in, in) is `CrossMoments.matrix` if rounding aims at the outputs for the reference model's inputs, `share` of the way from those
+    for its own inputs.
     """
 
     name: str
@@ -26,6 +29,15 @@ class LayerToRound:
     form: Format
     group: int
     damping: float = DAMPING
+    cross: Tensor | None = None
+    share: float = 0.0
+
+    def aimed(self, factors: Factors) -> "LayerToRound":
+        """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""
+        if self.cross is None or not self.share:
+            return self
+        correction = (self.weight @ self.cross) @ factors.upper.T @ factors.upper
+        return replace(self, weight=self.weight + self.share * correction, cross=None)
 
     @property
     def importance(self) -> Tensor | None:

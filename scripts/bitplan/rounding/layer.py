@@ -20,6 +20,7 @@ NEAREST, FEEDBACK, TUNED = "nearest", "feedback", "tuned"
 MOST_DAMPING = 1.0
 LESS = 0.1  # share of the damping in a descent, which needs no inverse
 DESCENTS = 2
+REFERENCE_SHARE = 0.5  # of the way to the outputs that the reference model gives
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
         return _kept(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
+    layer = layer.aimed(factors)
+    plain = replace(plain, error=(error := layer.error(plain.quantized)), error_nearest=error)
     columns = feedback(layer, factors, descents)
     quantized = columns.quantized()
     error = layer.error(quantized)
@@ -89,10 +92,10 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
     return RoundedWeight(quantized, FEEDBACK, error, plain.error, damping, columns=columns)
 
 
-def tuned(layer: LayerToRound, rounded: RoundedWeight) -> RoundedWeight:
+def tuned(rounded: RoundedWeight) -> RoundedWeight:
     """Return the rounded weight with the elements that tuning left in its columns."""
     quantized = rounded.columns.quantized()
-    return replace(rounded, quantized=quantized, rounding=TUNED, error=layer.error(quantized))
+    return replace(rounded, quantized=quantized, rounding=TUNED, error=rounded.columns.layer.error(quantized))
 
 
 def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:

@@ -25,9 +25,18 @@ from bitplan.plans.plan import Plan, check_columns
 from bitplan.plans.rounded import RoundedLayer, RoundedModel, finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import DESCENTS, FEEDBACK, TUNED, RoundedWeight, round_layer, tuned
+from bitplan.rounding.layer import (
+    DESCENTS,
+    FEEDBACK,
+    NEAREST,
+    REFERENCE_SHARE,
+    TUNED,
+    RoundedWeight,
+    round_layer,
+    tuned,
+)
 from bitplan.rounding.tuning import TuningSettings, tune_
-from bitplan.statistics.hessian import InputMoments, moments_of
+from bitplan.statistics.hessian import CrossMoments, InputMoments, inputs_of, moments_of
 
 log = logging.getLogger(__name__)
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
@@ -44,6 +53,7 @@ class ModelRounding:
     rounding: str = FEEDBACK
     damping: float = DAMPING
     descents: int = DESCENTS
+    reference_share: float = REFERENCE_SHARE
     tuning: TuningSettings = field(default_factory=TuningSettings)
 
 
@@ -81,11 +91,14 @@ class _Rounding:
     def visit(self, block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         """Round a block, or load it from an interrupted run, and return its outputs."""
         next(self._bar, None)
-        target = self._target(hidden, forward)
+        target, cross = self._target(hidden, forward), {}
         self._prepare_(block)
+        done = finished_block(self.partial, block.index)
+        if target is not None and not done:
+            cross = self._cross(block, hidden, forward)
+        self._reference = target
         with quantized_inputs(block, self.plan, self.weights.formats):
-            done = finished_block(self.partial, block.index)
-            layers, notes = done or self._rounded(block, hidden, target, forward)
+            layers, notes = done or self._rounded(block, hidden, target, cross, forward)
             for name, layer in layers.items():
                 set_weight_(block.layers[name], self._layers[name], layer.weight())
             self.rows += [notes[name] for name in layers]
@@ -94,11 +107,40 @@ class _Rounding:
 
     @torch.no_grad()
     def _target(self, hidden: Tensor, forward: Forward) -> Tensor | None:
-        """Return the block's output in the full-precision model; None unless blocks are tuned."""
-        if self.settings.rounding != TUNED:
+        """Return the block's output in the full-precision model; None if rounding does not aim at it."""
+        settings = self.settings
+        if settings.rounding == NEAREST or (settings.rounding != TUNED and not settings.reference_share):
             return None
-        self._reference = forward(hidden if self._reference is None else self._reference)
-        return self._reference
+        return forward(hidden if self._reference is None else self._reference)
+
+    @torch.no_grad()
+    def _cross(self, block: Block, hidden: Tensor, forward: Forward) -> dict[str, CrossMoments]:
+        """Return the cross moments of the layers' inputs with those in the reference model; none of the first block, whose inputs are equal."""
+        found: dict[str, CrossMoments] = {}
+        if self._reference is None or not self.settings.reference_share:
+            return found
+        whole = {name: replace(made, aq=UNQUANTIZED) for name, made in self.plan.layers.items()}
+        for window, exact in zip(hidden.split(1), self._reference.split(1), strict=True):
+            reference = self._inputs(block, replace(self.plan, layers=whole), exact, forward)
+            inputs = self._inputs(block, self.plan, window, forward)
+            shared: dict[tuple[int, int], CrossMoments] = {}
+            for name in (each for each in inputs if each in self._names and each in reference):
+                given, wide = inputs[name], reference[name]
+                # An expert that the router gives a part of the window may get other tokens in the reference model.
+                if not given.shape[:-1].numel() == wide.shape[:-1].numel() == window.shape[1]:
+                    continue
+                key = id(given), id(wide)
+                if key not in shared:
+                    shared[key] = found.setdefault(name, CrossMoments.empty(given.shape[-1], given.device))
+                    shared[key].add_(given, wide)
+                found[name] = shared[key]
+        return found
+
+    def _inputs(self, block: Block, plan: Plan, window: Tensor, forward: Forward) -> dict[str, Tensor]:
+        """Return what each of the block's layers reads of a window, smoothed and quantized as a plan says."""
+        with quantized_inputs(block, plan, self.weights.formats), inputs_of(block) as inputs:
+            forward(window)
+        return dict(inputs)
 
     def _prepare_(self, block: Block) -> None:
         """Smooth the block, and set the planned weights of the layers that are not rounded here."""
@@ -111,16 +153,16 @@ class _Rounding:
                 set_weight_(module, layer, weight)
 
     def _rounded(
-        self, block: Block, hidden: Tensor, target: Tensor | None, forward: Forward
+        self, block: Block, hidden: Tensor, target: Tensor | None, cross: Mapping[str, CrossMoments], forward: Forward
     ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
         with moments_of(block) as moments, torch.no_grad():
             forward(hidden)
         names = [name for name in block.layers if name in self._names]
-        requests = {name: self._request(name, block, moments.get(name)) for name in names}
+        requests = {name: self._request(name, block, moments.get(name), cross.get(name)) for name in names}
         with torch.no_grad():
             how = (self.settings.rounding, self.settings.descents)
             results = {name: round_layer(layer, *how) for name, layer in requests.items()}
-        if target is not None:
+        if self.settings.rounding == TUNED:
             results |= self._tuned(block, requests, results, hidden, target, forward)
         layers = {
             name: RoundedLayer(result.quantized, requests[name].form.name, requests[name].group)
@@ -146,14 +188,17 @@ class _Rounding:
                 set_weight_(block.layers[name], self._layers[name], requests[name].values(result.quantized))
         before, after = tune_(block.layers, columns, hidden, target, forward, self.settings.tuning)
         log.info("block %d: error of its outputs %.4g, tuned %.4g", block.index, before, after)
-        return {name: tuned(requests[name], results[name]) for name in columns} if after < before else {}
+        return {name: tuned(results[name]) for name in columns} if after < before else {}
 
-    def _request(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:
+    def _request(
+        self, name: str, block: Block, moments: InputMoments | None, cross: CrossMoments | None
+    ) -> LayerToRound:
         weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
         hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
         choice = self.plan.of(name)
         form = self.weights.formats[choice.wq]
-        return LayerToRound(name, weight, hessian, form, form.group(choice.group_size), self.settings.damping)
+        aim = {} if cross is None else {"cross": cross.matrix, "share": self.settings.reference_share}
+        return LayerToRound(name, weight, hessian, form, form.group(choice.group_size), self.settings.damping, **aim)
 
 
 def _note(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:

@@ -60,6 +60,49 @@ class InputMoments:
         return self.sum_squared_deviations / max(1, self.tokens)
 
 
+@dataclass
+class CrossMoments:
+    """The sum of (x' - x) x^T over the tokens seen so far, (in, in): x what a layer reads, x' what it reads in the reference model."""
+
+    tokens: int
+    gram: Tensor
+
+    @classmethod
+    def empty(cls, columns: int, device: torch.device) -> "CrossMoments":
+        """Return the moments of no token."""
+        return cls(0, torch.zeros(columns, columns, device=device))
+
+    def add_(self, inputs: Tensor, reference: Tensor) -> None:
+        """Count a batch of inputs (..., in), and the reference model's of the same tokens."""
+        flat, wide = (each.detach().reshape(-1, each.shape[-1]).to(self.gram) for each in (inputs, reference))
+        self.gram.addmm_((wide - flat).T, flat)
+        self.tokens += len(flat)
+
+    @property
+    def matrix(self) -> Tensor:
+        """2/N sum (x' - x) x^T, (in, in), in the scale of `InputMoments.hessian`."""
+        return self.gram * (2.0 / max(1, self.tokens))
+
+
+@contextmanager
+def inputs_of(block: Block) -> Iterator[dict[str, Tensor]]:
+    """Yield {layer: the input of its last call}, filled while the block runs inside the context."""
+    seen: dict[str, Tensor] = {}
+
+    def noting(layer: str):
+        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[layer] = args[0]
+
+        return note
+
+    hooks = [module.register_forward_pre_hook(noting(name)) for name, module in block.layers.items()]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 class _SharedMoments:
     """Hooks that add each input once: layers that read the same tensor (q, k and v) share its moments."""
 

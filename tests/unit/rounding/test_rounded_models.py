@@ -81,6 +81,27 @@ def test_tuned_codes_damage_a_trained_model_less_than_those_of_feedback(bundled,
     assert damage(bundled, ours) < 0.95 * damage(bundled, start)
 
 
+def test_aiming_half_way_to_the_reference_model_damages_a_trained_model_less(bundled, tmp_path):
+    plan = uniform(bundled.info, "q2_k")
+    half, own = (
+        rounded(bundled, plan, tmp_path / f"{share}", ModelRounding(reference_share=share)) for share in (0.5, 0.0)
+    )
+    assert damage(bundled, half) < 0.97 * damage(bundled, own)
+    first, later = (f"model.layers.{block}.self_attn.q_proj" for block in (0, 1))
+    assert torch.equal(half.rounded.weight(first), own.rounded.weight(first))
+    assert not torch.equal(half.rounded.weight(later), own.rounded.weight(later))
+
+
+def test_layers_with_experts_and_quantized_inputs_aim_at_the_reference_model_too(tmp_path):
+    made = Opened(make_family("mixtral", tmp_path / "model"))
+    plans = {aq: uniform(made.info, "int3", aq, 32) for aq in ("bf16", "mxfp4")}
+    for aq, plan in plans.items():
+        half, own = (
+            rounded(made, plan, tmp_path / f"{aq}{share}", ModelRounding(reference_share=share)) for share in (0.5, 0)
+        )
+        assert half.rounded.digest != own.rounded.digest
+
+
 def test_tuning_keeps_the_full_precision_models_own_states_as_its_target(llama, tmp_path, monkeypatch):
     seen = []
     real = rounding_model.tune_

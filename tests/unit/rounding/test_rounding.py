@@ -1,6 +1,7 @@
 """Rounding with error feedback on one layer: equal to the published algorithm, on every format's grid, and never worse than nearest."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from bitplan.rounding.grids import GRIDS
 from bitplan.rounding.layer import FEEDBACK, NEAREST, feedback, round_layer
 from bitplan.rounding.sweep import Pruning, damped_factors, sweep_columns
 from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, tune_
+from bitplan.statistics.hessian import CrossMoments
 from tests.unit.search.test_sparsegpt import gptq
 
 WITH_CODES = sorted(
@@ -154,6 +156,36 @@ def test_feedback_that_is_worse_than_nearest_is_not_taken_and_the_log_says_so(ca
     assert result.rounding == NEAREST and result.error == result.error_nearest and "layer error" in result.why
     assert torch.equal(result.quantized.parts["data"], layer.nearest().parts["data"])
     assert len(caplog.records) == 1 and "q4_k: rounded to nearest" in caplog.text
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_a_layer_aims_at_the_least_squares_weight_for_the_outputs_between_its_own_and_the_references(share):
+    plain, _ = layer_to_round("q4_k", 6, 256, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(9)
+    inputs, noise = (torch.randn(1024, 256, generator=generator, dtype=torch.float64) for _ in range(2))
+    reference = inputs + 0.1 * noise
+    asked = replace(plain, hessian=2 / len(inputs) * inputs.T @ inputs)
+    cross = CrossMoments(0, torch.zeros(256, 256, dtype=torch.float64))
+    for some in range(0, len(inputs), 256):
+        cross.add_(inputs[some : some + 256], reference[some : some + 256])
+    layer = replace(asked, cross=cross.matrix, share=share)
+    aimed = layer.aimed(damped_factors(asked.hessian, 1e-9))
+    outputs = ((1 - share) * inputs + share * reference) @ asked.weight.T
+    torch.testing.assert_close(aimed.weight, torch.linalg.lstsq(inputs, outputs).solution.T, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_rounded_towards_the_reference_is_judged_by_that_and_falls_back_to_the_nearest_of_its_own_weight(
+    monkeypatch,
+):
+    asked, _ = layer_to_round("q4_k")
+    noise = 0.02 * torch.randn(512, 512, generator=torch.Generator().manual_seed(3))
+    layer = replace(asked, cross=noise, share=0.5)
+    made, aimed = round_layer(layer), layer.aimed(damped_factors(asked.hessian, asked.damping))
+    assert made.rounding == FEEDBACK and made.error == pytest.approx(aimed.error(made.quantized))
+    assert made.error_nearest == pytest.approx(aimed.error(asked.nearest()))
+    worse = replace(asked, weight=asked.weight + 1)
+    monkeypatch.setattr("bitplan.rounding.layer.feedback", lambda layer, *how: feedback(worse, *how))
+    assert torch.equal(round_layer(layer).quantized.parts["data"], asked.nearest().parts["data"])
 
 
 def test_a_hessian_that_is_a_little_indefinite_is_damped_more(caplog):

@@ -7,7 +7,6 @@ a bitmap of what is pruned; or, for a layer that is pruned only, its values (out
 
 import hashlib
 import json
-import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import read_json, write_json, written_aside
+from bitplan.core.files import read_json, write_json
+from bitplan.core.safetensors_io import opened_tensors, write_tensors
 
-log = logging.getLogger(__name__)
 FOLDER = "compressed"
-KEY = "made-with.json"
 LISTED = "index.json"
 HINT = "Run the search again or copy the folder that was written with the plan"
 SCALE_BITS, UNQUANTIZED_BITS = 16, 16
@@ -116,34 +114,28 @@ def block_file(folder: Path, block: int) -> Path:
 
 def write_block(folder: Path, block: int, layers: Mapping[str, CompressedLayer], notes: Mapping[str, Any]) -> None:
     """Write the layers of a block, and a note for each (anything that JSON holds)."""
-    from safetensors.torch import save_file
-
     tensors = {
         f"{name}|{part}": value.contiguous() for name, layer in layers.items() for part, value in layer.parts.items()
     }
     told = {
         name: {"options": layer.options, "group": layer.group, "note": notes[name]} for name, layer in layers.items()
     }
-    with written_aside(block_file(folder, block)) as aside:
-        save_file(tensors, aside, {"facts": json.dumps(told)})  # in the order of the layers, which the reader keeps
+    write_tensors(
+        block_file(folder, block), tensors, json.dumps(told)
+    )  # in the order of the layers, which the reader keeps
 
 
 def read_block(path: Path) -> tuple[dict[str, CompressedLayer], dict[str, Any]]:
     """Return the layers of a block's file, and their notes. Raises `UserError` when it is no such file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as handle:
-            facts = json.loads(handle.metadata()["facts"])
-            parts: dict[str, dict[str, Tensor]] = {name: {} for name in facts}
-            for key in handle.keys():  # noqa: SIM118 (the handle is no mapping)
-                name, _, part = key.rpartition("|")
-                parts[name][part] = handle.get_tensor(key)
+    with opened_tensors(path, "COMPRESSED-INVALID", "a file of compressed layers", HINT) as (handle, text):
+        facts = json.loads(text)
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in facts}
+        for key in handle.keys():  # noqa: SIM118 (the handle is no mapping)
+            name, _, part = key.rpartition("|")
+            parts[name][part] = handle.get_tensor(key)
         layers = {
             name: CompressedLayer(parts[name], tuple(told["options"]), told["group"]) for name, told in facts.items()
         }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise user_error("COMPRESSED-INVALID", path, f"is not a file of compressed layers: {error}", HINT) from None
     return layers, {name: told["note"] for name, told in facts.items()}
 
 
@@ -172,28 +164,6 @@ class Compressed:
     def weight(self, name: str) -> Tensor:
         """Return a layer's weight (out, in) float32."""
         return self.layer(name).weight()
-
-
-def take_up(partial: Path, digest: str) -> None:
-    """Make the folder for blocks, and drop what a run with other settings has left there."""
-    made_with = read_json(partial / KEY).get("digest") if (partial / KEY).exists() else None
-    if partial.exists() and made_with != digest:
-        log.warning("%s: was created with different settings; starting over", partial)
-        shutil.rmtree(partial)
-    kept = len(list(partial.glob("block-*.safetensors")))
-    if kept:
-        log.info("%d blocks are already done: %s", kept, partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        write_json(partial / KEY, {"digest": digest})
-    finally:
-        drop_if_empty(partial, KEY)
-
-
-def drop_if_empty(partial: Path, but: str = "block-*.safetensors") -> None:
-    """Remove a folder that a run has made and that nothing is in to go on from."""
-    if not any(partial.glob(but)):
-        shutil.rmtree(partial)
 
 
 def finish_folder(partial: Path, folder: Path) -> Compressed:

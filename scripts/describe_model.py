@@ -11,12 +11,15 @@ def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.formats.fitting import fitting_lines, fitting_summary
+    from bitplan.models.checkpoint import Checkpoint
+    from bitplan.models.finite import finite_files
     from bitplan.models.layers import model_info
 
     started = time.monotonic()
     info = model_info(args.model)
+    finite = finite_files(Checkpoint.open(args.model))
     substitutes = fitting_summary([layer.shape[1] for layer in info.quantizable])
-    write_json(args.output, {**info.to_json(), "substitutes": substitutes})
+    write_json(args.output, {**info.to_json(), "substitutes": substitutes, "finite": finite})
     write_provenance(args.output, started)
     print(f"{info.architecture}: {info.parameters:,} parameters, {len(info.quantizable)} layers that a plan may change")
     print("".join(f"{line}\n" for line in fitting_lines(substitutes, len(info.quantizable))), end="")

@@ -56,9 +56,7 @@ KILLS = 10
 # What is measured with a clock is other in every run, and so is a page that shows it.
 TIMED = ("speed.json",)
 # Names of what is written aside, of what is kept to go on from, and of what no rule reads.
-UNFINISHED = re.compile(
-    r"\..+\.[a-z0-9_]{8}\.tmp(\..+)?|\.bitplan-work-[a-z0-9_]{8}|\..+\.tmp|.+\.partial|.+\.evaluations"
-)
+UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp(\..+)?|\.bitplan-work-[a-z0-9_]{8}|\..+\.tmp|.+\.partial")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """What every command shares: typed flags, logging to stderr, errors as one line each and an exit code."""
 
 import argparse
+import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,12 +55,12 @@ class _OneLineParser(argparse.ArgumentParser):
         self.texts: list[TextFlag] = []
         # Other spellings of flags, from the documents: accepted, and not shown.
         self.aliases: dict[str, str] = {}
+        self.words: list[str] = []
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse flags in either spelling, --max_tokens and --max-tokens: documents and habits differ; help shows the dashes."""
-        return super().parse_known_args(
-            [self._declared(word) for word in (sys.argv[1:] if args is None else args)], namespace
-        )
+        self.words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args([self._declared(word) for word in self.words], namespace)
 
     def _declared(self, word: str) -> str:
         """Return a flag as it was declared; any other word as it is."""
@@ -72,7 +74,7 @@ class _OneLineParser(argparse.ArgumentParser):
         known = self._option_string_actions
         # A misspelt flag is told before the one that is missing because of it.
         unknown = [
-            word for word in sys.argv[1:] if word.startswith("--") and self._declared(word).split("=")[0] not in known
+            word for word in self.words if word.startswith("--") and self._declared(word).split("=")[0] not in known
         ]
         if unknown:
             close = nearest(unknown[0], known, 1)
@@ -199,25 +201,28 @@ def _tell(problems: Sequence[Problem]) -> None:
         print(f"error: {len(problems) - len(shown)} more problems", file=sys.stderr)
 
 
-# What the machine lacks, by the words of the system, of safetensors and of torch.
-SHORTAGES: tuple[tuple[str, str, str, str], ...] = (
-    ("No space left on device", "SYSTEM-DISK-FULL", "the disk is full", "Free some, or write to another one"),
-    ("Disk quota exceeded", "SYSTEM-DISK-FULL", "the disk quota is used up", "Free some, or write to another place"),
-    ("Read-only file system", "SYSTEM-READ-ONLY", "the file system is read-only", "Write to another place"),
-    ("Permission denied", "SYSTEM-NO-PERMISSION", "permission is denied", "Choose a place that you may read and write"),
-    (
-        "out of memory",
-        "SYSTEM-NO-MEMORY",
-        "memory is used up",
-        "Use fewer --sequences, a smaller --dtype or a larger machine",
-    ),
-    (
-        "can't allocate memory",
-        "SYSTEM-NO-MEMORY",
-        "memory is used up",
-        "Use fewer --sequences, a smaller --dtype or a larger machine",
-    ),
-)
+# What the machine lacks, by the number of the system's error: code, what, hint.
+MEMORY = ("SYSTEM-NO-MEMORY", "memory is used up", "Use fewer --sequences, a smaller --dtype or a larger machine")
+DENIED = ("SYSTEM-NO-PERMISSION", "permission is denied", "Choose a place that you may read and write")
+SHORTAGES: dict[int, tuple[str, str, str]] = {
+    errno.ENOSPC: ("SYSTEM-DISK-FULL", "the disk is full", "Free some space or write to another disk"),
+    errno.EDQUOT: ("SYSTEM-DISK-FULL", "the disk quota is used up", "Free some space or write to another place"),
+    errno.EROFS: ("SYSTEM-READ-ONLY", "the file system is read-only", "Write to another place"),
+    errno.EACCES: DENIED,
+    errno.EPERM: DENIED,
+    errno.ENOMEM: MEMORY,
+}
+# Rust libraries (safetensors, tokenizers) put the number into their text; torch's CPU allocator has no error type of its own.
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+TORCH_ALLOCATOR = "DefaultCPUAllocator"
+
+
+def _error_number(error: Exception) -> int | None:
+    """Return the number of the system's error behind an exception, None when there is none."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or TORCH_ALLOCATOR in str(error):
+        return errno.ENOMEM
+    told = RUST_ERROR.search(str(error))
+    return int(told[1]) if told else getattr(error, "errno", None)
 
 
 def _of_the_system(error: Exception, outputs: Sequence[Path]) -> Problem | None:
@@ -225,16 +230,13 @@ def _of_the_system(error: Exception, outputs: Sequence[Path]) -> Problem | None:
 
     What is written aside has a name that means nothing to the user: the problem names the outputs.
     """
-    text = f"{error} {getattr(error, 'strerror', '') or ''}"
-    if isinstance(error, MemoryError):
-        text += " out of memory"
-    found = next(((code, what, hint) for words, code, what, hint in SHORTAGES if words in text), None)
-    written = " or ".join(map(str, outputs)) if isinstance(error, OSError) or "os error" in text else ""
-    where = written or getattr(error, "filename", None) or type(error).__name__
-    if found is None:
+    shortage = SHORTAGES.get(_error_number(error))
+    if shortage is None:
         return None
-    code, what, hint = found
-    return Problem(code, str(where), what, hint)
+    code, what, hint = shortage
+    of_files = isinstance(error, OSError) or RUST_ERROR.search(str(error))
+    written = " or ".join(map(str, outputs)) if of_files else ""
+    return Problem(code, written or getattr(error, "filename", None) or type(error).__name__, what, hint)
 
 
 def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitplan.core.errors import UserError, user_error
 from bitplan.core.files import read_json, write_json, written_aside
+from bitplan.core.safetensors_io import read_tensors, write_tensors
 
 log = logging.getLogger(__name__)
 KEY = "of.json"
@@ -50,11 +51,11 @@ class Kept:
     def beside(cls, output: Path, digest: str) -> "Kept":
         """Return the folder of an output, emptied first where it holds pieces of another measurement than `digest`."""
         partial = cls.folder_of(output)
-        if partial.has(KEY) and read_json(partial.folder / KEY).get("digest") != digest:
-            log.warning("%s was created with a different model, text or settings; starting over", partial.folder)
-        elif partial.has(KEY):
+        if partial.is_of(digest):
             log.info("resuming from %s", partial.folder)
             return partial
+        if partial.has(KEY):
+            log.warning("%s was created with a different model, text or settings; starting over", partial.folder)
         partial.remove()
         try:
             write_json(partial.folder / KEY, {"digest": digest})
@@ -73,6 +74,10 @@ class Kept:
                 self.remove()
             raise
 
+    def is_of(self, digest: str) -> bool:
+        """Return whether the folder holds pieces of the measurement with this digest."""
+        return self.has(KEY) and read_json(self.folder / KEY, self._hint).get("digest") == digest
+
     def has(self, name: str) -> bool:
         """Return whether a result is saved."""
         return (self.folder / name).exists()
@@ -86,14 +91,7 @@ class Kept:
 
     def tensors(self, name: str) -> dict[str, Tensor]:
         """Return {name: tensor} of one file. Raises `UserError` for a damaged file."""
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            # A mapped tensor may not be aligned as torch aligns its own, so it is copied.
-            return {key: values.clone() for key, values in load_file(self.folder / name).items()}
-        except (OSError, SafetensorError) as error:
-            raise user_error("RESUME-BROKEN", self.folder / name, f"is damaged: {error}", self._hint) from None
+        return read_tensors(self.folder / name, "RESUME-BROKEN", "a file of saved progress", self._hint)
 
     @property
     def _hint(self) -> str:
@@ -105,10 +103,12 @@ class Kept:
 
     def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Save tensors in one file, in their dtypes."""
-        from safetensors.torch import save_file
+        write_tensors(self.folder / name, tensors)
 
+    def keep_exactly(self, name: str, content: Mapping[str, Any]) -> None:
+        """Keep an object that JSON can hold, numbers as they are, NaN and infinity too."""
         with written_aside(self.folder / name) as aside:
-            save_file({key: values.detach().cpu().contiguous() for key, values in tensors.items()}, aside)
+            aside.write_text(json.dumps(content), encoding="utf-8")
 
     def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the object saved under a name, computed and saved first if absent. It is always read back from the file."""
@@ -120,6 +120,17 @@ class Kept:
         """Remove the folder and its content, the digest first, so that a half-removed folder is never resumed from."""
         (self.folder / KEY).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextmanager
+def blocks_beside(output: Path, digest: str) -> Iterator[Path]:
+    """Yield `<output>.partial` for block files, with those of an interrupted run of the same digest; removed when no block is done."""
+    kept = Kept.beside(output, digest)
+    try:
+        yield kept.folder
+    finally:
+        if not any(kept.folder.glob("block-*.safetensors")):
+            kept.remove()
 
 
 def states_name(block: int) -> str:
@@ -193,8 +204,7 @@ class KeptWalk:
     def _write(self, block: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.kept.keep_tensors(self._file(block), tensors)
         # From here on the new file is used. Floats are not rounded: a resumed run must give the bytes of an uninterrupted one.
-        with written_aside(self.kept.folder / self._state_file) as aside:
-            aside.write_text(json.dumps({"block": block, "facts": facts}), encoding="utf-8")
+        self.kept.keep_exactly(self._state_file, {"block": block, "facts": facts})
         self._remove(but=block)
 
     def _remove(self, but: int | None = None) -> None:

@@ -1,21 +1,19 @@
 """A checkpoint folder: the tensors that it stores, those that its model loads, and reading single ones.
 
-To list tensors, only the headers of the safetensors files are read (8 bytes of length, then JSON).
+To list tensors, only the headers of the safetensors files are read.
 """
 
 import hashlib
-import json
 import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from bitplan.core.errors import UserError, user_error
 from bitplan.core.files import read_json
+from bitplan.core.safetensors_io import DOWNLOAD_AGAIN, PIECE, TensorInfo, read_header
 from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, matching
 
 if TYPE_CHECKING:
@@ -24,88 +22,7 @@ if TYPE_CHECKING:
 
     from bitplan.models.loading import Loading
 
-PIECE = 1 << 24
-DOWNLOAD_AGAIN = "Download the checkpoint again"
 FLOATS = ("F64", "F32", "F16", "BF16")
-BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a checkpoint: its file and its name there, dtype as safetensors spells it, shape, byte range in the file."""
-
-    file: Path
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def params(self) -> int:
-        """Number of values."""
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Size in the file."""
-        return self.stop - self.start
-
-    def pieces(self) -> Iterator[bytes]:
-        """Yield the tensor's bytes, a few MiB at a time."""
-        with open(self.file, "rb") as source:
-            source.seek(self.start)
-            left = self.nbytes
-            while piece := source.read(min(left, PIECE)):
-                yield piece
-                left -= len(piece)
-
-    def copy_to(self, handle: BinaryIO) -> None:
-        """Copy the tensor's bytes."""
-        for piece in self.pieces():
-            handle.write(piece)
-
-
-def _header(file: Path) -> dict[str, TensorInfo]:
-    size = file.stat().st_size
-    with open(file, "rb") as handle:
-        start = handle.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length + 8 > size:
-            raise user_error("MODEL-TRUNCATED", file, "is truncated: its header is incomplete", DOWNLOAD_AGAIN)
-        try:
-            entries = json.loads(handle.read(length))
-            entries.pop("__metadata__", None)
-            tensors = {name: _tensor_info(file, name, entry, 8 + length) for name, entry in entries.items()}
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            hint = "Download the checkpoint again, or save it with `save_pretrained`"
-            raise user_error(
-                "MODEL-BAD-HEADER", file, "is not a safetensors file: its header is invalid", hint
-            ) from None
-    _check_places(file, tensors, 8 + length, size)
-    return tensors
-
-
-def _tensor_info(file: Path, name: str, entry: Mapping[str, Any], begin: int) -> TensorInfo:
-    """Parse an entry of a header. Raises KeyError, TypeError or ValueError for one that safetensors does not allow."""
-    start, stop = entry["data_offsets"]
-    shape = tuple(entry["shape"])
-    if any(type(number) is not int or number < 0 for number in (start, stop, *shape)):
-        raise ValueError("sizes and offsets are whole numbers from 0")
-    return TensorInfo(file, name, str(entry["dtype"]), shape, begin + start, begin + stop)
-
-
-def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, size: int) -> None:
-    """Raise `UserError` unless the tensors are contiguous, have the sizes of their shapes, and fill the file."""
-    at = begin
-    for name, info in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
-        long = info.params * BYTES[info.dtype] if info.dtype in BYTES else info.nbytes
-        if info.start != at or info.nbytes != long:
-            what = f"its header puts tensor {name} at bytes {info.start} to {info.stop}, which does not fit"
-            raise user_error("MODEL-BAD-HEADER", file, what, DOWNLOAD_AGAIN)
-        at = info.stop
-    if at != size:
-        raise user_error("MODEL-TRUNCATED", file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
 
 
 def _indexed(index: Path) -> dict[str, str]:
@@ -160,6 +77,12 @@ def _without_weights(folder: Path) -> UserError:
     )
 
 
+def stamp_of(file: Path) -> list[int]:
+    """Return a file's size in bytes and its time of change in ns, by which a change of its content shows."""
+    told = file.stat()
+    return [told.st_size, told.st_mtime_ns]
+
+
 def _same_bytes(one: TensorInfo, other: TensorInfo) -> bool:
     """Return whether two tensors have the same dtype, shape and bytes."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and all(
@@ -171,7 +94,7 @@ def _all_tensors(files: Iterable[Path]) -> dict[str, TensorInfo]:
     """Return the tensors of some files. Raises `UserError` if two files store a tensor with different values."""
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        for name, info in _header(file).items():
+        for name, info in read_header(file).items():
             if name in tensors and not _same_bytes(tensors[name], info):
                 what = f"and {tensors[name].file.name} both contain {name}, with different values"
                 raise user_error(
@@ -186,6 +109,9 @@ class Checkpoint:
     """A folder with `config.json` and safetensors files."""
 
     folder: Path
+    finite: Mapping[str, list[int]] = field(
+        default_factory=dict, compare=False
+    )  # the stamps of files without NaN and Inf
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -193,7 +119,8 @@ class Checkpoint:
         path = Path(path)
         # Not Path.is_file, which raises for names that are too long for the file system.
         described = os.path.isfile(path) and path.suffix == ".json"
-        folder = Path(str(read_json(path).get("path", path))) if described else path
+        told = read_json(path) if described else {}
+        folder, finite = Path(str(told.get("path", path))), told.get("finite")
         if not os.path.isfile(folder / "config.json"):
             raise user_error(
                 "MODEL-NO-CONFIG",
@@ -202,7 +129,12 @@ class Checkpoint:
                 "Give the folder of a checkpoint",
             )
         _weight_files(folder)
-        return cls(folder)
+        return cls(folder, finite if isinstance(finite, dict) else {})
+
+    def known_finite(self, name: str) -> bool:
+        """Return whether a tensor's file was checked for NaN and Inf when the model was described, and has not changed since."""
+        file = self.tensors[name].file
+        return file.name in self.finite and self.finite[file.name] == stamp_of(file)
 
     @cached_property
     def config(self) -> dict:

@@ -21,12 +21,12 @@ from bitplan.models.checkpoint import Checkpoint, TensorInfo
 from bitplan.models.complete import OF_WEIGHTS
 from bitplan.models.devices import pick_device, return_free_memory
 from bitplan.models.experts import separate_experts_
+from bitplan.models.finite import check_read
 from bitplan.models.loading import stored_name
 
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
-VALUES_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class StreamedModel:
         shape = self._stored(name).shape
         check_tokens(rows, shape[0], f"{folder}: {name}")
         embeddings = self.checkpoint.read_rows(name, rows)
-        check_finite({name: embeddings}, folder)
+        check_read({name: embeddings}, self.checkpoint)
         return embeddings
 
     def _stored(self, name: str) -> TensorInfo:
@@ -195,7 +195,7 @@ class StreamedModel:
     def parameter(self, name: str) -> nn.Parameter:
         """Return a tensor of the checkpoint as a parameter. Raises KeyError for an unknown name."""
         tensors = self.checkpoint.read([name], self.dtype)
-        check_finite(tensors, self.checkpoint.folder)
+        check_read(tensors, self.checkpoint)
         return self._parameter(tensors[name])
 
     def _parameter(self, tensor: Tensor) -> nn.Parameter:
@@ -297,7 +297,7 @@ class StreamedModel:
         if absent:
             raise user_error("MODEL-NO-TENSOR", self.checkpoint.folder, f"lacks the tensor {absent[0]}", OF_WEIGHTS)
         tensors = self.checkpoint.read(stored.values(), self.dtype)
-        check_finite(tensors, self.checkpoint.folder)
+        check_read(tensors, self.checkpoint)
         for inner, name in stored.items():
             owner, _, leaf = inner.rpartition(".")
             place = module.get_submodule(owner)
@@ -316,7 +316,7 @@ class StreamedModel:
                 dtype = torch.float32 if any(part in inner for part in wide) else buffer.dtype
                 owner, _, leaf = inner.rpartition(".")
                 tensors = self.checkpoint.read([name], dtype)
-                check_finite(tensors, self.checkpoint.folder)
+                check_read(tensors, self.checkpoint)
                 setattr(module.get_submodule(owner), leaf, tensors[name].to(self.device))
 
     def drop_(self, module: nn.Module) -> None:
@@ -336,24 +336,6 @@ def check_tokens(tokens: Tensor, rows: int, table: object) -> None:
         what = f"has {rows} rows, but the tokenizer produces token {int(behind.max())}{more} , which is out of range"
         hint = "Check that the tokenizer belongs to the weights, or remove its added tokens from the text"
         raise user_error("MODEL-TOKEN-OUT-OF-RANGE", table, what, hint)
-
-
-def check_finite(tensors: Mapping[str, Tensor], source: object) -> None:
-    """Raise `UserError` for a tensor with NaN or infinity. A sum is not finite as soon as one value is not."""
-    # Summed in parts, because torch converts what it sums to float32 first.
-    sums = {
-        name: [part.sum(dtype=torch.float32) for part in values.reshape(-1).split(VALUES_AT_ONCE)]
-        for name, values in tensors.items()
-    }
-    broken = [name for name, parts in sums.items() if not all(part.isfinite() for part in parts)]
-    if broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise user_error(
-            "MODEL-NOT-FINITE",
-            source,
-            f"tensor {broken[0]}{more} contains NaN or Inf",
-            "Use a checkpoint without NaN or Inf weights",
-        )
 
 
 def _without_weights(checkpoint: Checkpoint, dtype: torch.dtype) -> nn.Module:

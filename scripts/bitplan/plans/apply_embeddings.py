@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bitplan.formats.base import Format
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.finite import check_read
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.models.walk import check_finite
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
 
@@ -63,5 +63,5 @@ def stored_rows(
     choice = plan.of(layer.name)
     for part in row_slices(*checkpoint.tensors[name].shape):
         rows = checkpoint.read_rows(name, torch.arange(part.start, part.stop))
-        check_finite({name: rows}, checkpoint.folder)
+        check_read({name: rows}, checkpoint)
         yield part, quantized_rows(rows, weights.formats[choice.wq], choice.group_size)

@@ -7,7 +7,6 @@ of the same shape; a bitmap of pruned weights. A layer that is only pruned has i
 
 import hashlib
 import json
-import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import read_json, write_json, written_aside
+from bitplan.core.files import read_json, write_json
+from bitplan.core.safetensors_io import opened_tensors, write_tensors
 
-log = logging.getLogger(__name__)
 FOLDER = "compressed"
-KEY = "made-with.json"
 LISTED = "index.json"
 HINT = "Run the search again or copy the folder that was written with the plan"
 SCALE_BITS, UNQUANTIZED_BITS = 16, 16
@@ -116,34 +114,27 @@ def block_file(folder: Path, block: int) -> Path:
 
 def write_block(folder: Path, block: int, layers: Mapping[str, CompressedLayer], notes: Mapping[str, Any]) -> None:
     """Write the layers of a block, and a JSON-serializable note for each."""
-    from safetensors.torch import save_file
-
     tensors = {
         f"{name}|{part}": value.contiguous() for name, layer in layers.items() for part, value in layer.parts.items()
     }
     facts = {
         name: {"options": layer.options, "group": layer.group, "note": notes[name]} for name, layer in layers.items()
     }
-    with written_aside(block_file(folder, block)) as aside:
-        save_file(tensors, aside, {"facts": json.dumps(facts)})  # the order of the layers is significant
+    # The order of the layers is significant, and the reader keeps it.
+    write_tensors(block_file(folder, block), tensors, json.dumps(facts))
 
 
 def read_block(path: Path) -> tuple[dict[str, CompressedLayer], dict[str, Any]]:
     """Return the layers of a block's file, and their notes. Raises `UserError` if it is not such a file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as handle:
-            facts = json.loads(handle.metadata()["facts"])
-            parts: dict[str, dict[str, Tensor]] = {name: {} for name in facts}
-            for key in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
-                name, _, part = key.rpartition("|")
-                parts[name][part] = handle.get_tensor(key)
+    with opened_tensors(path, "COMPRESSED-INVALID", "a file of compressed layers", HINT) as (handle, text):
+        facts = json.loads(text)
+        parts: dict[str, dict[str, Tensor]] = {name: {} for name in facts}
+        for key in handle.keys():  # noqa: SIM118 (the handle is not a mapping)
+            name, _, part = key.rpartition("|")
+            parts[name][part] = handle.get_tensor(key)
         layers = {
             name: CompressedLayer(parts[name], tuple(fact["options"]), fact["group"]) for name, fact in facts.items()
         }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise user_error("COMPRESSED-INVALID", path, f"is not a file of compressed layers: {error}", HINT) from None
     return layers, {name: fact["note"] for name, fact in facts.items()}
 
 
@@ -172,28 +163,6 @@ class Compressed:
     def weight(self, name: str) -> Tensor:
         """Return a layer's weight (out, in) float32."""
         return self.layer(name).weight()
-
-
-def take_up(partial: Path, digest: str) -> None:
-    """Create the folder for blocks; blocks from a run with different settings are removed."""
-    made_with = read_json(partial / KEY).get("digest") if (partial / KEY).exists() else None
-    if partial.exists() and made_with != digest:
-        log.warning("%s: was created with different settings; starting over", partial)
-        shutil.rmtree(partial)
-    finished = len(list(partial.glob("block-*.safetensors")))
-    if finished:
-        log.info("%d blocks are already done: %s", finished, partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    try:
-        write_json(partial / KEY, {"digest": digest})
-    finally:
-        drop_if_empty(partial, KEY)
-
-
-def drop_if_empty(partial: Path, but: str = "block-*.safetensors") -> None:
-    """Remove a folder without files that match `but`: there is nothing to resume from."""
-    if not any(partial.glob(but)):
-        shutil.rmtree(partial)
 
 
 def finish_folder(partial: Path, folder: Path) -> Compressed:

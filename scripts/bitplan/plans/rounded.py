@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.core.safetensors_io import opened_tensors
 from bitplan.formats.base import Quantized
 from bitplan.formats.table import FORMATS
 from bitplan.plans.compressed import Compressed, CompressedLayer, block_file, read_block, read_compressed, write_block
@@ -59,14 +60,8 @@ def read_rounded_block(path: Path) -> tuple[dict[str, RoundedLayer], dict[str, A
 
 def _formats_in(path: Path) -> dict[str, tuple[str, int]]:
     """Return {layer: (format, block)} from the header of a block's file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as handle:
-            facts = json.loads(handle.metadata()["facts"])
-        return {name: (fact["note"]["format"], fact["note"]["group"]) for name, fact in facts.items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise user_error("ROUNDED-INVALID", path, f"is not a file of rounded layers: {error}", HINT) from None
+    with opened_tensors(path, "ROUNDED-INVALID", "a file of rounded layers", HINT) as (_, facts):
+        return {name: (fact["note"]["format"], fact["note"]["group"]) for name, fact in json.loads(facts).items()}
 
 
 @dataclass(frozen=True)

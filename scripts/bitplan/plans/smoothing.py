@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.safetensors_io import opened_tensors, write_tensors
 from bitplan.models.walk import Block
 
 
@@ -112,36 +112,24 @@ def smoothing_path(plan: Path) -> Path:
 
 def write_smoothing(path: Path, smoothing: Smoothing) -> None:
     """Write the groups and their factors as safetensors."""
-    from safetensors.torch import save_file
-
     keys = [f"{number:06d}" for number in range(len(smoothing.groups))]
     facts = {
         key: {"layers": group.layers, "norm": group.norm, "offset": group.offset, "alpha": group.alpha}
         for key, group in zip(keys, smoothing.groups, strict=True)
     }
-    # A single key: safetensors writes several metadata keys in an order that changes between runs.
-    metadata = {"facts": json.dumps({"groups": facts}, sort_keys=True)}
-    with written_aside(path) as aside:
-        save_file(
-            {key: group.scale.contiguous() for key, group in zip(keys, smoothing.groups, strict=True)}, aside, metadata
-        )
+    scales = {key: group.scale for key, group in zip(keys, smoothing.groups, strict=True)}
+    write_tensors(path, scales, json.dumps({"groups": facts}, sort_keys=True))
 
 
 def read_smoothing(path: Path, digest: str | None = None) -> Smoothing:
     """Return the factors in a file. Raises `UserError` if it is not such a file or its digest is not the plan's."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as handle:
-            facts = json.loads(handle.metadata()["facts"])
-            groups = tuple(
-                SmoothGroup(tuple(fact["layers"]), handle.get_tensor(key), fact["norm"], fact["offset"], fact["alpha"])
-                for key, fact in sorted(facts["groups"].items())
-            )
-            smoothing = Smoothing(groups)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        hint = "It belongs beside its plan: run the search again or copy it too"
-        raise user_error("SMOOTHING-INVALID", path, f"is not a file of smoothing factors: {error}", hint) from None
+    hint = "It belongs beside its plan: run the search again or copy it too"
+    with opened_tensors(path, "SMOOTHING-INVALID", "a file of smoothing factors", hint) as (handle, facts):
+        groups = tuple(
+            SmoothGroup(tuple(fact["layers"]), handle.get_tensor(key), fact["norm"], fact["offset"], fact["alpha"])
+            for key, fact in sorted(json.loads(facts)["groups"].items())
+        )
+        smoothing = Smoothing(groups)
     if digest is not None and smoothing.digest != digest:
         raise user_error(
             "SMOOTHING-OTHER-PLAN",

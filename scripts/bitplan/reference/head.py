@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from bitplan.models.checkpoint import Checkpoint
+from bitplan.models.finite import check_read
 from bitplan.models.layers import output_tensor_name
-from bitplan.models.walk import check_finite
 
 VOCABULARY_SLICE = 16_384
 # Scale factors of the logits by family: {model type: {key of config.json: power}}.
@@ -34,7 +34,7 @@ class Head:
         name = output_tensor_name(checkpoint)
         bias = name.removesuffix(".weight") + ".bias"
         read = checkpoint.read([name, bias] if bias in checkpoint.tensors else [name])
-        check_finite(read, checkpoint.folder)
+        check_read(read, checkpoint)
         config = checkpoint.text_config
         factors = SCALES.get(config.get("model_type", ""), {})
         scale = prod(float(config.get(key, 1.0)) ** power for key, power in factors.items())

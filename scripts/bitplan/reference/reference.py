@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.safetensors_io import opened_tensors, write_tensors
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import StreamedModel
 from bitplan.reference.head import Head
@@ -59,8 +59,6 @@ def reference_of(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: st
 
 def save_reference(path: Path, reference: Reference, fingerprint: str, text: Path) -> None:
     """Write tokens and hidden states as safetensors; the head stays in the checkpoint."""
-    from safetensors.torch import save_file
-
     facts = {
         "model_fingerprint": fingerprint,
         "text_sha256": text_digest(text),
@@ -69,26 +67,15 @@ def save_reference(path: Path, reference: Reference, fingerprint: str, text: Pat
     }
     if reference.source is not None:
         facts |= {"first_token": str(reference.source.start), "end_token": str(reference.source.stop)}
-    with written_aside(path) as aside:
-        # A single key: safetensors writes several metadata keys in an order that changes between runs.
-        joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
-        save_file(
-            {"tokens": reference.tokens.to(torch.int32), "hidden": reference.hidden.contiguous()},
-            aside,
-            {"facts": joined},
-        )
+    joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
+    write_tensors(path, {"tokens": reference.tokens.to(torch.int32), "hidden": reference.hidden}, joined)
 
 
 def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
     """Return facts, tokens and hidden states of a file. Raises `UserError` if it lacks them."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as handle:
-            facts = dict(pair.split("=", 1) for pair in handle.metadata()["facts"].split(";"))
-            tokens, hidden = handle.get_tensor("tokens").clone(), handle.get_tensor("hidden").clone()
-    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
-        raise user_error("REFERENCE-INVALID", path, f"is not a saved reference: {error}", MADE_BY) from None
+    with opened_tensors(path, "REFERENCE-INVALID", "a saved reference", MADE_BY) as (handle, text):
+        facts = dict(pair.split("=", 1) for pair in text.split(";"))
+        tokens, hidden = handle.get_tensor("tokens").clone(), handle.get_tensor("hidden").clone()
     if not {"model_fingerprint", "dtype"} <= facts.keys() or tokens.dim() != 2 or hidden.shape[:2] != tokens.shape:
         raise user_error(
             "REFERENCE-INVALID", path, "is not a saved reference: tokens and hidden states do not match", MADE_BY

@@ -16,11 +16,12 @@ from torch import Tensor, get_num_threads
 
 from bitplan import __version__
 from bitplan.core.progress import progress
+from bitplan.core.resume import blocks_beside
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights, planned_weight, quantized_inputs, set_weight_, smooth_, weight_of
-from bitplan.plans.compressed import drop_if_empty, finish_folder, take_up
+from bitplan.plans.compressed import finish_folder
 from bitplan.plans.plan import Plan, check_columns
 from bitplan.plans.rounded import RoundedLayer, RoundedModel, finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
@@ -225,15 +226,11 @@ def round_plan(
     """
     check_columns(plan, info)
     plan = replace(plan, rounded=None)
-    partial = folder.with_name(f"{folder.name}.partial")
-    take_up(partial, _digest(info, plan, settings, tokens, dtype))
-    run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
-    if not rounded_names(plan, info):
-        log.warning("the plan has no layer with a format of codes inside the blocks: there is nothing to round")
-    else:
-        try:
+    with blocks_beside(folder, _digest(info, plan, settings, tokens, dtype)) as partial:
+        run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
+        if not rounded_names(plan, info):
+            log.warning("the plan has no layer with a format of codes inside the blocks: there is nothing to round")
+        else:
             model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
-        finally:
-            drop_if_empty(partial)
-    rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)
+        rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)
     return replace(plan, rounded=rounded), tuple(run.rows)

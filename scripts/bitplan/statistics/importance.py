@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.safetensors_io import read_tensors, write_tensors
 from bitplan.models.layers import Layer
 
 MADE_BY = "Create it with scripts/layer_stats.py"
@@ -15,10 +15,7 @@ MADE_BY = "Create it with scripts/layer_stats.py"
 
 def write_importance(path: Path, importance: Mapping[str, Tensor]) -> None:
     """Write {layer: (in,)} as float32 safetensors."""
-    from safetensors.torch import save_file
-
-    with written_aside(path) as aside:
-        save_file({name: values.to(torch.float32) for name, values in importance.items()}, aside)
+    write_tensors(path, {name: values.to(torch.float32) for name, values in importance.items()})
 
 
 def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Tensor]:
@@ -28,13 +25,7 @@ def read_importance(path: Path | None, layers: Iterable[Layer]) -> dict[str, Ten
     """
     if path is None:
         return {}
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        importance = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise user_error("IMATRIX-INVALID", path, f"is not an importance matrix: {error}", MADE_BY) from None
+    importance = read_tensors(path, "IMATRIX-INVALID", "an importance matrix", MADE_BY)
     for layer in layers:
         values, expected = importance.get(layer.name), (layer.shape[1],)
         if values is None or tuple(values.shape) != expected or values.dtype != torch.float32:

@@ -1,6 +1,7 @@
 """Commands as a person uses them: help, flags, errors, outputs."""
 
 import argparse
+import errno
 import json
 import runpy
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bitplan.cli.parser import _of_the_system, parser
 from bitplan.config.flags import flag_name
 from tests.conftest import SCRIPTS
 
@@ -186,3 +188,31 @@ def test_a_missed_target_fails_or_warns(command, tiny, tmp_path, on_miss, ok):
     arguments = ("--config", tmp_path / "c.json", "--model", tiny, "--target-avg-bits", 4, "--on-miss", on_miss)
     made = command("calculate_avg_bits.py", *arguments, "--json", tmp_path / "bits.json", ok=ok)
     assert "12.0000 over its target of 4" in made.stderr and (tmp_path / "bits.json").exists() is ok
+
+
+def test_an_empty_list_of_flags_is_not_the_command_line_of_the_process(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--seed", "3", "--wrong"])
+    made = parser("")
+    made.add_argument("--seed", type=int, default=7)
+    assert made.parse_args([]).seed == 7
+    with pytest.raises(SystemExit):
+        made.parse_args(["--sed", "1"])
+    assert "--sed" in capsys.readouterr().err
+
+
+SHORTAGES = [
+    (OSError(errno.ENOSPC, "whatever the language"), "SYSTEM-DISK-FULL"),
+    (OSError(errno.EROFS, ""), "SYSTEM-READ-ONLY"),
+    (PermissionError(errno.EACCES, ""), "SYSTEM-NO-PERMISSION"),
+    (MemoryError(), "SYSTEM-NO-MEMORY"),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:73] DefaultCPUAllocator: not enough memory"), "SYSTEM-NO-MEMORY"),
+    (ValueError("I/O error: Kein Platz (os error 28)"), "SYSTEM-DISK-FULL"),
+    (ValueError("No space left on device, says a text"), None),
+    (OSError(errno.ENOENT, "no such file"), None),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), SHORTAGES)
+def test_shortages_of_the_machine_are_told_by_number_not_by_words(error, code):
+    problem = _of_the_system(error, [Path("out.json")])
+    assert (problem and problem.code) == code

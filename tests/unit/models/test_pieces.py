@@ -12,7 +12,7 @@ from gguf import GGUFReader
 
 from bitplan.core.errors import UserError
 from bitplan.evaluate import scores
-from bitplan.models import walk
+from bitplan.models import finite
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.plans.plan import LayerPlan, Plan
@@ -86,14 +86,14 @@ def test_an_exported_file_does_not_depend_on_the_size_of_the_pieces(wide, base, 
 
 
 def test_a_value_that_is_not_finite_is_found_in_any_piece(monkeypatch):
-    monkeypatch.setattr(walk, "VALUES_AT_ONCE", 16)
+    monkeypatch.setattr(finite, "VALUES_AT_ONCE", 16)
     values = torch.ones(7, 11)
-    walk.check_finite({"w": values}, "here")
+    finite.check_finite({"w": values}, "here")
     for place in (0, 40, 76):
         broken = values.clone()
         broken.view(-1)[place] = torch.inf
         with pytest.raises(UserError, match="MODEL-NOT-FINITE"):
-            walk.check_finite({"w": broken}, "here")
+            finite.check_finite({"w": broken}, "here")
 
 
 def test_scores_do_not_depend_on_how_many_rows_are_scored_at_once(monkeypatch):

@@ -4,8 +4,6 @@ import json
 import math
 from dataclasses import dataclass
 
-import pytest
-
 from bitplan.search.evaluations import Evaluations
 
 
@@ -41,28 +39,17 @@ def test_figures_are_read_back_as_they_were_and_cost_what_they_cost(tmp_path):
     assert second.tokens_forwarded == first.tokens_forwarded == 200
 
 
-def test_a_line_torn_anywhere_loses_its_evaluation_and_no_other(tmp_path):
+def test_a_file_that_was_not_finished_loses_its_evaluation_and_no_other(tmp_path):
     model, output = Counter(), tmp_path / "plan.json"
     kept = Evaluations.beside(output, FACTS)
     for key in "abc":
         kept.once(key, model, model.figures(1.0, 2.0))
-    path = tmp_path / "plan.json.evaluations"
-    whole = path.read_bytes()
-    last = len(b"".join(whole.splitlines(keepends=True)[:-1]))
-    for cut in range(last, len(whole)):
-        path.write_bytes(whole[:cut])
-        again, made = Evaluations.beside(output, FACTS), Counter()
-        assert again.once("b", made, never) == [1.0, 2.0]
-        assert again.once("c", made, made.figures(1.0, 2.0)) == [1.0, 2.0] and path.read_bytes() == whole
-
-
-@pytest.mark.parametrize("begin", ["", "{", "[]\n", '{"digest": 3}\n{"of": "a"}\n', "\0\0\0\n"])
-def test_a_file_that_is_broken_from_its_begin_is_begun_anew(tmp_path, begin):
-    (tmp_path / "plan.json.evaluations").write_text(begin)
-    model = Counter()
-    kept = Evaluations.beside(tmp_path / "plan.json", FACTS)
-    assert kept.once("a", model, model.figures(1.0)) == [1.0] and model.tokens_forwarded == 100
-    assert Evaluations.beside(tmp_path / "plan.json", FACTS).once("a", model, never) == [1.0]
+    folder = tmp_path / "plan.json.partial"
+    whole = (folder / "c.json").read_bytes()
+    (folder / "c.json").rename(folder / ".c.json.abcdefgh.tmp.json")
+    again, made = Evaluations.beside(output, FACTS), Counter()
+    assert again.once("b", made, never) == [1.0, 2.0]
+    assert again.once("c", made, made.figures(1.0, 2.0)) == [1.0, 2.0] and (folder / "c.json").read_bytes() == whole
 
 
 def test_figures_of_other_facts_are_not_used_and_the_log_says_so(tmp_path, caplog):
@@ -70,9 +57,8 @@ def test_figures_of_other_facts_are_not_used_and_the_log_says_so(tmp_path, caplo
     Evaluations.beside(tmp_path / "plan.json", FACTS).once("a", model, model.figures(1.0))
     other = Evaluations.beside(tmp_path / "plan.json", FACTS | {"length": 65})
     assert other.once("a", model, model.figures(2.0)) == [2.0]
-    assert "is of another model, text or setting" in caplog.text
-    rows = (tmp_path / "plan.json.evaluations").read_text().splitlines()
-    assert [json.loads(row)["figures"] for row in rows[1:]] == [[2.0]]
+    assert "a different model, text or settings" in caplog.text
+    assert json.loads((tmp_path / "plan.json.partial/a.json").read_text())["figures"] == [2.0]
 
 
 def test_nothing_is_written_before_the_first_figure_nor_left_after_the_last(tmp_path):

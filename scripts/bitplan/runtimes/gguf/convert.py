@@ -15,7 +15,7 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import written_aside
 from bitplan.models.checkpoint import FLOATS, Checkpoint
 from bitplan.models.complete import check_loading
-from bitplan.models.walk import check_finite
+from bitplan.models.finite import check_read
 from bitplan.reference.text import load_tokenizer
 from bitplan.runtimes.gguf import run_converter
 from bitplan.runtimes.gguf.vocabulary import Facts, facts_of, warn_of_other_tokens, warn_of_tokens_without_rows
@@ -87,7 +87,7 @@ def _check_weights(checkpoint: Checkpoint, out_type: str) -> None:
         if info.dtype not in FLOATS:
             continue
         read = checkpoint.read([name])
-        check_finite(read, checkpoint.folder)
+        check_read(read, checkpoint)
         if out_type == "f16" and info.dtype != "F16" and len(info.shape) > 1 and read[name].abs().max() > HALF_LIMIT:
             what = f"tensor {name} has values over {HALF_LIMIT:,.0f}, the largest in f16"
             raise user_error(

@@ -6,7 +6,6 @@ byte. Formats whose values bfloat16 holds exactly keep a bfloat16 checkpoint's s
 
 import json
 import shutil
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitplan.core.files import folder_written_aside, write_json
+from bitplan.core.files import folder_written_aside
 from bitplan.core.progress import progress
-from bitplan.models.checkpoint import BYTES, FLOATS, Checkpoint, TensorInfo
+from bitplan.core.safetensors_io import BYTES, TensorInfo, header_of
+from bitplan.models.checkpoint import FLOATS, Checkpoint
 from bitplan.models.checkpoint_files import INDEX
+from bitplan.models.finite import check_read
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.models.walk import check_finite
 from bitplan.plans.apply import QuantizedWeights, planned_weight
 from bitplan.plans.apply_embeddings import stored_rows
 from bitplan.plans.plan import Plan, check_columns
@@ -57,19 +57,13 @@ def _new_size(info: TensorInfo, dtype: str | None) -> int:
 
 
 def _header(tensors: Mapping[str, TensorInfo], dtypes: Mapping[str, str]) -> bytes:
-    """Return length and JSON of a safetensors header, tensors in the given order, padded to 8 bytes."""
-    entries, start = {"__metadata__": {"format": "pt"}}, 0
-    for name, info in tensors.items():
-        stop = start + _new_size(info, dtypes.get(name))
-        entries[name] = {
-            "dtype": dtypes.get(name, info.dtype),
-            "shape": list(info.shape),
-            "data_offsets": [start, stop],
+    """Return the header of a file with tensors in the given order, some in another dtype."""
+    return header_of(
+        {
+            key: (dtypes.get(key, info.dtype), info.shape, _new_size(info, dtypes.get(key)))
+            for key, info in tensors.items()
         }
-        start = stop
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+    )
 
 
 def _changed(
@@ -87,7 +81,7 @@ def _changed_whole(
 ) -> Tensor:
     """Return the value of a tensor under the plan, in the checkpoint's layout, float32: a layer's weight, or part of a norm."""
     read = checkpoint.read([name], torch.float32)
-    check_finite(read, checkpoint.folder)
+    check_read(read, checkpoint)
     if layer is not None:
         stored = read[name].T if layer.transposed else read[name]
         made = _layer_value(stored, layer.name, plan, weights)
@@ -143,7 +137,7 @@ def write_checkpoint(
                             write.write(_bytes(values, stored_as[key], key))
                     else:
                         if key in names and tensor.dtype in FLOATS:
-                            check_finite(checkpoint.read([names[key]]), checkpoint.folder)
+                            check_read(checkpoint.read([names[key]]), checkpoint)
                         tensor.copy_to(write)
         size = sum(_new_size(tensor, stored_as.get(key)) for key, tensor in held.items())
         _finish(aside, checkpoint, held, dtypes, size)
@@ -168,4 +162,5 @@ def _finish(
         (folder / "config.json").write_text(text + "\n", encoding="utf-8")
     if (folder / INDEX).exists():
         names = {key: tensor.file.name for key, tensor in held.items()}
-        write_json(folder / INDEX, {"metadata": {"total_size": size}, "weight_map": names})
+        text = json.dumps({"metadata": {"total_size": size}, "weight_map": names}, indent=2, sort_keys=True)
+        (folder / INDEX).write_text(text + "\n", encoding="utf-8")

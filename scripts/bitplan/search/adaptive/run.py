@@ -24,7 +24,7 @@ from bitplan.evaluate.whole_model import whole
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS
 from bitplan.models.devices import free_memory
-from bitplan.models.walk import check_finite
+from bitplan.models.finite import check_read
 from bitplan.plans.apply import QuantizedWeights, scales_span_windows
 from bitplan.plans.plan import Plan
 from bitplan.reference.opening import Opened, held_out_reference, reference_on
@@ -79,7 +79,7 @@ def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
 
 def _weight(model: Opened, layer: str, transposed: bool):
     read = model.checkpoint.read([f"{layer}.weight"])
-    check_finite(read, model.checkpoint.folder)
+    check_read(read, model.checkpoint)
     weight = read[f"{layer}.weight"]
     return weight.T if transposed else weight
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.core.progress import progress
+from bitplan.core.resume import blocks_beside
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import set_weight_
@@ -19,11 +20,9 @@ from bitplan.plans.compressed import (
     Compressed,
     CompressedLayer,
     block_file,
-    drop_if_empty,
     finish_folder,
     packed_mask,
     read_block,
-    take_up,
     write_block,
 )
 from bitplan.search.sparsegpt.layer import Compressed as MadeLayer
@@ -154,11 +153,7 @@ def compress_model(
     Until then the blocks are in `folder`.partial. Raises `UserError` for settings that do not fit the model.
     """
     settings.check(info)
-    partial = folder.with_name(f"{folder.name}.partial")
-    take_up(partial, settings.digest(info, tokens, dtype))
-    run = _Compressing(info, settings, partial)
-    try:
+    with blocks_beside(folder, settings.digest(info, tokens, dtype)) as partial:
+        run = _Compressing(info, settings, partial)
         model.run(tokens, run.visit)
-    finally:
-        drop_if_empty(partial)
-    return CompressedModel(finish_folder(partial, folder), run.stats, tuple(run.rows))
+        return CompressedModel(finish_folder(partial, folder), run.stats, tuple(run.rows))

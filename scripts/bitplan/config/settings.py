@@ -4,10 +4,8 @@ import difflib
 import shlex
 from collections.abc import Iterator, Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.config.defaults import (
@@ -367,45 +365,6 @@ def parse_settings(config: Mapping[str, Any]) -> Settings:
         return TypeAdapter(Settings).validate_python(dict(config))
     except ValidationError as error:
         raise UserError(_problem(each) for each in error.errors()) from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which YAML would silently keep the last."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
-    loader.flatten_mapping(node)
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            mark = key_node.start_mark
-            raise UserError(
-                [
-                    Problem(
-                        "SETTINGS-KEY-TWICE",
-                        f"{mark.name}:{mark.line + 1}",
-                        f"key {key!r} is given twice",
-                        f"It is given first in line {seen[key]}; remove one of them",
-                    )
-                ]
-            )
-        seen[key] = key_node.start_mark.line + 1
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def check_duplicate_keys(path: Path) -> None:
-    """Raise `UserError` when a YAML file gives a key twice or is no YAML."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            yaml.load(handle, _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise UserError(
-            [Problem("SETTINGS-NOT-YAML", str(path), f"is not YAML: {' '.join(str(error).split())}")]
-        ) from None
 
 
 def _words(values: Mapping[str, Any]) -> Iterator[str]:

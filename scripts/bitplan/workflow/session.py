@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.config.paths import placed_settings, tokens_seen
-from bitplan.config.settings import Settings, check_duplicate_keys, parse_settings
+from bitplan.config.settings import Settings, parse_settings
+from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.core.errors import Problem, UserError
 
 
@@ -28,7 +29,9 @@ def _check_revisions(settings: Settings) -> None:
         name for name, model in settings.models.items() if model.revision is not None and Path(model.path).exists()
     ]
     if folders:
-        raise UserError(Problem("HUB-REVISION-OF-FOLDER", f"models.{name}.revision", what) for name in folders)
+        raise UserError(
+            Problem("HUB-REVISION-OF-FOLDER", f"models.{name}.revision", what, "Remove it") for name in folders
+        )
 
 
 def held_out_from(settings: Settings) -> dict[str, int]:

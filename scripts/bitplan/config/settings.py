@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.config.recipes import IMATRIX_SUFFIX as IMATRIX_SUFFIX
 from bitplan.config.recipes import Recipe
 from bitplan.config.setting_errors import problem_of
 from bitplan.config.studies import StudySettings
-from bitplan.core.errors import Problem, UserError
+from bitplan.core.errors import UserError
 from bitplan.core.section import Flag, Name, PathName, Section
 from bitplan.core.sizes import bytes_of
 from bitplan.runtimes.registry import known_runtime
@@ -359,42 +357,3 @@ def parse_settings(config: Mapping[str, Any]) -> Settings:
         return TypeAdapter(Settings).validate_python(dict(config))
     except ValidationError as error:
         raise UserError(problem_of(each, Settings) for each in error.errors()) from None
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML that refuses a key given twice, of which YAML would silently keep the last."""
-
-
-def _mapping(loader: _UniqueKeys, node: yaml.MappingNode) -> dict:
-    loader.flatten_mapping(node)
-    seen: dict[Any, int] = {}
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
-            mark = key_node.start_mark
-            raise UserError(
-                [
-                    Problem(
-                        "SETTINGS-KEY-TWICE",
-                        f"{mark.name}:{mark.line + 1}",
-                        f"key {key!r} is given twice",
-                        f"It is given first in line {seen[key]}; remove one of them",
-                    )
-                ]
-            )
-        seen[key] = key_node.start_mark.line + 1
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeys.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def check_duplicate_keys(path: Path) -> None:
-    """Raise `UserError` when a YAML file gives a key twice or is no YAML."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            yaml.load(handle, _UniqueKeys)
-    except yaml.YAMLError as error:
-        raise UserError(
-            [Problem("SETTINGS-NOT-YAML", str(path), f"is not YAML: {' '.join(str(error).split())}")]
-        ) from None

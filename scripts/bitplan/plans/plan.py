@@ -115,26 +115,16 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
             hint = nearest(str(entry[key]), formats) or f"Known: {', '.join(formats)}"
             problems.append(Problem("PLAN-UNKNOWN-FORMAT", f"{where}.{key}", f"unknown format {entry[key]!r}", hint))
         elif key == "aq" and key in entry and not formats[entry[key]].for_activations:
-            problems.append(
-                Problem(
-                    "PLAN-WEIGHTS-ONLY",
-                    f"{where}.{key}",
-                    f"{entry[key]} is a format for weights only",
-                    "Use mxfp*, int*_asym, int*_token or bf16",
-                )
-            )
+            what, hint = f"{entry[key]} is a format for weights only", "Use mxfp*, int*_asym, int*_token or bf16"
+            problems.append(Problem("PLAN-WEIGHTS-ONLY", f"{where}.{key}", what, hint))
     problems += _channel_problems(where, entry)
     group, skip = entry.get("group_size", 1), entry.get("skip", True)
     if not isinstance(group, int) or isinstance(group, bool) or group < 1:
-        problems.append(
-            Problem("PLAN-BAD-GROUP", f"{where}.group_size", f"{group!r} is not a positive integer", "Use e.g. 32")
-        )
+        what = f"{group!r} is not a positive integer"
+        problems.append(Problem("PLAN-BAD-GROUP", f"{where}.group_size", what, "Use e.g. 32"))
     if not isinstance(skip, bool):
-        problems.append(
-            Problem(
-                "PLAN-NOT-BOOLEAN", f"{where}.skip", f"{skip!r} is not true or false", "Use true, or remove the key"
-            )
-        )
+        what = f"{skip!r} is not true or false"
+        problems.append(Problem("PLAN-NOT-BOOLEAN", f"{where}.skip", what, "Use true, or remove the key"))
     return problems
 
 
@@ -142,11 +132,8 @@ def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of a layer's stored bits, which the format `per_channel` requires and others do not allow."""
     bits = entry.get("stored_bits")
     if entry.get("wq") != CHANNELS:
-        return (
-            []
-            if bits is None
-            else [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", f"is valid for the format {CHANNELS} only")]
-        )
+        what, hint = f"is valid for the format {CHANNELS} only", "Remove it"
+        return [] if bits is None else [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", what, hint)]
     if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
         return []
     hint = "scripts/sparsegpt_enhanced.py writes such plans"
@@ -156,13 +143,9 @@ def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
 def _target_problems(source: str, config: Mapping[str, Any]) -> list[Problem]:
     """Return a problem for each target in a summary that is not a number."""
     targets = {key: config[key].get("target_avg_bits", 1) for key in SUMMARIES if isinstance(config.get(key), dict)}
+    hint = "Use e.g. 8.0, or remove the key"
     return [
-        Problem(
-            "PLAN-BAD-TARGET",
-            f"{source}: {key}.target_avg_bits",
-            f"{target!r} is not a number",
-            "Use e.g. 8.0, or remove the key",
-        )
+        Problem("PLAN-BAD-TARGET", f"{source}: {key}.target_avg_bits", f"{target!r} is not a number", hint)
         for key, target in targets.items()
         if isinstance(target, bool) or not isinstance(target, (int, float))
     ]
@@ -179,9 +162,8 @@ def _check_shape(source: str, config: Mapping[str, Any]) -> None:
     ]
     for key in ("default", *SUMMARIES):
         if not isinstance(config.get(key, {}), dict):
-            problems.append(
-                Problem("PLAN-NOT-OBJECT", f"{source}: {key}", f"{config[key]!r} is not an object", "Write it as {...}")
-            )
+            what = f"{config[key]!r} is not an object"
+            problems.append(Problem("PLAN-NOT-OBJECT", f"{source}: {key}", what, "Write it as {...}"))
     problems += _target_problems(source, config)
     for key in ("smoothing", "compressed", "rounded"):
         reference = config.get(key, {"sha256": ""})
@@ -190,22 +172,13 @@ def _check_shape(source: str, config: Mapping[str, Any]) -> None:
             problems.append(Problem("PLAN-NOT-OBJECT", f"{source}: {key}", "is not an object with a sha256", hint))
     overrides = config.get("overrides", [])
     if not isinstance(overrides, list):
-        problems.append(
-            Problem(
-                "PLAN-NOT-LIST", f"{source}: overrides", "is not a list", 'Write it as [{"pattern": ..., "wq": ...}]'
-            )
-        )
+        hint = 'Write it as [{"pattern": ..., "wq": ...}]'
+        problems.append(Problem("PLAN-NOT-LIST", f"{source}: overrides", "is not a list", hint))
     for number, entry in enumerate(overrides if isinstance(overrides, list) else []):
         if not isinstance(entry, dict) or not isinstance(entry.get("pattern"), str):
             hint = 'Write it as {"pattern": "*.mlp.*", "wq": "mxfp4"}'
-            problems.append(
-                Problem(
-                    "PLAN-NOT-OBJECT",
-                    f"{source}: overrides[{number}]",
-                    "is not an object with a pattern (string)",
-                    hint,
-                )
-            )
+            what = "is not an object with a pattern (string)"
+            problems.append(Problem("PLAN-NOT-OBJECT", f"{source}: overrides[{number}]", what, hint))
     if problems:
         raise UserError(problems)
 
@@ -220,11 +193,8 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
         problems += embedding_problems(f"{source}: overrides[{number}]", entry, layers, formats)
         if not matched(entry["pattern"], names):
             what = f"pattern {entry['pattern']!r} matches no layer"
-            problems.append(
-                Problem(
-                    "PLAN-NO-MATCH", f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)
-                )
-            )
+            hint = nearest_layers(entry["pattern"], names)
+            problems.append(Problem("PLAN-NO-MATCH", f"{source}: overrides[{number}]", what, hint))
     if problems:
         raise UserError(problems)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from bitplan.config.completion import completed
 from bitplan.config.paths import check_places, placed_settings, tokens_seen
-from bitplan.config.settings import Settings, check_duplicate_keys, parse_settings
+from bitplan.config.settings import Settings, parse_settings
+from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.core.errors import Problem, UserError
 
 
@@ -30,7 +31,9 @@ def _check_revisions(settings: Settings) -> None:
         name for name, model in settings.models.items() if model.revision is not None and Path(model.path).exists()
     ]
     if folders:
-        raise UserError(Problem("HUB-REVISION-OF-FOLDER", f"models.{name}.revision", what) for name in folders)
+        raise UserError(
+            Problem("HUB-REVISION-OF-FOLDER", f"models.{name}.revision", what, "Remove it") for name in folders
+        )
 
 
 def held_out_from(settings: Settings) -> dict[str, int]:

@@ -10,7 +10,8 @@ import pytest
 
 from bitplan.config.flags import cli_flags
 from bitplan.config.paths import placed_settings
-from bitplan.config.settings import check_duplicate_keys, parse_settings
+from bitplan.config.settings import parse_settings
+from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.config.yaml_file import config_text, schema_text
 from bitplan.core.errors import UserError
 from tests.conftest import SCRIPTS
@@ -155,7 +156,7 @@ def test_an_entry_set_to_null_is_dropped():
 def test_braces_in_a_path_are_refused_with_the_way_out(key):
     model = {"path": "m", "calibration": "c", "evaluation": "e", key: "texts/{x}.txt"}
     (problem,) = problems(models={"m": model})
-    assert problem.startswith(f"models.m.{key}: has braces") and "give a link to it" in problem
+    assert f"models.m.{key}: has braces" in problem and "give a link to it" in problem
 
 
 def test_paths_are_expanded_and_those_of_the_demo_are_found_from_anywhere(tmp_path, monkeypatch):

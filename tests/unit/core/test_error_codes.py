@@ -56,6 +56,17 @@ def test_a_problem_cannot_be_created_without_a_code():
         user_error("plan.json", "is empty")
 
 
+def test_every_problem_says_what_to_do():
+    short = [
+        f"{name}:{node.lineno}"
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in of_errors(tree) and len(node.args) < 4
+        if name != "scripts/bitplan/core/errors.py"
+    ]
+    assert short == []
+
+
 def test_every_literal_code_has_the_pattern_and_is_listed():
     given = [(where, node.value) for where, node in first_arguments() if isinstance(node, ast.Constant)]
     assert len(given) > 200

@@ -62,7 +62,9 @@ def base_pause() -> float:
     try:
         return max(0.0, float(text))
     except ValueError:
-        raise user_error("HUB-BAD-PAUSE", "BITPLAN_HUB_PAUSE", f"is not a number of seconds (it is {text!r})") from None
+        raise user_error(
+            "HUB-BAD-PAUSE", "BITPLAN_HUB_PAUSE", f"is not a number of seconds (it is {text!r})", "Unset it"
+        ) from None
 
 
 def _seconds(text: str) -> float:

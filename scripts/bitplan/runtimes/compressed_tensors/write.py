@@ -18,8 +18,8 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import FLOATS, TensorInfo
 from bitplan.models.checkpoint_files import INDEX, SINGLE
 from bitplan.models.families import place_of
-from bitplan.models.layers import Layer
 from bitplan.models.finite import check_finite
+from bitplan.models.layers import Layer
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
 from bitplan.plans.smoothing import folded_norm

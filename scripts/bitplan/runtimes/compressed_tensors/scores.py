@@ -10,7 +10,6 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
 from bitplan.evaluate.scores import LogitsOf, TokenScores, score
 from bitplan.reference.reference import Reference
-from bitplan.runtimes.compressed_tensors.schemes import UNLOADABLE
 
 
 def load_exact(folder: Path) -> nn.Module:
@@ -23,7 +22,11 @@ def load_exact(folder: Path) -> nn.Module:
 
     groups = read_json(folder / "config.json")["quantization_config"]["config_groups"].values()
     if not all(group["weights"]["symmetric"] for group in groups):
-        raise user_error(folder, f"has integers with zero points: {UNLOADABLE}", "Use symmetric formats, as int4")
+        raise user_error(
+            folder,
+            "has integers with zero points, which vLLM loads and transformers 5.23 does not",
+            "Use symmetric formats, as int4",
+        )
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
     net.hf_quantizer.compressor.decompress_model(net)
     return net.to(torch.float32)

@@ -58,7 +58,7 @@ def write_stubs(folder: Path, outputs: Iterable[str], *targets: str) -> None:
     """Write something in the place of every output, and let Snakemake record it as made by the settings and the code of now."""
     for path in (folder / output for output in outputs):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.name in ("compressed", "rounded"):
+        if path.name in ("compressed", "rounded", "model"):
             path.mkdir()
             path = path / "stub"
         path.write_text("stub")

@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {
             "revision": "main",
             "calibration": "demo/other.txt",
             "evaluation": "demo/evaluation.txt",
-            "runtimes": [],
+            "runtimes": ["compressed_tensors"],
         },
     },
     "plans": {
@@ -41,8 +41,10 @@ CONFIG: dict[str, Any] = {
 
 # Jobs that follow a job because they read what it makes. Between jobs of plans (or of baselines) only those of the same name follow, unless the
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
-IMPORTANCE = "plan_perplexity plan_gguf plan_tasks baseline_gguf@q4_k_m_imatrix"
-OF_A_PLAN = "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_tasks comparison"
+IMPORTANCE = "plan_perplexity plan_gguf plan_compressed_tensors plan_tasks baseline_gguf@q4_k_m_imatrix"
+OF_A_PLAN = (
+    "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_compressed_tensors plan_tasks comparison"
+)
 ROUNDED = "rounded_plan rounded_genetic_plan"
 ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
 FOLLOWS = {
@@ -66,6 +68,7 @@ FOLLOWS = {
     "plan_perplexity@widths.*": "study@widths",
     "base_gguf": "plan_gguf baseline_gguf",
     "plan_gguf": "plan_runtime_perplexity plan_speed comparison",
+    "plan_compressed_tensors": "plan_runtime_perplexity comparison",
     "plan_runtime_perplexity": "comparison",
     "plan_tasks": "comparison",
     "model_tasks": "comparison",
@@ -279,7 +282,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
     "a model is taken out": ("models.hub", None, ""),
     "a model that llama.cpp turns out to know": (
         "models.hub.runtimes",
-        ["gguf"],
+        ["compressed_tensors", "gguf"],
         "hub/plan_gguf hub/baseline_gguf@f16 hub/baseline_gguf@q4_k_m_imatrix hub/baseline_perplexity hub/baseline_speed",
     ),
     "a baseline is taken out": ("baselines", ["f16", "q4_k_m"], "demo/comparison"),
@@ -294,7 +297,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
 # Files that jobs read: another content, and the first jobs that rerun.
 FILES = {
     "demo/calibration.txt": "demo/layer_stats demo/validation demo/plan_gguf",
-    "demo/other.txt": "hub/layer_stats hub/validation",
+    "demo/other.txt": "hub/layer_stats hub/validation hub/plan_compressed_tensors",
     "demo/evaluation.txt": "evaluation",
     "demo/model/config.json": "demo/model",
     "demo/model/model.safetensors": "demo/model",
@@ -321,29 +324,32 @@ COMMANDS = {
     "eval_with_lm_eval.py": "plan_tasks model_tasks",
     "convert_gguf.py": "base_gguf",
     "round_model.py": ROUNDED,
-    "export_plan.py": "plan_gguf",
+    "export_plan.py": "plan_gguf plan_compressed_tensors",
     "baseline_gguf.py": "baseline_gguf",
     "compare_real_quant.py": "plan_speed baseline_speed",
     "report.py": "comparison",
     "study_report.py": "study",
 }
 
-# Rules whose command imports modules of a runtime by name, and for which task.
+# Rules whose command imports modules of runtimes by name: which runtimes, and for which task.
 RUNTIME_TASKS = {
-    "plan_gguf": "write",
-    "plan_runtime_perplexity": "score",
-    "baseline_perplexity": "score",
-    "plan_speed": "time",
-    "baseline_speed": "time",
+    "plan_gguf": ("write", "gguf"),
+    "plan_compressed_tensors": ("write", "compressed_tensors"),
+    "plan_runtime_perplexity": ("score", "gguf", "compressed_tensors"),
+    "baseline_perplexity": ("score", "gguf"),
+    "plan_speed": ("time", "gguf"),
+    "baseline_speed": ("time", "gguf"),
 }
 
 PERPLEXITY = "plan_perplexity plan_runtime_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
+PACKED = "plan_compressed_tensors"
+EXPORTS = f"plan_gguf {PACKED}"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 REFERENCE = "validation evaluation"
 RUN_A_MODEL = f"layer_stats {REFERENCE} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {SPEEDS}"
-QUANTIZE = f"layer_stats sensitivity {SEARCHES} {ROUNDED} bits {PERPLEXITY} {TASKS} {GGUF}"
-QUANTIZE_WALKING = f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {GGUF}"
+QUANTIZE = f"layer_stats sensitivity {SEARCHES} {ROUNDED} bits {PERPLEXITY} {TASKS} {GGUF} {PACKED}"
+QUANTIZE_WALKING = f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {GGUF} {PACKED}"
 READ_WEIGHTS = f"{QUANTIZE} {REFERENCE} {SPEEDS} base_gguf"
 READ_A_MODEL = f"{READ_WEIGHTS} model comparison"
 CHECKED = "base_gguf plan_gguf"  # what converts a model checks that llama.cpp computes it
@@ -363,7 +369,7 @@ MODULES = {
     "core/figures.py": "genetic_plan comparison study",
     "core/tables.py": "comparison study",
     "core/section.py": "",
-    "core/progress.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED} {GGUF} {SPEEDS}",
+    "core/progress.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED} {GGUF} {PACKED} {SPEEDS}",
     "core/provenance.py": f"download model {READ_WEIGHTS}".replace(" bits", ""),
     "core/resume.py": "layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan",
     "core/error_codes.py": "",
@@ -392,11 +398,11 @@ MODULES = {
     "models/hub/cache.py": "",
     "plans/*": QUANTIZE,
     "plans/apply.py": QUANTIZE_WALKING,
-    "plans/apply_embeddings.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF}",
+    "plans/apply_embeddings.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF} {PACKED}",
     "plans/bits.py": "bits",
-    "plans/names.py": "plan_gguf",
+    "plans/names.py": EXPORTS,
     "search/allocation/patterns.py": "optimal_plan",
-    "plans/torch_config.py": f"genetic_plan {ROUNDED} bits {PERPLEXITY} {TASKS} plan_gguf",
+    "plans/torch_config.py": f"genetic_plan {ROUNDED} bits {PERPLEXITY} {TASKS} {EXPORTS}",
     "reference/*": f"{RUN_A_MODEL} {CHECKED}",
     "reference/datasets.py": f"sparsegpt_plan {ROUNDED}",
     "reference/opening.py": RUN_A_MODEL,
@@ -414,13 +420,13 @@ MODULES = {
     "rounding/gguf_blocks.py": f"{GGUF} optimal_plan {ROUNDED}",
     "rounding/gguf_codes.py": f"{GGUF} optimal_plan",
     "runtimes/registry.py": "",
-    "runtimes/runtime.py": "plan_gguf",
+    "runtimes/runtime.py": EXPORTS,
     "runtimes/speed.py": SPEEDS,
-    "runtimes/verdicts.py": "plan_gguf",
-    # The configuration of these tests exports for llama.cpp alone.
-    "runtimes/compressed_tensors/*": "",
-    "runtimes/compressed_tensors/__init__.py": "",
-    "runtimes/fusion.py": "",
+    "runtimes/verdicts.py": EXPORTS,
+    "runtimes/compressed_tensors/*": PACKED,
+    "runtimes/compressed_tensors/runtime.py": "",
+    "runtimes/compressed_tensors/scores.py": "plan_runtime_perplexity",
+    "runtimes/fusion.py": PACKED,
     "runtimes/check.py": "",
     "runtimes/gguf/*": f"base_gguf {GGUF}",
     "runtimes/gguf/base_check.py": f"{PERPLEXITY} {CHECKED}",
@@ -442,7 +448,7 @@ MODULES = {
     "runtimes/gguf/runtime.py": "",
     "runtimes/gguf/verdicts.py": "",
     "runtimes/gguf/write.py": "plan_gguf",
-    "runtimes/transformers/checkpoint.py": f"{GGUF} sparsegpt_plan",
+    "runtimes/transformers/checkpoint.py": f"{GGUF} {PACKED} sparsegpt_plan",
     "runtimes/transformers/original.py": SPEEDS,
     "runtimes/transformers/simulated.py": "",
     "search/damage.py": "optimal_plan",
@@ -468,7 +474,7 @@ MODULES = {
     "sensitivity/table.py": "genetic_plan optimal_plan",
     "statistics/*": STATISTICS,
     "statistics/hessian.py": f"sparsegpt_plan {ROUNDED}",
-    "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF}",
+    "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF} {PACKED}",
     "statistics/inputs.py": SMOOTHED,
     "workflow/*": "",
     "workflow/slurm/*": "",

@@ -152,7 +152,8 @@ def depth(path: str) -> int:
 
 
 def is_behind(module: str, command: str, rule: str) -> bool:
-    of_runtime = [runtime_named("gguf").code[task] for task in [RUNTIME_TASKS.get(rule)] if task]
+    task, *runtimes = RUNTIME_TASKS.get(rule, ("",))
+    of_runtime = [runtime_named(name).code[task] for name in runtimes]
     return SCRIPTS / "bitplan" / module in files_behind(command, *of_runtime)
 
 

@@ -1,12 +1,12 @@
 """Layers that a runtime stores as one matrix (q, k and v; gate and up; the experts of a projection), and plans in which they differ."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bitplan.core.errors import Problem, UserError
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import Plan
-from bitplan.runtimes.runtime import Runtime, Verdict
+from bitplan.plans.plan import LayerPlan, Plan
+from bitplan.runtimes.runtime import Verdict
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,18 @@ class FusionGroup:
         )
 
 
-def fusion_groups(runtime: Runtime, plan: Plan, info: ModelInfo) -> list[FusionGroup]:
-    """Return the groups of two layers or more of a model under a plan; none for a runtime that fuses nothing."""
+# verdict(layer, its plan, model), as of a runtime
+Judge = Callable[[Layer, LayerPlan, ModelInfo], Verdict]
+
+
+def fusion_groups(verdict: Judge, plan: Plan, info: ModelInfo) -> list[FusionGroup]:
+    """Return the groups of two layers or more of a model, with what a runtime makes of them under a plan."""
     members: dict[str, list[Layer]] = {}
-    for layer in info.quantizable if runtime.fuses else ():
+    for layer in info.quantizable:
         if layer.fusion_group:
             members.setdefault(layer.fusion_group, []).append(layer)
     return [
-        FusionGroup(name, tuple(layers), tuple(runtime.verdict(each, plan.of(each.name), info) for each in layers))
+        FusionGroup(name, tuple(layers), tuple(verdict(each, plan.of(each.name), info) for each in layers))
         for name, layers in members.items()
         if len(layers) > 1
     ]
@@ -73,7 +77,7 @@ def repaired(plan: Plan, groups: Sequence[FusionGroup]) -> Plan:
     return replace(plan, layers={**plan.layers, **changed})
 
 
-def refuse_unlike(runtime: Runtime, groups: Sequence[FusionGroup]) -> None:
+def refuse_unlike(runtime: str, groups: Sequence[FusionGroup]) -> None:
     """Raise `UserError` naming every group whose layers have more than one stored type."""
     hint = "Give them one format, or set export.fusion: repair"
     if groups:
@@ -81,7 +85,7 @@ def refuse_unlike(runtime: Runtime, groups: Sequence[FusionGroup]) -> None:
             Problem(
                 "RUNTIME-FUSION-DIFFERS",
                 group.name,
-                f"is one matrix in {runtime.name}, and its layers differ: {group.summary}",
+                f"is one matrix in {runtime}, and its layers differ: {group.summary}",
                 hint,
             )
             for group in groups

@@ -226,14 +226,14 @@ def unlike_qkv(info) -> Plan:
 def test_layers_that_are_stored_as_one_get_the_widest_format_and_the_cost_is_said(bundled, tmp_path):
     checkpoint, info = bundled
     plan = unlike_qkv(info)
-    (group,) = unlike(fusion_groups(RUNTIME, plan, info))
+    (group,) = unlike(fusion_groups(RUNTIME.verdict, plan, info))
     assert group.name == "model.layers.0.qkv" and "k_proj int8 g128" in group.summary
     assert group.extra_bits == pytest.approx((8.125 - 4.25) * 256 * (256 + 128))
     report = export(checkpoint, info, plan, tmp_path / "packed")
     assert [each["group"] for each in report["fusion"]] == ["model.layers.0.qkv"]
     same = repaired(plan, [group])
     assert {same.of(f"model.layers.0.self_attn.{name}_proj").wq for name in "qkv"} == {"int8"}
-    assert unlike(fusion_groups(RUNTIME, same, info)) == []
+    assert unlike(fusion_groups(RUNTIME.verdict, same, info)) == []
     assert_same(simulated(checkpoint, info, same, tmp_path / "simulated"), load_exact(tmp_path / "packed"))
 
 
@@ -254,7 +254,7 @@ def test_scale_rules_of_one_format_are_stored_alike(bundled):
     info = bundled[1]
     plan = uniform(info, "mxfp4")
     same = replace(plan, layers={**plan.layers, "model.layers.0.self_attn.k_proj": LayerPlan("mxfp4_mse")})
-    assert unlike(fusion_groups(RUNTIME, same, info)) == []
+    assert unlike(fusion_groups(RUNTIME.verdict, same, info)) == []
 
 
 # ------------------------------------------------------------------------------------------------------ loading, texts

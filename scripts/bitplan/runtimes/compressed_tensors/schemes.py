@@ -14,6 +14,7 @@ from bitplan.models.layers import Layer
 from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.runtime import Verdict
 
+NAME = "compressed_tensors"
 MX_GROUP, INT_GROUP = 32, 128
 MX = {
     "mxfp4": ("mxfp4-pack-quantized", 4),

@@ -10,7 +10,6 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
 from bitplan.evaluate.scores import LogitsOf, TokenScores, score
 from bitplan.reference.reference import Reference
-from bitplan.runtimes.compressed_tensors.schemes import UNLOADABLE
 
 
 def load_exact(folder: Path) -> nn.Module:
@@ -26,7 +25,7 @@ def load_exact(folder: Path) -> nn.Module:
         raise user_error(
             "RUNTIME-UNLOADABLE",
             folder,
-            f"has integers with zero points: {UNLOADABLE}",
+            "has integers with zero points, which vLLM loads and transformers 5.23 does not",
             "Use symmetric formats, as int4",
         )
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()

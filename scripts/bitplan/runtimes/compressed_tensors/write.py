@@ -26,8 +26,7 @@ from bitplan.plans.smoothing import folded_norm
 from bitplan.runtimes.compressed_tensors.config import quantization_config
 from bitplan.runtimes.compressed_tensors.packing import check_unpacked, packed
 from bitplan.runtimes.compressed_tensors.report import print_report, report_of
-from bitplan.runtimes.compressed_tensors.runtime import RUNTIME
-from bitplan.runtimes.compressed_tensors.schemes import Scheme, scheme_of
+from bitplan.runtimes.compressed_tensors.schemes import NAME, Scheme, layer_verdict, scheme_of
 from bitplan.runtimes.compressed_tensors.shards import Content, file_bytes, shard_name, write_shard
 from bitplan.runtimes.fusion import FusionGroup, fusion_groups, refuse_unlike, repaired, unlike
 from bitplan.runtimes.runtime import ExportJob
@@ -52,9 +51,9 @@ class _Export:
 
 def fused_plan(job: ExportJob) -> tuple[Plan, list[FusionGroup]]:
     """Return the plan as the runtime can hold it, and the groups that were changed. Raises `UserError` with `fusion: refuse`."""
-    groups = unlike(fusion_groups(RUNTIME, job.plan, job.info))
+    groups = unlike(fusion_groups(lambda layer, made, info: layer_verdict(layer, made), job.plan, job.info))
     if job.settings["fusion"] == "refuse":
-        refuse_unlike(RUNTIME, groups)
+        refuse_unlike(NAME, groups)
     if job.settings["fusion"] == "repair":
         return repaired(job.plan, groups), groups
     return job.plan, []

@@ -327,7 +327,7 @@ def _problem(error: Mapping[str, Any]) -> Problem:
     location = error["loc"] or ("configuration",)
     shown = ".".join(str(part) for i, part in enumerate(location) if not (location[0] == "plans" and i == 2))
     if error["type"] == "extra_forbidden" and (instead := instead_of(location, error["input"])):
-        return Problem(shown, f"was renamed: {instead}", "docs/extending.md lists the runtimes")
+        return Problem(shown, f"was renamed: {instead}", "docs/runtimes.md lists the runtimes")
     if error["type"] == "extra_forbidden":
         known = _keys_at(location)
         close = difflib.get_close_matches(str(location[-1]), known, n=1)

@@ -15,7 +15,7 @@ def main(args) -> None:
     from bitplan.report.figure import draw
     from bitplan.report.front import axes_of, dominated, headlines
     from bitplan.report.page.charts import front_charts, plan_charts
-    from bitplan.report.page.render import Content, page
+    from bitplan.report.page.render import Content, links_to, page
     from bitplan.report.results import Entry, check_results, reference_speed, row_of
     from bitplan.report.tables import texts, write_text
     from bitplan.report.tasks import task_columns, task_rows, tasks_table
@@ -40,13 +40,21 @@ def main(args) -> None:
     best_first = sorted(entries, key=lambda entry: damage(by_name[entry.name]))
     draw(rows, args.figure, title, axes)
     tables = [each for each in (comparison_table(rows), tasks_table(tasks), agreement_table(taus)) if each]
-    write_text(args.text, texts(tables))
-    figure = args.figure.read_text(encoding="utf-8")
-    answers = answers_of(best_first) if baselines else {}
-    charts = {**front_charts(rows, axes), **plan_charts(best_first, info.layers)}
-    aside = frozenset(dominated(rows, axes))
-    write_text(args.page, page(Content(title, tables, figure, headlines(rows, axes), charts, answers, aside)))
-    print(texts(tables))
+    sentences = headlines(rows, axes)
+    text = texts(sentences, tables)
+    write_text(args.text, text)
+    content = Content(
+        title=title,
+        tables=tables,
+        figure=args.figure.read_text(encoding="utf-8"),
+        headlines=sentences,
+        charts={**front_charts(rows, axes), **plan_charts(best_first, info.layers)},
+        answers=answers_of(best_first) if baselines else {},
+        aside=frozenset(dominated(rows, axes)),
+        links=links_to(best_first, args.page),
+    )
+    write_text(args.page, page(content))
+    print(text)
 
 
 def build_parser() -> ArgumentParser:

@@ -84,10 +84,21 @@ def headlines(rows: Sequence[Row], axes: Axes) -> list[str]:
     return [_headline(recipe, plans, axes) for recipe in recipes]
 
 
+def _next_better(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
+    better = [row for row in plans if row[axes.kl] < recipe[axes.kl]]
+    if not better:
+        return ""
+    first = min(better, key=lambda row: row[axes.size])
+    times = first[axes.size] / recipe[axes.size]
+    return (
+        f"; {first['name']} has KL {first[axes.kl]:.2g} instead of {recipe[axes.kl]:.2g} at {times:.2f} times its size"
+    )
+
+
 def _headline(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
     small = [row for row in plans if row[axes.size] <= recipe[axes.size]]
     if not small:
-        return f"No plan is as small as {recipe['name']}."
+        return f"No plan is as small as {recipe['name']}{_next_better(recipe, plans, axes)}."
     best = min(small, key=lambda row: row[axes.kl])
     ours, theirs = best[axes.kl], recipe[axes.kl]
     apart = abs(ours - theirs) > math.hypot(*(row.get(axes.error) or 0.0 for row in (best, recipe)))

@@ -21,6 +21,8 @@ PLAN_RESULTS = {
 # Beside a plan whose weights were rounded by a step of their own.
 ROUNDING_TABLE = Path("rounding", "rounding.tsv")
 OF_FILES = tuple(BASELINE_RESULTS)
+# What a reader of the page may want to open, by pattern.
+DOWNLOADS = ("config.json", "plan.json", "*/report.json", "model.*", "*/model.*", "*/tensor_types.txt")
 BASELINE_METHOD = "llama.cpp"
 
 
@@ -36,6 +38,11 @@ class Entry:
         """Return {result: path}; without `with_files` those of the simulated plan alone."""
         names = PLAN_RESULTS if self.is_plan else BASELINE_RESULTS
         return {key: self.folder / name for key, name in names.items() if with_files or key not in OF_FILES}
+
+    def downloads(self) -> list[Path]:
+        """Return the files and checkpoints that the page links to: what there is of the plan, and of it in each runtime."""
+        paths = (path for pattern in DOWNLOADS for path in sorted(self.folder.glob(pattern)))
+        return [path for path in paths if not path.name.endswith(".meta.json")]
 
 
 @dataclass(frozen=True)

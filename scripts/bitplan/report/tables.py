@@ -26,9 +26,10 @@ class Table:
         return f"{text_table(self.rows, self.columns, self.missing)}\n\n{self.note}\n"
 
 
-def texts(tables: Iterable[Table | None]) -> str:
-    """Return the tables as text, one below the other."""
-    return "\n".join(table.text() for table in tables if table)
+def texts(headlines: Iterable[str], tables: Iterable[Table]) -> str:
+    """Return sentences and tables as text, one below the other."""
+    said = "".join(f"{sentence}\n" for sentence in headlines)
+    return "\n".join((*([said] if said else []), *(table.text() for table in tables)))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -10,7 +10,8 @@ from bitplan.report.comparison import comparison_table
 from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of
 from bitplan.report.metrics import METRICS
 from bitplan.report.page.charts import cells_of, front_charts, heat_map
-from bitplan.report.page.render import Content, page
+from bitplan.report.page.render import Content, links_to, page
+from bitplan.report.results import Entry
 from tests.browser import CHROMIUM, browser
 
 EMPTY = dict.fromkeys(metric.key for metric in METRICS)
@@ -46,7 +47,10 @@ def test_the_headline_compares_the_best_plan_of_at_most_a_recipes_size():
     assert "KL 0.0019 instead of 0.002 (within the standard errors)" in close
     (lost,) = headlines([f16, recipe, {**best, "file_kl": 0.004}], OF_FILES)
     assert lost == "At q4_k_m's size no plan has a lower KL than its 0.002; best has 0.004."
-    assert headlines([f16, recipe, row("big", "optimal", 5.0, 0.0)], OF_FILES) == ["No plan is as small as q4_k_m."]
+    big = row("big", "optimal", 4.9 * 1.2, 0.0012)
+    (large,) = headlines([f16, recipe, big, row("bigger", "optimal", 8.0, 0.0)], OF_FILES)
+    assert large == "No plan is as small as q4_k_m; big has KL 0.0012 instead of 0.002 at 1.20 times its size."
+    assert headlines([f16, recipe, {**big, "file_kl": 0.1}], OF_FILES) == ["No plan is as small as q4_k_m."]
     assert headlines([f16, best], OF_FILES) == []
 
 
@@ -92,6 +96,7 @@ CONTENT = Content(
     {**front_charts(ROWS, OF_FILES), "formats": heat_map({"one": ONE, "other": OTHER}, {})},
     {name: [Answer("Once", "a cat sat", compared("a cat sat", f"a {name} sat"))] for name in ("best", "worse")},
     frozenset(dominated(ROWS, OF_FILES)),
+    {"best": {"plan.json": "plans/best/plan.json"}, "f16": {}},
 )
 
 
@@ -172,6 +177,29 @@ def test_rows_are_filtered_by_text_and_by_the_front(shown):
     assert set(shown.value(NAMES)) == {"f16", "best", "large <b>", "broken"}
     shown.value("best.click()")
     assert len(shown.value(NAMES)) == len(ROWS)
+
+
+def test_the_slider_names_the_best_file_of_at_most_a_size(shown):
+    def slide(value: int) -> str:
+        shown.value(f"afford.value = {value}; afford.dispatchEvent(new Event('input'))")
+        return shown.value("afforded.textContent")
+
+    assert slide(0).startswith("4.80 bits per parameter: best, KL 0.001000")
+    assert slide(1000).startswith("16.00 bits per parameter: f16, KL 0.000000") and "large <b>" in slide(300)
+
+
+def test_the_page_links_to_the_files_that_are_there(shown, tmp_path):
+    assert shown.value("[...document.querySelectorAll('.files a')].map(each => each.getAttribute('href'))") == [
+        "plans/best/plan.json"
+    ]
+    plan = tmp_path / "plans/a #1"
+    (plan / "gguf").mkdir(parents=True)
+    for name in ("plan.json", "plan.json.meta.json", "perplexity.json", "gguf/model.gguf", "gguf/model.gguf.meta.json"):
+        (plan / name).touch()
+    links = links_to([Entry("a #1", plan, True)], tmp_path / "comparison.html")
+    assert links == {
+        "a #1": {"plan.json": "plans/a%20%231/plan.json", "gguf/model.gguf": "plans/a%20%231/gguf/model.gguf"}
+    }
 
 
 def test_units_are_explained_on_the_headings(shown):

@@ -1,13 +1,16 @@
 """A self-contained HTML page from a template: data, style, programs and the drawing library are all inside."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from bitplan.core.tables import cells
 from bitplan.report.answers import Answer
+from bitplan.report.results import Entry
 from bitplan.report.tables import Table
 
 FOLDER = Path(__file__).parent
@@ -16,7 +19,8 @@ FOLDER = Path(__file__).parent
 @dataclass(frozen=True)
 class Content:
     """What a page shows: sentences first, then charts by the place that they have in the page, tables and answers; `figure` is an
-    SVG for readers without scripts. `aside` are the names of rows that the first table may leave out."""
+    SVG for readers without scripts. `aside` are the names of rows that the first table may leave out, `links` the files of each row
+    as {name: {file: address}}."""
 
     title: str
     tables: Sequence[Table]
@@ -25,6 +29,18 @@ class Content:
     charts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
     aside: frozenset[str] = frozenset()
+    links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def links_to(entries: Iterable[Entry], page: Path) -> dict[str, dict[str, str]]:
+    """Return {name: {file: address from the page}} of the files of plans and baselines."""
+    return {
+        entry.name: {
+            path.relative_to(entry.folder).as_posix(): quote(os.path.relpath(path, page.parent))
+            for path in entry.downloads()
+        }
+        for entry in entries
+    }
 
 
 @cache

@@ -39,7 +39,7 @@ def main(args) -> None:
     if outside and args.anchors is None and draws is None:
         hint = "Give --anchors 1, 2 or all, or --metric gradient"
         raise user_error("--embeddings", "is for KL, which --anchors and --metric gradient ask for", hint)
-    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws)
+    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws, args.rounding)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
@@ -98,6 +98,12 @@ if __name__ == "__main__":
     )
     flags.add_argument(
         "--draws", type=count, default=DRAWS, help="draws of labels for each window, with --metric gradient"
+    )
+    flags.add_argument(
+        "--rounding",
+        choices=("nearest", "feedback"),
+        default="nearest",
+        help="how candidates are rounded for prices, with --metric gradient: for plans that are rounded so",
     )
     flags.add_argument(
         "--anchors",

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from bitplan.config.defaults import DAMPING, DESCENTS, REFERENCE_SHARE, TOKENS_PER_STEP, TUNING_STEPS, Rounding
 from bitplan.core.errors import nearest
+from bitplan.core.sizes import bytes_of
 from bitplan.formats.facts import NAMES
 from bitplan.formats.pairs import pair_named
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
@@ -36,6 +37,15 @@ PathName = Annotated[str, AfterValidator(_path)]
 FormatName = Annotated[str, AfterValidator(_known_format)]
 # A weight format, or weights/inputs: pairs.py.
 CandidateName = Annotated[str, AfterValidator(lambda name: pair_named(name).name)]
+
+
+def _amount(text: str) -> str:
+    """Return an amount of memory as it is written. Raises ValueError for what is none."""
+    bytes_of(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_amount)]
 
 
 class Section(BaseModel):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from bitplan.config.defaults import (
     BOS_MEANING,
@@ -20,6 +20,7 @@ from bitplan.config.defaults import (
 )
 from bitplan.config.plan_settings import (
     METHODS,
+    Amount,
     AnyPlan,
     CandidateName,
     CheckSettings,
@@ -31,19 +32,9 @@ from bitplan.config.plan_settings import (
 )
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
-from bitplan.core.sizes import bytes_of
 
 # Ends the name of a baseline whose recipe is given the importance matrix.
 IMATRIX_SUFFIX = "_imatrix"
-
-
-def _amount(text: str) -> str:
-    """Return an amount of memory as it is written. Raises ValueError for what is none."""
-    bytes_of(text)
-    return text
-
-
-Amount = Annotated[str, AfterValidator(_amount)]
 
 
 class ModelSettings(Section):
@@ -144,6 +135,9 @@ class SensitivitySettings(Section):
         description="where KL of a layer in a format comes from: measured as anchors says, or, gradient, from a few backward passes for all that anchors do not measure",
     )
     draws: int = Field(16, ge=1, description="draws of labels for each window, with metric gradient")
+    rounding: Literal["nearest", "feedback"] = Field(
+        "nearest", description="how candidates are rounded for prices, with metric gradient: docs/rounding.md"
+    )
     embeddings: list[FormatName] = Field(
         [],
         description="formats in which KL of the token embedding and of the output matrix is found, with anchors or metric gradient",
@@ -173,6 +167,9 @@ class SensitivitySettings(Section):
             raise ValueError(f"{what}: these measure on the calibration text")
         if self.embeddings and not self.has_kld:
             raise ValueError("embeddings goes with anchors or metric gradient: its formats have KL alone")
+        if self.rounding != "nearest" and (self.metric != "gradient" or self.anchors is not None):
+            what = "rounding feedback goes with metric gradient and without anchors"
+            raise ValueError(f"{what}: these measure weights rounded to nearest")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
         return self

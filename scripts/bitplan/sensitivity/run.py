@@ -10,6 +10,7 @@ from bitplan.core.files import write_json, write_table
 from bitplan.core.resume import Kept
 from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
 from bitplan.reference.opening import Opened
+from bitplan.rounding.layer import NEAREST
 from bitplan.sensitivity.agreement import agreement, agreement_lines, read_rows
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import COLUMNS, SensitivitySettings
@@ -32,6 +33,9 @@ def check_flags(measure: MeasureSettings, calibration: str | Path) -> None:
     if calibration == GAUSSIAN and not measure.plain:
         what = "measure on a text, and Gaussian inputs are none"
         raise user_error("--anchors, --metric gradient, --fisher and --shard", what, "Leave out --random, or these")
+    if measure.rounding != NEAREST and (measure.draws is None or measure.anchors is not None):
+        what = "is for prices, and KL is measured of weights rounded to nearest"
+        raise user_error("--rounding feedback", what, "Give --metric gradient without --anchors, or leave it out")
 
 
 def make_table(

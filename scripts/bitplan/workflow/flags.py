@@ -93,7 +93,8 @@ def sensitivity_flags(settings: Settings, wildcards: Any) -> str:
     """Return the flags of the sensitivity measurement, without those that change no figure."""
     values = settings.sensitivity.model_dump(exclude={"shards", "smooth_alpha", "memory_limit"})
     switches = {key: values[key] or None for key in ("random", "fisher")}
-    switches["draws"] = values["draws"] if settings.sensitivity.metric == "gradient" else None
+    priced = settings.sensitivity.metric == "gradient"
+    switches |= {key: values[key] if priced else None for key in ("draws", "rounding")}
     alphas = settings.sensitivity.smooth_alpha
     smoothing = {"smooth-alpha": alphas} if alphas else {"no-smoothing": True}
     return cli_flags({**_dashed({**values, **switches}), **smoothing, **settings.compute.model_dump()})

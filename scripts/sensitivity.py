@@ -46,7 +46,7 @@ def main(args) -> None:
             "is measured by KL only, which needs --anchors or --metric gradient",
             hint,
         )
-    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws)
+    measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws, args.rounding)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
     model = opened(args.model, args.dtype, args.device, args.threads, args.bos)

@@ -180,6 +180,9 @@ class SensitivitySettings(Section):
     draws: Annotated[int, Flag(when=("metric", "gradient"))] = Field(
         16, ge=1, description="draws of labels for each window, with metric gradient"
     )
+    rounding: Annotated[Literal["nearest", "feedback"], Flag(when=("metric", "gradient"))] = Field(
+        "nearest", description="how candidates are rounded for prices, with metric gradient: docs/rounding.md"
+    )
     embeddings: list[FormatName] | None = Field(
         None,
         description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal",
@@ -209,6 +212,9 @@ class SensitivitySettings(Section):
             raise ValueError(f"{what}: these measure on the calibration text")
         if self.embeddings and self.anchors is None and self.metric == "measured":
             raise ValueError("embeddings goes with anchors or metric gradient: its formats have KL alone")
+        if self.rounding != "nearest" and (self.metric != "gradient" or self.anchors is not None):
+            what = "rounding feedback goes with metric gradient and without anchors"
+            raise ValueError(f"{what}: these measure weights rounded to nearest")
         if self.anchors in (1, 2) and not self.palette:
             raise ValueError("anchors 1 and 2 are formats of the palette: give it some, or anchors all")
         return self

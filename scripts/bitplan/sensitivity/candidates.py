@@ -7,6 +7,7 @@ from bitplan.core.errors import user_error
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
+from bitplan.rounding.layer import NEAREST
 from bitplan.sensitivity.local_errors import Choice, fitting_choices
 
 # Besides the candidates: what a block gets and gives in full precision, what it is giving for a candidate, the reference's.
@@ -21,7 +22,8 @@ GRADIENT_BYTES = 4
 class MeasureSettings:
     """What is measured: `anchors` "1", "2" or "all" (None: nothing), within `memory_limit` bytes of hidden states, for share
     `shard` (number from 1, of how many), whether the Fisher score is computed, and in which formats the embedding and the output
-    matrix are measured besides: with the first shard. With `draws` every candidate is priced from so many draws of labels for each window.
+    matrix are measured besides: with the first shard. With `draws` every candidate is priced from so many draws of labels for each window, with weights
+    rounded as `rounding` says: to nearest, or with error feedback.
     """
 
     anchors: str | None = None
@@ -30,6 +32,7 @@ class MeasureSettings:
     fisher: bool = False
     embeddings: tuple[str, ...] = ()
     draws: int | None = None
+    rounding: str = NEAREST
 
     @property
     def plain(self) -> bool:

@@ -204,7 +204,7 @@ class Measurement:
         work = (self.settings.choices, self.measure.draws, self._scales)
         pricing = Pricing(
             *(self.model, self.info, self.tokens, self._head, self.kept, layers, *work),
-            *(self.importance, self.measure.memory_limit, embeddings),
+            *(self.importance, self.measure.memory_limit, embeddings, self.measure.rounding),
         )
         walk = KeptWalk(self.kept, PRICES, self.keep_share)
         found = self.kept.once(f"{PRICES}.json", lambda: pricing.run(walk))

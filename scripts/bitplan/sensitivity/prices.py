@@ -25,12 +25,15 @@ from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.apply_embeddings import embedded
 from bitplan.reference.head import Head
+from bitplan.rounding.layer import NEAREST
 from bitplan.sensitivity.candidates import changes
 from bitplan.sensitivity.embeddings import EmbeddingCandidate
 from bitplan.sensitivity.label_draws import drawn_gradients
 from bitplan.sensitivity.local_errors import Choice, fitting_choices, layer_weight, quantized_weights
 from bitplan.sensitivity.price_estimate import window_prices
 from bitplan.sensitivity.price_products import LayerCandidates, window_products
+from bitplan.sensitivity.rounded_candidates import rounded_weights
+from bitplan.statistics.hessian import InputMoments, moments_of
 
 SEED = 0
 ABOVE, HEAD, OF_LAYER = "above", "head", "layer|"
@@ -43,7 +46,7 @@ ScalesOf = Callable[[Block], Mapping[str, Tensor]]
 class Pricing:
     """A backward walk that prices the `choices` of `layers` as they fit these, and the candidates outside the blocks, with so many draws for each window.
 
-    The kept states of all blocks are there. Weights are quantized with `importance` {layer: (in,)}. What `memory_limit` bytes leave beside the
+    The kept states of all blocks are there. Weights are quantized with `importance` {layer: (in,)}, or with feedback as `rounding` says. What `memory_limit` bytes leave beside the
     gradients holds the changes of the layers that are looked at together, of one at least: a block goes backwards once for each such group.
     """
 
@@ -59,6 +62,7 @@ class Pricing:
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     memory_limit: int = 4 * 10**9
     embeddings: Sequence[EmbeddingCandidate] = ()
+    rounding: str = NEAREST
     cost: float = field(default=0.0, init=False)
 
     def run(self, walk: KeptWalk) -> dict[str, Any]:
@@ -129,9 +133,11 @@ class Pricing:
         def visit(block: Block, given: Tensor, forward: Forward) -> Tensor:
             own = [layer for layer in self.layers if layer.block == index]
             groups = list(self._groups(own, self.memory_limit - above.nbytes)) or [[]]
-            scales = self.scales_of(block)
+            scales, moments = self.scales_of(block), self._moments(block, forward, hidden)
             for number, layers in enumerate(groups):
-                candidates = [self._candidates(block, layer, scales.get(layer.name)) for layer in layers]
+                candidates = [
+                    self._candidates(block, layer, scales.get(layer.name), moments.get(layer.name)) for layer in layers
+                ]
                 self._go_back_(block, forward, hidden, above, candidates, found, replace=number == len(groups) - 1)
             return given
 
@@ -171,9 +177,23 @@ class Pricing:
         moved = [choice for choice in choices if changes(choice)]
         return len(moved) + any(choice.inputs_change for choice in moved)
 
-    def _candidates(self, block: Block, layer: Layer, scale: Tensor | None) -> LayerCandidates:
-        weight, own = layer_weight(block, layer), self._own(layer)
-        made = quantized_weights(weight, own, scale, importance=self.importance.get(layer.name))
+    @torch.no_grad()
+    def _moments(self, block: Block, forward: Forward, hidden: Tensor) -> Mapping[str, InputMoments]:
+        """Return the second moments of the inputs of a block's layers, where candidates are rounded with error feedback."""
+        if self.rounding == NEAREST:
+            return {}
+        with moments_of(block) as moments:
+            forward(hidden)
+        return moments
+
+    def _candidates(
+        self, block: Block, layer: Layer, scale: Tensor | None, moments: InputMoments | None
+    ) -> LayerCandidates:
+        weight, own, importance = layer_weight(block, layer), self._own(layer), self.importance.get(layer.name)
+        if moments is None:
+            made = quantized_weights(weight, own, scale, importance=importance)
+        else:
+            made = rounded_weights(layer.name, weight, own, moments.hessian, scale, importance)
         return LayerCandidates(layer, weight, own, made, scale)
 
     def _groups(self, layers: Sequence[Layer], limit: int) -> Iterator[list[Layer]]:

@@ -10,6 +10,7 @@ from bitplan.core.files import write_json, write_table
 from bitplan.core.resume import Kept
 from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
 from bitplan.reference.opening import Opened
+from bitplan.rounding.layer import NEAREST
 from bitplan.sensitivity.agreement import agreement, agreement_lines, read_rows
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import COLUMNS, SensitivitySettings
@@ -37,6 +38,10 @@ def check_flags(measure: MeasureSettings, calibration: str | Path) -> None:
             what,
             "Remove --random or these flags",
         )
+    if measure.rounding != NEAREST and (measure.draws is None or measure.anchors is not None):
+        what = "applies to prices only; KL is measured with weights rounded to nearest"
+        hint = "Use --metric gradient without --anchors, or remove the flag"
+        raise user_error("SENSITIVITY-ROUNDING", "--rounding feedback", what, hint)
 
 
 def make_table(

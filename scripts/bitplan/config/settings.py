@@ -212,7 +212,7 @@ class SensitivitySettings(Section):
             raise ValueError(f"{what}: these measure on the calibration text")
         if self.embeddings and self.anchors is None and self.metric == "measured":
             raise ValueError("embeddings goes with anchors or metric gradient: its formats have KL alone")
-        if self.rounding != "nearest" and (self.metric != "gradient" or self.anchors is not None):
+        if self.rounding != "nearest" and (self.metric == "measured" or self.anchors is not None):
             what = "rounding feedback goes with metric gradient and without anchors"
             raise ValueError(f"{what}: these measure weights rounded to nearest")
         if self.anchors in (1, 2) and not self.palette:

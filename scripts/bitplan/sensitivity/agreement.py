@@ -9,6 +9,7 @@ from bitplan.core.files import read_table
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.table import FORMATS
 from bitplan.sensitivity.fitted import predicted
+from bitplan.sensitivity.table import figure_of
 
 ALL = "all"
 METRICS = ("alpha", "mse", "relative_mse", "weighted_error", "fisher", "price")
@@ -20,11 +21,14 @@ Row = Mapping[str, Any]
 
 
 def read_rows(table: Path) -> list[dict[str, Any]]:
-    """Return the rows of a sensitivity table, figures as numbers and None where a cell is empty. Raises `UserError`."""
-    required = ("layer", "format", "inputs", "kld", "kld_from")
-    rows = read_table(table, required)
-    figures = (*METRICS, "kld")
-    return [{**row, **{name: float(row[name]) if row.get(name) else None for name in figures}} for row in rows]
+    """Return the rows of a sensitivity table, figures as numbers by `figure_of`, None where there is none. Raises `UserError`."""
+    rows = read_table(table, ("layer", "format", "inputs", "kld", "kld_from"))
+    return [{**row, **{name: _figure(row, name) for name in (*METRICS, "kld")}} for row in rows]
+
+
+def _figure(row: Row, name: str) -> float | None:
+    value = figure_of(row.get(name), row.get("tokens"))
+    return None if math.isnan(value) else value
 
 
 def kendall(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float | None:
@@ -32,7 +36,7 @@ def kendall(rows: Sequence[Row], value: Callable[[Row], float | None]) -> float 
     from scipy.stats import kendalltau
 
     pairs = [(value(row), row["kld"]) for row in rows]
-    known = [pair for pair in pairs if pair[0] is not None]
+    known = [pair for pair in pairs if None not in pair]
     if len(known) < FEWEST:
         return None
     tau = kendalltau(*zip(*known, strict=True)).statistic

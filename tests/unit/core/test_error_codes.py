@@ -30,12 +30,17 @@ def of_errors(tree: ast.Module) -> set[str]:
     } & {"Problem", "user_error"}
 
 
-def first_arguments() -> Iterator[tuple[str, ast.expr]]:
+def problems() -> Iterator[tuple[str, ast.Call]]:
+    """Every call that creates a problem, with its place."""
     for name, tree in trees():
         made = of_errors(tree)
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in made:
-                yield f"{name}:{node.lineno}", node.args[0]
+                yield f"{name}:{node.lineno}", node
+
+
+def first_arguments() -> Iterator[tuple[str, ast.expr]]:
+    yield from ((where, call.args[0]) for where, call in problems())
 
 
 def literals() -> set[str]:
@@ -57,14 +62,7 @@ def test_a_problem_cannot_be_created_without_a_code():
 
 
 def test_every_problem_says_what_to_do():
-    short = [
-        f"{name}:{node.lineno}"
-        for name, tree in trees()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in of_errors(tree) and len(node.args) < 4
-        if name != "scripts/bitplan/core/errors.py"
-    ]
-    assert short == []
+    assert [where for where, call in problems() if len(call.args) < 4] == []
 
 
 def test_every_literal_code_has_the_pattern_and_is_listed():

@@ -174,7 +174,7 @@ def test_windows_beyond_the_positions_of_training_are_warned_of_once(tiny, short
     for _ in range(2):
         reference_on(short, model, 200, 2)
     assert [record.levelname for record in caplog.records if "max_position_embeddings" in record.message] == ["WARNING"]
-    assert "windows of 200 tokens are longer than the 128 positions" in caplog.text and "--length 128" in caplog.text
+    assert "windows of 200 tokens exceed the 128 positions" in caplog.text and "--length 128" in caplog.text
 
 
 def test_tokens_behind_the_embedding_are_named_wherever_they_are_fed(tiny):

@@ -359,7 +359,7 @@ def test_scales_per_token_are_read_back_where_they_are_asked_for_and_told_when_w
     table = sensitivity_of(table_rows(model, scope="token"))
     plan, _ = genetic_plan(table, None, model, Target(0.8), "token", SETTINGS)
     write_pt(tmp_path / "made.pt", plan, model)
-    assert "holds neither group size nor activation scope" in caplog.text
+    assert "has no group sizes or activation scopes" in caplog.text
     assert formats(read_pt(tmp_path / "made.pt", model, "token"), model) == formats(plan, model)
 
 

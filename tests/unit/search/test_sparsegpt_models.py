@@ -182,7 +182,7 @@ def test_what_another_settings_run_has_left_is_not_taken_up(llama, tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SparseGPT, "fasterprune", stops)
         llama.compressed(tmp_path / "c", replace(HALF, targets=(3.0,)))
-    assert llama.compressed(tmp_path / "c").compressed.digest == fresh and "other settings" in caplog.text
+    assert llama.compressed(tmp_path / "c").compressed.digest == fresh and "starting over" in caplog.text
 
 
 def test_halves_of_the_model_and_single_layers_have_targets_of_their_own(llama, tmp_path):
@@ -448,15 +448,15 @@ def test_the_command_writes_the_same_bytes_twice(command, llama, tmp_path):
 def test_a_plan_and_a_configuration_in_two_folders_are_refused_before_anything_slow(command, llama, tmp_path):
     outputs = ("--output-plan", tmp_path / "a/p.json", "--output-config", tmp_path / "b/c.json")
     made = command("sparsegpt_enhanced.py", llama.checkpoint.folder, TEXT, "--seqlen", 32, *outputs, ok=False)
-    assert "stand in two folders" in made.stderr and "Traceback" not in made.stderr
+    assert "SPARSEGPT-TWO-FOLDERS" in made.stderr and "Traceback" not in made.stderr
 
 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
         (("--weights", "hesian=1"), "Did you mean 'hessian'"),
-        (("--target_avg_bits", "1.5"), "2 to 8"),
-        (("--target_avg_bits", "3.5", "--bit_allocation_method", "uniform"), "whole number"),
+        (("--target_avg_bits", "1.5"), "widths 2 and 8"),
+        (("--target_avg_bits", "3.5", "--bit_allocation_method", "uniform"), "SPARSEGPT-TARGET"),
         (("--target_avg_bits", "3", "4", "5"), "3 parts of 2 blocks"),
         (("--prunen", "4", "--prunem", "2"), "4:2"),
         (("--sparsity", "1"), "out of range"),

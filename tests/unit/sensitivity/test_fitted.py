@@ -120,3 +120,16 @@ def test_a_table_is_read_as_it_is_written(tmp_path):
         (0.25, None, None, None),
     ]
     assert json.dumps(agreement(read))
+
+
+def test_an_empty_figure_is_0_only_of_a_layer_that_no_token_reached(tmp_path):
+    rows = ["layer\tformat\tinputs\tmse\tkld\tkld_from\ttokens"]
+    rows += [
+        "a\tq8_0\tbf16\t0.5\t\tmeasured\t5",
+        "b\tq8_0\tbf16\t\t\tmeasured\t0",
+        "c\tq8_0\tbf16\thigh\t0.25\tmeasured\t5",
+    ]
+    (tmp_path / "s.tsv").write_text("\n".join(rows) + "\n")
+    figures = [(row["mse"], row["kld"]) for row in read_rows(tmp_path / "s.tsv")]
+    assert figures == [(0.5, None), (0.0, 0.0), (None, 0.25)]
+    assert kendall(read_rows(tmp_path / "s.tsv"), lambda row: row["mse"]) is None

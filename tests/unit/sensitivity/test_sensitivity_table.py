@@ -80,12 +80,12 @@ def test_every_kind_of_wrong_row_is_told_at_once_with_its_lines(tmp_path):
     assert problems(tmp_path, "\n".join([HEADER, *rows])) == [
         ", line 7: no layer. Each row needs a layer and a format",
         ", line 7: no format. Each row needs a layer and a format",
-        ", lines 5, 6: params is '0', no number above 0. Give the number of weights of the layer",
-        ", line 5: bytes is '-3', no number of 0 or more. Give the size of the layer in this format",
-        ", lines 2, 3, 6 and 1 more: kld is 'nan', no number of 0 or more. Give the damage in nats, or leave out the row: the"
+        ", lines 5, 6: params is '0', not a number above 0. Give the number of weights of the layer",
+        ", line 5: bytes is '-3', not a number of 0 or more. Give the size of the layer in this format",
+        ", lines 2, 3, 6 and 1 more: kld is 'nan', not a number of 0 or more. Give the damage in nats, or leave out the row: the"
         " layer cannot have this format then. Of a layer that no token reached, 0 in the column tokens says so",
-        ", line 6: b has a row for f already. Give one row for each layer and format",
-        ", line 4: params of a is 5, 4 in an earlier row. Give the same number in all rows of a layer",
+        ", line 6: b already has a row for f. Give one row per layer and format",
+        ", line 4: params of a is 5, 4 in an earlier row. Use the same number in all rows of a layer",
     ]
 
 
@@ -95,8 +95,8 @@ def test_every_kind_of_wrong_row_is_told_at_once_with_its_lines(tmp_path):
         ("", ": has no column layer, params, format, bytes, kld. Its columns are: none"),
         ("layer,params,format,bytes,mse\n", ": has no column kld. Its columns are: layer, params, format, bytes, mse"),
         (f"{HEADER}\n", ": has no rows of formats for weights"),
-        (f"{HEADER}\na,1,f,1,1\na,1,g,1\n", ", line 3: not as many cells as the header's 5"),
-        (f"{HEADER}\na,1,f,many,1\n", ", line 2: bytes is 'many', no number of 0 or more"),
+        (f"{HEADER}\na,1,f,1,1\na,1,g,1\n", ", line 3: the number of cells differs from the header's 5"),
+        (f"{HEADER}\na,1,f,many,1\n", ", line 2: bytes is 'many', not a number of 0 or more"),
         (b"\xff\xfe\x00", ": is not a CSV or TSV table"),
     ],
 )

@@ -33,6 +33,8 @@ def main(args) -> None:
     report = RUNTIME.write(job)
     write_json(args.report, report)
     write_provenance(args.output, started)
+    name = f"{notes['model_name']}-{notes['plan_name']}-{report['avg_bits_file']:.2f}bpw"
+    print(RUNTIME.how_to_run(args.output, name))
     print(f"{report['differences']} layers are not as they were asked for; {args.report} says how and why")
 
 

@@ -39,7 +39,8 @@ def main(args) -> None:
     report = runtime.write(job)
     write_json(args.report, {"runtime": runtime.name, **report})
     write_provenance(args.output, started)
-    print(runtime.how_to_run(args.output))
+    bits = f"-{report['avg_bits_file']:.2f}bpw" if "avg_bits_file" in report else ""
+    print(runtime.how_to_run(args.output, f"{notes['model_name']}-{notes['plan_name']}{bits}"))
 
 
 def build_parser() -> ArgumentParser:

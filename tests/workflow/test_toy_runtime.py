@@ -38,7 +38,7 @@ def write(job):
     return {"layers": len(arrays), "file_bytes": job.output.stat().st_size}
 
 
-RUNTIME = Runtime("npz", "model.npz", verdict, write, lambda path: f"Load it: numpy.load({str(path)!r})")
+RUNTIME = Runtime("npz", "model.npz", verdict, write, lambda path, name: f"Load it: numpy.load({str(path)!r})")
 '''
 LINE = '    "npz": "bitplan.runtimes.npz",\n'
 

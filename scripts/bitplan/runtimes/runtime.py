@@ -61,7 +61,8 @@ class Runtime:
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
     the result of the model that it starts from; `beside` are more files that `write` leaves beside the artifact. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `how_to_run(artifact)` is text for the user. A runtime that `fuses` stores layers that read one input as one, which must have one type. One with
+    runtime that cannot has None. `how_to_run(artifact, name)` is text for the user, in which the model is
+    called `name`. A runtime that `fuses` stores layers that read one input as one, which must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
     "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
     """
@@ -70,7 +71,7 @@ class Runtime:
     artifact: str
     verdict: Callable[["Layer", "LayerPlan", "ModelInfo"], Verdict]
     write: Callable[[ExportJob], Mapping[str, Any]]
-    how_to_run: Callable[[Path], str]
+    how_to_run: Callable[[Path, str], str]
     score: Callable[[Path, "Reference", int], "TokenScores"] | None = None
     time: Callable[[Path, "SpeedSettings"], "Run"] | None = None
     environment: str = "torch"

@@ -268,9 +268,10 @@ def test_zero_points_are_written_and_scoring_them_says_that_transformers_cannot(
 
 
 def test_the_text_on_how_to_run_asks_for_float16_where_integer_scales_are(mixed, bundled, tmp_path):
-    assert "vllm serve" in RUNTIME.how_to_run(mixed[0]) and "--dtype float16" in RUNTIME.how_to_run(mixed[0])
+    text = RUNTIME.how_to_run(mixed[0], "mine")
+    assert "vllm serve" in text and "--served-model-name mine --dtype float16" in text
     export(*bundled, uniform(bundled[1], "mxfp8"), tmp_path / "packed")
-    assert "--dtype" not in RUNTIME.how_to_run(tmp_path / "packed")
+    assert "--dtype bfloat16" in RUNTIME.how_to_run(tmp_path / "packed", "mine")
 
 
 def test_a_plan_with_a_format_that_it_cannot_hold_is_refused_before_anything_is_written(command, demo, tmp_path):
@@ -280,3 +281,10 @@ def test_a_plan_with_a_format_that_it_cannot_hold_is_refused_before_anything_is_
     made = command("export_plan.py", *line, "--output", tmp_path / "m", "--report", tmp_path / "r.json", ok=False)
     assert made.returncode == 2 and "no packing for q4_k" in made.stderr and "Traceback" not in made.stderr
     assert not (tmp_path / "m").exists()
+
+
+def test_a_plan_that_packs_nothing_is_a_plain_checkpoint(bundled, tmp_path):
+    export(*bundled, uniform(bundled[1], "bf16"), tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
+    theirs = AutoModelForCausalLM.from_pretrained(bundled[0].folder, dtype=torch.float32)
+    assert_same(load_exact(tmp_path / "plain"), theirs)

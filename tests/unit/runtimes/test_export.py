@@ -287,3 +287,4 @@ def test_the_lines_beside_a_file_make_llama_cpp_write_its_very_bytes(base, model
 def test_a_file_of_another_name_has_lines_of_its_own(base, model, tmp_path):
     export_plan(base, tmp_path / "small.gguf", model[1], uniform(model[1], "q4_0"))
     assert (tmp_path / "small.tensor_types.txt").is_file() and not (tmp_path / "tensor_types.txt").exists()
+    assert (tmp_path / "small.Modelfile").read_text() == "FROM ./small.gguf\n"

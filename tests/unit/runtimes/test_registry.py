@@ -38,7 +38,7 @@ def test_every_runtime_judges_every_format_and_says_why_where_it_is_not_exact(na
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_runtime_has_its_own_name_and_a_text_on_how_to_run(name, tmp_path):
     runtime = runtime_named(name)
-    assert runtime.name == name and str(tmp_path / "x") in runtime.how_to_run(tmp_path / "x")
+    assert runtime.name == name and str(tmp_path / "x") in runtime.how_to_run(tmp_path / "x", "demo-plan-4.25bpw")
 
 
 def test_no_two_runtimes_write_files_of_one_kind():

@@ -27,17 +27,21 @@ def write(job: ExportJob) -> Mapping[str, Any]:
     return write_job(job)
 
 
-def how_to_run(artifact: Path) -> str:
+def how_to_run(artifact: Path, name: str) -> str:
     """Return the commands that serve a checkpoint of packed tensors; one with integers in float16, as its scales are."""
     from bitplan.core.files import read_json
     from bitplan.runtimes.compressed_tensors.schemes import uses_integers
 
     path = artifact / "config.json"
     half = path.is_file() and uses_integers(read_json(path))
-    lines = [f"Run it: vllm serve {artifact}{' --dtype float16' if half else ''}"]
+    dtype = "float16" if half else "bfloat16"
+    lines = [
+        f"Run it with vLLM:       vllm serve {artifact} --served-model-name {name} --dtype {dtype}",
+        f"with SGLang:            python -m sglang.launch_server --model-path {artifact} --dtype {dtype}",
+        f"with transformers:      AutoModelForCausalLM.from_pretrained({str(artifact)!r}, dtype={dtype!r})",
+    ]
     if half:
-        lines.append("(its integer scales are float16: a bfloat16 server would round them)")
-    lines.append(f"or: transformers.AutoModelForCausalLM.from_pretrained({str(artifact)!r}, dtype='bfloat16')")
+        lines.append("float16, because its integer scales are: bfloat16 would round them")
     return "\n".join(lines)
 
 

@@ -20,7 +20,8 @@ def load_exact(folder: Path) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    groups = read_json(folder / "config.json")["quantization_config"]["config_groups"].values()
+    quantized = read_json(folder / "config.json").get("quantization_config", {})
+    groups = quantized.get("config_groups", {}).values()
     if not all(group["weights"]["symmetric"] for group in groups):
         raise user_error(
             "RUNTIME-UNLOADABLE",
@@ -29,7 +30,8 @@ def load_exact(folder: Path) -> nn.Module:
             "Use symmetric formats, as int4",
         )
     net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False).eval()
-    net.hf_quantizer.compressor.decompress_model(net)
+    if quantized:
+        net.hf_quantizer.compressor.decompress_model(net)
     return net.to(torch.float32)
 
 

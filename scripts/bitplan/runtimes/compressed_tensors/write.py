@@ -179,6 +179,8 @@ def _write_config(folder: Path, export: _Export) -> None:
     stored = stored_once(export.job.checkpoint)
     matrices = [key.removesuffix(".weight") for key, tensor in stored.items() if len(tensor.shape) == 2]
     whole = [name for name in matrices if name not in export.schemes and "embed" not in name.rpartition(".")[2]]
-    config = {**export.job.checkpoint.config, "quantization_config": quantization_config(export.schemes, whole)}
+    config = dict(export.job.checkpoint.config)
+    if export.schemes:
+        config["quantization_config"] = quantization_config(export.schemes, whole)
     text = json.dumps(config, indent=2, sort_keys=True)
     (folder / "config.json").write_text(text + "\n", encoding="utf-8")

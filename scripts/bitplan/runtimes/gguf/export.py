@@ -20,7 +20,8 @@ from bitplan.runtimes.gguf.folding import column_factors
 from bitplan.runtimes.gguf.options import DEFAULTS, GGUFOptions, LayerTypes, TensorContents
 from bitplan.runtimes.gguf.rounded_tensors import exact_layers, rounded_report, tensor_codes, with_unused
 from bitplan.runtimes.gguf.tensor_types import nearest_types, smallest_types
-from bitplan.runtimes.gguf.type_lines import lines_path, more_than_types, type_lines, write_lines
+from bitplan.runtimes.gguf.type_lines import NAME, more_than_types, type_lines, write_beside
+from bitplan.runtimes.gguf.type_lines import beside as beside_file
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 
 
@@ -97,11 +98,11 @@ def export_plan(
     codes = tensor_codes(records, plan, exact, checkpoint or Checkpoint.open(Path(info.path)), info) if exact else {}
     records = with_unused(records, plan, codes)
     rewrite(base, output, records, TensorContents(options.importance, factors, codes), options.threads, options.keys)
-    write_lines(lines_path(output), type_lines(records))
+    write_beside(output, type_lines(records))
     beside = {
         "smoothing": _smoothing_report(plan),
         "rounded": rounded_report(records, plan, codes),
-        "tensor_types": {"file": lines_path(output).name, "without": more_than_types(plan)},
+        "tensor_types": {"file": beside_file(output, NAME).name, "without": more_than_types(plan)},
         "channels": _channels_report(records, plan, info, options.max_error),
     }
     return {**report(records, output, info), **beside}

@@ -28,9 +28,15 @@ def write(job: ExportJob) -> Mapping[str, Any]:
     return write_job(job)
 
 
-def how_to_run(artifact: Path) -> str:
-    """Return the commands that serve a GGUF file."""
-    return f"Run it: llama-server -m {artifact}\nor once: llama-cli -m {artifact} -p 'Once upon a time'"
+def how_to_run(artifact: Path, name: str) -> str:
+    """Return the commands that serve a GGUF file in the programs that read it."""
+    from bitplan.runtimes.gguf.type_lines import beside
+
+    return (
+        f"Run it with llama.cpp:  llama-server -m {artifact}\n"
+        f"with Ollama:            ollama create {name} -f {beside(artifact, 'Modelfile')} && ollama run {name}\n"
+        f"with LM Studio:         copy it to ~/.lmstudio/models/bitplan/{name}/{name}.gguf"
+    )
 
 
 def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores":
@@ -58,7 +64,7 @@ RUNTIME = Runtime(
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",
-    beside=("tensor_types.txt",),
+    beside=("tensor_types.txt", "Modelfile"),
     code={
         "write": "bitplan.runtimes.gguf.write",
         "score": "bitplan.runtimes.gguf.scores",

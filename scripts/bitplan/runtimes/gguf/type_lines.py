@@ -22,15 +22,20 @@ def type_lines(records: Iterable[TensorRecord]) -> dict[str, str]:
     return {f"^{record.tensor.replace('.', chr(92) + '.')}$": record.written.lower() for record in matrices}
 
 
-def lines_path(output: Path) -> Path:
-    """Return where the lines of an exported file stand: beside it, under its name unless that is the workflow's."""
-    return output.with_name(NAME if output.stem == "model" else f"{output.stem}.{NAME}")
+def beside(output: Path, name: str) -> Path:
+    """Return where a file that belongs to an exported one stands: beside it, under its name unless that is the workflow's."""
+    return output.with_name(name if output.stem == "model" else f"{output.stem}.{name}")
 
 
-def write_lines(path: Path, lines: Mapping[str, str]) -> None:
-    """Write the lines, one `pattern=type` each."""
-    with written_aside(path) as aside:
-        aside.write_text("".join(f"{pattern}={kind}\n" for pattern, kind in lines.items()), encoding="utf-8")
+def write_beside(output: Path, lines: Mapping[str, str]) -> None:
+    """Write what stands beside an exported file: the lines, one `pattern=type` each, and a Modelfile for Ollama."""
+    texts = {
+        NAME: "".join(f"{pattern}={kind}\n" for pattern, kind in lines.items()),
+        "Modelfile": f"FROM ./{output.name}\n",
+    }
+    for name, text in texts.items():
+        with written_aside(beside(output, name)) as aside:
+            aside.write_text(text, encoding="utf-8")
 
 
 def more_than_types(plan: Plan) -> str:

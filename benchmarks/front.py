@@ -5,13 +5,15 @@
 
 KL is of each GGUF file in llama.cpp on the evaluation text; differences are paired by window, with 95 % intervals. One measurement
 (`sensitivity.py --anchors all`) serves all optimal plans. Random is the best of 50 plans drawn by lot at each target, by KL on half of the calibration
-windows; genetic searches the same table. All have the same importance matrix.
+windows; genetic searches the same table. All have the same importance matrix. With `--rounding feedback tuned` the optimal plans are also rounded so,
+on the first `--rounding-windows` windows of the calibration text, and compared with themselves and with the recipe.
 """
 
 import argparse
 import csv
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +22,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import numpy as np  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.plans.plan import Plan, average_bits, read_plan, uniform  # noqa: E402
 from bitplan.reference.opening import Opened, opened  # noqa: E402
 from bitplan.reference.reference import Reference, make_reference  # noqa: E402
+from bitplan.reference.text import windows  # noqa: E402
 from bitplan.report.figure import draw  # noqa: E402
+from bitplan.rounding.model import RoundingSettings, round_plan  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
 from bitplan.runtimes.gguf.options import GGUFOptions  # noqa: E402
 from bitplan.runtimes.gguf.scores import score_gguf  # noqa: E402
@@ -52,6 +57,7 @@ class Bench:
     importance: dict
     rows: list[dict] = field(default_factory=list)
     by_window: dict[str, np.ndarray] = field(default_factory=dict)
+    calibration: Tensor | None = None
 
     @property
     def folder(self) -> Path:
@@ -86,6 +92,15 @@ class Bench:
         if not self.args.keep:
             file.unlink()
         return kl
+
+    def rounded(self, plan: Plan, rounding: str) -> Plan:
+        """Return a plan with its weights rounded on the calibration windows."""
+        started, settings = time.perf_counter(), RoundingSettings(rounding)
+        # The codes are read again when the plan is exported, so that the folder stays as long as the files do.
+        folder = Path(tempfile.mkdtemp(dir=self.folder)) / "rounded"
+        made, _ = round_plan(self.model.model, self.model.info, plan, self.calibration, settings, folder)
+        print(f"    {rounding}: {time.perf_counter() - started:.0f} s", flush=True)
+        return made
 
 
 def command(*words: object) -> None:
@@ -183,11 +198,17 @@ def main() -> None:
     flags.add_argument("--embeddings", nargs="*", default=["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"])
     flags.add_argument("--recipes", nargs="*", default=["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"])
     flags.add_argument("--adaptive", nargs="*", type=Path, default=[], help="plan.json of adaptive searches")
-    flags.add_argument("--targets", nargs="+", type=float, default=[2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8])
+    flags.add_argument("--targets", nargs="*", type=float, default=[2.75, 3, 3.5, 4, 4.5, 5, 6, 7, 8])
     flags.add_argument(
         "--against", nargs="*", type=float, default=[3, 4, 5, 6], help="targets of random and genetic plans"
     )
     flags.add_argument("--swaps", type=int, default=12, help="steps that corrections measure")
+    flags.add_argument(
+        "--rounding", nargs="*", default=[], help="at recipes' sizes and targets also optimal plans rounded so"
+    )
+    flags.add_argument("--rounding-windows", type=int, default=64, help="calibration windows to round on")
+    flags.add_argument("--no-correction", action="store_true", help="take the exact solutions as they are")
+    flags.add_argument("--no-uniform", action="store_true", help="leave out one format everywhere")
     flags.add_argument("--length", type=int, default=512)
     flags.add_argument("--sequences", type=int, default=16)
     flags.add_argument("--draws", type=int, default=FEWEST_DRAWS)
@@ -216,13 +237,16 @@ def compare(args: argparse.Namespace) -> None:
         for skip in (0, args.sequences)
     )
     table = chosen_table(read_sensitivity_table(args.folder / "sensitivity.tsv"), args.palette, info, "sensitivity.tsv")
-    settings = OptimalSettings(tuple(args.palette), refine=args.refine, swaps=args.swaps)
+    settings = OptimalSettings(
+        tuple(args.palette), refine=args.refine, swaps=args.swaps, correct=not args.no_correction
+    )
+    bench.calibration = windows(args.model, args.calibration, args.length, args.rounding_windows)
     search = OptimalSearch(model, table, settings, QuantizedWeights(importance=tensors), seen, fresh)
     for recipe in args.recipes:
         for name in (recipe, f"{recipe}_imatrix"):
             bench.score(name, "llama.cpp", args.folder / f"{name}.gguf")
         against_recipe(bench, search, f"{recipe}_imatrix")
-    for form in args.palette:
+    for form in () if args.no_uniform else args.palette:
         bench.export(f"uniform-{form}", "uniform", uniform(info, form))
     for path in args.adaptive:
         plan = read_plan(path, info)
@@ -261,6 +285,19 @@ def against_recipe(bench: Bench, search: OptimalSearch, name: str) -> None:
         flush=True,
     )
     show_stages(figures)
+    against_rounded(bench, f"optimal-{name}", plan)
+
+
+def against_rounded(bench: Bench, name: str, plan: Plan) -> None:
+    """Compare a plan's file with those of the same plan, rounded on the calibration text, and with those of a recipe of its size."""
+    for rounding in bench.args.rounding:
+        ours = bench.export(f"{name}-{rounding}", f"optimal, {rounding}", bench.rounded(plan, rounding))
+        others = [each for each in (name, name.removeprefix("optimal-")) if each in bench.by_window]
+        words = "; ".join(
+            f"{ours.mean() / bench.by_window[each].mean():.2f} of {told(each, ours, bench.by_window[each])}"
+            for each in others
+        )
+        print(f"    {rounding}: KL {ours.mean():.6f}, {words}", flush=True)
 
 
 def against_others(bench: Bench, search: OptimalSearch, target: float) -> None:
@@ -273,6 +310,7 @@ def against_others(bench: Bench, search: OptimalSearch, target: float) -> None:
     bits = average_bits(plan, bench.model.info).avg_bits
     print(f"{target:g}: {bits:.4f} bits, optimal {ours.mean():.6f}; {words}", flush=True)
     show_stages(figures)
+    against_rounded(bench, f"optimal-{target:g}", plan)
 
 
 if __name__ == "__main__":

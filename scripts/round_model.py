@@ -28,7 +28,8 @@ def main(args) -> None:
     plan = read_any_plan(args.plan, model.info)
     tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
-    settings = ModelRounding(args.rounding, args.damping, args.descents, args.reference_share, tuning)
+    how = {"damping": args.damping, "descents": args.descents, "reference_share": args.reference_share}
+    settings = ModelRounding(args.rounding, **how, tuning=tuning)
     made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
     write_plan(args.output / "plan.json", made, LayerPlan(), model.info)
     write_table(args.output / "rounding.tsv", rows, COLUMNS)

@@ -1,0 +1,71 @@
+"""The time of one layer rounded with error feedback against SparseGPT's sweep with one width, in turn in one process.
+
+    python benchmarks/rounding.py [--columns 4096] [--rows 4096] [--format q4_k] [--descents 0 2] [--rounds 2] [--threads 1]
+
+Both have the same weight and Hessian, and factorize it. Only the ratios mean something on a machine that other work shares.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import torch  # noqa: E402
+
+from bitplan.formats.table import FORMATS  # noqa: E402
+from bitplan.rounding.channel_grid import Quantizer  # noqa: E402
+from bitplan.rounding.columns import LayerToRound  # noqa: E402
+from bitplan.rounding.layer import feedback  # noqa: E402
+from bitplan.rounding.sweep import Pruning, factorize, sweep  # noqa: E402
+
+
+def made_layer(rows: int, columns: int, name: str) -> LayerToRound:
+    """Return a layer of Gaussian weights whose inputs have a few large columns."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.02 * torch.randn(rows, columns, generator=generator)
+    inputs = torch.randn(2 * columns, columns, generator=generator) * (
+        0.2 + torch.rand(columns, generator=generator) ** 4
+    )
+    form = FORMATS[name]
+    return LayerToRound(name, weight, 2 / len(inputs) * inputs.T @ inputs, form, form.group(None))
+
+
+def seconds(work) -> float:
+    """Return how long a function without arguments takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--rows", type=int, default=4096)
+    flags.add_argument("--columns", type=int, default=4096)
+    flags.add_argument("--format", default="q4_k")
+    flags.add_argument("--descents", type=int, nargs="+", default=[0, 2])
+    flags.add_argument("--rounds", type=int, default=2)
+    flags.add_argument("--threads", type=int, default=1)
+    args = flags.parse_args()
+    torch.set_num_threads(args.threads)
+    layer = made_layer(args.rows, args.columns, args.format)
+
+    def sparsegpt() -> None:
+        quantizer = Quantizer(4)
+        grid, factors = quantizer.grid(layer.weight, [4]), factorize(layer.hessian, layer.damping)
+        sweep(layer.weight, factors.upper, Pruning(), grid, torch.zeros(args.columns, dtype=torch.int64))
+
+    for number in range(args.rounds):
+        base = seconds(sparsegpt)
+        for count in args.descents:
+            own = seconds(lambda: feedback(layer, factorize(layer.hessian, layer.damping), count).quantized())  # noqa: B023
+            print(
+                f"round {number + 1}: {args.format}, {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

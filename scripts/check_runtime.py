@@ -1,5 +1,7 @@
 """Say how well a runtime holds each layer of a plan, before anything is written."""
 
+from argparse import ArgumentParser
+
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import add_model_flag, parser, run
 
@@ -21,7 +23,8 @@ def main(args) -> None:
     refuse_unheld(runtime, plan, info)
 
 
-if __name__ == "__main__":
+def build_parser() -> ArgumentParser:
+    """Return the command's flags."""
     flags = parser(__doc__)
     add_model_flag(flags)
     flags.add_argument(
@@ -29,4 +32,8 @@ if __name__ == "__main__":
     )
     flags.add_argument("--runtime", required=True, help="name of the runtime, as compressed_tensors")
     flags.add_argument("--output", type=output_file, help="JSON file to write, with the verdict on every layer")
-    run(flags, main)
+    return flags
+
+
+if __name__ == "__main__":
+    run(build_parser(), main)

@@ -108,7 +108,7 @@ def test_one_text_of_which_all_is_used_stops_the_run_with_one_line(workflow, tmp
         "models: {demo: {evaluation: demo/calibration.txt}}\nvalidation: {sequences: null}\n"
     )
     made = snakemake(workflow, "--dry-run", "--configfile", str(tmp_path / "own.yaml"))
-    assert made.returncode == 1 and "validation.sequences: null leaves nothing to hold out" in made.stdout
+    assert made.returncode == 1 and "SETTINGS-NOTHING-HELD-OUT" in made.stdout
     assert "Traceback" not in made.stdout + made.stderr
 
 

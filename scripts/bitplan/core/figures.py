@@ -16,8 +16,6 @@ STYLE = {
     **{"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "lines.linewidth": 1.2, "lines.markersize": 5},
     **{"axes.spines.top": False, "axes.spines.right": False, "errorbar.capsize": 3},
 }
-BLUE, LIGHT_BLUE, ORANGE, GREEN = "#1f6fb2", "#7fb2dd", "#d1661f", "#2f8f4e"
-PURPLE, RED, OCHRE, TEAL, GREY, BLACK = "#8a4fb0", "#c22f3d", "#b09a2f", "#0e8a97", "#9a9a9a", "#222222"
 
 
 @contextmanager

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitplan.core.figures import OCHRE, TEAL, svg_axes
+from bitplan.core.colours import OCHRE, TEAL
+from bitplan.core.figures import svg_axes
 from bitplan.report.front import OF_FILES, Axes, Point, points_of
 from bitplan.report.metrics import BY_KEY
 from bitplan.report.tables import Row

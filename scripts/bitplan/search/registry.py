@@ -11,7 +11,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
-from bitplan.core.figures import BLUE, GREEN, ORANGE, PURPLE, RED
+from bitplan.core.colours import BLUE, GREEN, ORANGE, PURPLE, RED
 from bitplan.search.adaptive.settings import AdaptivePlan
 from bitplan.search.genetic.settings import GeneticPlan
 from bitplan.search.optimal.settings import OptimalPlan

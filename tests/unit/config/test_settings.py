@@ -187,7 +187,7 @@ def test_commands_and_workflow_share_their_default_windows():
     ],
 )
 def test_a_key_of_an_earlier_version_is_told_its_new_name(changes, key, now):
-    assert f'{key}: unknown key. It was renamed to "{now}"' in "\n".join(problems(**changes))
+    assert f"[SETTINGS-RENAMED] {key}: was renamed. It is now {now}" in "\n".join(problems(**changes))
 
 
 def test_the_keys_that_are_known_are_those_of_the_section_where_the_unknown_one_stands():

@@ -17,7 +17,7 @@ TOY = 'Metric("worst", "worst KL", NATS, "{:.3f}", "KL of the worst token", "low
 SCORED = {"ppl": 3.0, "ppl_error": 0.1, "kl_mean": 0.5, "kl_mean_error": 0.01, "kl_p99": 0.875, "top1_agreement": 0.9}
 SPEED = {"ratio": {"median": 1.5, "min": 1.0, "max": 2.0, "stable": True}}
 BITS = {"avg_bits": 5.0, "avg_bits_layers": 4.5, "target_avg_bits": None, "target_missed_by": None}
-PLAN = {"search_summary": {"method": "random", "cost": {"block_forward_tokens": 7}}}
+PLAN = {"summary": {"method": "random", "cost": {"block_forward_tokens": 7}}}
 
 
 def write_results(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_one_line_in_one_file_adds_a_metric_to_every_output(outputs):
 
 
 def test_every_metric_has_a_key_of_its_own_and_says_what_it_is():
-    assert len({metric.key for metric in METRICS}) == len(METRICS) and COLUMNS[2:] == tuple(m.key for m in METRICS)
+    assert len({metric.key for metric in METRICS}) == len(METRICS) and COLUMNS[4:] == tuple(m.key for m in METRICS)
     assert all(metric.legend and metric.better in ("lower", "higher", "") for metric in METRICS)
     assert all(metric.source for metric in SCORES) and len({metric.heading for metric in SHOWN}) == len(SHOWN)
 

@@ -196,7 +196,7 @@ def test_a_hessian_that_is_a_little_indefinite_is_damped_more(caplog):
         LayerToRound("q", layer.weight, vectors @ torch.diag(low) @ vectors.T, layer.form, layer.group)
     )
     assert result.rounding == FEEDBACK and result.damping == pytest.approx(0.1)
-    assert len(caplog.records) == 1 and "q: its Hessian is not positive definite; damped by 0.1" in caplog.text
+    assert len(caplog.records) == 1 and "q: the Hessian is not positive definite; damped by 0.1" in caplog.text
 
 
 def test_a_hessian_that_no_damping_repairs_leaves_nearest_with_one_line_in_the_log(caplog):
@@ -304,21 +304,21 @@ def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error
     # Not the layer's own outputs: those that the full-precision model has, on inputs of its own.
     module.weight = nn.Parameter(stored(layer.weight))
     target = forward(hidden + 0.3 * torch.roll(hidden, 1, 2)).detach()
-    before = columns.elements.clone()
+    elements = columns.elements.clone()
     before, after = tune_({"l": module}, {"l": columns}, hidden, target, forward, TuningSettings(30, 512))
-    assert after < 0.97 * before and not torch.equal(columns.elements, before)
+    assert after < 0.97 * before and not torch.equal(columns.elements, elements)
     module.weight = nn.Parameter(stored(layer.values(columns.quantized())))
     assert error_of(forward(hidden), target).item() == pytest.approx(after, rel=1e-4)
 
 
 def test_tuning_that_does_not_help_leaves_what_feedback_has_found():
     layer, inputs, columns = found_by_feedback("q4_k")
-    module, before = nn.Linear(256, 24, bias=False), columns.elements.clone()
+    module, elements = nn.Linear(256, 24, bias=False), columns.elements.clone()
     hidden = inputs[:512].reshape(8, 64, 256)
     target = (hidden @ layer.weight.T).detach()
     far = TuningSettings(2, 64, reach=5.0)
     before, after = tune_({"l": module}, {"l": columns}, hidden, target, module.forward, far)
-    assert before < after and torch.equal(columns.elements, before)
+    assert before < after and torch.equal(columns.elements, elements)
     assert all(far.rate(step) > 0 for step in range(2)) and sum(map(far.rate, range(2))) == pytest.approx(5.0)
 
 

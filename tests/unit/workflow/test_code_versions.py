@@ -101,9 +101,9 @@ def test_what_an_edge_without_effect_leads_to_does_not_count(scripts, monkeypatc
 
 
 def test_a_declaration_of_settings_is_no_part_of_a_version_and_is_found_when_asked_for():
-    declared = versions.SCRIPTS / "bitplan/search/adaptive/settings.py"
+    declared = versions.SCRIPTS[0] / "bitplan/search/adaptive/settings.py"
     command = "adaptive_quantization_search.py"
     assert declared not in versions.files_behind(command) and declared in versions.files_behind(
         command, declarations=True
     )
-    assert versions.SCRIPTS / "bitplan/config/flags.py" in versions.files_behind(command)
+    assert versions.SCRIPTS[0] / "bitplan/config/flags.py" in versions.files_behind(command)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from bitplan.core.figures import GREY
+from bitplan.core.colours import GREY
 from bitplan.core.files import read_json
 from bitplan.core.tables import cell
 from bitplan.formats.facts import UNQUANTIZED

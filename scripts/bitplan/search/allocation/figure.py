@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bitplan.core.figures import BLUE, ORANGE, svg_axes
+from bitplan.core.colours import BLUE, ORANGE
+from bitplan.core.figures import svg_axes
 from bitplan.search.allocation.problem import Allocation, AllocationProblem
 
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitplan.core.figures import BLACK, BLUE, LIGHT_BLUE, ORANGE, svg_axes
+from bitplan.core.colours import BLACK, BLUE, LIGHT_BLUE, ORANGE
+from bitplan.core.figures import svg_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

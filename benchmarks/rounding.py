@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from bitplan.formats.table import FORMATS  # noqa: E402
 from bitplan.rounding.channel_grid import Quantizer  # noqa: E402
 from bitplan.rounding.columns import LayerToRound  # noqa: E402
-from bitplan.rounding.layer import feedback  # noqa: E402
+from bitplan.rounding.layer import round_with_feedback  # noqa: E402
 from bitplan.rounding.sweep import Pruning, factorize, sweep  # noqa: E402
 
 
@@ -60,7 +60,9 @@ def main() -> None:
     for number in range(args.rounds):
         base = seconds(sparsegpt)
         for count in args.descents:
-            own = seconds(lambda: feedback(layer, factorize(layer.hessian, layer.damping), count).quantized())  # noqa: B023
+            own = seconds(
+                lambda: round_with_feedback(layer, factorize(layer.hessian, layer.damping), count).quantized()
+            )  # noqa: B023
             print(
                 f"round {number + 1}: {args.format}, {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s",
                 flush=True,

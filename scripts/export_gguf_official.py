@@ -12,7 +12,7 @@ def main(args) -> None:
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
-    from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.models.layers import model_info, open_described_checkpoint
     from bitplan.plans.names import name_of_plan
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.runtimes.gguf.runtime import RUNTIME
@@ -25,7 +25,7 @@ def main(args) -> None:
     plan = read_any_plan(args.config, info)
     notes = {"model_name": Path(info.path).resolve().name, "plan_name": name_of_plan(args.config)}
     notes["allow_base_kl"] = args.allow_base_kl
-    checkpoint = described_checkpoint(args.model, info)
+    checkpoint = open_described_checkpoint(args.model, info)
     job = ExportJob(
         checkpoint, info, plan, args.output, settings={"match": args.match}, notes=notes, threads=args.threads
     )

@@ -13,7 +13,7 @@ from bitplan.config.settings import ExportSettings
 def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
-    from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.models.layers import model_info, open_described_checkpoint
     from bitplan.plans.names import name_of_plan
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.runtimes.registry import runtime_named
@@ -34,7 +34,7 @@ def main(args) -> None:
     }
     settings = {name: getattr(args, name) for name in runtime.settings}
     importance = read_importance(args.imatrix, info.quantizable)
-    checkpoint = described_checkpoint(args.model, info)
+    checkpoint = open_described_checkpoint(args.model, info)
     job = ExportJob(checkpoint, info, plan, args.output, importance, settings, args.base, notes, args.threads)
     report = runtime.write(job)
     write_json(args.report, {"runtime": runtime.name, **report})

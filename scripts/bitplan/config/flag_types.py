@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bitplan.core.sizes import bytes_of
+from bitplan.core.sizes import parse_size
 
 MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
 
@@ -43,7 +43,7 @@ positive = number(0.0, open_low=True)
 def size(text: str) -> int:
     """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
     try:
-        return bytes_of(text)
+        return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

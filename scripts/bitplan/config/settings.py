@@ -12,7 +12,7 @@ from bitplan.config.setting_errors import problem_of
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import UserError
 from bitplan.core.section import Flag, Name, PathName, Section
-from bitplan.core.sizes import bytes_of
+from bitplan.core.sizes import parse_size
 from bitplan.runtimes.registry import known_runtime
 from bitplan.search.plan_settings import CandidateName, FormatName, Rounding
 from bitplan.search.registry import AnyPlan
@@ -31,7 +31,7 @@ DAMPING, DESCENTS, REFERENCE_SHARE, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 0.5
 
 def _amount(text: str) -> str:
     """Return an amount of memory as it is written. Raises ValueError for what is none."""
-    bytes_of(text)
+    parse_size(text)
     return text
 
 

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from bitplan.cli.inputs import output_file
 from bitplan.console.snakemake_run import run_workflow
 from bitplan.console.wishes import prepared_project, wish_parser
-from bitplan.core.files import read_json, written_aside
+from bitplan.core.files import read_json, write_aside
 
 
 def build_parser() -> ArgumentParser:
@@ -24,7 +24,7 @@ def main(args: Namespace) -> None:
     run_workflow(project, [folder / name for name in names], args.cores, ["--dry-run"] if args.dry_run else [])
     if args.dry_run:
         return
-    with written_aside(args.output) as aside:
+    with write_aside(args.output) as aside:
         shutil.copyfile(folder / "plan.json", aside)
     bits, scores = read_json(folder / "bits.json")["avg_bits"], read_json(folder / "perplexity.json")
     print(

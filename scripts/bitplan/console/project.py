@@ -11,7 +11,7 @@ import yaml
 
 from bitplan.config.completion import completed
 from bitplan.config.settings import parse_settings
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.core.places import workflow_folder
 
 FOLDER = ".bitplan"
@@ -85,7 +85,7 @@ def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
     parse_settings(completed(config, workflow_folder()))
     path = project.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         aside.write_text(HEAD + yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     return path
 

@@ -8,7 +8,7 @@ from bitplan.cli.inputs import output_file
 from bitplan.console.project import Project, Wish
 from bitplan.console.snakemake_run import run_workflow
 from bitplan.console.wishes import prepared_project, wish_parser
-from bitplan.core.files import read_json, written_aside
+from bitplan.core.files import read_json, write_aside
 
 RUNTIME = "gguf"
 
@@ -56,6 +56,6 @@ def main(args: Namespace) -> None:
     run_workflow(project, artefacts(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
     if args.dry_run:
         return
-    with written_aside(args.output) as aside:
+    with write_aside(args.output) as aside:
         shutil.copyfile(project.result("plans", wish.name, RUNTIME, "model.gguf"), aside)
     print("\n".join(result_lines(project, wish, args.output)))

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,5 +34,5 @@ def svg_axes(path: Path, title: str, xlabel: str, ylabel: str) -> Iterator["Axes
         yield axes
         if not figure.legends and axes.get_legend_handles_labels()[0]:
             axes.legend()
-        with written_aside(path) as aside:
+        with write_aside(path) as aside:
             figure.savefig(aside, format="svg", metadata={"Date": None, "Creator": None})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +122,7 @@ def write_tensors(path: Path, tensors: Mapping[str, "Tensor"], facts: str | None
     """
     from safetensors.torch import save_file
 
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         held = {name: values.detach().cpu().contiguous() for name, values in tensors.items()}
         save_file(held, aside, None if facts is None else {"facts": facts})
 

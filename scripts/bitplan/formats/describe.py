@@ -24,7 +24,7 @@ HEADINGS = ("format", "bits", "block", "scales", *(f"{name} dB" for name in DRAW
 
 
 @dataclass(frozen=True)
-class Described:
+class FormatSummary:
     """A format's row. `scales` are bits per value, None if they are inside a GGUF type's block; `sqnr` is {distribution: dB}."""
 
     name: str
@@ -63,7 +63,7 @@ def sqnr(values: Tensor, quantized: Tensor) -> float:
     return 10 * math.log10(values.double().square().sum().item() / noise) if noise else math.inf
 
 
-def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, bool]) -> Described:
+def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, bool]) -> FormatSummary:
     """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32.
 
     `stored` is the type that a file has for the format, and whether it holds it exactly.
@@ -72,15 +72,15 @@ def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, boo
     scales = None if form.family == "gguf" else form.bits_per_value() - form.element_bits
     block = str(form.block) if form.scope == "block" else form.scope
     facts = (form.for_activations, *stored)
-    return Described(form.name, form.bits_per_value(), block, scales, ratios, *facts)
+    return FormatSummary(form.name, form.bits_per_value(), block, scales, ratios, *facts)
 
 
-def markdown_table(rows: Iterable[Described]) -> str:
+def markdown_table(rows: Iterable[FormatSummary]) -> str:
     """Return the rows as a Markdown table, without a final newline."""
     return "\n".join((markdown_head(HEADINGS), *(markdown_row(row.cells()) for row in rows)))
 
 
-def with_table(text: str, table: str, where: object) -> str:
+def insert_table(text: str, table: str, where: object) -> str:
     """Return `text` with the content between the two marks replaced by `table`. Raises `UserError` when a mark is missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Builder = Callable[[], "Format"]
 # Codes with a width for each input channel, written by SparseGPT: plans/compressed.py.
-CHANNELS = "per_channel"
+PER_CHANNEL = "per_channel"
 
 
 def _float(name: str, dtype: str) -> "Format":
@@ -76,10 +76,10 @@ def _ggml(name: str) -> "Format":
     return Format(name, "gguf", 8 * size / values, 0, values, quantize, dequantize, False, fixed_block=True)
 
 
-def _made_elsewhere(values: "Tensor", group: int, importance: "Tensor | None" = None) -> "Quantized":
+def _refuse_quantizing(values: "Tensor", group: int, importance: "Tensor | None" = None) -> "Quantized":
     what = "cannot be computed from the weights: its codes are stored beside the plan"
     raise user_error(
-        "FORMAT-CHANNELS-ONLY", f"format {CHANNELS}", what, "Create such a plan with scripts/sparsegpt_enhanced.py"
+        "FORMAT-CHANNELS-ONLY", f"format {PER_CHANNEL}", what, "Create such a plan with scripts/sparsegpt_enhanced.py"
     )
 
 
@@ -88,7 +88,7 @@ def _channels() -> "Format":
     from bitplan.formats.base import Format
 
     dequantize = integer.DEQUANTIZE
-    return Format(CHANNELS, "stored", 8, 0, 1, _made_elsewhere, dequantize, False, fixed_block=True)
+    return Format(PER_CHANNEL, "stored", 8, 0, 1, _refuse_quantizing, dequantize, False, fixed_block=True)
 
 
 # GGUF's MXFP4 has the same codes and scales as mxfp4; only exact ties round differently (mxfp4: to even, GGUF: towards 0).
@@ -149,10 +149,10 @@ class Formats(Mapping[str, "Format"]):
 
 FORMATS: Mapping[str, "Format"] = Formats(BUILDERS)
 # What a plan may name: the table, and the format of weights that are not rounded to it.
-IN_PLANS: Mapping[str, "Format"] = Formats({**BUILDERS, CHANNELS: _channels})
+IN_PLANS: Mapping[str, "Format"] = Formats({**BUILDERS, PER_CHANNEL: _channels})
 
 
-def format_named(name: str, formats: Mapping[str, "Format"] = FORMATS) -> "Format":
+def get_format(name: str, formats: Mapping[str, "Format"] = FORMATS) -> "Format":
     """Return the format called `name`. Raises `UserError` that names the nearest ones."""
     if name not in formats:
         raise user_error(

@@ -102,7 +102,7 @@ class CompressedLayer:
         return SCALE_BITS * rows * len(used) + zeros + listed
 
 
-def packed_mask(pruned: Tensor) -> Tensor:
+def pack_mask(pruned: Tensor) -> Tensor:
     """Return a mask (out, in) as bits, (out, ceil(in / 8)) uint8."""
     return torch.from_numpy(np.packbits(pruned.numpy(), axis=1))
 

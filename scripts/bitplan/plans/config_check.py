@@ -5,8 +5,8 @@ from typing import Any
 
 from bitplan.core.errors import Problem, UserError, nearest
 from bitplan.formats.base import Format
-from bitplan.formats.table import CHANNELS
-from bitplan.models.layer_patterns import matched, nearest_layers
+from bitplan.formats.table import PER_CHANNEL
+from bitplan.models.layer_patterns import match_layers, nearest_layers
 from bitplan.models.layers import Layer
 from bitplan.plans.embeddings import embedding_problems
 from bitplan.plans.fitting import SUBSTITUTE
@@ -51,8 +51,8 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
 def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of a layer's stored bits, which the format `per_channel` requires and others do not allow."""
     bits = entry.get("stored_bits")
-    if entry.get("wq") != CHANNELS:
-        what, hint = f"is valid for the format {CHANNELS} only", "Remove it"
+    if entry.get("wq") != PER_CHANNEL:
+        what, hint = f"is valid for the format {PER_CHANNEL} only", "Remove it"
         return [] if bits is None else [Problem("PLAN-BAD-BITS", f"{where}.stored_bits", what, hint)]
     if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
         return []
@@ -114,7 +114,7 @@ def check_config(
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
         problems += embedding_problems(f"{source}: overrides[{number}]", entry, layers, formats)
-        if not matched(entry["pattern"], names):
+        if not match_layers(entry["pattern"], names):
             what = f"pattern {entry['pattern']!r} matches no layer"
             hint = nearest_layers(entry["pattern"], names)
             problems.append(Problem("PLAN-NO-MATCH", f"{source}: overrides[{number}]", what, hint))

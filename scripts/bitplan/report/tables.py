@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.core.tables import MISSING, Shown, text_table
 
 Row = Mapping[str, Any]
@@ -34,5 +34,5 @@ def texts(headlines: Iterable[str], tables: Iterable[Table]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file in UTF-8."""
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")

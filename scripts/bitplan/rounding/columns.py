@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitplan.formats.base import Format, Quantized
-from bitplan.rounding.grids import GRIDS, joined
+from bitplan.rounding.grids import GRIDS, join_parts
 from bitplan.rounding.levels import Levels
 from bitplan.rounding.sweep import Factors
 
@@ -81,7 +81,7 @@ class FormatColumns:
         """Columns that share scales."""
         return self.layer.group
 
-    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+    def round_column(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
         """Return a column's values on the grid, which is computed at the first column of its span."""
         place = j % self.span
         if place == 0:
@@ -112,7 +112,7 @@ class FormatColumns:
         """Return the parts of the whole weight with the chosen elements."""
         grid, spans = GRIDS[self.layer.form.name], self.elements.to("cpu", torch.float32).split(self.span)
         written = [grid.write(part, span.T) for part, span in zip(self.parts, spans, strict=True)]
-        return joined(written, tuple(self.layer.weight.shape))
+        return join_parts(written, tuple(self.layer.weight.shape))
 
 
 def columns_at_once(span: int) -> int:

@@ -26,7 +26,7 @@ TWINS = {
 BASE = "Omit the base file or convert it again in the checkpoint's precision"
 
 
-def holds(form: str, group: int, kind: str) -> bool:
+def represents(form: str, group: int, kind: str) -> bool:
     """Return whether a GGUF type represents the codes and scales of a format with blocks of `group` values exactly."""
     if form in TYPES:
         return TYPES[form] == kind

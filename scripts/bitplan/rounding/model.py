@@ -20,10 +20,10 @@ from bitplan.core.resume import blocks_beside
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
-from bitplan.plans.apply import QuantizedWeights, planned_weight, quantized_inputs, set_weight_, smooth_, weight_of
+from bitplan.plans.apply import QuantizedWeights, planned_weight, quantize_inputs, set_weight_, smooth_, weight_of
 from bitplan.plans.compressed import finish_folder
 from bitplan.plans.plan import Plan, check_columns
-from bitplan.plans.rounded import RoundedLayer, RoundedModel, finished_block, write_rounded
+from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
 from bitplan.rounding.grids import GRIDS
 from bitplan.rounding.layer import (
@@ -33,11 +33,11 @@ from bitplan.rounding.layer import (
     REFERENCE_SHARE,
     TUNED,
     RoundedWeight,
+    apply_tuning,
     round_layer,
-    tuned,
 )
 from bitplan.rounding.tuning import TuningSettings, tune_
-from bitplan.statistics.hessian import CrossMoments, InputMoments, inputs_of, moments_of
+from bitplan.statistics.hessian import CrossMoments, InputMoments, collect_moments, inputs_of
 
 log = logging.getLogger(__name__)
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
@@ -58,7 +58,7 @@ class ModelRounding:
     tuning: TuningSettings = field(default_factory=TuningSettings)
 
 
-def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
+def names_to_round(plan: Plan, info: ModelInfo) -> list[str]:
     """Return the layers in blocks whose format has codes to choose, in model order."""
     return [layer.name for layer in info.quantizable if plan.of(layer.name).wq in GRIDS]
 
@@ -85,7 +85,7 @@ class _Rounding:
 
     def __post_init__(self) -> None:
         self._layers = {layer.name: layer for layer in self.info.layers}
-        self._names = frozenset(rounded_names(self.plan, self.info))
+        self._names = frozenset(names_to_round(self.plan, self.info))
         blocks = 1 + max(layer.block for layer in self.info.quantizable)
         self._bar = progress(range(blocks), blocks, "blocks")
 
@@ -94,11 +94,11 @@ class _Rounding:
         next(self._bar, None)
         target, cross = self._target(hidden, forward), {}
         self._prepare_(block)
-        done = finished_block(self.partial, block.index)
+        done = read_finished_block(self.partial, block.index)
         if target is not None and not done:
             cross = self._cross(block, hidden, forward)
         self._reference = target
-        with quantized_inputs(block, self.plan, self.weights.formats):
+        with quantize_inputs(block, self.plan, self.weights.formats):
             layers, notes = done or self._rounded(block, hidden, target, cross, forward)
             for name, layer in layers.items():
                 set_weight_(block.layers[name], self._layers[name], layer.weight())
@@ -139,7 +139,7 @@ class _Rounding:
 
     def _inputs(self, block: Block, plan: Plan, window: Tensor, forward: Forward) -> dict[str, Tensor]:
         """Return what each of the block's layers reads of a window, smoothed and quantized as a plan says."""
-        with quantized_inputs(block, plan, self.weights.formats), inputs_of(block) as inputs:
+        with quantize_inputs(block, plan, self.weights.formats), inputs_of(block) as inputs:
             forward(window)
         return dict(inputs)
 
@@ -156,7 +156,7 @@ class _Rounding:
     def _rounded(
         self, block: Block, hidden: Tensor, target: Tensor | None, cross: Mapping[str, CrossMoments], forward: Forward
     ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
-        with moments_of(block) as moments, torch.no_grad():
+        with collect_moments(block) as moments, torch.no_grad():
             forward(hidden)
         names = [name for name in block.layers if name in self._names]
         requests = {name: self._request(name, block, moments.get(name), cross.get(name)) for name in names}
@@ -189,7 +189,7 @@ class _Rounding:
                 set_weight_(block.layers[name], self._layers[name], requests[name].values(result.quantized))
         before, after = tune_(block.layers, columns, hidden, target, forward, self.settings.tuning)
         log.info("block %d: error of its outputs %.4g, tuned %.4g", block.index, before, after)
-        return {name: tuned(results[name]) for name in columns} if after < before else {}
+        return {name: apply_tuning(results[name]) for name in columns} if after < before else {}
 
     def _request(
         self, name: str, block: Block, moments: InputMoments | None, cross: CrossMoments | None
@@ -228,7 +228,7 @@ def round_plan(
     plan = replace(plan, rounded=None)
     with blocks_beside(folder, _digest(info, plan, settings, tokens, dtype)) as partial:
         run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
-        if not rounded_names(plan, info):
+        if not names_to_round(plan, info):
             log.warning("the plan has no layer with a format of codes inside the blocks: there is nothing to round")
         else:
             model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)

@@ -100,7 +100,7 @@ def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """The result of a sweep: values (in, out), codes (in, out) if quantized, and the mask of pruned weights (in, out).
 
     `loss` is the sum of squares of (w_j - q_j) / U_jj, which equals tr(dW H dW^T) of the total change dW under the damped H.
@@ -129,7 +129,7 @@ def _pattern(saliency: Tensor, prunen: int) -> Tensor:
 class Columns(Protocol):
     """Rounds the columns of a weight in the order of the sweep."""
 
-    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+    def round_column(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
         """Return the rounded values (out,) of column j, in which pruned weights are already 0.
 
         - pruned (out,): the mask of these.
@@ -146,7 +146,7 @@ class ChannelColumns:
     options: list[int]
     codes: Tensor
 
-    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+    def round_column(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
         """Return a column's quantized values, exactly 0 for pruned weights, and store its codes."""
         group, option = j // self.grid.group, self.options[j]
         codes = self.grid.codes(column, option, group)
@@ -156,7 +156,7 @@ class ChannelColumns:
 
 def sweep(
     weight: Tensor, upper: Tensor, pruning: Pruning, grid: Grid | None, options: Tensor | None, blocksize: int = 128
-) -> Swept:
+) -> SweepResult:
     """Return the weight (out, in) pruned and quantized; pruned weights stay exactly 0.
 
     upper (in, in): `Factors.upper`. options (in,): for each column the index of its width in `grid.widths`; without a grid weights
@@ -172,7 +172,7 @@ def sweep(
 
 def sweep_columns(
     weight: Tensor, upper: Tensor, pruning: Pruning, rounding: Columns | None, blocksize: int = 128
-) -> Swept:
+) -> SweepResult:
     """Return the weight (out, in) pruned, and rounded column by column with `rounding`, which stores the codes itself."""
     rest = weight.T.contiguous().clone()  # (in, out)
     columns, rows = rest.shape
@@ -188,7 +188,7 @@ def sweep_columns(
         errors = _sweep_block_(rest, start, factor, pruned[start:stop], pruning, rounding)
         loss += errors.square().sum(dtype=torch.float64).item()
         rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return Swept(rest, None, pruned, loss)
+    return SweepResult(rest, None, pruned, loss)
 
 
 def _sweep_block_(
@@ -206,7 +206,7 @@ def _sweep_block_(
         column = block[j].clone()
         values = column.masked_fill(pruned[j], 0.0)
         if rounding is not None:
-            values = rounding.rounded(start + j, values, pruned[j], rest[start + j :])
+            values = rounding.round_column(start + j, values, pruned[j], rest[start + j :])
         errors[j] = (column - values) / factor[j, j]
         block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
         block[j] = values

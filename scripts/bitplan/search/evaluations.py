@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.files import read_json
-from bitplan.core.resume import Kept, digest_of
+from bitplan.core.resume import PartialResults, digest_of
 from bitplan.models.walk import StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference
 
 
@@ -20,7 +20,7 @@ def key_of(plan: Plan, *more: object) -> str:
     return digest_of({"formats": formats, "more": more})
 
 
-def facts_of(model: Opened, weights: QuantizedWeights) -> dict[str, Any]:
+def facts_of(model: PreparedModel, weights: QuantizedWeights) -> dict[str, Any]:
     """Return what decides the figures of any plan of a model."""
     return {**model.facts, "importance": dict(weights.importance)}
 
@@ -39,14 +39,14 @@ class Evaluations:
 
     output: Path | None = None
     digest: str = ""
-    _kept: Kept | None = None
+    _kept: PartialResults | None = None
 
     @classmethod
     def beside(cls, output: Path, facts: Mapping[str, Any]) -> "Evaluations":
         """Return what is kept beside an output: nothing where that is of other facts. Nothing is written before the first figure."""
         digest = digest_of(facts)
-        begun = Kept.folder_of(output).is_of(digest)
-        return cls(Path(output), digest, Kept.beside(output, digest) if begun else None)
+        begun = PartialResults.folder_of(output).is_of(digest)
+        return cls(Path(output), digest, PartialResults.open(output, digest) if begun else None)
 
     def once(self, key: str, model: StreamedModel, make: Callable[[], Sequence[float]]) -> list[float]:
         """Return the figures kept under a key, made by running the model and kept first where they are not there.
@@ -61,7 +61,7 @@ class Evaluations:
         before = model.tokens_forwarded
         figures = [float(figure) for figure in make()]
         if self.output is not None:
-            self._kept = self._kept or Kept.beside(self.output, self.digest)
+            self._kept = self._kept or PartialResults.open(self.output, self.digest)
             self._kept.keep_exactly(name, {"figures": figures, "tokens": model.tokens_forwarded - before})
         return figures
 

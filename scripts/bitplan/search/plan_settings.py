@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from bitplan.core.errors import nearest
 from bitplan.core.section import Flag, Section
-from bitplan.formats.pairs import pair_named
+from bitplan.formats.pairs import parse_pair
 from bitplan.formats.table import NAMES
 
 
@@ -20,7 +20,7 @@ def _known_format(name: str) -> str:
 
 FormatName = Annotated[str, AfterValidator(_known_format)]
 # A weight format, or weights/inputs: pairs.py.
-CandidateName = Annotated[str, AfterValidator(lambda name: pair_named(name).name)]
+CandidateName = Annotated[str, AfterValidator(lambda name: parse_pair(name).name)]
 
 
 # How the weights of a plan are rounded: docs/rounding.md.

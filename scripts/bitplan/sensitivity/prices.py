@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from bitplan.core.progress import progress
-from bitplan.core.resume import Kept, KeptWalk, load_states
+from bitplan.core.resume import PartialResults, WalkProgress, load_states
 from bitplan.evaluate.perplexity import head_under
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.apply_embeddings import embedded
+from bitplan.plans.apply_embeddings import embedding_quantizer
 from bitplan.reference.head import Head
 from bitplan.rounding.layer import NEAREST
 from bitplan.sensitivity.candidates import changes
@@ -33,7 +33,7 @@ from bitplan.sensitivity.local_errors import Choice, fitting_choices, layer_weig
 from bitplan.sensitivity.price_estimate import window_prices
 from bitplan.sensitivity.price_products import LayerCandidates, window_products
 from bitplan.sensitivity.rounded_candidates import rounded_weights
-from bitplan.statistics.hessian import InputMoments, moments_of
+from bitplan.statistics.hessian import InputMoments, collect_moments
 
 SEED = 0
 ABOVE, HEAD, OF_LAYER = "above", "head", "layer|"
@@ -54,7 +54,7 @@ class Pricing:
     info: ModelInfo
     tokens: Tensor
     head: Head
-    kept: Kept
+    kept: PartialResults
     layers: Sequence[Layer]
     choices: Sequence[Choice]
     draws: int
@@ -65,7 +65,7 @@ class Pricing:
     rounding: str = NEAREST
     cost: float = field(default=0.0, init=False)
 
-    def run(self, walk: KeptWalk) -> dict[str, Any]:
+    def run(self, walk: WalkProgress) -> dict[str, Any]:
         """Return {"prices": {layer: price by choice and window}, "embeddings": price by candidate and window, "block_forwards": cost}.
 
         A price is in nats per token. A layer that no token reached has none. Block-forwards: 1 for each forward and for each draw's backward
@@ -182,7 +182,7 @@ class Pricing:
         """Return the second moments of the inputs of a block's layers, where candidates are rounded with error feedback."""
         if self.rounding == NEAREST:
             return {}
-        with moments_of(block) as moments:
+        with collect_moments(block) as moments:
             forward(hidden)
         return moments
 
@@ -227,6 +227,6 @@ class Pricing:
             caught.append(hidden)
             return hidden
 
-        change = embedded(candidate.plan, self.info, QuantizedWeights(limit=0))
+        change = embedding_quantizer(candidate.plan, self.info, QuantizedWeights(limit=0))
         self.model.run(self.tokens, visit, range(1), embedded=change)
         return caught[0]

@@ -6,7 +6,7 @@ import pytest
 
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
 from bitplan.runtimes.check import check_plan, print_check
 from bitplan.runtimes.registry import runtime_named
 
@@ -21,14 +21,14 @@ def rows(report) -> dict[str, dict]:
 
 
 def test_every_layer_has_a_verdict_and_the_bits_are_those_of_the_stored_types(info):
-    report = check_plan(runtime_named("compressed_tensors"), uniform(info, "mxfp6_e2m3"), info)
+    report = check_plan(runtime_named("compressed_tensors"), uniform_plan(info, "mxfp6_e2m3"), info)
     assert report["verdicts"] == {"exact_in_more_bits": len(info.quantizable)}
     assert (report["plan_bits"], report["stored_bits"]) == (pytest.approx(6.25), pytest.approx(8.25))
     assert report["groups"] == []
 
 
 def test_a_group_whose_layers_differ_is_named_with_what_agreeing_costs(info):
-    plan = uniform(info, "mxfp4")
+    plan = uniform_plan(info, "mxfp4")
     plan = Plan({**plan.layers, "model.layers.2.mlp.up_proj": LayerPlan("mxfp8")})
     report = check_plan(runtime_named("compressed_tensors"), plan, info)
     (group,) = report["groups"]
@@ -37,7 +37,7 @@ def test_a_group_whose_layers_differ_is_named_with_what_agreeing_costs(info):
 
 
 def test_what_is_printed_has_a_line_for_each_layer_and_one_for_each_group(info, capsys):
-    plan = Plan({**uniform(info, "mxfp4").layers, "model.layers.2.mlp.up_proj": LayerPlan("q4_k")})
+    plan = Plan({**uniform_plan(info, "mxfp4").layers, "model.layers.2.mlp.up_proj": LayerPlan("q4_k")})
     report = check_plan(runtime_named("compressed_tensors"), plan, info)
     print_check(report)
     lines = capsys.readouterr().out.splitlines()
@@ -48,7 +48,7 @@ def test_what_is_printed_has_a_line_for_each_layer_and_one_for_each_group(info, 
 
 
 def test_gguf_says_which_type_comes_nearest_and_which_rows_do_not_fit(info):
-    report = rows(check_plan(runtime_named("gguf"), uniform(info, "int4"), info))
+    report = rows(check_plan(runtime_named("gguf"), uniform_plan(info, "int4"), info))
     assert {row["stored"] for row in report.values()} == {"Q4_0"}
     assert all(row["verdict"] == "approximate" and "nearest" in row["why"] for row in report.values())
 

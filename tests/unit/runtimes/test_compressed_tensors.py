@@ -14,7 +14,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, describe
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
 from bitplan.runtimes.compressed_tensors.packing import check_unpacked, packed, unpacked
 from bitplan.runtimes.compressed_tensors.runtime import RUNTIME
 from bitplan.runtimes.compressed_tensors.schemes import layer_verdict, scheme_of
@@ -166,7 +166,7 @@ def test_families_with_biases_tied_matrices_and_fused_layers_load_as_simulated(f
 
 def test_rounded_codes_are_stored_as_they_are(tmp_path):
     made = Opened(make_family("llama", tmp_path / "model"))
-    plan = rounded(made, uniform(made.info, "int3", group_size=32), tmp_path / "rounded")
+    plan = rounded(made, uniform_plan(made.info, "int3", group_size=32), tmp_path / "rounded")
     report = export(made.checkpoint, made.info, plan, tmp_path / "packed")
     assert report["rounded"] == {"exact": len(made.info.quantizable)}
     theirs = load_exact(tmp_path / "packed").state_dict()
@@ -176,7 +176,7 @@ def test_rounded_codes_are_stored_as_they_are(tmp_path):
 
 def test_smoothing_is_folded_into_norms_and_what_cannot_be_is_named(tmp_path):
     made = Smoothed(make_family("llama", tmp_path / "model"))
-    whole = replace(uniform(made.info, "int4", group_size=32), smoothing=made.smoothing())
+    whole = replace(uniform_plan(made.info, "int4", group_size=32), smoothing=made.smoothing())
     report = export(made.checkpoint, made.info, whole, tmp_path / "packed")
     folded = replace(whole, smoothing=whole.smoothing.folded)
     assert_same(simulated(made.checkpoint, made.info, folded, tmp_path / "simulated"), load_exact(tmp_path / "packed"))
@@ -219,7 +219,7 @@ def test_a_layer_is_judged_by_its_format_and_its_shape(made, layer, status, reas
 
 def unlike_qkv(info) -> Plan:
     """mxfp4 everywhere, but for a wider k_proj of the first block."""
-    plan = uniform(info, "mxfp4")
+    plan = uniform_plan(info, "mxfp4")
     return replace(plan, layers={**plan.layers, "model.layers.0.self_attn.k_proj": LayerPlan("int8")})
 
 
@@ -252,7 +252,7 @@ def test_unlike_layers_are_an_error_or_kept_apart_where_the_settings_say_so(bund
 
 def test_scale_rules_of_one_format_are_stored_alike(bundled):
     info = bundled[1]
-    plan = uniform(info, "mxfp4")
+    plan = uniform_plan(info, "mxfp4")
     same = replace(plan, layers={**plan.layers, "model.layers.0.self_attn.k_proj": LayerPlan("mxfp4_mse")})
     assert unlike(fusion_groups(RUNTIME.verdict, same, info)) == []
 
@@ -262,7 +262,7 @@ def test_scale_rules_of_one_format_are_stored_alike(bundled):
 
 def test_zero_points_are_written_and_scoring_them_says_that_transformers_cannot(bundled, tmp_path):
     checkpoint, info = bundled
-    export(checkpoint, info, uniform(info, "int4_asym"), tmp_path / "packed")
+    export(checkpoint, info, uniform_plan(info, "int4_asym"), tmp_path / "packed")
     with pytest.raises(UserError, match="zero points"):
         load_exact(tmp_path / "packed")
 
@@ -270,7 +270,7 @@ def test_zero_points_are_written_and_scoring_them_says_that_transformers_cannot(
 def test_the_text_on_how_to_run_asks_for_float16_where_integer_scales_are(mixed, bundled, tmp_path):
     text = RUNTIME.how_to_run(mixed[0], "mine")
     assert "vllm serve" in text and "--served-model-name mine --dtype float16" in text
-    export(*bundled, uniform(bundled[1], "mxfp8"), tmp_path / "packed")
+    export(*bundled, uniform_plan(bundled[1], "mxfp8"), tmp_path / "packed")
     assert "--dtype bfloat16" in RUNTIME.how_to_run(tmp_path / "packed", "mine")
 
 
@@ -284,7 +284,7 @@ def test_a_plan_with_a_format_that_it_cannot_hold_is_refused_before_anything_is_
 
 
 def test_a_plan_that_packs_nothing_is_a_plain_checkpoint(bundled, tmp_path):
-    export(*bundled, uniform(bundled[1], "bf16"), tmp_path / "plain")
+    export(*bundled, uniform_plan(bundled[1], "bf16"), tmp_path / "plain")
     assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
     theirs = AutoModelForCausalLM.from_pretrained(bundled[0].folder, dtype=torch.float32)
     assert_same(load_exact(tmp_path / "plain"), theirs)

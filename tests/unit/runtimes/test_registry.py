@@ -9,7 +9,7 @@ from bitplan.core.errors import UserError
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plans.plan import LayerPlan, uniform
+from bitplan.plans.plan import LayerPlan, uniform_plan
 from bitplan.runtimes.registry import RUNTIMES, known_runtime, runtime_named, runtime_of
 from bitplan.runtimes.runtime import Runtime, Verdict
 from bitplan.runtimes.verdicts import plan_verdicts, refuse_unheld
@@ -65,7 +65,7 @@ def test_a_plan_with_a_layer_that_a_runtime_refuses_is_not_written(info):
         return Verdict("refused", "", 0.0, "too odd") if refused else Verdict("exact", "x", 4.0)
 
     runtime = Runtime("toy", "x.toy", verdict, dict, str)
-    plan = uniform(info, "q4_k")
+    plan = uniform_plan(info, "q4_k")
     assert len(plan_verdicts(runtime, plan, info)) == len(info.quantizable)
     with pytest.raises(UserError) as caught:
         refuse_unheld(runtime, plan, info)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitplan.core.files import folder_written_aside
+from bitplan.core.files import write_folder_aside
 from bitplan.core.progress import progress
 from bitplan.formats.base import Quantized
 from bitplan.formats.table import FORMATS
@@ -22,7 +22,7 @@ from bitplan.models.finite import check_finite
 from bitplan.models.layers import Layer
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
-from bitplan.plans.smoothing import folded_norm
+from bitplan.plans.smoothing import fold_norm
 from bitplan.runtimes.compressed_tensors.config import quantization_config
 from bitplan.runtimes.compressed_tensors.packing import check_unpacked, packed
 from bitplan.runtimes.compressed_tensors.report import print_report, report_of
@@ -71,7 +71,7 @@ def write_job(job: ExportJob) -> Mapping[str, Any]:
         job, replace(plan, smoothing=smoothing), QuantizedWeights(limit=0, importance=dict(job.importance))
     )
     torch.set_num_threads(job.threads)
-    with folder_written_aside(job.output) as aside:
+    with write_folder_aside(job.output) as aside:
         for file in job.checkpoint.others():
             if file.name not in (INDEX, "config.json"):
                 shutil.copyfile(file, aside / file.name)
@@ -128,7 +128,7 @@ def _folded(name: str, export: _Export) -> Tensor | None:
     if group is None or end not in ("weight", "bias"):
         return None
     values = export.job.checkpoint.read([name], torch.float32)[name]
-    return folded_norm(values, group if end == "weight" else replace(group, offset=0.0))
+    return fold_norm(values, group if end == "weight" else replace(group, offset=0.0))
 
 
 def _layer_contents(key: str, tensor: TensorInfo, layer: Layer, export: _Export) -> Iterator[tuple[str, Content]]:

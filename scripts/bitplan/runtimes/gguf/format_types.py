@@ -6,14 +6,14 @@ from gguf import GGMLQuantizationType
 
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import TYPES, block_of
-from bitplan.formats.table import CHANNELS
+from bitplan.formats.table import PER_CHANNEL
 
 _WIDTHS = ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "Q8_0")
 _WITH_OFFSET = ("Q2_K", "Q3_K", "Q4_1", "Q5_1", "Q6_K", "Q8_0", "Q8_0")
 _MX = {"mxfp4": "MXFP4", "mxfp6_e2m3": "Q6_K", "mxfp6_e3m2": "Q6_K", "mxfp8": "Q8_0", "mxfp8_e5m2": "Q8_0"}
 # mxfp4's type has the same codes and scales; only exact ties round differently (to even here, towards 0 there).
 FILE_TYPES: Mapping[str, str] = {
-    **{"bf16": "BF16", "fp16": "F16", CHANNELS: "Q8_0"},
+    **{"bf16": "BF16", "fp16": "F16", PER_CHANNEL: "Q8_0"},
     **{f"{name}{rule}": kind for name, kind in _MX.items() for rule in ("", "_rceil", "_mse")},
     **{f"int{bits}": kind for bits, kind in enumerate(_WIDTHS, 2)},
     **{f"int{bits}_asym": kind for bits, kind in enumerate(_WITH_OFFSET, 2)},

@@ -7,7 +7,7 @@ matrix (`--imatrix`). It can't where a plan has more than types: folded smoothin
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.plans.plan import Plan
 from bitplan.runtimes.gguf.file import TensorRecord
 
@@ -34,7 +34,7 @@ def write_beside(output: Path, lines: Mapping[str, str]) -> None:
         "Modelfile": f"FROM ./{output.name}\n",
     }
     for name, text in texts.items():
-        with written_aside(beside(output, name)) as aside:
+        with write_aside(beside(output, name)) as aside:
             aside.write_text(text, encoding="utf-8")
 
 

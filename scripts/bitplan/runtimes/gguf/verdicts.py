@@ -4,7 +4,7 @@ from gguf import GGMLQuantizationType
 
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.ggml import block_of, fallback
-from bitplan.formats.table import CHANNELS, IN_PLANS
+from bitplan.formats.table import IN_PLANS, PER_CHANNEL
 from bitplan.models.layers import Layer
 from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.gguf.format_types import bits_of_type, file_type, is_exact
@@ -21,7 +21,7 @@ def layer_verdict(layer: Layer, made: LayerPlan) -> Verdict:
     asked = GGMLQuantizationType[file_type(form)]
     kind = fallback(asked, layer.shape[1])
     bits = bits_of_type(kind.name)
-    if made.wq == CHANNELS:
+    if made.wq == PER_CHANNEL:
         why = "no type has a width per channel; the smallest within export.max_error is taken"
         return Verdict("approximate", kind.name, bits, why)
     if kind is not asked:

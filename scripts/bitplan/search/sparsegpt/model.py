@@ -21,7 +21,7 @@ from bitplan.plans.compressed import (
     CompressedLayer,
     block_file,
     finish_folder,
-    packed_mask,
+    pack_mask,
     read_block,
     write_block,
 )
@@ -29,12 +29,12 @@ from bitplan.search.sparsegpt.layer import Compressed as MadeLayer
 from bitplan.search.sparsegpt.layer import SparseGPT
 from bitplan.search.sparsegpt.model_settings import ModelSettings, blocks_of
 from bitplan.search.sparsegpt.report import QuantizationStats
-from bitplan.statistics.hessian import InputMoments, moments_of
+from bitplan.statistics.hessian import InputMoments, collect_moments
 
 
 def stored_layer(made: MadeLayer) -> CompressedLayer:
     """Return what is kept of a compressed weight, on the CPU."""
-    mask = {"pruned": packed_mask(made.pruned.cpu())} if made.pruned.any() else {}
+    mask = {"pruned": pack_mask(made.pruned.cpu())} if made.pruned.any() else {}
     if made.grid is None:
         return CompressedLayer({"values": made.values.to("cpu", torch.float32).contiguous(), **mask})
     grid = made.grid
@@ -108,7 +108,7 @@ class _Compressing:
     def _compressed(
         self, block: Block, hidden: Tensor, forward: Forward
     ) -> tuple[dict[str, CompressedLayer], dict[str, Any]]:
-        with moments_of(block) as moments:
+        with collect_moments(block) as moments:
             forward(hidden)
         layers, notes = {}, {}
         for name, module in block.layers.items():

@@ -146,4 +146,4 @@ def read_tensors(path: Path, code: str, kind: str, hint: str) -> dict[str, "Tens
     """Return all tensors of a file, on the CPU. Raises `UserError` with `code` where the file is none of this `kind`."""
     with opened_tensors(path, code, kind, hint) as (handle, _):
         # What the file maps need not begin where a tensor of torch's own would.
-        return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (the handle is no mapping)
+        return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118 (the handle is not a mapping)

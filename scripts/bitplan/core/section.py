@@ -30,9 +30,9 @@ class Section(BaseModel):
 
 @dataclass(frozen=True)
 class Flag:
-    """How a setting becomes a command's flag, where its name and type do not say; goes into `Annotated[type, Flag(...)]`.
+    """How a setting becomes a command's flag if its name and type do not say; used in `Annotated[type, Flag(...)]`.
 
-    `name`: the flag's name without dashes, where it is not the setting's. `null`: the word for null; without one, null is no flag.
+    `name`: the flag's name without dashes if it differs from the setting's. `null`: the word for null; without one, null gives no flag.
     `empty`: the switch that stands for an empty list. `switch`: given when true, absent when false. `when`: a setting of the same
     section and the value that it must have for the flag to be given. `by_rule`: a rule passes it in its own way, as a file, or beside what Snakemake records.
     """

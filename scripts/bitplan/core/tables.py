@@ -20,7 +20,7 @@ class Shown(Protocol):
 
 @dataclass(frozen=True)
 class Column:
-    """A column whose values are no metrics. `left`: flush left, as the first column of a table always is."""
+    """A column of values other than metrics. `left`: flush left, as the first column of a table always is."""
 
     key: str
     heading: str

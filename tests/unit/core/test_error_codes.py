@@ -21,7 +21,7 @@ def trees() -> Iterator[tuple[str, ast.Module]]:
 
 
 def of_errors(tree: ast.Module) -> set[str]:
-    """What a module imports from core/errors.py; other modules have problems of their own."""
+    """What a module imports from core/errors.py; other modules have other classes called Problem."""
     return {
         alias.name
         for node in ast.walk(tree)

@@ -1,4 +1,4 @@
-"""Formats: element values, whole blocks, exact sizes, and the values of the OCP specification worked out by hand."""
+"""Formats: element values, whole blocks, exact sizes, and the values of the OCP specification computed by hand."""
 
 import math
 from itertools import pairwise

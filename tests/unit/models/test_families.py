@@ -285,7 +285,7 @@ def as_qwen2(demo, tmp_path_factory) -> Path:
 
 
 def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(as_qwen2, demo, tmp_path):
-    # transformers takes a tokenizer of its own for `qwen2`, so both get the Llama's tokens.
+    # transformers takes another tokenizer for `qwen2`, so both get the Llama's tokens.
     tokens = windows(demo / "model", demo / "evaluation.txt", 128, 4)
     results = []
     for folder in (demo / "model", as_qwen2):

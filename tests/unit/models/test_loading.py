@@ -61,7 +61,7 @@ def block(tensors: dict[str, Tensor], index: int, called: str) -> dict[str, Tens
     return {name.replace(prefix, called): tensor.clone() for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-# ------------------------------------------------------------------------------------- what lies beside the model
+# ------------------------------------------------------------------------------------- other files in the model's folder
 
 TOWER = {f"vision_tower.encoder.layers.0.self_attn.{part}_proj.weight": torch.ones(16, 16) for part in "qkv"}
 BESIDE: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {

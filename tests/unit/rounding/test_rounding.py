@@ -79,7 +79,7 @@ def test_any_codes_written_into_blocks_are_read_back_by_ggufs_own_decoder(kind):
 
 @pytest.mark.parametrize("name", [name for name in WITH_CODES if name not in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")])
 def test_without_correlations_it_is_rounding_to_nearest(name):
-    # llama.cpp's types of 32 values weigh columns with the whole row's mean square, which a block alone does not have.
+    # llama.cpp's types of 32 values weight columns by the whole row's mean square, which a block alone does not have.
     layer, _ = layer_to_round(name)
     _, result = swept(layer, torch.eye(512))
     assert (result == layer.values(layer.nearest())).float().mean() > 0.999
@@ -305,7 +305,7 @@ def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error
     def forward(states):
         return nn.functional.silu(module(states) * 4)
 
-    # Not the layer's own outputs: those that the full-precision model has, on inputs of its own.
+    # Not the layer's own outputs: those that the full-precision model has, on its own inputs.
     module.weight = nn.Parameter(stored(layer.weight))
     target = forward(hidden + 0.3 * torch.roll(hidden, 1, 2)).detach()
     elements = columns.elements.clone()

@@ -21,7 +21,7 @@ from bitplan.models.checkpoint import Checkpoint  # noqa: E402
 from bitplan.models.layers import describe  # noqa: E402
 from bitplan.models.walk import open_model  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
-from bitplan.reference.opening import Opened  # noqa: E402
+from bitplan.reference.opening import PreparedModel  # noqa: E402
 from bitplan.reference.reference import make_reference  # noqa: E402
 from bitplan.runtimes.gguf.convert import convert  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
@@ -46,7 +46,7 @@ def _logit_difference(folder: Path, reference) -> float:
     return (ours - wanted).abs().max().item()
 
 
-def _gguf(model: Opened, reference, plan, folder: Path) -> Iterator[str]:
+def _gguf(model: PreparedModel, reference, plan, folder: Path) -> Iterator[str]:
     """Yield the cells of the file: KL of the base, KL and bits of the plan's, and the first token it says."""
     convert(model.checkpoint, folder / "base.gguf")
     yield f"{summarize(score_gguf(folder / 'base.gguf', reference, 1))['kl_mean']:.0e}"
@@ -62,7 +62,7 @@ def row(name: str, folder: Path) -> list[str]:
     """Return the cells of a family."""
     checkpoint = Checkpoint.open(make_family(name, folder / "model"))
     info, streamed = describe(checkpoint), open_model(checkpoint)
-    model, reference = Opened(checkpoint, info, streamed, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
+    model, reference = PreparedModel(checkpoint, info, streamed, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
     cells = [name, str(len(info.quantizable) // 2), f"{_logit_difference(checkpoint.folder, reference):.0e}"]
     measure = token_perplexity(model, reference, QuantizedWeights())
     found = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02)).summary

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import numpy as np  # noqa: E402
 
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
-from bitplan.plans.plan import Plan, average_bits, read_plan, uniform  # noqa: E402
-from bitplan.reference.opening import Opened, opened  # noqa: E402
+from bitplan.plans.plan import Plan, average_bits, read_plan, uniform_plan  # noqa: E402
+from bitplan.reference.opening import PreparedModel, prepare_model  # noqa: E402
 from bitplan.reference.reference import Reference, make_reference  # noqa: E402
 from bitplan.report.figure import draw  # noqa: E402
 from bitplan.runtimes.gguf.export import export_plan  # noqa: E402
@@ -46,7 +46,7 @@ class Bench:
     """What is compared, and where the files are. `rows` are the points of the figure."""
 
     args: argparse.Namespace
-    model: Opened
+    model: PreparedModel
     evaluation: Reference
     importance: dict
     rows: list[dict] = field(default_factory=list)
@@ -196,7 +196,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Search, export, score and print; write the points and the figure."""
-    model = opened(args.model, "fp32", "cpu", args.threads)
+    model = prepare_model(args.model, "fp32", "cpu", args.threads)
     info = model.info
     tensors = read_importance(args.folder / "layer_stats.safetensors", info.quantizable)
     importance = {name: values.numpy() for name, values in tensors.items()}
@@ -216,7 +216,7 @@ def compare(args: argparse.Namespace) -> None:
             bench.score(name, "llama.cpp", args.folder / f"{name}.gguf")
         against_recipe(bench, search, f"{recipe}_imatrix")
     for form in args.palette:
-        bench.export(f"uniform-{form}", "uniform", uniform(info, form))
+        bench.export(f"uniform-{form}", "uniform", uniform_plan(info, form))
     for path in args.adaptive:
         plan = read_plan(path, info)
         kl, bits = bench.export(path.parent.name, "adaptive", plan), average_bits(plan, info).avg_bits

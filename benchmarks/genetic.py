@@ -22,7 +22,7 @@ from bitplan.evaluate.perplexity import score_plan  # noqa: E402
 from bitplan.evaluate.scores import summarize  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.plans.plan import UNQUANTIZED_BITS  # noqa: E402
-from bitplan.reference.opening import opened  # noqa: E402
+from bitplan.reference.opening import prepare_model  # noqa: E402
 from bitplan.reference.reference import make_reference  # noqa: E402
 from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
 from bitplan.search.genetic.rows import sensitivity_of  # noqa: E402
@@ -90,7 +90,7 @@ def main() -> None:
     flags.add_argument("--sequences", type=int, default=16)
     flags.add_argument("--threads", type=int, default=1)
     args = flags.parse_args()
-    model = opened(args.model, "fp32", "cpu", args.threads)
+    model = prepare_model(args.model, "fp32", "cpu", args.threads)
     calibration = make_reference(model.model, args.text, 512, args.sequences, "fp32")
     reference = make_reference(model.model, args.evaluation, 512, args.sequences, "fp32")
     settings = SensitivitySettings((*activation_choices(SCOPE), *map(Choice, args.palette)), (0.5,))

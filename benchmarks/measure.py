@@ -25,10 +25,10 @@ class OneByOne:
 
     def __init__(self, model, tokens) -> None:
         from bitplan.plans.apply import QuantizedWeights
-        from bitplan.reference.reference import reference_from
+        from bitplan.reference.reference import reference_of_tokens
 
         self.model, self.weights = model, QuantizedWeights()
-        self.reference = reference_from(model.checkpoint, tokens, model.model.run(tokens), model.dtype)
+        self.reference = reference_of_tokens(model.checkpoint, tokens, model.model.run(tokens), model.dtype)
 
     def kld(self, row) -> float:
         """Return the mean KL of a row's layer in its format."""
@@ -50,11 +50,11 @@ def timed(function, *arguments) -> tuple:
 
 def compared(model, tokens, settings, measure, folder: Path) -> dict[str, float]:
     """Return the figures of both."""
-    from bitplan.core.resume import Kept
+    from bitplan.core.resume import PartialResults
     from bitplan.sensitivity.passes import Measurement, planned
 
     plan = planned(model.model, model.info, tokens, settings, measure)
-    streamed = Measurement(model.model, model.info, tokens, settings, measure, Kept(folder))
+    streamed = Measurement(model.model, model.info, tokens, settings, measure, PartialResults(folder))
     forwards, seconds = timed(streamed.base)
     before = model.model.tokens_forwarded
     plain, plain_seconds = timed(OneByOne, model, tokens)
@@ -92,12 +92,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
 
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.reference.text import windows
     from bitplan.sensitivity.candidates import MeasureSettings
     from bitplan.sensitivity.local_errors import Choice, SensitivitySettings
 
-    model = opened(args.model, "fp32", "cpu", args.threads)
+    model = prepare_model(args.model, "fp32", "cpu", args.threads)
     tokens = windows(args.model, args.text, args.length, args.sequences)
     settings = SensitivitySettings(tuple(map(Choice, args.palette)))
     with tempfile.TemporaryDirectory() as folder:

@@ -24,13 +24,13 @@ class Compared:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from bitplan.plans.apply import QuantizedWeights
-        from bitplan.reference.opening import opened
+        from bitplan.reference.opening import prepare_model
         from bitplan.reference.reference import make_reference
         from bitplan.reference.text import windows
         from bitplan.sensitivity.local_errors import choice_named
         from bitplan.statistics.importance import read_importance
 
-        self.model = opened(args.model, "fp32", "cpu", args.threads)
+        self.model = prepare_model(args.model, "fp32", "cpu", args.threads)
         self.tokens = windows(args.model, args.calibration, args.length, args.sequences)
         self.choices = tuple(map(choice_named, args.palette))
         self.importance = read_importance(args.imatrix, self.model.info.quantizable)
@@ -55,7 +55,7 @@ class Compared:
         from dataclasses import astuple
 
         from bitplan.evaluate.perplexity import score_plan
-        from bitplan.formats.pairs import pair_named
+        from bitplan.formats.pairs import parse_pair
         from bitplan.plans.plan import LayerPlan, Plan
         from bitplan.search.allocation.constraints import Constraints
         from bitplan.search.allocation.problem import AVG_BITS, Target, allocate, allocation_problem
@@ -65,7 +65,7 @@ class Compared:
         problem = allocation_problem(of_palette(read_sensitivity_table(path, palette), palette), Constraints())
         found = {}
         for made in allocate(problem, [Target(AVG_BITS, each) for each in bits]):
-            plan = Plan({name: LayerPlan(*astuple(pair_named(form))) for name, form in made.plan.items()})
+            plan = Plan({name: LayerPlan(*astuple(parse_pair(form))) for name, form in made.plan.items()})
             scores = score_plan(self.model.model, self.model.info, plan, self.fresh, self.weights)
             found[made.target.limit] = (made.avg_bits_layers, scores.kl.double().mean(1))
         return found

@@ -30,14 +30,14 @@ def wall_ratio(rounds: int, threads: int) -> dict[str, float]:
 
     from bitplan.evaluate.perplexity import plan_nll
     from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import uniform
-    from bitplan.reference.opening import opened
+    from bitplan.plans.plan import uniform_plan
+    from bitplan.reference.opening import prepare_model
     from bitplan.reference.reference import make_reference
 
-    opened_model = opened(ROOT / "demo" / "model", "fp32", "cpu", threads)
+    opened_model = prepare_model(ROOT / "demo" / "model", "fp32", "cpu", threads)
     reference = make_reference(opened_model.model, ROOT / "demo" / "evaluation.txt", 512, 64, "fp32")
     plain = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
-    plan, walked, direct = uniform(opened_model.info, "bf16"), [], []
+    plan, walked, direct = uniform_plan(opened_model.info, "bf16"), [], []
 
     def forward() -> float:
         total = 0.0

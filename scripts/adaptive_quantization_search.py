@@ -18,11 +18,11 @@ from bitplan.cli.parser import (
 def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import TaskSettings
-    from bitplan.formats.table import format_named
+    from bitplan.formats.table import get_format
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, AdaptiveSettings
     from bitplan.search.adaptive.run import (
         alphas_of,
@@ -38,10 +38,10 @@ def main(args) -> None:
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
-    formats = [format_named(name).name for name in args.formats or FORMAT_OF_STAGE]
+    formats = [get_format(name).name for name in args.formats or FORMAT_OF_STAGE]
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     weights = QuantizedWeights(importance=read_importance(args.imatrix, model.info.quantizable))
     warn_of_formats(formats, model.info)
     evaluation, text = texts_of(args, model)

@@ -13,22 +13,22 @@ def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
-    from bitplan.formats.table import format_named
+    from bitplan.formats.table import get_format
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.fitting import warn_of_formats
-    from bitplan.plans.plan import average_bits, uniform
-    from bitplan.reference.opening import opened, reference_on
+    from bitplan.plans.plan import average_bits, uniform_plan
+    from bitplan.reference.opening import open_reference, prepare_model
 
     started = time.monotonic()
     for name in args.formats:
-        format_named(name)
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+        get_format(name)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(args.formats, model.info)
-    reference = reference_on(args.text, model, args.length, args.sequences)
+    reference = open_reference(args.text, model, args.length, args.sequences)
     rows: list[dict] = []
     print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
     for name in args.formats:
-        plan = uniform(model.info, name)
+        plan = uniform_plan(model.info, name)
         scores = summarize(score_plan(model.model, model.info, plan, reference, QuantizedWeights(limit=0)))
         bits = average_bits(plan, model.info)
         over = scores["kl_mean"] / rows[-1]["kl"] if rows and rows[-1]["kl"] > 0 else None

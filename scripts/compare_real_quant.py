@@ -26,7 +26,7 @@ def main(args) -> None:
     from bitplan.core.progress import progress
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.timing import PROMPTS, SpeedSettings
-    from bitplan.reference.opening import opened, reference_on
+    from bitplan.reference.opening import open_reference, prepare_model
     from bitplan.report.three_way import ORIGINAL, compared, known_original, print_three_way, scored
     from bitplan.runtimes.speed import parse_models, print_table, rounds, summarize
 
@@ -45,10 +45,10 @@ def main(args) -> None:
         model = known_original(args.mixed_path or Path(MIXED))
         text = text or (text_beside(model, EVALUATION) if model else None)
     if not args.models and model is not None and text is not None:
-        full = opened(model, "fp32", "cpu", args.threads, args.bos)
+        full = prepare_model(model, "fp32", "cpu", args.threads, args.bos)
         if not args.skip_original:
             models = {ORIGINAL: full.checkpoint.folder, **models}
-        reference = reference_on(text, full, args.length, args.sequences)
+        reference = open_reference(text, full, args.length, args.sequences)
         scores = scored(models, reference, args.threads)
     prompts = tuple(args.prompts or PROMPTS)
     limits = (args.max_repeats, args.max_spread)

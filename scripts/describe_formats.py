@@ -5,20 +5,20 @@ from bitplan.cli.parser import count, number, parser, run
 
 
 def main(args) -> None:
-    from bitplan.core.files import written_aside
-    from bitplan.formats.describe import BEGIN, END, describe, draws, markdown_table, with_table
-    from bitplan.formats.table import FORMATS, format_named
+    from bitplan.core.files import write_aside
+    from bitplan.formats.describe import BEGIN, END, describe, draws, insert_table, markdown_table
+    from bitplan.formats.table import FORMATS, get_format
     from bitplan.reference.text import read_text
 
-    formats = [format_named(name) for name in args.formats or FORMATS]
+    formats = [get_format(name) for name in args.formats or FORMATS]
     old = read_text(args.output) if args.output and args.output.exists() else f"{BEGIN}\n{END}\n"
-    with_table(old, "", args.output)  # refuses a file without a place for the table before anything slow
+    insert_table(old, "", args.output)  # refuses a file without a place for the table before anything slow
     samples = draws(args.values, args.seed)
     table = markdown_table(describe(form, samples) for form in formats)
     print(table)
     if args.output:
-        with written_aside(args.output) as aside:
-            aside.write_text(with_table(old, table, args.output), encoding="utf-8")
+        with write_aside(args.output) as aside:
+            aside.write_text(insert_table(old, table, args.output), encoding="utf-8")
 
 
 if __name__ == "__main__":

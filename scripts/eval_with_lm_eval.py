@@ -10,23 +10,23 @@ def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import BUNDLED_TASKS, TaskSettings, load_tasks, run_tasks
-    from bitplan.evaluate.whole_model import whole
+    from bitplan.evaluate.whole_model import open_whole_model
     from bitplan.plans.apply import QuantizedWeights, scales_span_windows
-    from bitplan.plans.plan import check_columns, uniform
+    from bitplan.plans.plan import check_columns, uniform_plan
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
     settings = TaskSettings(
         tuple(args.tasks or BUNDLED_TASKS), args.limit, args.batch_size, args.max_length, args.include_path
     )
-    model = opened(args.model, args.dtype, args.device, args.threads)
-    plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    model = prepare_model(args.model, args.dtype, args.device, args.threads)
+    plan = read_any_plan(args.plan, model.info) if args.plan else uniform_plan(model.info, "bf16")
     check_columns(plan, model.info)
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     tasks = load_tasks(settings)
-    with whole(model.model, model.info, weights).under(plan) as module:
+    with open_whole_model(model.model, model.info, weights).under(plan) as module:
         figures = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan, weights.formats))
     if args.output:
         how = {"limit": args.limit, "max_length": args.max_length, "dtype": args.dtype}

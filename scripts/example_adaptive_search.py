@@ -16,13 +16,13 @@ def main(args) -> None:
     from bitplan.demo import DEMO
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.plan import LayerPlan, write_config
-    from bitplan.reference.opening import opened, reference_on
+    from bitplan.reference.opening import open_reference, prepare_model
     from bitplan.search.adaptive.algorithm import AdaptiveSettings
     from bitplan.search.adaptive.run import alphas_of, search, token_perplexity
 
-    model = opened(args.model or DEMO / "model", args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model or DEMO / "model", args.dtype, args.device, args.threads, args.bos)
     alphas = alphas_of(model, None, "hill")
-    calibration = reference_on(args.calibration, model, args.length, args.sequences)
+    calibration = open_reference(args.calibration, model, args.length, args.sequences)
     measure = token_perplexity(model, calibration, QuantizedWeights())
     rows = []
     for name, preset in PRESETS.items():

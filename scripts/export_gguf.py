@@ -12,7 +12,7 @@ from bitplan.cli.parser import add_base_kl_flag, add_model_flag, count, parser, 
 def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
-    from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.models.layers import model_info, open_described_checkpoint
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.runtimes.gguf.base_check import base_checker
     from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
@@ -25,7 +25,7 @@ def main(args) -> None:
     importance = {name: values.numpy() for name, values in read_importance(args.imatrix, info.quantizable).items()}
     names = (args.model_name or Path(info.path).resolve().name, args.plan_name or name_of_plan(args.plan))
     keys = plan_keys(plan, info, *names, measured_kl(args.scores), args.calibration)
-    checkpoint = described_checkpoint(args.model, info)
+    checkpoint = open_described_checkpoint(args.model, info)
     checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
     with base_file(args.base, checkpoint, args.output.parent, info, plan, checker) as base:
         how = (args.unquantized, importance, args.threads, args.match, args.max_error, keys, checkpoint)

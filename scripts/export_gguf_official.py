@@ -13,7 +13,7 @@ def main(args) -> None:
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
-    from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.models.layers import model_info, open_described_checkpoint
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.runtimes.gguf.base_check import base_checker
     from bitplan.runtimes.gguf.export import base_file, export_plan, print_report
@@ -25,7 +25,7 @@ def main(args) -> None:
     info = model_info(args.model)
     plan = read_any_plan(args.config, info)
     keys = plan_keys(plan, info, Path(info.path).resolve().name, name_of_plan(args.config))
-    checkpoint = described_checkpoint(args.model, info)
+    checkpoint = open_described_checkpoint(args.model, info)
     checker = partial(base_checker, checkpoint, args.threads, args.allow_base_kl)
     with base_file(None, checkpoint, args.output.parent, info, plan, checker) as base:
         report = export_plan(

@@ -16,9 +16,9 @@ from bitplan.cli.parser import (
 def main(args) -> None:
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.provenance import write_provenance
-    from bitplan.core.resume import Kept, KeptWalk, digest_of
-    from bitplan.reference.opening import opened
-    from bitplan.reference.reference import reference_of, save_reference
+    from bitplan.core.resume import PartialResults, WalkProgress, digest_of
+    from bitplan.reference.opening import prepare_model
+    from bitplan.reference.reference import reference_of_text, save_reference
     from bitplan.reference.text import cut_text
     from bitplan.statistics.layer_stats import measure_layers, write_statistics
 
@@ -26,16 +26,16 @@ def main(args) -> None:
     importance = args.importance or args.output.with_suffix(".safetensors")
     outputs = [path for path in (args.output, importance, args.save_text) if path]
     refuse(clashes(outputs, [args.calibration], args.model))
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     model.model.check_length(args.length)
     cut = cut_text(model.checkpoint.folder, args.calibration, args.length, args.sequences, bos=args.bos)
     tokens = cut.tokens
     digest = digest_of({**model.facts, "tokens": tokens, "shape": tuple(tokens.shape)})
-    with Kept.beside(args.output, digest).unless_worthless() as kept:
-        rows, inputs, hidden = measure_layers(model.model, model.info, tokens, KeptWalk(kept))
+    with PartialResults.open(args.output, digest).remove_on_user_error() as kept:
+        rows, inputs, hidden = measure_layers(model.model, model.info, tokens, WalkProgress(kept))
         write_statistics(args.output, importance, rows, inputs)
         if args.save_text:
-            made = reference_of(model.checkpoint, cut, hidden, model.dtype)
+            made = reference_of_text(model.checkpoint, cut, hidden, model.dtype)
             save_reference(args.save_text, made, model.info.fingerprint, args.calibration)
     kept.remove()
     write_provenance(args.output, started, bos=cut.bos, block_forwards=model.model.block_forwards)

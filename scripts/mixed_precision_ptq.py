@@ -36,7 +36,7 @@ def main(args) -> None:
     from bitplan.plans.plan import LayerPlan, write_config, write_plan
     from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
     from bitplan.plans.torch_config import write_pt
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.search.genetic.algorithm import GeneticSettings
     from bitplan.search.genetic.figure import draw_history
     from bitplan.search.genetic.rows import check_sources, read_sensitivity, sensitivity_of, smoothing_of
@@ -56,7 +56,7 @@ def main(args) -> None:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
         smoothing = smoothing_of(table, args.sensitivity)
     else:
-        model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+        model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
         choices = (*activation_choices(args.activation_scope), *map(choice_named, target.palette))
         # A plan that chooses inputs by layer has no factors.

@@ -20,21 +20,21 @@ def main(args) -> None:
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import check_columns, uniform
+    from bitplan.plans.plan import check_columns, uniform_plan
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.reference.opening import opened, reference_on
+    from bitplan.reference.opening import open_reference, prepare_model
     from bitplan.runtimes.gguf.base_check import refuse_other_model
     from bitplan.runtimes.gguf.scores import score_gguf
     from bitplan.statistics.importance import read_importance
 
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
-    plan = read_any_plan(args.plan, model.info) if args.plan else uniform(model.info, "bf16")
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
+    plan = read_any_plan(args.plan, model.info) if args.plan else uniform_plan(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     check_columns(plan, model.info)
     if args.gguf:
         check_gguf(args.gguf)
-    reference = reference_on(args.text, model, args.length, args.sequences)
+    reference = open_reference(args.text, model, args.length, args.sequences)
     if args.gguf:
         scores = score_gguf(args.gguf, reference, args.threads)
     else:

@@ -11,7 +11,7 @@ def main(args) -> None:
     import torch
 
     from bitplan.core.provenance import write_provenance
-    from bitplan.models.layers import described_checkpoint, model_info
+    from bitplan.models.layers import model_info, open_described_checkpoint
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.bits import bits_report, print_report
     from bitplan.plans.plan import LayerPlan, check_columns, write_plan
@@ -29,7 +29,7 @@ def main(args) -> None:
         return
     if args.output:
         weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, info.quantizable))
-        done = write_checkpoint(args.output, described_checkpoint(args.model, info), info, plan, weights)
+        done = write_checkpoint(args.output, open_described_checkpoint(args.model, info), info, plan, weights)
         # In a folder of its own: smoothing factors beside the weights would be read as weights.
         write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info, "summary")
         write_provenance(args.output, started)

@@ -5,7 +5,7 @@ from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
-    from bitplan.core.files import write_table, written_aside
+    from bitplan.core.files import write_aside, write_table
     from bitplan.models.layers import model_info
     from bitplan.report.agreement import agreement_html, agreement_text, read_agreement
     from bitplan.report.comparison import COLUMNS, Entry, as_page, as_text, check_results, checked_row, reference_speed
@@ -25,13 +25,13 @@ def main(args) -> None:
     with_tasks = {each["name"]: each for each in tasks}
     figures = [{**each, **with_tasks.get(each["name"], {})} for each in rows]
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
-    with written_aside(args.figure) as aside:
+    with write_aside(args.figure) as aside:
         draw(rows if baselines else as_simulated(rows), aside, title, FILE_SIZE if baselines else PLAN_SIZE)
     texts = {args.text: as_text(rows) + tasks_text(tasks) + agreement_text(taus)}
     more = tasks_html(tasks) + agreement_html(taus)
     texts[args.page] = as_page(rows, more, args.figure.read_text(encoding="utf-8"), title)
     for path, text in texts.items():
-        with written_aside(path) as aside:
+        with write_aside(path) as aside:
             aside.write_text(text, encoding="utf-8")
     print(texts[args.text])
 

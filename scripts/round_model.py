@@ -16,14 +16,14 @@ def main(args) -> None:
     from bitplan.plans.rounded import FOLDER
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.datasets import calibration_windows
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.rounding.model import COLUMNS, RoundingSettings, round_plan
     from bitplan.rounding.report import check_output, print_rounding
     from bitplan.rounding.tuning import TuningSettings
 
     started = time.monotonic()
     check_output(args.output, args.plan)
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info)
     tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
     tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)

@@ -21,9 +21,9 @@ from bitplan.cli.parser import (
 def main(args) -> None:
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
-    from bitplan.formats.table import format_named
+    from bitplan.formats.table import get_format
     from bitplan.plans.fitting import warn_of_formats
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.sensitivity.candidates import MeasureSettings
     from bitplan.sensitivity.local_errors import SensitivitySettings, activation_choices, choice_named
     from bitplan.sensitivity.local_run import GAUSSIAN
@@ -34,7 +34,7 @@ def main(args) -> None:
     choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
     alphas = tuple(args.smooth_alpha) if args.smooth_alpha is not None else (0.5,)
     settings = SensitivitySettings(choices, () if args.no_smoothing else alphas, not args.norms_only, args.tokens)
-    outside = tuple(format_named(name).name for name in args.embeddings or ())
+    outside = tuple(get_format(name).name for name in args.embeddings or ())
     draws = args.draws if args.metric == "gradient" else None
     if outside and args.anchors is None and draws is None:
         hint = "Give --anchors 1, 2 or all, or --metric gradient"
@@ -42,7 +42,7 @@ def main(args) -> None:
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats([choice.wq for choice in palette], model.info, outside)
     files = (args.layer_stats, args.output, args.imatrix)
     made = make_table(model, source, args.length, args.sequences, settings, measure, *files)

@@ -67,13 +67,13 @@ def settings_of(args):
 
 def main(args) -> None:
     from bitplan.reference.datasets import calibration_windows
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, write_results
 
     if args.debug or DEBUG:
         logging.getLogger(LOGGER).setLevel(logging.DEBUG)
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     settings = settings_of(args)
     settings.check(model.info)
     skip = held_out_range(model, args.dataset, args.evaluation)

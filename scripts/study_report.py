@@ -6,7 +6,7 @@ from bitplan.cli.parser import parser, run
 
 def main(args) -> None:
     from bitplan.core.errors import Problem, UserError
-    from bitplan.core.files import write_table, written_aside
+    from bitplan.core.files import write_aside, write_table
     from bitplan.report.study import cell_row, columns_of, draw_study, study_text
 
     hint = "Give --cell NAME setting=value ..."
@@ -19,9 +19,9 @@ def main(args) -> None:
     if args.x not in along:
         raise UserError([Problem(f"--x {args.x}", "is not varied", f"Give one of {', '.join(sorted(along))}")])
     write_table(args.output, rows, columns_of(rows))
-    with written_aside(args.figure) as aside:
+    with write_aside(args.figure) as aside:
         draw_study(rows, args.x, aside, f"{args.results.name}: {args.study}")
-    with written_aside(args.text) as aside:
+    with write_aside(args.text) as aside:
         aside.write_text(study_text(rows), encoding="utf-8")
     print(study_text(rows))
 

@@ -8,11 +8,11 @@ from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_fla
 
 def main(args) -> None:
     from bitplan.core.provenance import write_provenance
-    from bitplan.reference.opening import opened
+    from bitplan.reference.opening import prepare_model
     from bitplan.reference.reference import make_reference, save_reference
 
     started = time.monotonic()
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     made = make_reference(model.model, args.text, args.length, args.sequences, model.dtype, args.skip_tokens)
     save_reference(args.output, made, model.info.fingerprint, args.text)
     write_provenance(args.output, started, bos=made.bos, block_forwards=model.model.block_forwards)

@@ -20,20 +20,20 @@ def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
-    from bitplan.evaluate.whole_model import whole
+    from bitplan.evaluate.whole_model import open_whole_model
     from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import uniform
+    from bitplan.plans.plan import uniform_plan
     from bitplan.plans.torch_config import read_any_plan
-    from bitplan.reference.opening import opened, reference_on
+    from bitplan.reference.opening import open_reference, prepare_model
     from bitplan.runtimes.transformers.simulated import answers, print_comparison
 
     started = time.monotonic()
-    model, weights = opened(args.model, args.dtype, args.device, args.threads, args.bos), QuantizedWeights()
+    model, weights = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos), QuantizedWeights()
     plan = read_any_plan(args.config, model.info, args.activation_scope)
-    reference = reference_on(args.text, model, args.length, args.sequences)
+    reference = open_reference(args.text, model, args.length, args.sequences)
     scores = summarize(score_plan(model.model, model.info, plan, reference, weights))
-    loaded, said = whole(model.model, model.info, weights), {}
-    for name, each in (("full precision", uniform(model.info, "bf16")), ("quantized", plan)):
+    loaded, said = open_whole_model(model.model, model.info, weights), {}
+    for name, each in (("full precision", uniform_plan(model.info, "bf16")), ("quantized", plan)):
         with loaded.under(each) as module:
             said[name] = answers(module, model.checkpoint.folder, args.prompts, args.max_tokens)
     if args.output:

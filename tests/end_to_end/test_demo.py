@@ -12,7 +12,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import uniform
+from bitplan.plans.plan import uniform_plan
 from bitplan.reference.reference import make_reference
 
 FORMATS = ("q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")
@@ -24,7 +24,7 @@ def kl(demo) -> dict[str, float]:
     checkpoint = Checkpoint.open(demo / "model")
     info, model = describe(checkpoint), open_model(checkpoint)
     reference = make_reference(model, demo / "evaluation.txt", 512, 32, "fp32")
-    plans = {name: uniform(info, name) for name in FORMATS}
+    plans = {name: uniform_plan(info, name) for name in FORMATS}
     return {
         name: summarize(score_plan(model, info, plan, reference, QuantizedWeights(limit=0)))["kl_mean"]
         for name, plan in plans.items()

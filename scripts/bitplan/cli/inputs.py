@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError
-from bitplan.models.checkpoint_files import matching
+from bitplan.models.checkpoint_files import match_names
 
 
 def input_file(text: str) -> Path:
@@ -149,7 +149,7 @@ def refuse(problems: Iterable[Problem]) -> None:
 
 def _part_of_model(path: str, model: Path) -> bool:
     folder, name = os.path.split(path)
-    inside = folder == os.path.realpath(model) and bool(matching([name]))
+    inside = folder == os.path.realpath(model) and bool(match_names([name]))
     return path == os.path.realpath(model) or inside
 
 

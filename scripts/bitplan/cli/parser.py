@@ -13,7 +13,7 @@ from bitplan.cli.bundled_text import TextFlag, fill_texts_
 from bitplan.cli.inputs import check_files, input_file, outputs_of
 from bitplan.config.defaults import BOS_MEANING, BOS_POLICIES, CALIBRATION_WINDOWS, EVALUATION_WINDOWS, WINDOW_LENGTH
 from bitplan.core.errors import Problem, UserError, nearest
-from bitplan.core.sizes import bytes_of
+from bitplan.core.sizes import parse_size
 
 MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
 
@@ -50,7 +50,7 @@ positive = number(0.0, open_low=True)
 def size(text: str) -> int:
     """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
     try:
-        return bytes_of(text)
+        return parse_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from bitplan.core.errors import nearest
 from bitplan.formats.facts import NAMES
-from bitplan.formats.pairs import pair_named
+from bitplan.formats.pairs import parse_pair
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
@@ -34,7 +34,7 @@ def _path(path: str) -> str:
 PathName = Annotated[str, AfterValidator(_path)]
 FormatName = Annotated[str, AfterValidator(_known_format)]
 # A weight format, or weights/inputs: pairs.py.
-CandidateName = Annotated[str, AfterValidator(lambda name: pair_named(name).name)]
+CandidateName = Annotated[str, AfterValidator(lambda name: parse_pair(name).name)]
 
 
 class Section(BaseModel):

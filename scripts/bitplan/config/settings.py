@@ -30,7 +30,7 @@ from bitplan.config.plan_settings import (
 )
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import Problem, UserError
-from bitplan.core.sizes import bytes_of
+from bitplan.core.sizes import parse_size
 
 # Ends the name of a baseline whose recipe is given the importance matrix.
 IMATRIX_SUFFIX = "_imatrix"
@@ -38,7 +38,7 @@ IMATRIX_SUFFIX = "_imatrix"
 
 def _amount(text: str) -> str:
     """Return an amount of memory as it is written. Raises ValueError for what is none."""
-    bytes_of(text)
+    parse_size(text)
     return text
 
 

@@ -24,7 +24,7 @@ RANDOM = "[a-z0-9_]{8}"  # the random part of tempfile's names
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def write_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path next to `path`, renamed to it when the block ends without an error.
 
     A reader sees the old file or the complete new one, never a partial one. After an error the old file is unchanged.
@@ -95,7 +95,7 @@ def _remove_abandoned(parent: Path, begin: str, end: str = "") -> None:
 
 
 @contextmanager
-def folder_aside(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """Yield a temporary folder under `parent`, removed when the block ends. Folders left by killed processes are removed."""
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent, WORK)
@@ -108,7 +108,7 @@ def folder_aside(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def folder_written_aside(output: Path) -> Iterator[Path]:
+def write_folder_aside(output: Path) -> Iterator[Path]:
     """Yield a folder next to `output` that is renamed to it when the block ends without an error.
 
     Raises `UserError` when `output` exists and is not an empty folder: nothing is overwritten.
@@ -133,23 +133,23 @@ def folder_written_aside(output: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def rounded(value: Any, digits: int = 9) -> Any:
+def round_floats(value: Any, digits: int = 9) -> Any:
     """Return `value` with every float rounded to `digits` significant digits, so that files compare byte by byte."""
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, float):
         return float(f"{value:.{digits}g}") if value == value and abs(value) != float("inf") else None
     if isinstance(value, Mapping):
-        return {str(key): rounded(item, digits) for key, item in value.items()}
+        return {str(key): round_floats(item, digits) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [rounded(item, digits) for item in value]
+        return [round_floats(item, digits) for item in value]
     return value
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` with `schema_version`, sorted keys and 9 significant digits; NaN and infinity become null."""
-    body = rounded({"schema_version": SCHEMA_VERSION, **content})
-    with written_aside(path) as aside:
+    body = round_floats({"schema_version": SCHEMA_VERSION, **content})
+    with write_aside(path) as aside:
         aside.write_text(json.dumps(body, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
 
 
@@ -187,7 +187,7 @@ def _cell(value: Any) -> str:
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str], delimiter: str = "\t") -> None:
     """Write rows as TSV (or CSV with `delimiter=","`); floats with 9 significant digits, NaN and None empty."""
-    with written_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as handle:
+    with write_aside(path) as aside, open(aside, "w", encoding="utf-8", newline="") as handle:
         writer = csv.writer(handle, delimiter=delimiter, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)

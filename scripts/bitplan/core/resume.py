@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import UserError, user_error
-from bitplan.core.files import read_json, write_json, written_aside
+from bitplan.core.files import read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
 KEY = "of.json"
@@ -36,18 +36,18 @@ def digest_of(facts: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
+class PartialResults:
     """A folder of named intermediate results: JSON objects and tensors. Each is renamed into place, so it is complete or absent."""
 
     folder: Path
 
     @classmethod
-    def folder_of(cls, output: Path) -> "Kept":
+    def folder_of(cls, output: Path) -> "PartialResults":
         """Return the folder `<output>.partial` without changing it."""
         return cls(Path(output).with_name(f"{Path(output).name}.partial"))
 
     @classmethod
-    def beside(cls, output: Path, digest: str) -> "Kept":
+    def open(cls, output: Path, digest: str) -> "PartialResults":
         """Return the folder of an output, emptied if it belongs to a measurement with a different `digest`."""
         partial = cls.folder_of(output)
         if partial.has(KEY) and read_json(partial.folder / KEY).get("digest") != digest:
@@ -64,7 +64,7 @@ class Kept:
         return partial
 
     @contextmanager
-    def unless_worthless(self) -> Iterator["Kept"]:
+    def remove_on_user_error(self) -> Iterator["PartialResults"]:
         """Remove the folder after an error in the user's input, which makes it useless; keep it if the disk is full."""
         try:
             yield self
@@ -99,15 +99,15 @@ class Kept:
     def _hint(self) -> str:
         return f"Remove {self.folder}, and run again"
 
-    def keep_tensor(self, name: str, values: Tensor) -> None:
+    def save_tensor(self, name: str, values: Tensor) -> None:
         """Save a tensor in its dtype."""
-        self.keep_tensors(name, {"values": values})
+        self.save_tensors(name, {"values": values})
 
-    def keep_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def save_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Save tensors in one file, in their dtypes."""
         from safetensors.torch import save_file
 
-        with written_aside(self.folder / name) as aside:
+        with write_aside(self.folder / name) as aside:
             save_file({key: values.detach().cpu().contiguous() for key, values in tensors.items()}, aside)
 
     def once(self, name: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def gradient_name(block: int) -> str:
     return f"gradient-{block:04d}.safetensors"
 
 
-def load_states(partial: Kept, block: int, device: torch.device) -> Tensor:
+def load_states(partial: PartialResults, block: int, device: torch.device) -> Tensor:
     """Return a block's full-precision input states (sequences, length, hidden); for the number of blocks, the last block's output."""
     return partial.tensor(states_name(block)).to(device)
 
 
 @dataclass(frozen=True)
-class Reached:
+class WalkPosition:
     """Where an interrupted walk resumes: the next block, and the tensors and JSON facts of the blocks before it."""
 
     block: int
@@ -147,10 +147,10 @@ class Reached:
 
 
 @dataclass
-class KeptWalk:
+class WalkProgress:
     """Saves the progress of a walk over blocks in `kept` under a name, or nowhere, in at most `share` of the time."""
 
-    kept: Kept | None
+    kept: PartialResults | None
     name: str = "walk"
     share: float = SHARE
     _took: float = field(default=0.0, init=False)
@@ -163,13 +163,13 @@ class KeptWalk:
     def _file(self, block: int) -> str:
         return f"{self.name}-reached-{block:04d}.safetensors"
 
-    def reached(self) -> Reached:
+    def reached(self) -> WalkPosition:
         """Return where to resume: block 0 without tensors if nothing is saved. Raises `UserError` for a damaged file."""
         if self.kept is None or not self.kept.has(self._state_file):
-            return Reached(0, {}, {})
+            return WalkPosition(0, {}, {})
         state = read_json(self.kept.folder / self._state_file, self.kept._hint)
         log.info("%s: going on before block %d", self.name, state["block"])
-        return Reached(state["block"], self.kept.tensors(self._file(state["block"])), state["facts"])
+        return WalkPosition(state["block"], self.kept.tensors(self._file(state["block"])), state["facts"])
 
     def keep(self, block: int, content: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]) -> None:
         """Save that `block` is next, with the tensors and facts that `content` returns, unless the last save was too recent.
@@ -191,9 +191,9 @@ class KeptWalk:
         self._took = self._since - began
 
     def _write(self, block: int, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.kept.keep_tensors(self._file(block), tensors)
+        self.kept.save_tensors(self._file(block), tensors)
         # From here on the new file is used. Floats are not rounded: a resumed run must give the bytes of an uninterrupted one.
-        with written_aside(self.kept.folder / self._state_file) as aside:
+        with write_aside(self.kept.folder / self._state_file) as aside:
             aside.write_text(json.dumps({"block": block, "facts": facts}), encoding="utf-8")
         self._remove(but=block)
 
@@ -210,4 +210,4 @@ class KeptWalk:
 
 
 # A walk whose progress is not saved.
-NOWHERE = KeptWalk(None)
+NOT_SAVED = WalkProgress(None)

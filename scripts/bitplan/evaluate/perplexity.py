@@ -7,8 +7,8 @@ from torch import Tensor
 from bitplan.evaluate.scores import TokenScores, hidden_logits, nll_of, score
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import StreamedModel
-from bitplan.plans.apply import QuantizedWeights, applied
-from bitplan.plans.apply_embeddings import embedded, output_matrix
+from bitplan.plans.apply import QuantizedWeights, apply_plan
+from bitplan.plans.apply_embeddings import embedding_quantizer, output_matrix
 from bitplan.plans.plan import Plan
 from bitplan.reference.head import Head
 from bitplan.reference.reference import Reference
@@ -16,7 +16,7 @@ from bitplan.reference.reference import Reference
 
 def plan_hidden(model: StreamedModel, info: ModelInfo, plan: Plan, tokens: Tensor, weights: QuantizedWeights) -> Tensor:
     """Return the final hidden states (sequences, length, hidden) of the model under a plan."""
-    return model.run(tokens, applied(plan, info, weights), embedded=embedded(plan, info, weights))
+    return model.run(tokens, apply_plan(plan, info, weights), embedded=embedding_quantizer(plan, info, weights))
 
 
 def head_under(head: Head, plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Head:

@@ -95,7 +95,7 @@ def _check_yaml(folder: Path | None) -> None:
             raise user_error(path, what, "Mend it, or choose another folder with --include-path") from None
 
 
-def _named(settings: TaskSettings) -> str:
+def _task_names(settings: TaskSettings) -> str:
     return f"task {', '.join(settings.tasks)}"
 
 
@@ -119,7 +119,7 @@ def load_tasks(settings: TaskSettings) -> LoadedTasks:
             loaded = manager.load(list(settings.tasks))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TemplateError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise user_error(_named(settings), f"is not loaded: {first[:200]}", _hint(settings)) from None
+        raise user_error(_task_names(settings), f"is not loaded: {first[:200]}", _hint(settings)) from None
     return LoadedTasks(settings, manager, loaded)
 
 
@@ -161,7 +161,7 @@ def run_tasks(
                 log_samples=False,
             )
         except TemplateError as error:
-            raise user_error(_named(s), f"has a template that does not fit its data: {error}", _hint(s)) from None
+            raise user_error(_task_names(s), f"has a template that does not fit its data: {error}", _hint(s)) from None
     return {name: _figures(results, name) for name in sorted(results["results"])}
 
 
@@ -183,10 +183,10 @@ def metrics_of(tasks: LoadedTasks, task: str) -> dict[str, bool]:
     if loaded is None:
         raise user_error(f"task {task!r}", "is a group of tasks", "Name one of its tasks")
     rising, filters = loaded.higher_is_better(), [f.name for f in getattr(loaded, "_filters", [])] or [NO_FILTER]
-    return {_called(metric, name): bool(rising.get(metric)) for metric in loaded.aggregation() for name in filters}
+    return {_metric_name(metric, name): bool(rising.get(metric)) for metric in loaded.aggregation() for name in filters}
 
 
-def _called(metric: str, filtered: str) -> str:
+def _metric_name(metric: str, filtered: str) -> str:
     """Return the name of a metric after a filter of the answers, as used in the figures."""
     return metric if filtered == NO_FILTER else f"{metric}.{filtered}"
 
@@ -204,6 +204,6 @@ def main_metric(metrics: Iterable[str], task: str, requested: str | None = None)
     return chosen
 
 
-def damage_figure(value: float, higher_is_better: bool) -> float:
+def loss_figure(value: float, higher_is_better: bool) -> float:
     """Return a figure that is lower for better models: the metric, or 1 - metric if higher is better (an error rate)."""
     return 1.0 - value if higher_is_better else value

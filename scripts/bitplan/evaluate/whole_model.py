@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bitplan.models.layers import ModelInfo, output_tensor_name
 from bitplan.models.walk import StreamedModel, check_tokens
-from bitplan.plans.apply import QuantizedWeights, quantize_weights_, quantized_inputs
-from bitplan.plans.apply_embeddings import stored_rows
+from bitplan.plans.apply import QuantizedWeights, quantize_inputs, quantize_weights_
+from bitplan.plans.apply_embeddings import quantize_stored_rows
 from bitplan.plans.plan import Plan, check_columns
 
 
@@ -45,9 +45,9 @@ class WholeModel:
                 stack.callback(self.streamed.drop_, block.module)
                 stack.callback(block.module.register_forward_pre_hook(self._count, with_kwargs=True).remove)
                 quantize_weights_(block, plan, layers, self.weights)
-                stack.enter_context(quantized_inputs(block, plan, self.weights.formats))
+                stack.enter_context(quantize_inputs(block, plan, self.weights.formats))
             if plan.embeddings(self.info):
-                stack.callback(load_outside_blocks_, self.streamed)
+                stack.callback(load_embeddings_, self.streamed)
                 quantize_embeddings_(self.streamed, self.info, plan, self.weights)
             yield self.module
 
@@ -67,7 +67,7 @@ class WholeModel:
         self.streamed.tokens_forwarded += hidden.shape[0] * hidden.shape[1]
 
 
-def load_outside_blocks_(model: StreamedModel) -> None:
+def load_embeddings_(model: StreamedModel) -> None:
     """Load the embedding and the output matrix, which a walk does not need. A tied output shares the embedding's weight."""
     table, output = model.module.get_input_embeddings(), model.module.get_output_embeddings()
     named = {id(part): name for name, part in model.module.named_modules()}
@@ -90,11 +90,11 @@ def quantize_embeddings_(model: StreamedModel, info: ModelInfo, plan: Plan, weig
         place = table.weight if layer.token_table else output.weight
         if layer.tied and place is table.weight:
             continue
-        for part, rows in stored_rows(model.checkpoint, stored, layer, plan, weights):
+        for part, rows in quantize_stored_rows(model.checkpoint, stored, layer, plan, weights):
             place[part] = rows
 
 
-def whole(model: StreamedModel, info: ModelInfo, weights: QuantizedWeights) -> WholeModel:
+def open_whole_model(model: StreamedModel, info: ModelInfo, weights: QuantizedWeights) -> WholeModel:
     """Return the model with its embedding and output matrix loaded. A later walk of `model` drops the embedding again."""
-    load_outside_blocks_(model)
+    load_embeddings_(model)
     return WholeModel(model, info, weights)

@@ -28,7 +28,7 @@ Dequantize = Callable[[Quantized, int], Tensor]
 Pack = Callable[[Quantized], Quantized]
 
 
-def as_it_is(quantized: Quantized) -> Quantized:
+def keep_parts(quantized: Quantized) -> Quantized:
     """Return `quantized` itself: for formats whose parts are already small."""
     return quantized
 
@@ -55,7 +55,7 @@ class Format:
     exact_in_gguf: bool
     for_activations: bool
     fixed_block: bool = False
-    pack: Pack = as_it_is
+    pack: Pack = keep_parts
     scope: str = "block"
 
     def group(self, group_size: int | None) -> int:

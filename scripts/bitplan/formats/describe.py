@@ -77,7 +77,7 @@ def markdown_table(rows: Iterable[Described]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def with_table(text: str, table: str, where: object) -> str:
+def insert_table(text: str, table: str, where: object) -> str:
     """Return `text` with the content between the two marks replaced by `table`. Raises `UserError` when a mark is missing."""
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)

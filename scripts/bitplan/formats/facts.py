@@ -16,6 +16,6 @@ NAMES: tuple[str, ...] = (
 )
 
 
-def weighs_columns(name: str) -> bool:
+def uses_importance(name: str) -> bool:
     """Return whether a format uses the importance of columns: GGUF types and the `_mse` scale rules."""
     return name in GGUF_TYPES or name.endswith("_mse")

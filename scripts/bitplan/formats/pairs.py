@@ -36,7 +36,7 @@ def _known(name: str) -> str:
     return name
 
 
-def pair_named(name: str) -> Pair:
+def parse_pair(name: str) -> Pair:
     """Parse the name of a candidate. Raises ValueError that says what is wrong with it."""
     weights, stroke, inputs = name.partition("/")
     grouped = None if weights in NAMES else GROUPED.match(weights)

@@ -11,7 +11,7 @@ from bitplan.formats import floating, ggml, integer, mx
 from bitplan.formats.base import Format, Quantized
 
 # Codes with a width for each input channel, written by SparseGPT: plans/compressed.py.
-CHANNELS = "per_channel"
+PER_CHANNEL = "per_channel"
 
 
 def _float(name: str, dtype: torch.dtype, gguf_type: str) -> Format:
@@ -78,23 +78,33 @@ _ENTRIES = (
 FORMATS: Mapping[str, Format] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 
 
-def _made_elsewhere(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+def _refuse_quantizing(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
     what = "is no rounding: the codes stand beside the plan that names it"
-    raise user_error(f"format {CHANNELS}", what, "Make such a plan with scripts/sparsegpt_enhanced.py")
+    raise user_error(f"format {PER_CHANNEL}", what, "Make such a plan with scripts/sparsegpt_enhanced.py")
 
 
 # The formats that a plan may name: the table, and codes that are stored with the plan.
 IN_PLANS: Mapping[str, Format] = MappingProxyType(
     {
         **FORMATS,
-        CHANNELS: Format(
-            CHANNELS, "stored", 8, 0, 1, _made_elsewhere, integer.DEQUANTIZE, "Q8_0", False, False, fixed_block=True
+        PER_CHANNEL: Format(
+            PER_CHANNEL,
+            "stored",
+            8,
+            0,
+            1,
+            _refuse_quantizing,
+            integer.DEQUANTIZE,
+            "Q8_0",
+            False,
+            False,
+            fixed_block=True,
         ),
     }
 )
 
 
-def format_named(name: str, formats: Mapping[str, Format] = FORMATS) -> Format:
+def get_format(name: str, formats: Mapping[str, Format] = FORMATS) -> Format:
     """Return the format called `name`. Raises `UserError` that names the nearest ones."""
     if name not in formats:
         raise user_error(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from bitplan.core.errors import UserError, user_error
 from bitplan.core.files import read_json
-from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, matching
+from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, match_names
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def _check_places(file: Path, tensors: Mapping[str, TensorInfo], begin: int, siz
         raise user_error(file, f"has {size} bytes, its header says {at}", DOWNLOAD_AGAIN)
 
 
-def _indexed(index: Path) -> dict[str, str]:
+def _read_index(index: Path) -> dict[str, str]:
     """Return {tensor: file} of an index. Raises `UserError` if it is broken or names a file outside its folder."""
     files = read_json(index, DOWNLOAD_AGAIN).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
@@ -122,7 +122,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / SINGLE).exists():
         files = [folder / SINGLE]
     elif (folder / INDEX).is_file():
-        files = [folder / name for name in sorted(set(_indexed(folder / INDEX).values()))]
+        files = [folder / name for name in sorted(set(_read_index(folder / INDEX).values()))]
     else:
         raise _without_weights(folder)
     absent = [file.name for file in files if not file.is_file()]
@@ -201,15 +201,15 @@ class Checkpoint:
     def indexed(self) -> Mapping[str, str]:
         """{tensor: file} of the index; empty if the index is absent or not used."""
         index = self.folder / INDEX
-        return {} if (self.folder / SINGLE).exists() or not index.is_file() else _indexed(index)
+        return {} if (self.folder / SINGLE).exists() or not index.is_file() else _read_index(index)
 
     @cached_property
     def loading(self) -> "Loading":
         """What the model built from `config.json` loads. Raises `UserError` if transformers cannot build it."""
-        from bitplan.models.loading import loading_of
+        from bitplan.models.loading import read_loading
 
         # The headers first: the message about a broken file is more useful than the errors that follow from it.
-        return loading_of(self.folder, self.config, list(self.stored))
+        return read_loading(self.folder, self.config, list(self.stored))
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:
@@ -220,7 +220,7 @@ class Checkpoint:
     def unused_files(self) -> tuple[str, ...]:
         """Weight files in the folder that the model does not use, sorted: adapters, older copies, other programs' files."""
         used = {file.name for file in _weight_files(self.folder)} | {file.name for file in self.others()}
-        return tuple(sorted(set(matching(os.listdir(self.folder), OTHER_WEIGHTS)) - used))
+        return tuple(sorted(set(match_names(os.listdir(self.folder), OTHER_WEIGHTS)) - used))
 
     @cached_property
     def tied(self) -> bool:
@@ -278,6 +278,6 @@ class Checkpoint:
 
     def others(self) -> list[Path]:
         """Return the files of settings and tokenizer, sorted by name; an index only if it is used."""
-        names = matching((path.name for path in self.folder.iterdir() if path.is_file()), SETTINGS_AND_TOKENIZER)
+        names = match_names((path.name for path in self.folder.iterdir() if path.is_file()), SETTINGS_AND_TOKENIZER)
         indexed = () if (self.folder / SINGLE).exists() else (INDEX,)
         return [self.folder / name for name in sorted(names) if not name.endswith(INDEX_END) or name in indexed]

@@ -22,7 +22,7 @@ OTHER_WEIGHTS = ("*.safetensors", f"*{INDEX_END}", "pytorch_model*.bin", "consol
 PARTS = (*WEIGHTS, *SETTINGS_AND_TOKENIZER)
 
 
-def matching(names: Iterable[str], patterns: Iterable[str] = PARTS) -> list[str]:
+def match_names(names: Iterable[str], patterns: Iterable[str] = PARTS) -> list[str]:
     """Return the names that match one of the patterns, in their order."""
     globs = tuple(patterns)
     return [name for name in names if any(fnmatchcase(name, pattern) for pattern in globs)]

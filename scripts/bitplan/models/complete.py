@@ -28,7 +28,7 @@ NOTES = {
 }
 
 
-def _noted(checkpoint: Checkpoint) -> str:
+def _quantizer_note(checkpoint: Checkpoint) -> str:
     """Return the quantizer and its settings if a file in the folder names them, e.g. " (modelopt FP8)"; "" otherwise."""
     words = []
     for name, paths in NOTES.items():
@@ -44,18 +44,18 @@ def _noted(checkpoint: Checkpoint) -> str:
     return f" ({' '.join(words)})" if words else ""
 
 
-def _counted(names: Sequence[str]) -> str:
+def _first_and_count(names: Sequence[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
-def _unread(checkpoint: Checkpoint) -> Iterator[Problem]:
+def _quantized_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     """Yield a problem for weights that are not stored as floats: their scales would not be applied."""
     buffers = checkpoint.loading.buffers
     kinds = {name: info.dtype for name, info in checkpoint.tensors.items() if name not in buffers}
     other = [name for name, kind in kinds.items() if kind not in FLOATS]
     if other:
         stored = ", ".join(sorted({kinds[name] for name in other}))
-        what = f"is quantized already{_noted(checkpoint)}: it stores {_counted(other)} as {stored}"
+        what = f"is quantized already{_quantizer_note(checkpoint)}: it stores {_first_and_count(other)} as {stored}"
         yield Problem(str(checkpoint.folder), what, FULL)
 
 
@@ -69,7 +69,7 @@ def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
             "Merge it: PeftModel.merge_and_unload(), then save_pretrained",
         )
     if packed:
-        return f", and stores {_counted(packed)}: it is quantized already{_noted(checkpoint)}", FULL
+        return f", and stores {_first_and_count(packed)}: it is quantized already{_quantizer_note(checkpoint)}", FULL
     if list(absent) == [checkpoint.loading.output_parameter]:
         return "", UNTIED
     listed = next((file for name, file in checkpoint.indexed.items() if name in absent), None)
@@ -78,15 +78,15 @@ def _reason(checkpoint: Checkpoint, absent: Sequence[str]) -> tuple[str, str]:
     return "", OF_WEIGHTS
 
 
-def _absent(checkpoint: Checkpoint) -> Iterator[Problem]:
+def _missing_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     """Yield a problem for missing tensors: transformers would fill them with random values."""
     absent = [name for name, (stored, _) in checkpoint.loading.needed.items() if stored is None]
     if absent:
         why, hint = _reason(checkpoint, absent)
-        yield Problem(str(checkpoint.folder), f"lacks the tensor {_counted(absent)}{why}", hint)
+        yield Problem(str(checkpoint.folder), f"lacks the tensor {_first_and_count(absent)}{why}", hint)
 
 
-def _misshapen(checkpoint: Checkpoint) -> Iterator[Problem]:
+def _shape_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     """Yield a problem for tensors whose shape differs from config.json."""
     differing = [
         (stored, checkpoint.tensors[stored].shape, shape)
@@ -101,7 +101,7 @@ def _misshapen(checkpoint: Checkpoint) -> Iterator[Problem]:
         )
 
 
-def _elsewhere(checkpoint: Checkpoint) -> Iterator[Problem]:
+def _file_name_problems(checkpoint: Checkpoint) -> Iterator[Problem]:
     """Yield a problem for a config.json that makes transformers load a file with an unusual name."""
     weights = checkpoint.config.get("transformers_weights")
     if weights not in (None, SINGLE if (checkpoint.folder / SINGLE).exists() else INDEX):
@@ -113,7 +113,7 @@ def _elsewhere(checkpoint: Checkpoint) -> Iterator[Problem]:
 
 def check_loading(checkpoint: Checkpoint) -> None:
     """Raise `UserError` unless the checkpoint holds every weight of its model as floats, in the right shape."""
-    first = [*_elsewhere(checkpoint)] or [*_unread(checkpoint)]
-    problems = first or [*_absent(checkpoint), *_misshapen(checkpoint)]
+    first = [*_file_name_problems(checkpoint)] or [*_quantized_problems(checkpoint)]
+    problems = first or [*_missing_problems(checkpoint), *_shape_problems(checkpoint)]
     if problems:
         raise UserError(problems)

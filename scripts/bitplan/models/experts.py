@@ -54,7 +54,7 @@ def _is_fused(module: nn.Module) -> bool:
     return all(name in parameters and parameters[name].dim() == 3 for name in ("gate_up_proj", "down_proj"))
 
 
-def _separated(name: str, fused: nn.Module) -> SeparateExperts:
+def _separate(name: str, fused: nn.Module) -> SeparateExperts:
     count, double, hidden = fused.gate_up_proj.shape
     plain = not (getattr(fused, "is_transposed", False) or getattr(fused, "has_bias", False))
     if not plain or not hasattr(fused, "act_fn") or tuple(fused.down_proj.shape) != (count, hidden, double // 2):
@@ -73,4 +73,4 @@ def separate_experts_(module: nn.Module) -> None:
     for name, part in list(module.named_modules()):
         if name and _is_fused(part):
             owner, _, leaf = name.rpartition(".")
-            setattr(module.get_submodule(owner), leaf, _separated(name, part))
+            setattr(module.get_submodule(owner), leaf, _separate(name, part))

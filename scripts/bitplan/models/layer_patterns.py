@@ -27,7 +27,7 @@ def is_last_part(pattern: str) -> bool:
     return "." not in pattern and "*" not in pattern
 
 
-def matched(pattern: str, names: Sequence[str]) -> list[int]:
+def match_layers(pattern: str, names: Sequence[str]) -> list[int]:
     """Return the indices of the names that a pattern matches."""
     same = [place for place, name in enumerate(names) if name == pattern]
     if same:

@@ -248,7 +248,7 @@ def _from_json(content: Mapping[str, Any]) -> ModelInfo:
     return info
 
 
-def described_checkpoint(path: Path, info: ModelInfo) -> Checkpoint:
+def open_described_checkpoint(path: Path, info: ModelInfo) -> Checkpoint:
     """Return the checkpoint at a path. Raises `UserError` if the path is a `model.json` that no longer matches its checkpoint."""
     checkpoint = Checkpoint.open(path)
     if Path(path).suffix == ".json":

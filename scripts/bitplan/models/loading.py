@@ -55,7 +55,7 @@ class Loading:
     needed: Mapping[str, tuple[str | None, tuple[int, ...]]]
 
 
-def unwrapped(name: str) -> str:
+def strip_wrappers(name: str) -> str:
     """Return a tensor's name without the prefixes of wrappers."""
     for pattern, replacement in WRAPPERS:
         name = re.sub(pattern, replacement, name)
@@ -104,7 +104,7 @@ def _targets(names: _Names, stored: Iterable[str]) -> Iterator[tuple[str, str, s
     """
     taken: set[str] = set()
     rest = list(stored)
-    for strip in (lambda key: key, unwrapped):
+    for strip in (lambda key: key, strip_wrappers):
         left = []
         for key in rest:
             name = strip(key)
@@ -147,7 +147,7 @@ def _needed(
     return needed
 
 
-def loading_of(folder: Path, settings: Mapping[str, Any], stored: Iterable[str]) -> Loading:
+def read_loading(folder: Path, settings: Mapping[str, Any], stored: Iterable[str]) -> Loading:
     """Return what the model of a folder loads of the tensors `stored`, named as in its files. Raises `UserError`.
 
     Only config.json is read. The whole model is on the meta device and takes no memory.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitplan.formats.base import Format, Quantized
 from bitplan.formats.facts import UNQUANTIZED
-from bitplan.formats.table import CHANNELS, IN_PLANS
+from bitplan.formats.table import IN_PLANS, PER_CHANNEL
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, Visit, window_by_window
@@ -97,7 +97,7 @@ class _QuantizedInputs:
 
 
 @contextmanager
-def quantized_inputs(block: Block, plan: Plan, formats: Mapping[str, Format]) -> Iterator[None]:
+def quantize_inputs(block: Block, plan: Plan, formats: Mapping[str, Format]) -> Iterator[None]:
     """Smooth and quantize the input of each of the block's layers as the plan says, until the context ends."""
     inputs = _QuantizedInputs(formats)
     divisors = {name: plan.smoothing.input_divisor(name) if plan.smoothing else None for name in block.layers}
@@ -125,7 +125,7 @@ def quantize_weights_(block: Block, plan: Plan, info_layers: Mapping[str, Layer]
 
 def planned_weight(name: str, weight: Tensor, plan: Plan, weights: QuantizedWeights) -> Tensor:
     """Return a layer's planned weight (out, in), float32: `weight` (already smoothed) quantized, or the values stored with the plan."""
-    if plan.of(name).wq == CHANNELS:
+    if plan.of(name).wq == PER_CHANNEL:
         return plan.compressed.weight(name)
     if plan.rounded is not None and name in plan.rounded:
         return plan.rounded.weight(name)
@@ -147,7 +147,7 @@ def scales_span_windows(plan: Plan, formats: Mapping[str, Format]) -> bool:
     return any(formats[choice.aq].scope == "tensor" for choice in plan.layers.values())
 
 
-def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
+def apply_plan(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
     """Return a visitor that runs every block under the plan. Raises `UserError` if a format does not fit its layer."""
     check_columns(plan, info, weights.formats)
     layers = {layer.name: layer for layer in info.layers}
@@ -158,7 +158,7 @@ def applied(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
         quantize_weights_(block, plan, layers, weights)
         # Experts receive the tokens of all windows in one list.
         apart = spans_windows and has_experts(block.module)
-        with quantized_inputs(block, plan, weights.formats):
+        with quantize_inputs(block, plan, weights.formats):
             return (window_by_window(forward) if apart else forward)(hidden)
 
     return visit

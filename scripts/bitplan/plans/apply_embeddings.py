@@ -25,7 +25,7 @@ def row_slices(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 
-def quantized_rows(rows: Tensor, form: Format, group_size: int | None) -> Tensor:
+def quantize_rows(rows: Tensor, form: Format, group_size: int | None) -> Tensor:
     """Return rows (rows, columns) quantized and dequantized, float32."""
     quantized = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
     for part in row_slices(*rows.shape):
@@ -33,13 +33,13 @@ def quantized_rows(rows: Tensor, form: Format, group_size: int | None) -> Tensor
     return quantized
 
 
-def embedded(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Callable[[Tensor], Tensor] | None:
+def embedding_quantizer(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Callable[[Tensor], Tensor] | None:
     """Return a function that quantizes rows of the token embedding (rows, hidden), float32; None if the plan does not."""
     table = next((layer for layer in plan.embeddings(info) if layer.token_table), None)
     if table is None:
         return None
     choice = plan.of(table.name)
-    return partial(quantized_rows, form=weights.formats[choice.wq], group_size=choice.group_size)
+    return partial(quantize_rows, form=weights.formats[choice.wq], group_size=choice.group_size)
 
 
 def output_matrix(matrix: Tensor, plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Tensor:
@@ -56,7 +56,7 @@ def output_matrix(matrix: Tensor, plan: Plan, info: ModelInfo, weights: Quantize
     return quantized
 
 
-def stored_rows(
+def quantize_stored_rows(
     checkpoint: Checkpoint, name: str, layer: Layer, plan: Plan, weights: QuantizedWeights
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield (slice, quantized rows float32) over the rows of the checkpoint's matrix `name`."""
@@ -64,4 +64,4 @@ def stored_rows(
     for part in row_slices(*checkpoint.tensors[name].shape):
         rows = checkpoint.read_rows(name, torch.arange(part.start, part.stop))
         check_finite({name: rows}, checkpoint.folder)
-        yield part, quantized_rows(rows, weights.formats[choice.wq], choice.group_size)
+        yield part, quantize_rows(rows, weights.formats[choice.wq], choice.group_size)

@@ -9,7 +9,7 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import check_gguf, read_json
-from bitplan.models.layer_patterns import matched
+from bitplan.models.layer_patterns import match_layers
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import Plan, average_bits, layer_bits
 
@@ -63,7 +63,7 @@ def pattern_counts(config: Path, info: ModelInfo) -> list[dict[str, Any]]:
         return []
     names = [layer.name for layer in info.layers]
     patterns = dict.fromkeys(entry["pattern"] for entry in read_json(config).get("overrides", []))
-    places = {pattern: matched(pattern, names) for pattern in patterns if pattern not in set(names)}
+    places = {pattern: match_layers(pattern, names) for pattern in patterns if pattern not in set(names)}
     return [
         {
             "pattern": pattern,

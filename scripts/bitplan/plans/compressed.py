@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import read_json, write_json, written_aside
+from bitplan.core.files import read_json, write_aside, write_json
 
 log = logging.getLogger(__name__)
 FOLDER = "compressed"
@@ -104,7 +104,7 @@ class CompressedLayer:
         return SCALE_BITS * rows * len(used) + zeros + listed
 
 
-def packed_mask(pruned: Tensor) -> Tensor:
+def pack_mask(pruned: Tensor) -> Tensor:
     """Return a mask (out, in) as bits, (out, ceil(in / 8)) uint8."""
     return torch.from_numpy(np.packbits(pruned.numpy(), axis=1))
 
@@ -124,7 +124,7 @@ def write_block(folder: Path, block: int, layers: Mapping[str, CompressedLayer],
     facts = {
         name: {"options": layer.options, "group": layer.group, "note": notes[name]} for name, layer in layers.items()
     }
-    with written_aside(block_file(folder, block)) as aside:
+    with write_aside(block_file(folder, block)) as aside:
         save_file(tensors, aside, {"facts": json.dumps(facts)})  # the order of the layers is significant
 
 
@@ -174,7 +174,7 @@ class Compressed:
         return self.layer(name).weight()
 
 
-def take_up(partial: Path, digest: str) -> None:
+def prepare_folder(partial: Path, digest: str) -> None:
     """Create the folder for blocks; blocks from a run with different settings are removed."""
     made_with = read_json(partial / KEY).get("digest") if (partial / KEY).exists() else None
     if partial.exists() and made_with != digest:

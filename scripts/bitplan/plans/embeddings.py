@@ -11,7 +11,7 @@ from typing import Any
 from bitplan.core.errors import Problem
 from bitplan.formats.base import Format
 from bitplan.formats.facts import UNQUANTIZED
-from bitplan.formats.table import CHANNELS
+from bitplan.formats.table import PER_CHANNEL
 from bitplan.models.layers import Layer
 
 
@@ -43,7 +43,7 @@ def embedding_problems(
 def _rowwise_problems(where: str, name: Any, formats: Mapping[str, Format]) -> list[Problem]:
     """Return the problem of a format whose rows depend on each other. Unknown formats are reported elsewhere."""
     form = formats.get(name) if isinstance(name, str) else None
-    if form is None or (form.scope != "tensor" and name != CHANNELS):
+    if form is None or (form.scope != "tensor" and name != PER_CHANNEL):
         return []
     what = f"{name} does not make each row of a matrix by itself"
     return [Problem(f"{where}.wq", what, "Use a GGUF type, an MX format or one of integers, as q6_k")]

@@ -14,7 +14,7 @@ SUBSTITUTE = "substitute"
 LayerPlan = TypeVar("LayerPlan")
 
 
-def fitted_layers(chosen: Mapping[str, LayerPlan], layers: Iterable[Layer]) -> dict[str, LayerPlan]:
+def fit_layers(chosen: Mapping[str, LayerPlan], layers: Iterable[Layer]) -> dict[str, LayerPlan]:
     """Return the plans of layers with weight formats that fit their rows; a layer's note `substitute` names the requested format."""
     plans = dict(chosen)
     for layer in layers:

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import Problem, UserError, nearest, user_error
-from bitplan.core.files import folder_written_aside, read_json, write_json
+from bitplan.core.files import read_json, write_folder_aside, write_json
 from bitplan.formats.base import Format
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
-from bitplan.formats.table import CHANNELS, IN_PLANS
-from bitplan.models.layer_patterns import matched, nearest_layers
+from bitplan.formats.table import IN_PLANS, PER_CHANNEL
+from bitplan.models.layer_patterns import match_layers, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.compressed import FOLDER as COMPRESSED
 from bitplan.plans.compressed import Compressed, read_compressed
 from bitplan.plans.embeddings import embedding_problems
-from bitplan.plans.fitting import SUBSTITUTE, fitted_layers, warn_of_plan
+from bitplan.plans.fitting import SUBSTITUTE, fit_layers, warn_of_plan
 from bitplan.plans.rounded import FOLDER as ROUNDED
 from bitplan.plans.rounded import RoundedModel, read_rounded
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
@@ -125,8 +125,8 @@ def _entry_problems(where: str, entry: Mapping[str, Any], formats: Mapping[str, 
 def _channel_problems(where: str, entry: Mapping[str, Any]) -> list[Problem]:
     """Return the problems of a layer's stored bits, which the format `per_channel` requires and others do not allow."""
     bits = entry.get("stored_bits")
-    if entry.get("wq") != CHANNELS:
-        return [] if bits is None else [Problem(f"{where}.stored_bits", f"is for the format {CHANNELS} only")]
+    if entry.get("wq") != PER_CHANNEL:
+        return [] if bits is None else [Problem(f"{where}.stored_bits", f"is for the format {PER_CHANNEL} only")]
     if isinstance(bits, int) and not isinstance(bits, bool) and bits > 0:
         return []
     hint = "Such plans are made by scripts/sparsegpt_enhanced.py"
@@ -178,7 +178,7 @@ def _check(source: str, config: Mapping[str, Any], layers: Sequence[Layer], form
     for number, entry in enumerate(overrides):
         problems += _entry_problems(f"{source}: overrides[{number}]", entry, formats)
         problems += embedding_problems(f"{source}: overrides[{number}]", entry, layers, formats)
-        if not matched(entry["pattern"], names):
+        if not match_layers(entry["pattern"], names):
             what = f"pattern {entry['pattern']!r} matches no layer"
             problems.append(Problem(f"{source}: overrides[{number}]", what, nearest_layers(entry["pattern"], names)))
     if problems:
@@ -226,13 +226,13 @@ def expand(
     chosen = {layer.name: _layer_plan(default) for layer in layers}
     for entry in config.get("overrides", []):
         whole = entry if entry.get("embeddings") else {**default, **entry}
-        chosen.update({names[place]: _layer_plan(whole) for place in matched(entry["pattern"], names)})
+        chosen.update({names[place]: _layer_plan(whole) for place in match_layers(entry["pattern"], names)})
     for layer in layers:
         if layer.protected and not chosen[layer.name].embeddings:
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
     chosen = _with_tied_output(chosen, layers, source)
     warn_of_plan(source, chosen, layers)
-    return Plan(fitted_layers(chosen, layers), config.get("search_summary") or config.get("summary") or {})
+    return Plan(fit_layers(chosen, layers), config.get("search_summary") or config.get("summary") or {})
 
 
 def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> Plan:
@@ -246,11 +246,11 @@ def read_plan(path: Path, info: ModelInfo, formats: Mapping[str, Format] = IN_PL
     plan = expand(config, info.layers, str(path), formats)
     if "smoothing" in config:
         plan = replace(plan, smoothing=read_smoothing(smoothing_path(path), config["smoothing"]["sha256"]))
-    plan = replace(plan, compressed=_compressed_beside(path, config, plan))
-    return replace(plan, rounded=_rounded_beside(path, config, plan, info, formats))
+    plan = replace(plan, compressed=_read_compressed_layers(path, config, plan))
+    return replace(plan, rounded=_read_rounded_layers(path, config, plan, info, formats))
 
 
-def _rounded_beside(
+def _read_rounded_layers(
     path: Path, config: Mapping[str, Any], plan: Plan, info: ModelInfo, formats: Mapping[str, Format]
 ) -> RoundedModel | None:
     """Return the rounded layers stored with a plan. Raises `UserError` if one has a different format than in the plan."""
@@ -265,9 +265,9 @@ def _rounded_beside(
     return rounded
 
 
-def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Compressed | None:
+def _read_compressed_layers(path: Path, config: Mapping[str, Any], plan: Plan) -> Compressed | None:
     """Return the compressed layers stored with a plan. Raises `UserError` if a layer in the format `per_channel` is missing."""
-    channelled = [name for name, choice in plan.layers.items() if choice.wq == CHANNELS]
+    channelled = [name for name, choice in plan.layers.items() if choice.wq == PER_CHANNEL]
     if "compressed" not in config and not channelled:
         return None
     compressed = read_compressed(Path(path).parent / COMPRESSED, config.get("compressed", {}).get("sha256"))
@@ -279,10 +279,10 @@ def _compressed_beside(path: Path, config: Mapping[str, Any], plan: Plan) -> Com
     return compressed
 
 
-def uniform(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
+def uniform_plan(info: ModelInfo, wq: str, aq: str = UNQUANTIZED, group_size: int | None = None) -> Plan:
     """Return the plan with the same formats for all quantizable layers, or substitutes that fit their rows."""
     chosen = {layer.name: LayerPlan() if layer.protected else LayerPlan(wq, aq, group_size) for layer in info.layers}
-    return Plan(fitted_layers(chosen, info.layers))
+    return Plan(fit_layers(chosen, info.layers))
 
 
 def write_config(path: Path, plan: Plan, default: LayerPlan, info: ModelInfo, summary_key: str) -> None:
@@ -315,10 +315,10 @@ def _write(
         "model_fingerprint": info.fingerprint,
     }
     if plan.compressed is not None:
-        _put_beside(Path(path).parent / COMPRESSED, plan.compressed)
+        _copy_weights(Path(path).parent / COMPRESSED, plan.compressed)
         content["compressed"] = {"sha256": plan.compressed.digest}
     if plan.rounded is not None:
-        _put_beside(Path(path).parent / ROUNDED, plan.rounded)
+        _copy_weights(Path(path).parent / ROUNDED, plan.rounded)
         content["rounded"] = {"sha256": plan.rounded.digest, "rounding": plan.rounded.rounding}
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
@@ -326,14 +326,14 @@ def _write(
     write_json(path, content)
 
 
-def _put_beside(place: Path, weights: Compressed | RoundedModel) -> None:
+def _copy_weights(place: Path, weights: Compressed | RoundedModel) -> None:
     """Copy the folder of compressed or rounded layers to `place` next to a plan, unless it is already there."""
     if place.resolve() == weights.folder.resolve():
         return
     if place.is_dir():
         read_compressed(place, weights.digest)  # the folder of another plan is not replaced
         return
-    with folder_written_aside(place) as aside:
+    with write_folder_aside(place) as aside:
         shutil.copytree(weights.folder, aside, dirs_exist_ok=True)
 
 
@@ -369,7 +369,7 @@ def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN
 def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:
     """Raise `UserError` for every layer whose rows are not a multiple of its format's fixed block, with a format that fits.
 
-    Plans that are read or searched have no such layers (`fitted_layers`); they occur only with custom formats and in plans
+    Plans that are read or searched have no such layers (`fit_layers`); they occur only with custom formats and in plans
     constructed in code.
     """
     problems = []

@@ -130,7 +130,7 @@ def read_rounded(folder: Path, digest: str | None, rounding: str) -> RoundedMode
     return RoundedModel(read_compressed(folder, digest), rounding)
 
 
-def finished_block(folder: Path, block: int) -> tuple[dict[str, RoundedLayer], dict[str, Any]] | None:
+def read_finished_block(folder: Path, block: int) -> tuple[dict[str, RoundedLayer], dict[str, Any]] | None:
     """Return a block's layers and notes from an interrupted run; None if it did not finish the block."""
     path = block_file(folder, block)
     return read_rounded_block(path) if path.exists() else None

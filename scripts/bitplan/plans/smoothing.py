@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.models.walk import Block
 
 
@@ -87,7 +87,7 @@ class Smoothing:
         return None if group is None or group.norm else group.scale
 
 
-def folded_norm(weight: Tensor, group: SmoothGroup) -> Tensor:
+def fold_norm(weight: Tensor, group: SmoothGroup) -> Tensor:
     """Return the norm's weight (in,) with 1 / s folded in, float32."""
     return (weight.to(torch.float32) + group.offset) / group.scale.to(weight.device) - group.offset
 
@@ -99,7 +99,7 @@ def fold_norms_(block: Block, smoothing: Smoothing) -> None:
         if group is None:
             continue
         weight, bias = module.weight, getattr(module, "bias", None)
-        module.weight = nn.Parameter(folded_norm(weight, group).to(weight.dtype), requires_grad=False)
+        module.weight = nn.Parameter(fold_norm(weight, group).to(weight.dtype), requires_grad=False)
         if bias is not None:
             divided = bias.to(torch.float32) / group.scale.to(bias.device)
             module.bias = nn.Parameter(divided.to(bias.dtype), requires_grad=False)
@@ -121,7 +121,7 @@ def write_smoothing(path: Path, smoothing: Smoothing) -> None:
     }
     # A single key: safetensors writes several metadata keys in an order that changes between runs.
     metadata = {"facts": json.dumps({"groups": facts}, sort_keys=True)}
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         save_file(
             {key: group.scale.contiguous() for key, group in zip(keys, smoothing.groups, strict=True)}, aside, metadata
         )

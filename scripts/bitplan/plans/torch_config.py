@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan, read_plan
@@ -23,7 +23,7 @@ SCOPES = ("tensor", "token")
 W_BITS, A_BITS = (4, 16), (4, 8, 16)
 
 
-def content_of(plan: Plan, info: ModelInfo) -> dict[str, dict[str, Any]]:
+def torch_content(plan: Plan, info: ModelInfo) -> dict[str, dict[str, Any]]:
     """Return the configuration of a plan's quantizable layers; `smooth_alpha` is None for a layer that is not smoothed."""
     smoothed = plan.smoothing.by_layer if plan.smoothing else {}
     return {
@@ -48,11 +48,11 @@ def write_pt(path: Path, plan: Plan, info: ModelInfo) -> None:
     if plan.smoothing is not None:
         write_smoothing(smoothing_path(path), plan.smoothing)
     # Given a path, torch would write the temporary file's name into the archive.
-    with written_aside(path) as aside, open(aside, "wb") as handle:
-        torch.save(content_of(plan, info), handle)
+    with write_aside(path) as aside, open(aside, "wb") as handle:
+        torch.save(torch_content(plan, info), handle)
 
 
-def _loaded(path: Path) -> Mapping[str, Mapping[str, Any]]:
+def _load_pt(path: Path) -> Mapping[str, Mapping[str, Any]]:
     hint = "Make it with scripts/mixed_precision_ptq.py"
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -67,7 +67,7 @@ def _loaded(path: Path) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _is_entry(name: Any, entry: Any) -> bool:
-    """Return whether a name and an entry have the form that `content_of` writes; weights are never clipped (ratio 1)."""
+    """Return whether a name and an entry have the form that `torch_content` writes; weights are never clipped (ratio 1)."""
     if not (isinstance(name, str) and isinstance(entry, dict)):
         return False
     alpha, clip = entry.get("smooth_alpha"), entry.get("clip_ratio", CLIP_RATIO)
@@ -81,7 +81,7 @@ def read_pt(path: Path, info: ModelInfo, scope: str = SCOPES[0]) -> Plan:
 
     The stored factors are applied to layers with an alpha. Raises `UserError` for layers that the model does not have.
     """
-    content = _loaded(path)
+    content = _load_pt(path)
     unknown = sorted(set(content) - {layer.name for layer in info.quantizable})
     if unknown:
         raise user_error(path, f"names {unknown[0]}, which the model does not have", "It is for another model")

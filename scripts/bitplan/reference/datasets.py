@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import load_reference
-from bitplan.reference.text import begun, first_tokens, load_tokenizer, read_text
+from bitplan.reference.text import first_tokens, load_tokenizer, prepend_tokens, read_text
 
 log = logging.getLogger(__name__)
 OFFLINE = "Give a text file, or connect and leave HF_HUB_OFFLINE unset"
@@ -38,7 +38,7 @@ TEXT_SETS = {
 }  # fmt: skip
 
 
-def fetched_texts(name: str) -> list[str]:
+def download_texts(name: str) -> list[str]:
     """Return the texts of a data set in `TEXT_SETS`, from the hub or its cache. Raises `UserError`."""
     import pandas as pd
     from huggingface_hub import hf_hub_download
@@ -57,7 +57,7 @@ def _tokens(tokenizer, text: str) -> Tensor:
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids, dtype=torch.int64)
 
 
-def _cut(tokens: Tensor, length: int, count: int | None, seed: int, source: object) -> Tensor:
+def _cut_windows(tokens: Tensor, length: int, count: int | None, seed: int, source: object) -> Tensor:
     """Return `count` random non-overlapping windows in the text's order; all of them for None, or if there are fewer."""
     available = len(tokens) // length
     if not available:
@@ -74,7 +74,7 @@ def _cut(tokens: Tensor, length: int, count: int | None, seed: int, source: obje
     return windows[chosen.sort().values]
 
 
-def _drawn(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, source: str) -> Tensor:
+def _draw_windows(texts: Sequence[str], tokenizer, length: int, count: int, seed: int, source: str) -> Tensor:
     """Return `count` windows, each at a random place of one text that is long enough."""
     generator = torch.Generator().manual_seed(seed)
     windows: list[Tensor] = []
@@ -105,16 +105,16 @@ def calibration_tokens(
         raise user_error(source, "is no file, and no data set that is known by this name", hint)
     tokenizer = load_tokenizer(checkpoint.folder)
     if known is None:
-        return _cut(_tokens(tokenizer, read_text(path)), length, count, seed, path)
-    texts = fetched_texts(source)
+        return _cut_windows(_tokens(tokenizer, read_text(path)), length, count, seed, path)
+    texts = download_texts(source)
     if known.joined_by is None:
         if count is None:
             raise user_error(source, "has no end to take all windows of", "Give a number of windows")
-        return _drawn(texts, tokenizer, length, count, seed, source)
-    return _cut(_tokens(tokenizer, known.joined_by.join(texts)), length, count, seed, source)
+        return _draw_windows(texts, tokenizer, length, count, seed, source)
+    return _cut_windows(_tokens(tokenizer, known.joined_by.join(texts)), length, count, seed, source)
 
 
-def calibration_windows(model: Opened, source: str, length: int, count: int | None, seed: int) -> Tensor:
+def calibration_windows(model: PreparedModel, source: str, length: int, count: int | None, seed: int) -> Tensor:
     """Return the calibration windows of a model, (windows, length) int64, each with BOS if the model's policy asks for it.
 
     Windows of a saved text are unchanged. Also raises `UserError` for windows longer than the model's learned positions.
@@ -125,4 +125,4 @@ def calibration_windows(model: Opened, source: str, length: int, count: int | No
     model.model.check_length(length)
     folder = model.checkpoint.folder
     first = first_tokens(folder, load_tokenizer(folder), model.model.bos)
-    return begun(calibration_tokens(source, *facts, length - len(first), count, seed), first)
+    return prepend_tokens(calibration_tokens(source, *facts, length - len(first), count, seed), first)

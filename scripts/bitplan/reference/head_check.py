@@ -19,7 +19,7 @@ POSITIONS = 8
 TOLERANCE = 1e-2
 
 
-class _Answer(tuple):
+class _BaseOutput(tuple):
     """The output of a base model, by index and by name; all other attributes that a family reads are None."""
 
     @property
@@ -31,12 +31,12 @@ class _Answer(tuple):
 
 
 @contextmanager
-def _answering(module: nn.Module, hidden: Tensor) -> Iterator[None]:
+def _fix_output(module: nn.Module, hidden: Tensor) -> Iterator[None]:
     """Make the base model return the given hidden states without running."""
     base = module.base_model
     inner = [part for part in (base, getattr(base, "decoder", None)) if isinstance(part, nn.Module)]
     for part in inner:
-        part.forward = lambda *args, **kwargs: _Answer((hidden,))
+        part.forward = lambda *args, **kwargs: _BaseOutput((hidden,))
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def _answering(module: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def _small_head(module: nn.Module, head: Head, model: StreamedModel) -> Iterator[None]:
+def _shrink_head(module: nn.Module, head: Head, model: StreamedModel) -> Iterator[None]:
     """Replace the output matrix by its first rows."""
     original = module.get_output_embeddings()
     small = nn.Linear(head.matrix.shape[1], min(WORDS, len(head.matrix)), bias=head.bias is not None)
@@ -64,7 +64,7 @@ def check_head(model: StreamedModel, head: Head, hidden: Tensor) -> None:
     """Raise `UserError` if the family's own forward gives other logits for `hidden` (sequences, length, hidden) than `head`."""
     some = hidden[:1, :POSITIONS].to(model.device, model.dtype)
     tokens = torch.zeros(some.shape[:2], dtype=torch.int64, device=model.device)
-    with _answering(model.module, some), _small_head(model.module, head, model):
+    with _fix_output(model.module, some), _shrink_head(model.module, head, model):
         theirs = model.module(input_ids=tokens, use_cache=False).logits[0].to("cpu", torch.float32)
     few = Head(head.matrix[:WORDS], None if head.bias is None else head.bias[:WORDS], head.scale, head.softcap)
     ours = few.logits(some[0].to("cpu"))

@@ -11,7 +11,7 @@ from bitplan import __version__
 from bitplan.core.errors import user_error
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.devices import pick_device, pick_dtype
-from bitplan.models.layers import ModelInfo, described_checkpoint, model_info
+from bitplan.models.layers import ModelInfo, model_info, open_described_checkpoint
 from bitplan.models.walk import StreamedModel, open_model
 from bitplan.reference.reference import Reference, load_reference, make_reference
 from bitplan.reference.text import text_digest
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Opened:
+class PreparedModel:
     """A checkpoint, its description, and the model that runs block by block."""
 
     checkpoint: Checkpoint
@@ -38,25 +38,27 @@ class Opened:
         }
 
 
-def opened(path: Path, dtype: str, device: str, threads: int, bos: str = "auto") -> Opened:
+def prepare_model(path: Path, dtype: str, device: str, threads: int, bos: str = "auto") -> PreparedModel:
     """Open a model for running with `threads` threads; `bos` is its BOS policy: auto, always or never. Raises `UserError`."""
     torch.set_num_threads(threads)
     info = model_info(path)
-    checkpoint = described_checkpoint(path, info)
+    checkpoint = open_described_checkpoint(path, info)
     dtype = pick_dtype(dtype, pick_device(device))
     model = open_model(checkpoint, dtype, device)
     model.bos = bos
-    return Opened(checkpoint, info, model, dtype)
+    return PreparedModel(checkpoint, info, model, dtype)
 
 
-def reference_on(source: Path, model: Opened, length: int, sequences: int | None, skip: int = 0) -> Reference:
+def open_reference(source: Path, model: PreparedModel, length: int, sequences: int | None, skip: int = 0) -> Reference:
     """Return the reference on a text after its first `skip` tokens, or a saved one if `source` is a safetensors file."""
     if source.suffix == ".safetensors":
         return load_reference(source, model.checkpoint, model.info.fingerprint, model.dtype)
     return make_reference(model.model, source, length, sequences, model.dtype, skip)
 
 
-def held_out_reference(source: Path, seen: Reference, model: Opened, length: int, sequences: int | None) -> Reference:
+def open_held_out_reference(
+    source: Path, seen: Reference, model: PreparedModel, length: int, sequences: int | None
+) -> Reference:
     """Return the reference on a held-out text. If it is the text of `seen`, the tokens after those of `seen` are used and logged.
 
     Raises `UserError` for a saved text that contains tokens of `seen`, and if too few tokens are left after them.
@@ -64,7 +66,7 @@ def held_out_reference(source: Path, seen: Reference, model: Opened, length: int
     same = source.suffix != ".safetensors" and seen.source is not None and text_digest(source) == seen.source.sha256
     if same:
         log.info("%s is the text that is measured on: held out are its tokens from %d on", source, seen.source.stop)
-    reference = reference_on(source, model, length, sequences, seen.source.stop if same else 0)
+    reference = open_reference(source, model, length, sequences, seen.source.stop if same else 0)
     if reference.source and seen.source and reference.source.overlaps(seen.source):
         what = "holds tokens that are measured on, so it cannot be held out"
         raise user_error(source, what, "Save it again with teacher.py --skip-tokens, or give another text")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import StreamedModel
 from bitplan.reference.head import Head
@@ -42,19 +42,19 @@ def make_reference(
     """Run the unquantized model on a text after its first `skip` tokens. Raises `UserError` for a short text or an unsupported head."""
     model.check_length(length)
     cut = cut_text(model.checkpoint.folder, text, length, sequences, skip, model.bos)
-    reference = reference_of(model.checkpoint, cut, model.run(cut.tokens), dtype)
+    reference = reference_of_text(model.checkpoint, cut, model.run(cut.tokens), dtype)
     check_head(model, reference.head, reference.hidden)
     return reference
 
 
-def reference_from(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Reference:
+def reference_of_tokens(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Reference:
     """Return the reference with the final hidden states of a walk over `tokens`, computed in `dtype`."""
     return Reference(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
 
 
-def reference_of(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Reference:
+def reference_of_text(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Reference:
     """Return the reference with the final hidden states of a walk over windows of a text, including their range in the text."""
-    return replace(reference_from(checkpoint, cut.tokens, hidden, dtype), bos=cut.bos, source=cut.source)
+    return replace(reference_of_tokens(checkpoint, cut.tokens, hidden, dtype), bos=cut.bos, source=cut.source)
 
 
 def save_reference(path: Path, reference: Reference, fingerprint: str, text: Path) -> None:
@@ -69,7 +69,7 @@ def save_reference(path: Path, reference: Reference, fingerprint: str, text: Pat
     }
     if reference.source is not None:
         facts |= {"first_token": str(reference.source.start), "end_token": str(reference.source.stop)}
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         # A single key: safetensors writes several metadata keys in an order that changes between runs.
         joined = ";".join(f"{key}={value}" for key, value in sorted(facts.items()))
         save_file(
@@ -79,7 +79,7 @@ def save_reference(path: Path, reference: Reference, fingerprint: str, text: Pat
         )
 
 
-def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
+def _read_saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
     """Return facts, tokens and hidden states of a file. Raises `UserError` if it lacks them."""
     from safetensors import SafetensorError, safe_open
 
@@ -96,7 +96,7 @@ def _saved(path: Path) -> tuple[dict[str, str], Tensor, Tensor]:
 
 def load_reference(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: str | None = None) -> Reference:
     """Return the reference saved for a model. Raises `UserError` if it belongs to another model or another compute dtype."""
-    facts, tokens, hidden = _saved(path)
+    facts, tokens, hidden = _read_saved(path)
     if facts["model_fingerprint"] != fingerprint:
         raise user_error(path, "was made with another model", MADE_BY)
     if dtype and facts["dtype"] != dtype:

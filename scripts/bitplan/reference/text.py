@@ -98,7 +98,7 @@ def first_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase", policy: str
     return [bos]
 
 
-def begun(windows: Tensor, first: Sequence[int]) -> Tensor:
+def prepend_tokens(windows: Tensor, first: Sequence[int]) -> Tensor:
     """Return windows (sequences, length) with the tokens `first` before each: (sequences, len(first) + length)."""
     begin = torch.tensor([list(first)] * len(windows), dtype=torch.int64).view(len(windows), len(first))
     return torch.cat([begin, windows], dim=1)
@@ -132,7 +132,7 @@ def cut_text(
     used = sequences or available
     stop = skip + used * own
     cut = torch.tensor(tokens[skip:stop], dtype=torch.int64).view(used, own)
-    return CutText(begun(cut, first), TextRange(text_digest(text), skip, stop), bos_name(first))
+    return CutText(prepend_tokens(cut, first), TextRange(text_digest(text), skip, stop), bos_name(first))
 
 
 def text_digest(text: Path) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bitplan.formats.base import Format, Quantized
-from bitplan.rounding.grids import GRIDS, joined
+from bitplan.rounding.grids import GRIDS, join_parts
 from bitplan.rounding.levels import Levels
 
 DAMPING = 0.01
@@ -100,7 +100,7 @@ class FormatColumns:
         """Return the parts of the whole weight with the chosen elements."""
         grid, spans = GRIDS[self.layer.form.name], self.elements.to("cpu", torch.float32).split(self.span)
         written = [grid.write(part, span.T) for part, span in zip(self.parts, spans, strict=True)]
-        return joined(written, tuple(self.layer.weight.shape))
+        return join_parts(written, tuple(self.layer.weight.shape))
 
 
 def columns_at_once(span: int) -> int:

@@ -27,7 +27,7 @@ TWINS = {
 BASE = "Leave out the base file, or convert it again in the checkpoint's own precision"
 
 
-def holds(form: str, group: int, kind: str) -> bool:
+def represents(form: str, group: int, kind: str) -> bool:
     """Return whether a GGUF type represents the codes and scales of a format with blocks of `group` values exactly."""
     if FORMATS[form].family == "gguf":
         return FORMATS[form].gguf_type == kind

@@ -15,7 +15,7 @@ from bitplan.formats import mx
 from bitplan.formats.base import Quantized
 from bitplan.formats.table import FORMATS
 from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
-from bitplan.rounding.levels import Levels, floats, integers, listed, shifted_integers
+from bitplan.rounding.levels import Levels, floats, integers, shifted_integers, table_elements
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def _gguf(layout: BlockLayout) -> Grid:
     low = -layout.zero if layout.bits < 8 else -(2**7)
     kind = integers(low, low + 2**layout.bits - 1)
     if layout.table:
-        kind = listed(torch.unique(torch.tensor(layout.table, dtype=torch.float32)))
+        kind = table_elements(torch.unique(torch.tensor(layout.table, dtype=torch.float32)))
 
     def read(quantized: Quantized, group: int) -> Levels:
         scale, offset = layout.scales(quantized.parts["data"])
@@ -114,7 +114,7 @@ GRIDS: Mapping[str, Grid] = MappingProxyType(
 )  # fmt: skip
 
 
-def joined(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:
+def join_parts(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:
     """Join the parts of adjacent columns to those of the whole matrix (out, in)."""
     names = parts[0].parts
     return Quantized({name: torch.cat([part.parts[name] for part in parts], dim=1) for name in names}, shape)

@@ -39,7 +39,7 @@ class RoundedWeight:
     columns: FormatColumns | None = None
 
 
-def feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
+def round_with_feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
     """Return the columns of the weight rounded with error feedback by the Hessian's `factors`, after `descents` descents."""
     elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
     columns = FormatColumns(layer, elements, layer.importance)
@@ -74,28 +74,30 @@ def round_layer(layer: LayerToRound, rounding: str = FEEDBACK, descents: int = D
 
 def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> RoundedWeight:
     if not layer.hessian.diagonal().any():
-        return _kept(layer, plain, "no token reached it")
+        return _round_to_nearest(layer, plain, "no token reached it")
     attempts = ((damping, damped_factors(layer.hessian, damping)) for damping in _dampings(layer.damping))
     damping, factors = next((pair for pair in attempts if pair[1] is not None), (None, None))
     if factors is None:
-        return _kept(layer, plain, "its Hessian is not positive definite, however much it is damped")
+        return _round_to_nearest(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: its Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
-    columns = feedback(layer, factors, descents)
+    columns = round_with_feedback(layer, factors, descents)
     quantized = columns.quantized()
     error = layer.error(quantized)
     if not error <= plain.error:
-        return _kept(layer, plain, f"error feedback gives a layer error of {error:.4g}, nearest {plain.error:.4g}")
+        return _round_to_nearest(
+            layer, plain, f"error feedback gives a layer error of {error:.4g}, nearest {plain.error:.4g}"
+        )
     return RoundedWeight(quantized, FEEDBACK, error, plain.error, damping, columns=columns)
 
 
-def tuned(layer: LayerToRound, rounded: RoundedWeight) -> RoundedWeight:
+def apply_tuning(layer: LayerToRound, rounded: RoundedWeight) -> RoundedWeight:
     """Return the rounded weight with the elements that tuning left in its columns."""
     quantized = rounded.columns.quantized()
     return replace(rounded, quantized=quantized, rounding=TUNED, error=layer.error(quantized))
 
 
-def _kept(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
+def _round_to_nearest(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
     log.warning("%s: rounded to nearest: %s", layer.name, why)
     return RoundedWeight(plain.quantized, NEAREST, plain.error, plain.error, why=why)
 

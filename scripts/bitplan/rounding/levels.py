@@ -91,7 +91,7 @@ def floats(element: Element) -> Elements:
         within = scaled.clamp_(-FARTHEST, FARTHEST).to(torch.float32)
         return round_to_element(within, element).to(scaled.dtype)
 
-    return Elements(nearest, listed(values_of(element)).beside)
+    return Elements(nearest, table_elements(values_of(element)).beside)
 
 
 def values_of(element: Element) -> Tensor:
@@ -103,7 +103,7 @@ def values_of(element: Element) -> Tensor:
     return torch.unique(torch.cat([-above, above]) + 0.0)
 
 
-def listed(table: Tensor) -> Elements:
+def table_elements(table: Tensor) -> Elements:
     """Return the elements of a table in rising order; ties round down."""
     middles = (table[1:] + table[:-1]) / 2
 

@@ -20,15 +20,15 @@ from bitplan.core.progress import progress
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
-from bitplan.plans.apply import QuantizedWeights, planned_weight, quantized_inputs, set_weight_, smooth_, weight_of
-from bitplan.plans.compressed import drop_if_empty, finish_folder, take_up
+from bitplan.plans.apply import QuantizedWeights, planned_weight, quantize_inputs, set_weight_, smooth_, weight_of
+from bitplan.plans.compressed import drop_if_empty, finish_folder, prepare_folder
 from bitplan.plans.plan import Plan, check_columns
-from bitplan.plans.rounded import RoundedLayer, RoundedModel, finished_block, write_rounded
+from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import DESCENTS, FEEDBACK, TUNED, RoundedWeight, round_layer, tuned
+from bitplan.rounding.layer import DESCENTS, FEEDBACK, TUNED, RoundedWeight, apply_tuning, round_layer
 from bitplan.rounding.tuning import TuningSettings, tune_
-from bitplan.statistics.hessian import InputMoments, moments_of
+from bitplan.statistics.hessian import InputMoments, collect_moments
 
 log = logging.getLogger(__name__)
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
@@ -84,8 +84,8 @@ class _Rounding:
         next(self._bar, None)
         target = self._target(hidden, forward)
         self._prepare_(block)
-        with quantized_inputs(block, self.plan, self.weights.formats):
-            done = finished_block(self.partial, block.index)
+        with quantize_inputs(block, self.plan, self.weights.formats):
+            done = read_finished_block(self.partial, block.index)
             layers, notes = done or self._rounded(block, hidden, target, forward)
             for name, layer in layers.items():
                 set_weight_(block.layers[name], self._layers[name], layer.weight())
@@ -114,7 +114,7 @@ class _Rounding:
     def _rounded(
         self, block: Block, hidden: Tensor, target: Tensor | None, forward: Forward
     ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
-        with moments_of(block) as moments, torch.no_grad():
+        with collect_moments(block) as moments, torch.no_grad():
             forward(hidden)
         names = [name for name in block.layers if name in self._names]
         requests = {name: self._request(name, block, moments.get(name)) for name in names}
@@ -147,7 +147,7 @@ class _Rounding:
                 set_weight_(block.layers[name], self._layers[name], requests[name].values(result.quantized))
         before, after = tune_(block.layers, columns, hidden, target, forward, self.settings.tuning)
         log.info("block %d: error of its outputs %.4g, tuned %.4g", block.index, before, after)
-        return {name: tuned(requests[name], results[name]) for name in columns} if after < before else {}
+        return {name: apply_tuning(requests[name], results[name]) for name in columns} if after < before else {}
 
     def _request(self, name: str, block: Block, moments: InputMoments | None) -> LayerToRound:
         weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
@@ -185,7 +185,7 @@ def round_plan(
         raise user_error("plan", what, f"Formats with codes are {', '.join(list(GRIDS)[:6])} ...")
     plan = replace(plan, rounded=None)
     partial = folder.with_name(f"{folder.name}.partial")
-    take_up(partial, _digest(info, plan, settings, tokens, dtype))
+    prepare_folder(partial, _digest(info, plan, settings, tokens, dtype))
     run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
     try:
         model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)

@@ -86,7 +86,7 @@ def factorize(hessian: Tensor, percdamp: float, layer: str = "layer") -> Factors
 
 
 @dataclass(frozen=True)
-class Swept:
+class SweepResult:
     """The result of a sweep: values (in, out), codes (in, out) if quantized, and the mask of pruned weights (in, out).
 
     `loss` is the sum of squares of (w_j - q_j) / U_jj, which equals tr(dW H dW^T) of the total change dW under the damped H.
@@ -142,7 +142,7 @@ class ChannelColumns:
 
 def sweep(
     weight: Tensor, upper: Tensor, pruning: Pruning, grid: Grid | None, options: Tensor | None, blocksize: int = 128
-) -> Swept:
+) -> SweepResult:
     """Return the weight (out, in) pruned and quantized; pruned weights stay exactly 0.
 
     upper (in, in): `Factors.upper`. options (in,): for each column the index of its width in `grid.widths`; without a grid weights
@@ -158,7 +158,7 @@ def sweep(
 
 def sweep_columns(
     weight: Tensor, upper: Tensor, pruning: Pruning, rounding: Columns | None, blocksize: int = 128
-) -> Swept:
+) -> SweepResult:
     """Return the weight (out, in) pruned, and rounded column by column with `rounding`, which stores the codes itself."""
     rest = weight.T.contiguous().clone()  # (in, out)
     columns, rows = rest.shape
@@ -174,7 +174,7 @@ def sweep_columns(
         errors = _sweep_block_(rest, start, factor, pruned[start:stop], pruning, rounding)
         loss += errors.square().sum(dtype=torch.float64).item()
         rest[stop:].addmm_(upper[start:stop, stop:].T, errors, alpha=-1)
-    return Swept(rest, None, pruned, loss)
+    return SweepResult(rest, None, pruned, loss)
 
 
 def _sweep_block_(

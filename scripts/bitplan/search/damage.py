@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference
 from bitplan.search.evaluations import Evaluations, key_of
 
@@ -28,7 +28,7 @@ class PlanDamage:
     What is run is `kept`, under the name of the `text`: runs of one search that were killed count as one.
     """
 
-    model: Opened
+    model: PreparedModel
     reference: Reference
     weights: QuantizedWeights
     plan_of: Callable[[Choice], Plan]

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.core.resume import digest_of
 from bitplan.models.walk import StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ def key_of(plan: Plan, *more: object) -> str:
     return digest_of({"formats": formats, "more": more})
 
 
-def facts_of(model: Opened, weights: QuantizedWeights) -> dict[str, Any]:
+def facts_of(model: PreparedModel, weights: QuantizedWeights) -> dict[str, Any]:
     """Return what decides the figures of any plan of a model."""
     return {**model.facts, "importance": dict(weights.importance)}
 
@@ -90,7 +90,7 @@ class Evaluations:
 
     def _begin(self) -> None:
         """Write the file anew, without what a killed run has torn."""
-        with written_aside(self.path) as aside:
+        with write_aside(self.path) as aside:
             kept = "".join(_line(key, made) for key, made in self._known.items())
             aside.write_text(json.dumps({"digest": self.digest}) + "\n" + kept, encoding="utf-8")
         self._begun = True

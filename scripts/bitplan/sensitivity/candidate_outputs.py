@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.models.walk import Block, Forward
-from bitplan.plans.apply import quantized_inputs, set_weight_
+from bitplan.plans.apply import quantize_inputs, set_weight_
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.plans.smoothing import SmoothGroup, Smoothing
 from bitplan.sensitivity.local_errors import Choice
@@ -120,7 +120,7 @@ def quantized_alone(block: Block, layer: Layer, choice: Choice, weight: Tensor, 
     plan = Plan({layer.name: LayerPlan(choice.wq, choice.aq, choice.group_size)}, smoothing=smoothing)
     set_weight_(module, layer, weight)
     try:
-        with quantized_inputs(block, plan, FORMATS) if choice.inputs_change else nullcontext():
+        with quantize_inputs(block, plan, FORMATS) if choice.inputs_change else nullcontext():
             yield
     finally:
         module.weight = held

@@ -18,7 +18,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.apply_embeddings import embedded
+from bitplan.plans.apply_embeddings import embedding_quantizer
 from bitplan.plans.plan import Plan, expand
 from bitplan.reference.reference import Reference
 from bitplan.sensitivity.gradients import as_block_runs
@@ -80,4 +80,4 @@ def _final(
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         return as_block_runs(block, forward, 1)[0](hidden)
 
-    return model.run(reference.tokens, visit, embedded=embedded(plan, info, weights))
+    return model.run(reference.tokens, visit, embedded=embedding_quantizer(plan, info, weights))

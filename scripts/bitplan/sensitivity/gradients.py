@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.progress import progress
-from bitplan.core.resume import Kept, gradient_name, load_states
+from bitplan.core.resume import PartialResults, gradient_name, load_states
 from bitplan.evaluate.scores import LOGIT_VALUES_AT_ONCE
 from bitplan.models.experts import has_experts
 from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
@@ -51,12 +51,12 @@ def _after_last_block(model: StreamedModel, tokens: Tensor, states: Tensor, head
     return torch.cat(parts)
 
 
-def keep_gradients(model: StreamedModel, tokens: Tensor, head: Head, kept: Kept) -> None:
+def keep_gradients(model: StreamedModel, tokens: Tensor, head: Head, kept: PartialResults) -> None:
     """Keep the gradient at the states after each block but the first's input, last block first; what is kept is not made again."""
     count = len(model.blocks)
     if not kept.has(gradient_name(count)):
         last = load_states(kept, count, model.device)
-        kept.keep_tensor(gradient_name(count), _after_last_block(model, tokens, last, head))
+        kept.save_tensor(gradient_name(count), _after_last_block(model, tokens, last, head))
     wanted = [block for block in range(count - 1, 0, -1) if not kept.has(gradient_name(block))]
     for block in progress(wanted, len(wanted), "blocks backward"):
         hidden = load_states(kept, block, model.device)
@@ -64,10 +64,10 @@ def keep_gradients(model: StreamedModel, tokens: Tensor, head: Head, kept: Kept)
         model.run(tokens, visit, range(block, block + 1), hidden, differentiable=True)
 
 
-def _keep_gradient(block: Block, hidden: Tensor, forward: Forward, kept: Kept, step: int) -> Tensor:
+def _keep_gradient(block: Block, hidden: Tensor, forward: Forward, kept: PartialResults, step: int) -> Tensor:
     gradient = kept.tensor(gradient_name(block.index + 1)).to(hidden.device)
     own, size = as_block_runs(block, forward, step)
-    kept.keep_tensor(gradient_name(block.index), gradient_of_inputs(own, hidden, gradient, size))
+    kept.save_tensor(gradient_name(block.index), gradient_of_inputs(own, hidden, gradient, size))
     return hidden
 
 

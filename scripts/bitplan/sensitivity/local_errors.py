@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.resume import HIDDEN, NOWHERE, KeptWalk, Reached
+from bitplan.core.resume import HIDDEN, NOT_SAVED, WalkPosition, WalkProgress
 from bitplan.formats.base import Format
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
-from bitplan.formats.pairs import Pair, pair_named
+from bitplan.formats.pairs import Pair, parse_pair
 from bitplan.formats.table import FORMATS
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
@@ -32,7 +32,7 @@ from bitplan.plans.apply import weight_of
 from bitplan.plans.smoothing import SmoothGroup, Smoothing
 from bitplan.sensitivity.output_gradients import OutputGradients
 from bitplan.sensitivity.smooth_factors import checked_groups, groups_of
-from bitplan.statistics.inputs import BlockInputs, observed
+from bitplan.statistics.inputs import BlockInputs, observe_inputs
 
 COLUMNS = (
     *("layer", "category", "params", "format", "inputs", "group_size", "smoothed", "bytes"),
@@ -77,7 +77,7 @@ class Choice(Pair):
 def choice_named(name: str) -> Choice:
     """Return the candidate of a palette's name, as mxfp4/mxfp8. Raises `UserError` for a name that is none."""
     try:
-        return Choice(*astuple(pair_named(name)))
+        return Choice(*astuple(parse_pair(name)))
     except ValueError as error:
         raise user_error(f"--palette {name}", str(error), "Give formats of weights, or weights/inputs") from None
 
@@ -287,7 +287,7 @@ def measure_sensitivity(
     settings: SensitivitySettings,
     random: bool = False,
     importance: Mapping[str, Tensor] = MappingProxyType({}),
-    walk: KeptWalk = NOWHERE,
+    walk: WalkProgress = NOT_SAVED,
 ) -> tuple[list[dict[str, Any]], Smoothing | None]:
     """Return a row for every quantizable layer and candidate, in model order, and the smoothing they were measured under.
 
@@ -302,7 +302,7 @@ def measure_sensitivity(
 
     def visit(block: Block, hidden: Tensor, plain: Forward) -> Tensor:
         forward = window_by_window(plain) if has_experts(block.module) else plain
-        with observed(block, settings.tokens) as seen:
+        with observe_inputs(block, settings.tokens) as seen:
             output = forward(hidden)
         if random:
             _put_gaussian_(seen, settings.tokens)
@@ -335,7 +335,7 @@ def _kept(
     return {HIDDEN: hidden, **scales}, {"rows": rows, "groups": of_groups}
 
 
-def _groups_of(reached: Reached) -> list[SmoothGroup]:
+def _groups_of(reached: WalkPosition) -> list[SmoothGroup]:
     """Return the groups that a walk which was stopped had found."""
     told = enumerate(reached.facts.get("groups", ()))
     return [SmoothGroup(tuple(layers), reached.tensors[f"scale-{i}"], *rest) for i, (layers, *rest) in told]

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 
-from bitplan.core.resume import NOWHERE, Kept, KeptWalk, digest_of
+from bitplan.core.resume import NOT_SAVED, PartialResults, WalkProgress, digest_of
 from bitplan.demo import DEMO
 from bitplan.plans.smoothing import Smoothing
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import load_reference
 from bitplan.reference.text import cut_text
 from bitplan.sensitivity.local_errors import SensitivitySettings, measure_sensitivity
@@ -18,7 +18,7 @@ from bitplan.sensitivity.local_errors import SensitivitySettings, measure_sensit
 GAUSSIAN = "random"
 
 
-def calibration_tokens(model: Opened, calibration: str | Path, length: int, sequences: int | None) -> Tensor:
+def calibration_tokens(model: PreparedModel, calibration: str | Path, length: int, sequences: int | None) -> Tensor:
     """Return the tokens (sequences, length) of a text or a saved one; for "random", where only their number counts, of the bundled text."""
     source = DEMO / "calibration.txt" if calibration == GAUSSIAN else Path(calibration)
     if source.suffix == ".safetensors":
@@ -28,7 +28,7 @@ def calibration_tokens(model: Opened, calibration: str | Path, length: int, sequ
 
 
 def measured(
-    model: Opened,
+    model: PreparedModel,
     calibration: str | Path,
     length: int,
     sequences: int | None,
@@ -43,10 +43,12 @@ def measured(
     tokens, random = calibration_tokens(model, calibration, length, sequences), calibration == GAUSSIAN
     facts = {**model.facts, "tokens": tokens, "shape": tuple(tokens.shape), "settings": settings, "random": random}
 
-    def made(walk: KeptWalk) -> tuple[list[dict[str, Any]], Smoothing | None]:
+    def made(walk: WalkProgress) -> tuple[list[dict[str, Any]], Smoothing | None]:
         return measure_sensitivity(model.model, model.info, tokens, settings, random, importance, walk)
 
     if output is None:
-        return made(NOWHERE)
-    with Kept.beside(output, digest_of({**facts, "importance": dict(importance)})).unless_worthless() as kept:
-        return made(KeptWalk(kept))
+        return made(NOT_SAVED)
+    with PartialResults.open(
+        output, digest_of({**facts, "importance": dict(importance)})
+    ).remove_on_user_error() as kept:
+        return made(WalkProgress(kept))

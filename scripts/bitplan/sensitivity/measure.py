@@ -10,10 +10,10 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_table
-from bitplan.core.resume import Kept, digest_of
+from bitplan.core.resume import PartialResults, digest_of
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.embeddings import embedding_candidates
 from bitplan.sensitivity.fitted import with_fitted
@@ -27,7 +27,7 @@ MADE_AGAIN = "Make it again with scripts/sensitivity.py"
 
 
 def measure_table(
-    model: Opened,
+    model: PreparedModel,
     tokens: Tensor,
     settings: SensitivitySettings,
     measure: MeasureSettings,
@@ -49,7 +49,7 @@ def measure_table(
         **{**model.facts, "tokens": tokens, "shape": tuple(tokens.shape)},
         **{"settings": settings, "measure": of_figures, "alphas": alphas, "importance": dict(importance)},
     }
-    with Kept.beside(output, digest_of(facts)).unless_worthless() as kept:
+    with PartialResults.open(output, digest_of(facts)).remove_on_user_error() as kept:
         made = Measurement(model.model, model.info, tokens, settings, measure, kept, alphas, importance)
         found = made.run(plan, outside if measure.shard[0] == 1 else ())
     return replace(found, rows=with_fitted([with_price(_with_kld(row)) for row in found.rows]))

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from bitplan.core.progress import progress
-from bitplan.core.resume import SHARE, Kept, KeptWalk, digest_of, gradient_name, load_states, states_name
+from bitplan.core.resume import SHARE, PartialResults, WalkProgress, digest_of, gradient_name, load_states, states_name
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, write_smoothing
@@ -51,7 +51,7 @@ from bitplan.sensitivity.output_gradients import OutputGradients, gradient_of_ou
 from bitplan.sensitivity.prices import Pricing
 from bitplan.sensitivity.smooth_factors import checked_groups
 from bitplan.statistics.alpha_hill import alpha_hill, spectrum
-from bitplan.statistics.inputs import BlockInputs, observed
+from bitplan.statistics.inputs import BlockInputs, observe_inputs
 
 log = logging.getLogger(__name__)
 BASE, PRICES = "base.json", "prices"
@@ -102,7 +102,7 @@ class Measurement:
     tokens: Tensor
     settings: SensitivitySettings
     measure: MeasureSettings
-    kept: Kept
+    kept: PartialResults
     alphas: Mapping[str, float] | None = None
     importance: Mapping[str, Tensor] = field(default_factory=dict)
     keep_share: float = SHARE
@@ -139,7 +139,7 @@ class Measurement:
 
     def result_of(self, made: Pass) -> dict[str, Any]:
         """Return the cells of a pass, {"choice": number, "row": ...}, and its block-forwards; it comes after `base`."""
-        walk = KeptWalk(self.kept, _pass_name(made), self.keep_share)
+        walk = WalkProgress(self.kept, _pass_name(made), self.keep_share)
         found = self.kept.once(f"{walk.name}.json", lambda: self._pass(made, walk))
         walk.forget()
         return found
@@ -163,9 +163,9 @@ class Measurement:
 
     def _keep_states(self, block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         if block.index == 0:
-            self.kept.keep_tensor(states_name(0), hidden)
+            self.kept.save_tensor(states_name(0), hidden)
         output = as_block_runs(block, forward, 1)[0](hidden)
-        self.kept.keep_tensor(states_name(block.index + 1), output)
+        self.kept.save_tensor(states_name(block.index + 1), output)
         return output
 
     def _cost(self, before: int) -> float:
@@ -206,7 +206,7 @@ class Measurement:
             *(self.model, self.info, self.tokens, self._head, self.kept, layers, *work),
             *(self.importance, self.measure.memory_limit, embeddings),
         )
-        walk = KeptWalk(self.kept, PRICES, self.keep_share)
+        walk = WalkProgress(self.kept, PRICES, self.keep_share)
         found = self.kept.once(f"{PRICES}.json", lambda: pricing.run(walk))
         walk.forget()
         return found
@@ -220,7 +220,7 @@ class Measurement:
 
     # ------------------------------------------------------------------------------------------------------ a pass
 
-    def _pass(self, made: Pass, walk: KeptWalk) -> dict[str, Any]:
+    def _pass(self, made: Pass, walk: WalkProgress) -> dict[str, Any]:
         """Return the pass's cells, {choice, row}, and its cost, going on where the walk was stopped."""
         reached = walk.reached()
         before, saved = self.model.tokens_forwarded, self.saved + reached.facts.get("cost", 0.0)
@@ -262,7 +262,7 @@ class Measurement:
     ) -> Iterator[dict[str, Any]]:
         """Yield the cells of a block's pieces, and put their candidates' states into `live`."""
         hidden = load_states(self.kept, block.index, self.model.device)
-        with observed(block, self.settings.tokens) as seen:
+        with observe_inputs(block, self.settings.tokens) as seen:
             output = forward(hidden)
         groups = self._groups(block, seen)
         gradients = self._gradients(block, forward, hidden, step)

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from bitplan.core.progress import progress
-from bitplan.core.resume import Kept, KeptWalk, load_states
+from bitplan.core.resume import PartialResults, WalkProgress, load_states
 from bitplan.evaluate.perplexity import head_under
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.apply_embeddings import embedded
+from bitplan.plans.apply_embeddings import embedding_quantizer
 from bitplan.reference.head import Head
 from bitplan.sensitivity.candidates import changes
 from bitplan.sensitivity.embeddings import EmbeddingCandidate
@@ -51,7 +51,7 @@ class Pricing:
     info: ModelInfo
     tokens: Tensor
     head: Head
-    kept: Kept
+    kept: PartialResults
     layers: Sequence[Layer]
     choices: Sequence[Choice]
     draws: int
@@ -61,7 +61,7 @@ class Pricing:
     embeddings: Sequence[EmbeddingCandidate] = ()
     cost: float = field(default=0.0, init=False)
 
-    def run(self, walk: KeptWalk) -> dict[str, Any]:
+    def run(self, walk: WalkProgress) -> dict[str, Any]:
         """Return {"prices": {layer: price by choice and window}, "embeddings": price by candidate and window, "block_forwards": cost}.
 
         A price is in nats per token. A layer that no token reached has none. Block-forwards: 1 for each forward and for each draw's backward
@@ -207,6 +207,6 @@ class Pricing:
             caught.append(hidden)
             return hidden
 
-        change = embedded(candidate.plan, self.info, QuantizedWeights(limit=0))
+        change = embedding_quantizer(candidate.plan, self.info, QuantizedWeights(limit=0))
         self.model.run(self.tokens, visit, range(1), embedded=change)
         return caught[0]

@@ -7,9 +7,9 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import write_json, write_table
-from bitplan.core.resume import Kept
+from bitplan.core.resume import PartialResults
 from bitplan.plans.smoothing import Smoothing, smoothing_path, write_smoothing
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.sensitivity.agreement import agreement, agreement_lines, read_rows
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import COLUMNS, SensitivitySettings
@@ -35,7 +35,7 @@ def check_flags(measure: MeasureSettings, calibration: str | Path) -> None:
 
 
 def make_table(
-    model: Opened,
+    model: PreparedModel,
     calibration: str | Path,
     length: int,
     sequences: int | None,
@@ -52,12 +52,12 @@ def make_table(
         rows, smoothing = measured(model, calibration, length, sequences, settings, importance, output)
         rows = [{**row, "alpha": (alphas or {}).get(row["layer"])} for row in rows]
         write_sensitivity(output, rows, smoothing)
-        Kept.folder_of(output).remove()
+        PartialResults.folder_of(output).remove()
         return Made(rows, model.model.block_forwards, model.model.tokens_forwarded)
     tokens = calibration_tokens(model, calibration, length, sequences)
     made = measure_table(model, tokens, settings, measure, output, alphas, importance)
     write_sensitivity(output, made.rows, made.smoothing)
-    Kept.folder_of(output).remove()
+    PartialResults.folder_of(output).remove()
     return Made(made.rows, made.block_forwards, round(made.block_forwards * tokens.numel()))
 
 

@@ -45,7 +45,7 @@ class InputStatistics:
 
 
 @contextmanager
-def _watched(block: Block, into: dict[str, InputStatistics]) -> Iterator[None]:
+def _watch(block: Block, into: dict[str, InputStatistics]) -> Iterator[None]:
     def watcher(name: str):
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             into.setdefault(name, InputStatistics.empty(args[0].shape[-1])).add_(args[0])
@@ -60,11 +60,11 @@ def _watched(block: Block, into: dict[str, InputStatistics]) -> Iterator[None]:
             hook.remove()
 
 
-def collecting(into: dict[str, InputStatistics]) -> Visit:
+def collect_inputs(into: dict[str, InputStatistics]) -> Visit:
     """Return a visitor that adds the statistics of every layer's input to `into`."""
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
-        with _watched(block, into):
+        with _watch(block, into):
             return forward(hidden)
 
     return visit

@@ -86,7 +86,7 @@ class _SharedMoments:
 
 
 @contextmanager
-def moments_of(block: Block) -> Iterator[dict[str, InputMoments]]:
+def collect_moments(block: Block) -> Iterator[dict[str, InputMoments]]:
     """Yield {layer: moments of its input}, filled while the block runs inside the context; a layer without tokens is absent."""
     seen = _SharedMoments()
     hooks = [module.register_forward_pre_hook(seen.hook(name)) for name, module in block.layers.items()]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.models.layers import Layer
 
 MADE_BY = "Make it with scripts/layer_stats.py"
@@ -17,7 +17,7 @@ def write_importance(path: Path, importance: Mapping[str, Tensor]) -> None:
     """Write {layer: (in,)} as float32 safetensors."""
     from safetensors.torch import save_file
 
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         save_file({name: values.to(torch.float32) for name, values in importance.items()}, aside)
 
 

@@ -68,7 +68,7 @@ class BlockInputs:
 
 
 @contextmanager
-def observed(block: Block, sample_tokens: int) -> Iterator[BlockInputs]:
+def observe_inputs(block: Block, sample_tokens: int) -> Iterator[BlockInputs]:
     """Yield the block's inputs, filled while it runs inside the context; at the end samples are cut to `sample_tokens` tokens."""
     seen = BlockInputs(sample_tokens)
     names = {id(module): name for name, module in block.layers.items()}

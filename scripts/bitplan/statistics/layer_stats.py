@@ -9,11 +9,11 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_table, write_table
-from bitplan.core.resume import HIDDEN, NOWHERE, KeptWalk, Reached
+from bitplan.core.resume import HIDDEN, NOT_SAVED, WalkPosition, WalkProgress
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel, Visit
 from bitplan.plans.apply import weight_of
-from bitplan.statistics.activations import InputStatistics, collecting
+from bitplan.statistics.activations import InputStatistics, collect_inputs
 from bitplan.statistics.alpha_hill import FITS, alpha_hill, spectrum
 from bitplan.statistics.importance import write_importance
 from bitplan.statistics.weights import weight_moments
@@ -53,7 +53,7 @@ class _Measured:
     inputs: dict[str, InputStatistics]
 
     @classmethod
-    def of(cls, reached: Reached) -> "_Measured":
+    def of(cls, reached: WalkPosition) -> "_Measured":
         """Return the results saved by an interrupted walk."""
         sums: dict[str, dict[str, Tensor]] = {}
         for key, values in reached.tensors.items():
@@ -70,8 +70,8 @@ class _Measured:
         return {HIDDEN: hidden, **sums}, {"rows": self.rows, "tokens": tokens}
 
 
-def _measuring(layers: Mapping[str, Layer], measured: _Measured, walk: KeptWalk) -> Visit:
-    watch = collecting(measured.inputs)
+def _measure(layers: Mapping[str, Layer], measured: _Measured, walk: WalkProgress) -> Visit:
+    watch = collect_inputs(measured.inputs)
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
         for name, module in block.layers.items():
@@ -85,7 +85,7 @@ def _measuring(layers: Mapping[str, Layer], measured: _Measured, walk: KeptWalk)
 
 
 def measure_layers(
-    model: StreamedModel, info: ModelInfo, tokens: Tensor, walk: KeptWalk = NOWHERE
+    model: StreamedModel, info: ModelInfo, tokens: Tensor, walk: WalkProgress = NOT_SAVED
 ) -> tuple[list[dict[str, Any]], dict[str, InputStatistics], Tensor]:
     """Return the rows of the table in model order, the inputs' statistics by layer, and the final hidden states of `tokens`.
 
@@ -95,7 +95,7 @@ def measure_layers(
     reached = walk.reached()
     measured, start = _Measured.of(reached), reached.tensors.get(HIDDEN)
     start = None if start is None else start.to(model.device)
-    hidden = model.run(tokens, _measuring(layers, measured, walk), range(reached.block, len(model.blocks)), start)
+    hidden = model.run(tokens, _measure(layers, measured, walk), range(reached.block, len(model.blocks)), start)
     # Experts that the router never chose have no input.
     for name, layer in layers.items():
         measured.inputs.setdefault(name, InputStatistics.empty(layer.shape[1]))

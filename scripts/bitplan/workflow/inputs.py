@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.config.settings import IMATRIX_SUFFIX, Settings
-from bitplan.formats.facts import weighs_columns
-from bitplan.models.checkpoint_files import PARTS, matching
+from bitplan.formats.facts import uses_importance
+from bitplan.models.checkpoint_files import PARTS, match_names
 from bitplan.models.hub.listing import looks_like_id
 
 # What stands beside a plan's `of` file and belongs to it, by method.
@@ -44,7 +44,7 @@ def model_files(settings: Settings, wildcards: Any) -> list[str]:
         return [results(wildcards, "download.json")]
     folder = Path(model_folder(settings, wildcards))
     names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    return [str(folder / name) for name in sorted(matching(names, PARTS)) or ["config.json"]]
+    return [str(folder / name) for name in sorted(match_names(names, PARTS)) or ["config.json"]]
 
 
 def calibration_text(settings: Settings, wildcards: Any) -> str:
@@ -71,7 +71,7 @@ def importance_of(settings: Settings, wildcards: Any) -> str | list[str]:
 def search_importance(settings: Settings, wildcards: Any) -> str | list[str]:
     """Return the importance matrix for a search some of whose formats use it."""
     formats = settings.every_plan[wildcards.plan].formats
-    return importance_of(settings, wildcards) if any(map(weighs_columns, formats)) else []
+    return importance_of(settings, wildcards) if any(map(uses_importance, formats)) else []
 
 
 def optimal_size(settings: Settings, wildcards: Any) -> list[str]:

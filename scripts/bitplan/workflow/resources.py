@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.config.settings import Settings
-from bitplan.core.sizes import bytes_of
+from bitplan.core.sizes import parse_size
 from bitplan.workflow.inputs import model_folder
 
 GIB_MB = 1024
@@ -30,7 +30,7 @@ def runtime_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
 
 def sensitivity_mem_mb(settings: Settings, wildcards: Any, attempt: int) -> int:
     """Return memory in MiB for the sensitivity table, which also holds what the settings allow for candidates."""
-    carried = bytes_of(settings.sensitivity.memory_limit) // 2**20
+    carried = parse_size(settings.sensitivity.memory_limit) // 2**20
     measured = settings.sensitivity.has_kld
     return model_mem_mb(settings, wildcards, attempt) + measured * carried
 

@@ -18,7 +18,7 @@ from bitplan.formats.ggml import decode, encode
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plans.plan import LayerPlan, uniform
+from bitplan.plans.plan import LayerPlan, uniform_plan
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.tensor_types import CANDIDATES, nearest_type, nearest_types
 from bitplan.runtimes.transformers.original import greedy, run_original
@@ -245,10 +245,10 @@ def test_the_nearest_type_is_the_one_whose_error_is_nearest(form, group, columns
 
 def test_types_are_judged_on_what_is_written_and_stored_formats_are_left_alone(tiny, base):
     info, reader = describe(Checkpoint.open(tiny)), GGUFReader(base)
-    plan = uniform(info, "int4", group_size=128)
+    plan = uniform_plan(info, "int4", group_size=128)
     found = nearest_types(reader, info, plan)
     assert set(found) == {layer.name for layer in info.quantizable}
-    assert nearest_types(reader, info, uniform(info, "q8_0")) == {}
+    assert nearest_types(reader, info, uniform_plan(info, "q8_0")) == {}
     factor = np.exp(np.random.default_rng(0).standard_normal(96)).astype(np.float32) * 40
     tensor = next(t for t in reader.tensors if t.name == "blk.0.ffn_down.weight")
     name = "model.layers.0.mlp.down_proj"
@@ -262,7 +262,7 @@ def test_the_nearest_types_are_written_and_reported(tiny, base, tmp_path):
     (tmp_path / "c.json").write_text(json.dumps({"default": {"wq": "int4", "group_size": 4}}))
     line = ("--model_id", tiny, "--config", "c.json", "--output", "o.gguf", "--match", "distortion")
     spoken(tmp_path, "export_gguf_official.py", *line)
-    wanted = nearest_types(GGUFReader(base), info, uniform(info, "int4", group_size=4))
+    wanted = nearest_types(GGUFReader(base), info, uniform_plan(info, "int4", group_size=4))
     records = json.loads((tmp_path / "o.json").read_text())["tensors"]
     kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader(tmp_path / "o.gguf").tensors}
     made = {record["layer"]: kinds[record["tensor"]] for record in records if record["layer"] in wanted}

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.core.files import folder_aside, read_json, read_table, write_json, write_table, written_aside
+from bitplan.core.files import read_json, read_table, temporary_folder, write_aside, write_json, write_table
 from tests.conftest import SCRIPTS
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), written_aside(path) as aside:
+    with pytest.raises(ZeroDivisionError), write_aside(path) as aside:
         aside.write_text("new")
         raise ZeroDivisionError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -26,7 +26,7 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 
 def test_a_reader_never_sees_a_part(tmp_path):
     path = tmp_path / "a.json"
-    with written_aside(path) as aside:
+    with write_aside(path) as aside:
         aside.write_text("half")
         assert not path.exists()
     assert path.read_text() == "half"
@@ -67,8 +67,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from bitplan.core.files import folder_aside, written_aside
-with written_aside(Path(sys.argv[2]) / "a.json") as aside, folder_aside(Path(sys.argv[2])) as work:
+from bitplan.core.files import temporary_folder, write_aside
+with write_aside(Path(sys.argv[2]) / "a.json") as aside, temporary_folder(Path(sys.argv[2])) as work:
     aside.write_text("half")
     (work / "base.gguf").write_text("large")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -86,15 +86,15 @@ def test_what_a_killed_process_has_left_is_removed_at_the_next_write(tmp_path):
     write_json(tmp_path / "b.json", {})
     assert names(tmp_path) == left | {"b.json"}, "of another file"
     write_json(tmp_path / "a.json", {})
-    with folder_aside(tmp_path) as work:
+    with temporary_folder(tmp_path) as work:
         assert names(tmp_path) == {"a.json", "b.json", work.name}
     assert names(tmp_path) == {"a.json", "b.json"}
 
 
 def test_what_is_being_written_is_left_alone(tmp_path):
-    with written_aside(tmp_path / "a.json") as first, folder_aside(tmp_path) as work:
+    with write_aside(tmp_path / "a.json") as first, temporary_folder(tmp_path) as work:
         first.write_text("first")
-        with written_aside(tmp_path / "a.json") as second, folder_aside(tmp_path) as other:
+        with write_aside(tmp_path / "a.json") as second, temporary_folder(tmp_path) as other:
             second.write_text("second")
             assert first.exists() and work.is_dir() and other.is_dir()
         assert (tmp_path / "a.json").read_text() == "second"
@@ -107,7 +107,7 @@ def test_names_that_only_look_like_temporary_ones_are_left_alone(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / ".a.json.abcdefgh.tmp.json").symlink_to(tmp_path / ".bitplan-work-mine")
     write_json(tmp_path / "a.json", {})
-    with folder_aside(tmp_path):
+    with temporary_folder(tmp_path):
         pass
     assert names(tmp_path) == others | {"a.json", ".a.json.abcdefgh.tmp.json"}
 
@@ -119,7 +119,7 @@ def test_many_writers_of_one_file_never_take_each_others_away(tmp_path):
         try:
             for _ in range(50):
                 write_json(tmp_path / "a.json", {"number": number})
-                with folder_aside(tmp_path) as work:
+                with temporary_folder(tmp_path) as work:
                     (work / "x").touch()
         except Exception as error:
             failures.append(error)

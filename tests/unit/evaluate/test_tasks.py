@@ -8,13 +8,13 @@ import torch
 from bitplan.core.errors import UserError
 from bitplan.demo.questions import CHOICES, questions
 from bitplan.evaluate.tasks import TaskSettings, load_tasks, main_metric, metrics_of, run_tasks
-from bitplan.evaluate.whole_model import whole
+from bitplan.evaluate.whole_model import open_whole_model
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import uniform
-from bitplan.reference.opening import Opened
+from bitplan.plans.plan import uniform_plan
+from bitplan.reference.opening import PreparedModel
 from bitplan.search.adaptive.algorithm import AdaptiveSettings
 from bitplan.search.adaptive.run import alphas_of, search, task_metric
 from tests.families import make_family
@@ -31,10 +31,10 @@ def figures(bundled):
     """The bundled tasks on the bundled model, whole and with every layer in a format, 60 documents each."""
     checkpoint, info = bundled
     tasks = load_tasks(TaskSettings(("demo_stories", "demo_memory"), limit=60))
-    model = whole(open_model(checkpoint), info, QuantizedWeights())
+    model = open_whole_model(open_model(checkpoint), info, QuantizedWeights())
     results = {}
     for name in ("bf16", "mxfp8", "int2", "bf16 again"):
-        with model.under(uniform(info, name.split()[0])) as module:
+        with model.under(uniform_plan(info, name.split()[0])) as module:
             results[name] = run_tasks(tasks, module, checkpoint.folder)
     return results
 
@@ -78,14 +78,17 @@ def test_the_harness_sees_the_perplexity_that_a_forward_gives(bundled, figures, 
 def test_a_whole_model_under_a_plan_gives_the_logits_of_the_walk(tmp_path):
     checkpoint = Checkpoint.open(make_family("mixtral", tmp_path / "model"))
     info = describe(checkpoint)
-    plan = uniform(info, "mxfp4", "mxfp8")
+    plan = uniform_plan(info, "mxfp4", "mxfp8")
     tokens = torch.arange(3, 67).view(2, 32)
     from bitplan.evaluate.perplexity import plan_hidden
     from bitplan.reference.head import Head
 
     hidden = plan_hidden(open_model(checkpoint), info, plan, tokens, QuantizedWeights())
     expected = Head.of(checkpoint).logits(hidden.flatten(0, 1)).view(2, 32, -1)
-    with whole(open_model(checkpoint), info, QuantizedWeights()).under(plan) as module, torch.inference_mode():
+    with (
+        open_whole_model(open_model(checkpoint), info, QuantizedWeights()).under(plan) as module,
+        torch.inference_mode(),
+    ):
         assert torch.allclose(module(input_ids=tokens).logits, expected, atol=1e-4)
 
 
@@ -101,7 +104,7 @@ def test_questions_have_one_right_answer_that_the_story_has_told(demo):
 
 def test_a_search_may_be_on_a_tasks_metric(bundled):
     checkpoint, info = bundled
-    model = Opened(checkpoint, info, open_model(checkpoint), "fp32")
+    model = PreparedModel(checkpoint, info, open_model(checkpoint), "fp32")
     measure = task_metric(model, TaskSettings(("demo_stories",), limit=8), None, QuantizedWeights())
     plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(0.02, 6.0, 2.0))
     assert plan.summary["evaluated_on"]["metric"] == "word_perplexity" and plan.summary["ppl_increase"] <= 0.02
@@ -111,10 +114,10 @@ def test_a_search_may_be_on_a_tasks_metric(bundled):
 
 def test_where_higher_is_better_the_search_limits_the_error_rate(bundled):
     checkpoint, info = bundled
-    model = Opened(checkpoint, info, open_model(checkpoint), "fp32")
+    model = PreparedModel(checkpoint, info, open_model(checkpoint), "fp32")
     measure = task_metric(model, TaskSettings(("demo_memory",), limit=20), "acc", QuantizedWeights())
     assert measure.name == "demo_memory 1 - acc"
-    whole_, broken = (measure.figure(uniform(info, name)) for name in ("bf16", "int2"))
+    whole_, broken = (measure.figure(uniform_plan(info, name)) for name in ("bf16", "int2"))
     assert 0 < whole_ < broken <= 1
 
 
@@ -128,7 +131,7 @@ def test_an_own_task_comes_from_a_folder(bundled, tmp_path):
         "metric_list: [{metric: byte_perplexity}]\n"
     )
     tasks = load_tasks(TaskSettings(("mine",), include_path=tmp_path))
-    with whole(open_model(checkpoint), info, QuantizedWeights()).under(uniform(info, "bf16")) as module:
+    with open_whole_model(open_model(checkpoint), info, QuantizedWeights()).under(uniform_plan(info, "bf16")) as module:
         assert 1 < run_tasks(tasks, module, checkpoint.folder)["mine"]["byte_perplexity"] < 10
 
 

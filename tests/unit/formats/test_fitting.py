@@ -14,7 +14,7 @@ from bitplan.core.errors import UserError
 from bitplan.core.files import read_table
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.whole_model import whole
+from bitplan.evaluate.whole_model import open_whole_model
 from bitplan.formats import ggml
 from bitplan.formats.fitting import (
     BLOCKS,
@@ -31,8 +31,8 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform, write_plan
-from bitplan.reference.opening import Opened
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform_plan, write_plan
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
@@ -120,7 +120,7 @@ def test_one_warning_counts_each_layer_once_and_lengths_with_the_same_substitute
 class Odd:
     """A tiny real Llama, its full-precision GGUF, and its table of measured KL over the default palette."""
 
-    opened: Opened
+    opened: PreparedModel
     base: Path
     table: Path
 
@@ -138,7 +138,7 @@ def make_llama(folder: Path, hidden: int, intermediate: int) -> Path:
     return folder
 
 
-def measured(opened: Opened, output: Path, measure: MeasureSettings | None = None, palette=PALETTE) -> Path:
+def measured(opened: PreparedModel, output: Path, measure: MeasureSettings | None = None, palette=PALETTE) -> Path:
     settings = SensitivitySettings((*activation_choices("tensor"), *map(Choice, palette)))
     measure = measure or MeasureSettings("all", embeddings=("q4_k", "q6_k"))
     make_table(opened, str(TEXT), *WINDOWS, settings, measure, None, output)
@@ -153,7 +153,7 @@ def odd(tmp_path_factory):
         if name not in cache:
             folder = tmp_path_factory.mktemp("odd")
             checkpoint = Checkpoint.open(make_llama(folder / "model", *SHAPES[name]))
-            opened = Opened(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
+            opened = PreparedModel(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
             convert(checkpoint, folder / "base.gguf")
             cache[name] = Odd(opened, folder / "base.gguf", measured(opened, folder / "s.tsv"))
         return cache[name]
@@ -257,7 +257,7 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
 @pytest.mark.parametrize("form", ["q2_k", "q4_k", "q6_k", "iq4_xs", "q8_0"])
 def test_a_uniform_plan_takes_the_bytes_that_llama_cpp_takes_for_this_type(name, form, odd, tmp_path):
     one = odd(name)
-    info, plan = one.opened.info, uniform(one.opened.info, form)
+    info, plan = one.opened.info, uniform_plan(one.opened.info, form)
     quantize_by_recipe(one.base, tmp_path / "theirs.gguf", "q8_0", 1, {r"blk\..*weight": FORMATS[form].gguf_type})
     export_plan(one.base, tmp_path / "ours.gguf", info, plan, "f16", {}, 1)
     kinds = [
@@ -271,7 +271,9 @@ def test_a_uniform_plan_takes_the_bytes_that_llama_cpp_takes_for_this_type(name,
 
 def test_the_report_of_a_file_says_what_was_asked(odd, tmp_path):
     one = odd("172")
-    report = export_plan(one.base, tmp_path / "o.gguf", one.opened.info, uniform(one.opened.info, "q4_k"), "f16", {}, 1)
+    report = export_plan(
+        one.base, tmp_path / "o.gguf", one.opened.info, uniform_plan(one.opened.info, "q4_k"), "f16", {}, 1
+    )
     why = {record["layer"]: record["why"] for record in report["tensors"]}
     assert why["model.layers.0.self_attn.o_proj"] == "q4_k -> q5_0: 64 columns"
     assert why["model.layers.0.self_attn.q_proj"].startswith("q4_k -> bf16: 172 columns; not quantized")
@@ -289,8 +291,8 @@ def test_a_plan_of_the_search_says_which_formats_of_the_palette_a_substitute_sta
 
 def test_the_whole_model_and_the_walk_have_the_same_substitutes(odd):
     one = odd("down alone fits")
-    plan, weights = uniform(one.opened.info, "q4_k"), QuantizedWeights()
-    with whole(one.opened.model, one.opened.info, weights).under(plan) as module:
+    plan, weights = uniform_plan(one.opened.info, "q4_k"), QuantizedWeights()
+    with open_whole_model(one.opened.model, one.opened.info, weights).under(plan) as module:
         before = module.model.layers[0].self_attn.q_proj.weight.detach().clone()
     name = "model.layers.0.self_attn.q_proj"
     plain = one.opened.checkpoint.read([f"{name}.weight"])[f"{name}.weight"].float()

@@ -14,8 +14,8 @@ from gguf import GGMLQuantizationType, quants
 from bitplan.core.errors import UserError
 from bitplan.formats import ggml, mx
 from bitplan.formats.base import Format, Quantized, blocks_of, rows_of
-from bitplan.formats.describe import BEGIN, END, HEADINGS, describe, draws, sqnr, with_table
-from bitplan.formats.table import FORMATS, format_named
+from bitplan.formats.describe import BEGIN, END, HEADINGS, describe, draws, insert_table, sqnr
+from bitplan.formats.table import FORMATS, get_format
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, average_bits, expand
@@ -456,7 +456,7 @@ def test_fallbacks_are_those_of_llama_cpp(kind, columns, expected):
 
 def test_an_unknown_format_names_the_nearest():
     with pytest.raises(UserError, match="mxfp4"):
-        format_named("mxfp5")
+        get_format("mxfp5")
 
 
 @pytest.mark.parametrize(
@@ -564,7 +564,7 @@ def test_the_command_replaces_the_table_and_nothing_else(command, tmp_path):
 
 def test_a_file_without_a_place_for_the_table_is_refused():
     with pytest.raises(UserError, match="x.md: has no place for the table"):
-        with_table(f"text {END} {BEGIN}", "table", "x.md")
+        insert_table(f"text {END} {BEGIN}", "table", "x.md")
 
 
 @pytest.mark.parametrize("bits", [4, 8])

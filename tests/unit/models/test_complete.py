@@ -17,7 +17,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import uniform
+from bitplan.plans.plan import uniform_plan
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -53,7 +53,7 @@ def test_one_file_comes_before_an_index_as_in_transformers(folder, tiny, tmp_pat
     assert all(name in caplog.records[0].message for name in info.unused_files)
     assert same(walked(folder), transformers_logits(folder)) and same(walked(folder), walked(tiny))
     checkpoint = Checkpoint.open(folder)
-    write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp8"), QuantizedWeights())
+    write_checkpoint(tmp_path / "out", checkpoint, info, uniform_plan(info, "mxfp8"), QuantizedWeights())
     assert not (tmp_path / "out" / INDEX).exists()
     convert(checkpoint, tmp_path / "base.gguf")
     reference = make_reference(open_model(checkpoint), TEXT, 32, 2, "fp32")

@@ -16,9 +16,9 @@ from bitplan.models.families import category_of
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, average_bits, uniform
-from bitplan.reference.opening import Opened
-from bitplan.reference.reference import make_reference, reference_from
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, uniform_plan
+from bitplan.reference.opening import PreparedModel
+from bitplan.reference.reference import make_reference, reference_of_tokens
 from bitplan.reference.text import windows
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
@@ -94,7 +94,7 @@ def test_average_bits_agree_with_a_count_over_the_stored_tensors(family):
 
 
 def test_the_adaptive_search_holds_its_limit(family):
-    model = Opened(family.checkpoint, family.info, family.model, "fp32")
+    model = PreparedModel(family.checkpoint, family.info, family.model, "fp32")
     measure = token_perplexity(model, family.reference, QuantizedWeights())
     plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
     assert plan.summary["ppl_increase"] <= 0.02 and plan.summary["cost"]["evaluations"] >= 2
@@ -104,7 +104,9 @@ def test_the_adaptive_search_holds_its_limit(family):
 def test_more_damage_at_fewer_bits(family):
     kl = [
         summarize(
-            score_plan(family.model, family.info, uniform(family.info, wq, wq), family.reference, QuantizedWeights())
+            score_plan(
+                family.model, family.info, uniform_plan(family.info, wq, wq), family.reference, QuantizedWeights()
+            )
         )
         for wq in ("bf16", "mxfp8", "mxfp4")
     ]
@@ -157,7 +159,7 @@ def test_experts_of_a_projection_are_one_group_and_share_the_most_precise_type(o
     formats = {f"{prefix}.{i}.up_proj": LayerPlan("mxfp4") for i in range(3)} | {
         f"{prefix}.3.up_proj": LayerPlan("q8_0")
     }
-    plan = Plan({**uniform(olmoe.info, "mxfp4").layers, **formats})
+    plan = Plan({**uniform_plan(olmoe.info, "mxfp4").layers, **formats})
     report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", olmoe.info, plan, "f16", {}, 1)
     record = next(r for r in report["tensors"] if r["layer"] == f"{prefix}.up_proj")
     assert (record["written"], record["asked"], record["layers"]) == ("Q8_0", "mxfp4 x 3, q8_0 x 1", 4)
@@ -289,8 +291,8 @@ def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(a
     for folder in (demo / "model", as_qwen2):
         checkpoint = Checkpoint.open(folder)
         info, model = describe(checkpoint), open_model(checkpoint)
-        reference = reference_from(checkpoint, tokens, model.run(tokens), "fp32")
-        opened = Opened(checkpoint, info, model, "fp32")
+        reference = reference_of_tokens(checkpoint, tokens, model.run(tokens), "fp32")
+        opened = PreparedModel(checkpoint, info, model, "fp32")
         measure = token_perplexity(opened, reference, QuantizedWeights())
         plan = search(opened, alphas_of(opened, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
         path = tmp_path / f"{info.model_type}.gguf"

@@ -10,8 +10,8 @@ import torch
 
 from bitplan.core.errors import UserError
 from bitplan.core.files import write_table
-from bitplan.core.resume import NOWHERE, Kept, KeptWalk
-from bitplan.reference.opening import opened
+from bitplan.core.resume import NOT_SAVED, PartialResults, WalkProgress
+from bitplan.reference.opening import prepare_model
 from bitplan.reference.text import windows
 from bitplan.sensitivity import passes
 from bitplan.sensitivity.candidates import MeasureSettings
@@ -36,7 +36,7 @@ class Stopped(Exception):
 
 
 @dataclass
-class Stopping(KeptWalk):
+class Stopping(WalkProgress):
     """A walk that is kept after every block, and ended after one of them."""
 
     after: int = -1
@@ -55,25 +55,25 @@ def model(request, tmp_path_factory):
     """The bundled model of four blocks; experts, some of which no token reaches; a family that stores weights the other way round."""
     name = request.param
     folder = ROOT / "demo" / "model" if name == "demo" else make_family(name, tmp_path_factory.mktemp(name) / "model")
-    return opened(folder, "fp32", "cpu", 1)
+    return prepare_model(folder, "fp32", "cpu", 1)
 
 
 @pytest.fixture
-def partial(tmp_path) -> Kept:
-    return Kept.beside(tmp_path / "table.tsv", "this")
+def partial(tmp_path) -> PartialResults:
+    return PartialResults.open(tmp_path / "table.tsv", "this")
 
 
 def tokens_of(model) -> torch.Tensor:
     return windows(model.checkpoint.folder, TEXT, 24, 3)
 
 
-def statistics(model, folder: Path, walk: KeptWalk) -> dict[str, bytes]:
+def statistics(model, folder: Path, walk: WalkProgress) -> dict[str, bytes]:
     rows, inputs, hidden = measure_layers(model.model, model.info, tokens_of(model), walk)
     write_statistics(folder / "s.tsv", folder / "s.safetensors", rows, inputs)
     return {path.name: path.read_bytes() for path in folder.glob("s.*")} | {"hidden": hidden.numpy().tobytes()}
 
 
-def sensitivity(model, folder: Path, walk: KeptWalk) -> dict[str, bytes]:
+def sensitivity(model, folder: Path, walk: WalkProgress) -> dict[str, bytes]:
     rows, smoothing = measure_sensitivity(model.model, model.info, tokens_of(model), SETTINGS, walk=walk)
     write_table(folder / "s.tsv", rows, COLUMNS)
     return {"table": (folder / "s.tsv").read_bytes(), "smoothing": smoothing.digest.encode()}
@@ -83,14 +83,14 @@ def sensitivity(model, folder: Path, walk: KeptWalk) -> dict[str, bytes]:
 def test_a_walk_that_was_stopped_after_any_block_goes_on_there_and_finds_the_same(measure, model, partial, tmp_path):
     tokens, count = tokens_of(model).numel(), len(model.model.blocks)
     before = model.model.tokens_forwarded
-    whole = measure(model, tmp_path, NOWHERE)
+    whole = measure(model, tmp_path, NOT_SAVED)
     cost = model.model.tokens_forwarded - before
     for after in range(1, count + 1):
         with pytest.raises(Stopped):
             measure(model, tmp_path, Stopping(partial, after=after))
         assert len([*partial.folder.glob("*.safetensors")]) == 1, "states of a block that is passed take up room"
         before = model.model.tokens_forwarded
-        assert measure(model, tmp_path, KeptWalk(partial)) == whole
+        assert measure(model, tmp_path, WalkProgress(partial)) == whole
         assert model.model.tokens_forwarded - before == cost * (count - after) // count
         partial.remove()
     assert cost >= count * tokens
@@ -102,7 +102,7 @@ def test_a_pass_that_was_stopped_goes_on_after_the_last_block(model, tmp_path, m
     rounds = 0
     while True:
         stops = iter([1 + rounds % count])
-        monkeypatch.setattr(passes, "KeptWalk", lambda *args, stops=stops: Stopping(*args, after=next(stops, -1)))
+        monkeypatch.setattr(passes, "WalkProgress", lambda *args, stops=stops: Stopping(*args, after=next(stops, -1)))
         try:
             result = measure_table(model, tokens, SETTINGS, measure, tmp_path / "killed.tsv")
             break
@@ -115,14 +115,14 @@ def test_a_pass_that_was_stopped_goes_on_after_the_last_block(model, tmp_path, m
 
 def test_what_is_kept_is_exact(partial):
     states = torch.randn(3, 5)
-    KeptWalk(partial).keep(2, lambda: ({"a|b": states}, {"third": 1 / 3, "none": float("nan")}))
-    reached = KeptWalk(partial).reached()
+    WalkProgress(partial).keep(2, lambda: ({"a|b": states}, {"third": 1 / 3, "none": float("nan")}))
+    reached = WalkProgress(partial).reached()
     assert reached.block == 2 and torch.equal(reached.tensors["a|b"], states)
     assert reached.facts["third"] == 1 / 3 and reached.facts["none"] != reached.facts["none"]
 
 
 def test_keeping_takes_a_small_share_of_the_time(partial):
-    walk, saved = KeptWalk(partial, share=0.05), []
+    walk, saved = WalkProgress(partial, share=0.05), []
 
     def slowly():
         saved.append(1)
@@ -135,11 +135,11 @@ def test_keeping_takes_a_small_share_of_the_time(partial):
 
 
 def test_a_kill_while_states_are_written_leaves_those_before_them(partial):
-    KeptWalk(partial).keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    WalkProgress(partial).keep(1, lambda: ({"x": torch.ones(2)}, {}))
     (partial.folder / "walk-reached-0002.safetensors").write_bytes(b"the new ones, not yet told of")
-    assert KeptWalk(partial).reached().block == 1
+    assert WalkProgress(partial).reached().block == 1
     Stopping(partial).keep(2, lambda: ({"x": torch.zeros(2)}, {}))
-    reached = KeptWalk(partial).reached()
+    reached = WalkProgress(partial).reached()
     assert reached.block == 2 and torch.equal(reached.tensors["x"], torch.zeros(2))
 
 
@@ -147,35 +147,35 @@ def test_a_disk_that_is_full_stops_the_keeping_and_not_the_walk(partial, caplog,
     def full(self, name, tensors):
         raise OSError(28, "No space left on device")
 
-    walk = KeptWalk(partial, share=1000.0)
+    walk = WalkProgress(partial, share=1000.0)
     walk.keep(1, lambda: ({"x": torch.ones(2)}, {}))
-    monkeypatch.setattr(Kept, "keep_tensors", full)
+    monkeypatch.setattr(PartialResults, "keep_tensors", full)
     for block in (2, 3):
         walk.keep(block, lambda: ({"x": torch.zeros(2)}, {}))
     assert caplog.text.count("cannot be kept, going on without: [Errno 28] No space left on device") == 1
     monkeypatch.undo()
-    assert KeptWalk(partial).reached().block == 1
+    assert WalkProgress(partial).reached().block == 1
 
 
 def test_what_was_half_removed_counts_for_nothing(partial, monkeypatch):
-    partial.keep_tensor("states-0000.safetensors", torch.ones(2))
+    partial.save_tensor("states-0000.safetensors", torch.ones(2))
     monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)  # killed at its first step
     partial.remove()
     monkeypatch.undo()
     assert partial.has("states-0000.safetensors") and not partial.has("of.json")
-    assert not Kept.beside(partial.folder.with_name("table.tsv"), "this").has("states-0000.safetensors")
+    assert not PartialResults.open(partial.folder.with_name("table.tsv"), "this").has("states-0000.safetensors")
 
 
 def test_a_broken_file_is_named_with_the_way_out(partial):
-    KeptWalk(partial).keep(1, lambda: ({"x": torch.ones(2)}, {}))
+    WalkProgress(partial).keep(1, lambda: ({"x": torch.ones(2)}, {}))
     (partial.folder / "walk-reached-0001.safetensors").write_bytes(b"broken")
     with pytest.raises(UserError, match=r"walk-reached-0001.safetensors: is broken.*Remove"):
-        KeptWalk(partial).reached()
+        WalkProgress(partial).reached()
 
 
 @pytest.mark.parametrize(("reason", "there"), [(None, False), (OSError(28, "No space left on device"), True)])
 def test_a_mistake_of_the_user_removes_what_is_kept_and_a_full_disk_does_not(partial, reason, there):
-    with pytest.raises(UserError), partial.unless_worthless():
+    with pytest.raises(UserError), partial.remove_on_user_error():
         try:
             if reason:
                 raise reason

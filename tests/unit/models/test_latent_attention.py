@@ -10,7 +10,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import uniform
+from bitplan.plans.plan import uniform_plan
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
@@ -36,7 +36,7 @@ def deepseek(tmp_path_factory):
 
 def test_the_file_scores_as_the_simulation(deepseek, tmp_path):
     checkpoint, info, base = deepseek
-    model, plan = open_model(checkpoint), uniform(info, "q8_0")
+    model, plan = open_model(checkpoint), uniform_plan(info, "q8_0")
     reference = make_reference(model, TEXT, 64, 2, "fp32")
     assert summarize(score_gguf(base, reference, 1))["kl_mean"] < 1e-5
     report = export_plan(base, tmp_path / "o.gguf", info, plan, "f16", {}, 1)
@@ -54,7 +54,7 @@ def test_heads_share_the_importance_of_their_inputs_and_llama_cpp_takes_it(deeps
     assert np.array_equal(importance["blk.0.attn_v_b.weight"], np.tile(np.arange(1, 33), 4))
     assert "blk.0.attn_k_b.weight" not in importance
     quantize_by_recipe(base, tmp_path / "theirs.gguf", "q4_0", 1, importance=importance)
-    export_plan(base, tmp_path / "ours.gguf", info, uniform(info, "q4_0"), "f16", columns, 1)
+    export_plan(base, tmp_path / "ours.gguf", info, uniform_plan(info, "q4_0"), "f16", columns, 1)
     stored = [
         {tensor.name: tensor for tensor in GGUFReader(tmp_path / name).tensors} for name in ("ours.gguf", "theirs.gguf")
     ]

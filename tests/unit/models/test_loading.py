@@ -16,10 +16,10 @@ from bitplan.core.errors import UserError
 from bitplan.evaluate.scores import summarize
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe, model_info
-from bitplan.models.loading import unwrapped
+from bitplan.models.loading import strip_wrappers
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import uniform
+from bitplan.plans.plan import uniform_plan
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -180,9 +180,9 @@ def test_a_name_that_fits_as_it_is_comes_before_one_with_a_prefix(folder, tiny):
 
 
 def test_only_what_wrappers_add_is_taken_off():
-    assert unwrapped("module.model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
-    assert unwrapped("transformer.module_list.0.weight") == "transformer.module_list.0.weight"
-    assert unwrapped("model.layers.0.language_model.weight") == "model.layers.0.language_model.weight"
+    assert strip_wrappers("module.model.layers.0.mlp.up_proj.weight") == "model.layers.0.mlp.up_proj.weight"
+    assert strip_wrappers("transformer.module_list.0.weight") == "transformer.module_list.0.weight"
+    assert strip_wrappers("model.layers.0.language_model.weight") == "model.layers.0.language_model.weight"
 
 
 def model_that_sees(folder: Path, family: str, text: str, vision: str, **values: object) -> Path:
@@ -251,7 +251,7 @@ def test_a_tied_matrix_that_is_stored_twice_stays_tied_in_a_rewritten_checkpoint
     change(folder, lambda tensors: tensors | {HEAD: tensors[TABLE].clone()}, tie_word_embeddings=True)
     checkpoint = Checkpoint.open(folder)
     info = describe(checkpoint)
-    write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp8"), QuantizedWeights())
+    write_checkpoint(tmp_path / "out", checkpoint, info, uniform_plan(info, "mxfp8"), QuantizedWeights())
     assert HEAD not in load_file(tmp_path / "out" / "model.safetensors")
     assert Checkpoint.open(tmp_path / "out").tied
 
@@ -281,7 +281,7 @@ def test_a_rewritten_checkpoint_keeps_names_and_what_the_model_does_not_load(fol
     change(folder, lambda tensors: {f"language_model.{n}": t for n, t in tensors.items()} | TOWER)
     checkpoint = Checkpoint.open(folder)
     info = describe(checkpoint)
-    report = write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), QuantizedWeights())
+    report = write_checkpoint(tmp_path / "out", checkpoint, info, uniform_plan(info, "mxfp4"), QuantizedWeights())
     before, after = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "out"))
     assert report["changed"] == 14 and before.keys() == after.keys()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}

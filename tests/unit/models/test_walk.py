@@ -15,10 +15,10 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import TOKENS_PER_BATCH, Block, open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
 from bitplan.reference.head import Head
 from bitplan.reference.head_check import check_head
-from bitplan.reference.reference import load_reference, make_reference, reference_from, save_reference
+from bitplan.reference.reference import load_reference, make_reference, reference_of_tokens, save_reference
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def plain_nll(module, tokens: torch.Tensor) -> torch.Tensor:
 def test_the_walk_gives_the_nll_of_a_plain_forward(opened, reference, tiny):
     _, info, model = opened
     module = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    ours = plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights())
+    ours = plan_nll(model, info, uniform_plan(info, "bf16"), reference, QuantizedWeights())
     assert ours.mean().item() == pytest.approx(plain_nll(module, reference.tokens).mean().item(), rel=1e-5)
 
 
@@ -52,7 +52,7 @@ def test_the_bundled_model_gives_the_nll_of_a_plain_forward(demo):
     info, model = describe(checkpoint), open_model(checkpoint)
     reference = make_reference(model, demo / "evaluation.txt", 256, 8, "fp32")
     module = AutoModelForCausalLM.from_pretrained(demo / "model", dtype=torch.float32)
-    ours = plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights())
+    ours = plan_nll(model, info, uniform_plan(info, "bf16"), reference, QuantizedWeights())
     assert ours.mean().item() == pytest.approx(plain_nll(module, reference.tokens).mean().item(), rel=1e-5)
 
 
@@ -64,7 +64,7 @@ def test_a_quantized_walk_gives_the_nll_of_a_model_quantized_by_hand(opened, ref
         part = module.get_submodule(layer.name)
         part.weight.data = FORMATS["mxfp4"].roundtrip(part.weight.data)
         hooks.append(part.register_forward_pre_hook(lambda m, args: (FORMATS["mxfp8"].roundtrip(args[0]),)))
-    ours = plan_nll(model, info, uniform(info, "mxfp4", "mxfp8"), reference, QuantizedWeights())
+    ours = plan_nll(model, info, uniform_plan(info, "mxfp4", "mxfp8"), reference, QuantizedWeights())
     assert torch.allclose(ours, plain_nll(module, reference.tokens), rtol=1e-4, atol=1e-5)
 
 
@@ -88,24 +88,24 @@ def test_a_plan_changes_only_the_layers_that_it_names(opened, reference):
 
 def test_the_same_model_runs_plain_again_after_a_plan(opened, reference):
     _, info, model = opened
-    first = plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights())
-    plan_nll(model, info, uniform(info, "mxfp4", "mxfp4"), reference, QuantizedWeights())
-    assert torch.equal(first, plan_nll(model, info, uniform(info, "bf16"), reference, QuantizedWeights()))
+    first = plan_nll(model, info, uniform_plan(info, "bf16"), reference, QuantizedWeights())
+    plan_nll(model, info, uniform_plan(info, "mxfp4", "mxfp4"), reference, QuantizedWeights())
+    assert torch.equal(first, plan_nll(model, info, uniform_plan(info, "bf16"), reference, QuantizedWeights()))
 
 
 def test_a_second_plan_quantizes_only_what_the_first_one_did_not(opened, reference):
     _, info, model = opened
     weights = QuantizedWeights()
-    score_plan(model, info, uniform(info, "mxfp4"), reference, weights)
+    score_plan(model, info, uniform_plan(info, "mxfp4"), reference, weights)
     assert weights.quantizations == 14
-    mixed = Plan({**uniform(info, "mxfp4").layers, "model.layers.0.mlp.up_proj": LayerPlan("mxfp8")})
+    mixed = Plan({**uniform_plan(info, "mxfp4").layers, "model.layers.0.mlp.up_proj": LayerPlan("mxfp8")})
     score_plan(model, info, mixed, reference, weights)
     assert weights.quantizations == 15
 
 
 def test_a_store_that_is_too_small_for_all_still_spares_what_it_holds(opened, reference):
     _, info, model = opened
-    plan, some = uniform(info, "mxfp8"), QuantizedWeights()
+    plan, some = uniform_plan(info, "mxfp8"), QuantizedWeights()
     plan_nll(model, info, plan, reference, some)
     half = QuantizedWeights(limit=some._used // 2)
     for _ in range(2):
@@ -127,7 +127,7 @@ def test_a_kept_weight_is_the_weight_that_was_quantized(name):
 
 def test_quantized_weights_over_the_limit_are_not_kept_and_the_result_is_the_same(opened, reference):
     _, info, model = opened
-    plan = uniform(info, "int4")
+    plan = uniform_plan(info, "int4")
     some, none = QuantizedWeights(), QuantizedWeights(limit=0)
     assert torch.equal(plan_nll(model, info, plan, reference, some), plan_nll(model, info, plan, reference, none))
     plan_nll(model, info, plan, reference, none)
@@ -168,7 +168,7 @@ def test_heads_with_bias_scale_or_soft_cap_give_the_nll_of_a_plain_forward(famil
     tokens = torch.randint(3, 256, (3, 32), generator=torch.Generator().manual_seed(1))
     checkpoint = Checkpoint.open(tmp_path)
     model = open_model(checkpoint)
-    walked = reference_from(checkpoint, tokens, model.run(tokens), "fp32")
+    walked = reference_of_tokens(checkpoint, tokens, model.run(tokens), "fp32")
     with torch.inference_mode():
         expected = module(input_ids=tokens).logits[:, :-1]
     ours = torch.stack([walked.head.logits(hidden[:-1]) for hidden in walked.hidden])
@@ -224,15 +224,15 @@ def test_batches_do_not_change_the_result(opened, reference):
 
 def test_kl_of_the_model_with_itself_is_zero_and_of_a_plan_is_positive(opened, reference):
     _, info, model = opened
-    same = summarize(score_plan(model, info, uniform(info, "bf16"), reference, QuantizedWeights()))
-    other = summarize(score_plan(model, info, uniform(info, "int3"), reference, QuantizedWeights()))
+    same = summarize(score_plan(model, info, uniform_plan(info, "bf16"), reference, QuantizedWeights()))
+    other = summarize(score_plan(model, info, uniform_plan(info, "int3"), reference, QuantizedWeights()))
     assert abs(same["kl_mean"]) < 1e-9 and same["top1_agreement"] == 1 and same["ln_ppl_ratio"] == 0
     assert other["kl_mean"] > 1e-4 and other["tokens"] == 9 * 63
 
 
 def test_scores_follow_their_formulas(opened, reference):
     _, info, model = opened
-    scores = score_plan(model, info, uniform(info, "int3"), reference, QuantizedWeights())
+    scores = score_plan(model, info, uniform_plan(info, "int3"), reference, QuantizedWeights())
     figures = summarize(scores)
     by_window = scores.nll.double().mean(1)
     assert figures["ppl"] == pytest.approx(math.exp(scores.nll.double().mean().item()))
@@ -263,7 +263,7 @@ def test_the_shared_model_has_its_known_perplexities(assets):
     weights = QuantizedWeights()
     known = {("bf16", "bf16"): 1.0, ("mxfp4", "bf16"): 1.12, ("mxfp8", "mxfp8"): 1.02, ("mxfp4", "mxfp4"): 1.34}
     for (wq, aq), rise in known.items():
-        figures = summarize(score_plan(model, info, uniform(info, wq, aq), reference, weights))
+        figures = summarize(score_plan(model, info, uniform_plan(info, wq, aq), reference, weights))
         assert figures["base_ppl"] == pytest.approx(38.881, abs=0.001)
         assert figures["ppl"] / figures["base_ppl"] == pytest.approx(rise, abs=0.006)
         assert figures["tokens"] == 118_552

@@ -13,15 +13,15 @@ from bitplan.core.errors import UserError
 from bitplan.core.files import read_table
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
-from bitplan.evaluate.whole_model import whole
+from bitplan.evaluate.whole_model import open_whole_model
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo, describe
 from bitplan.models.walk import StreamedModel, open_model
 from bitplan.plans import apply_embeddings as quantized_outside
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, average_bits, expand, uniform
-from bitplan.reference.opening import Opened
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, expand, uniform_plan
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference, make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
@@ -108,7 +108,7 @@ def test_a_plan_scores_as_transformers_does_with_the_matrices_replaced(small, fa
     expected = transformers_nll(replaced(one.folder, wq, wq), one.reference.tokens)
     actual = one.nll(one.plan(wq, wq))
     assert actual == pytest.approx(expected, abs=1e-5) and actual != pytest.approx(
-        one.nll(uniform(one.info, "bf16")), abs=1e-5
+        one.nll(uniform_plan(one.info, "bf16")), abs=1e-5
     )
 
 
@@ -144,13 +144,13 @@ def test_a_second_plan_quantizes_the_output_matrix_no_more(small):
 def test_the_whole_model_under_a_plan_has_its_matrices_and_gets_its_own_back(small, family):
     one = small(family)
     fresh = open_model(one.checkpoint)
-    loaded, plan = whole(fresh, one.info, QuantizedWeights()), one.plan("q4_0", "q8_0")
+    loaded, plan = open_whole_model(fresh, one.info, QuantizedWeights()), one.plan("q4_0", "q8_0")
     for _ in range(2):
         with loaded.under(plan) as module:
             assert transformers_nll(module, one.reference.tokens) == pytest.approx(one.nll(plan), abs=1e-5)
-        with loaded.under(uniform(one.info, "bf16")) as module:
+        with loaded.under(uniform_plan(one.info, "bf16")) as module:
             actual = transformers_nll(module, one.reference.tokens)
-            assert actual == pytest.approx(one.nll(uniform(one.info, "bf16")), abs=1e-5)
+            assert actual == pytest.approx(one.nll(uniform_plan(one.info, "bf16")), abs=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------------- checkpoints
@@ -245,7 +245,9 @@ def test_the_bundled_models_file_scores_as_the_plan_with_embedding_and_output_in
 def table_of(one: Small, output: Path, shard=(1, 1), embeddings=("q4_0", "q8_0"), anchors="1") -> Path:
     measure = MeasureSettings(anchors, 10**9, shard, embeddings=embeddings)
     settings = SensitivitySettings((Choice("q4_0"), Choice("q8_0")), tokens=64)
-    make_table(Opened(one.checkpoint, one.info, one.model, "fp32"), str(TEXT), 32, 4, settings, measure, None, output)
+    make_table(
+        PreparedModel(one.checkpoint, one.info, one.model, "fp32"), str(TEXT), 32, 4, settings, measure, None, output
+    )
     return output
 
 
@@ -320,11 +322,11 @@ def test_matrices_whose_rows_fit_no_k_type_are_measured_in_its_substitute_once(s
 
 
 def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(small, tmp_path, caplog):
-    from bitplan.core.resume import Kept
+    from bitplan.core.resume import PartialResults
 
     one = small("llama")
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
-    opened = Opened(one.checkpoint, one.info, one.model, "fp32")
+    opened = PreparedModel(one.checkpoint, one.info, one.model, "fp32")
     digests = []
     results = [
         ({}, ()),
@@ -332,7 +334,7 @@ def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(sma
         ({layer.name: torch.ones(layer.shape[1]) for layer in one.info.quantizable}, ()),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Kept, "beside", lambda output, digest: digests.append(digest) or stop())
+        patch.setattr(PartialResults, "beside", lambda output, digest: digests.append(digest) or stop())
         for importance, embeddings in results:
             from bitplan.sensitivity.measure import measure_table
 
@@ -358,7 +360,7 @@ def test_measured_rows_are_of_weights_quantized_with_the_importance_matrix(small
     columns = {layer.name: torch.rand(layer.shape[1]).square() for layer in one.info.quantizable}
     write_importance(tmp_path / "i.safetensors", columns)
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
-    opened, output = Opened(one.checkpoint, one.info, one.model, "fp32"), tmp_path / "s.tsv"
+    opened, output = PreparedModel(one.checkpoint, one.info, one.model, "fp32"), tmp_path / "s.tsv"
     how = (settings, MeasureSettings("all", 10**9), None, output, tmp_path / "i.safetensors")
     make_table(opened, str(TEXT), 32, 4, *how)
     row = read_table(output)[3]

@@ -17,7 +17,7 @@ from bitplan.plans.plan import (
     check_columns,
     expand,
     read_plan,
-    uniform,
+    uniform_plan,
     write_config,
     write_plan,
 )
@@ -249,8 +249,8 @@ def test_average_bits_count_scales_and_every_parameter_once(info):
 
 def test_integers_take_groups_of_128_unless_a_plan_says_otherwise(info):
     wide = ModelInfo("", "", "", "", 4 * 256, (layer("l", shape=(4, 256)),))
-    assert average_bits(uniform(wide, "int4"), wide).avg_bits_layers == 4 + 16 / 128
-    assert average_bits(uniform(wide, "int4", group_size=32), wide).avg_bits_layers == 4 + 16 / 32
+    assert average_bits(uniform_plan(wide, "int4"), wide).avg_bits_layers == 4 + 16 / 128
+    assert average_bits(uniform_plan(wide, "int4", group_size=32), wide).avg_bits_layers == 4 + 16 / 32
 
 
 def test_a_format_that_does_not_fit_is_told_for_every_layer_before_any_work(info):
@@ -283,7 +283,7 @@ def test_a_plan_names_what_a_layer_gets_whose_rows_do_not_fit_and_what_was_asked
     assert average_bits(plan, info).avg_bits == sum(
         each.params * bits for each, bits in zip(layers, (8.5, 6.5625, 16, 8.5), strict=True)
     ) / sum(each.params for each in layers)
-    assert plan.layers == {each.name: uniform(info, "q6_k", group_size=32).of(each.name) for each in layers}
+    assert plan.layers == {each.name: uniform_plan(info, "q6_k", group_size=32).of(each.name) for each in layers}
     assert len(caplog.messages) == 1 and "3 of 4 layers" in caplog.text
     caplog.clear()
     for write, name in ((write_plan, "p.json"), (write_config, "c.json")):
@@ -311,7 +311,7 @@ def test_config_and_plan_files_expand_to_the_plan_they_were_written_from(info, t
 
 
 def test_a_plan_for_another_model_is_refused(info, tmp_path):
-    write_plan(tmp_path / "plan.json", uniform(info, "mxfp4"), LayerPlan(), info, "summary")
+    write_plan(tmp_path / "plan.json", uniform_plan(info, "mxfp4"), LayerPlan(), info, "summary")
     other = ModelInfo("there", "f2", info.architecture, info.model_type, info.parameters, info.layers)
     with pytest.raises(UserError, match="another model"):
         read_plan(tmp_path / "plan.json", other)

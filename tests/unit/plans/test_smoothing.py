@@ -13,8 +13,8 @@ from bitplan.evaluate.scores import summarize
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
-from bitplan.plans.apply import QuantizedWeights, quantized_inputs, smooth_
-from bitplan.plans.plan import LayerPlan, read_plan, uniform, write_plan
+from bitplan.plans.apply import QuantizedWeights, quantize_inputs, smooth_
+from bitplan.plans.plan import LayerPlan, read_plan, uniform_plan, write_plan
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, smoothing_path, write_smoothing
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
@@ -23,7 +23,7 @@ from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, measure_sensitivity
 from bitplan.sensitivity.smooth_factors import factors
-from bitplan.statistics.inputs import observed
+from bitplan.statistics.inputs import observe_inputs
 from tests.families import FAMILIES, TEXT, make_family
 
 A4, A8 = Choice("int4", "int4_tensor"), Choice("int4", "int8_tensor")
@@ -65,7 +65,7 @@ def llama(tmp_path_factory):
 
 def test_outputs_do_not_change_before_quantization(family):
     _, case = family
-    plan = replace(uniform(case.info, "bf16"), smoothing=case.smoothing())
+    plan = replace(uniform_plan(case.info, "bf16"), smoothing=case.smoothing())
     smoothed = plan_hidden(case.model, case.info, plan, case.reference.tokens, QuantizedWeights())
     assert (smoothed - case.reference.hidden).abs().max() < 1e-5 * case.reference.hidden.abs().max()
 
@@ -83,15 +83,15 @@ def test_factors_are_folded_into_the_norm_that_an_input_comes_from(family):
 def test_activation_ranges_fall_as_the_formula_says(llama):
     smoothing, ranges = llama.smoothing(), {}
     layers = {layer.name: layer for layer in llama.info.layers}
-    plan = replace(uniform(llama.info, "bf16"), smoothing=smoothing)
+    plan = replace(uniform_plan(llama.info, "bf16"), smoothing=smoothing)
 
     def measuring(smooth: bool):
         def visit(block, hidden, forward):
             if smooth:
                 smooth_(block, smoothing, layers)
             with (
-                quantized_inputs(block, plan if smooth else uniform(llama.info, "bf16"), {}),
-                observed(block, 0) as seen,
+                quantize_inputs(block, plan if smooth else uniform_plan(llama.info, "bf16"), {}),
+                observe_inputs(block, 0) as seen,
             ):
                 answer = forward(hidden)
             ranges[smooth] = ranges.get(smooth, {}) | seen.absmax
@@ -129,13 +129,13 @@ def test_smoothing_lowers_the_damage_of_four_bit_activations(demo):
     for alphas in ((), (0.5,), (0.4, 0.5, 0.6)):
         settings = SensitivitySettings((A4,), alphas)
         smoothing = measure_sensitivity(model, info, reference.tokens, settings)[1]
-        plan = replace(uniform(info, "int4", "int4_tensor"), smoothing=smoothing)
+        plan = replace(uniform_plan(info, "int4", "int4_tensor"), smoothing=smoothing)
         kl.append(summarize(score_plan(model, info, plan, reference, QuantizedWeights()))["kl_mean"])
     assert kl[1] < 0.5 * kl[0] and kl[2] < kl[1]
 
 
 def test_a_plan_carries_its_smoothing_through_its_file(llama, tmp_path):
-    plan = replace(uniform(llama.info, "int4", "int8_tensor"), smoothing=llama.smoothing())
+    plan = replace(uniform_plan(llama.info, "int4", "int8_tensor"), smoothing=llama.smoothing())
     write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info, "summary")
     again = read_plan(tmp_path / "plan.json", llama.info)
     assert again.smoothing.digest == plan.smoothing.digest
@@ -149,7 +149,7 @@ def test_a_plan_carries_its_smoothing_through_its_file(llama, tmp_path):
 
 
 def test_factors_of_another_plan_are_refused(llama, tmp_path):
-    plan = replace(uniform(llama.info, "int4"), smoothing=llama.smoothing())
+    plan = replace(uniform_plan(llama.info, "int4"), smoothing=llama.smoothing())
     write_plan(tmp_path / "plan.json", plan, LayerPlan(), llama.info, "summary")
     group = plan.smoothing.groups[0]
     other = Smoothing((SmoothGroup(group.layers, 2 * group.scale, group.norm),))
@@ -165,7 +165,7 @@ def test_factors_of_another_plan_are_refused(llama, tmp_path):
 
 
 def test_quantized_weights_of_smoothed_and_plain_layers_are_told_apart(llama):
-    weights, plain = QuantizedWeights(), uniform(llama.info, "int4")
+    weights, plain = QuantizedWeights(), uniform_plan(llama.info, "int4")
     smooth = replace(plain, smoothing=llama.smoothing())
     first = plan_hidden(llama.model, llama.info, plain, llama.reference.tokens, weights)
     second = plan_hidden(llama.model, llama.info, smooth, llama.reference.tokens, weights)
@@ -176,7 +176,7 @@ def test_quantized_weights_of_smoothed_and_plain_layers_are_told_apart(llama):
 def test_layers_that_share_an_input_divide_and_quantize_it_once(llama, monkeypatch):
     calls = []
     form = QuantizedWeights().formats["int8_tensor"]
-    plan = replace(uniform(llama.info, "bf16", "int8_tensor"), smoothing=llama.smoothing())
+    plan = replace(uniform_plan(llama.info, "bf16", "int8_tensor"), smoothing=llama.smoothing())
 
     class Counting:
         @staticmethod
@@ -185,7 +185,7 @@ def test_layers_that_share_an_input_divide_and_quantize_it_once(llama, monkeypat
             return form.roundtrip(values, group)
 
     def visit(block, hidden, forward):
-        with quantized_inputs(block, plan, {"int8_tensor": Counting}):
+        with quantize_inputs(block, plan, {"int8_tensor": Counting}):
             return forward(hidden)
 
     llama.model.run(llama.reference.tokens[:2], visit)
@@ -196,16 +196,18 @@ def test_layers_that_share_an_input_divide_and_quantize_it_once(llama, monkeypat
 def test_a_checkpoint_with_folded_smoothing_scores_as_the_plan(family, tmp_path):
     _, case = family
     for wq in ("bf16", "int4"):
-        plan = replace(uniform(case.info, wq), smoothing=case.smoothing())
+        plan = replace(uniform_plan(case.info, wq), smoothing=case.smoothing())
         expected = plan_nll(case.model, case.info, plan, case.reference, QuantizedWeights()).double().mean().item()
         write_checkpoint(tmp_path / wq, case.checkpoint, case.info, plan, QuantizedWeights(limit=0))
         written = Opened(tmp_path / wq)
-        plain = plan_nll(written.model, written.info, uniform(written.info, "bf16"), case.reference, QuantizedWeights())
+        plain = plan_nll(
+            written.model, written.info, uniform_plan(written.info, "bf16"), case.reference, QuantizedWeights()
+        )
         assert plain.double().mean().item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_command_keeps_a_plans_factors_out_of_the_weights_it_writes(llama, command, tmp_path):
-    plan = replace(uniform(llama.info, "int4"), smoothing=llama.smoothing())
+    plan = replace(uniform_plan(llama.info, "int4"), smoothing=llama.smoothing())
     write_plan(tmp_path / "p.json", plan, LayerPlan(), llama.info, "summary")
     folder = llama.checkpoint.folder
     command("quantize_model.py", "--model", folder, "--layer-config", tmp_path / "p.json", "--output", tmp_path / "out")
@@ -223,11 +225,11 @@ def base(family, tmp_path):
 
 def test_a_gguf_with_folded_smoothing_computes_what_the_model_computes(family, base, tmp_path):
     _, case = family
-    plan = replace(uniform(case.info, "bf16"), smoothing=case.smoothing())
+    plan = replace(uniform_plan(case.info, "bf16"), smoothing=case.smoothing())
     report = export_plan(base, tmp_path / "o.gguf", case.info, plan, "f32", {}, 1)
     assert summarize(score_gguf(tmp_path / "o.gguf", case.reference, 1))["kl_mean"] < 1e-6
     assert report["smoothing"]["folded"] == 4 and len(report["smoothing"]["not_stored"]) == 2 * EXPECTED[family[0]][1]
-    q8 = replace(uniform(case.info, "q8_0", "int8_tensor"), smoothing=case.smoothing())
+    q8 = replace(uniform_plan(case.info, "q8_0", "int8_tensor"), smoothing=case.smoothing())
     export_plan(base, tmp_path / "q8.gguf", case.info, q8, "f16", {}, 1)
     assert summarize(score_gguf(tmp_path / "q8.gguf", case.reference, 1))["kl_mean"] < 1e-3
     norms = [
@@ -246,7 +248,7 @@ def test_a_norm_that_feeds_the_residual_too_is_left_alone(family, setting, tmp_p
     (folder / "config.json").write_text(json.dumps({**config, **setting}))
     case = Opened(folder)
     smoothing = case.smoothing()
-    plan = replace(uniform(case.info, "bf16"), smoothing=smoothing)
+    plan = replace(uniform_plan(case.info, "bf16"), smoothing=smoothing)
     smoothed = plan_hidden(case.model, case.info, plan, case.reference.tokens, QuantizedWeights())
     assert (smoothed - case.reference.hidden).abs().max() < 1e-4 * case.reference.hidden.abs().max()
     assert set(smoothing.by_layer) == {layer.name for layer in case.info.quantizable}
@@ -255,7 +257,7 @@ def test_a_norm_that_feeds_the_residual_too_is_left_alone(family, setting, tmp_p
 @pytest.mark.parametrize("name", ["mixtral", "llama"])
 def test_scales_of_a_window_do_not_depend_on_how_windows_are_batched(name, tmp_path):
     case = Opened(make_family(name, tmp_path / "model"))
-    plan, hidden = uniform(case.info, "int4", "int4_tensor"), []
+    plan, hidden = uniform_plan(case.info, "int4", "int4_tensor"), []
     for tokens in (32, 64, 192):
         case.model.tokens_per_batch = tokens
         hidden.append(plan_hidden(case.model, case.info, plan, case.reference.tokens, QuantizedWeights()))

@@ -12,7 +12,7 @@ import pytest
 from bitplan.core.errors import UserError
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.reference.datasets import TEXT_SETS, calibration_tokens, calibration_windows
-from bitplan.reference.opening import opened
+from bitplan.reference.opening import prepare_model
 from bitplan.reference.text import load_tokenizer, windows
 from tests.conftest import SCRIPTS
 from tests.families import TEXT
@@ -87,7 +87,7 @@ def test_a_data_set_of_the_hub_is_fetched_by_its_usual_name(name, tiny, tmp_path
 
 
 def test_windows_begin_with_bos_where_the_policy_asks_for_it_and_may_be_all_of_a_text(tiny):
-    plain, begun = (opened(tiny, "fp32", "cpu", 1, bos) for bos in ("never", "always"))
+    plain, begun = (prepare_model(tiny, "fp32", "cpu", 1, bos) for bos in ("never", "always"))
     every = calibration_windows(plain, str(TEXT), 64, None, 0)
     some = calibration_windows(plain, str(TEXT), 64, 4, 0)
     assert (
@@ -99,7 +99,7 @@ def test_windows_begin_with_bos_where_the_policy_asks_for_it_and_may_be_all_of_a
 
 
 def test_a_data_set_without_an_end_needs_a_number_of_windows(tiny, monkeypatch):
-    monkeypatch.setattr("bitplan.reference.datasets.fetched_texts", lambda name: ["a"])
+    monkeypatch.setattr("bitplan.reference.datasets.download_texts", lambda name: ["a"])
     with pytest.raises(UserError, match="c4: has no end") as refused:
         calibration_tokens("c4", Checkpoint.open(tiny), "", 64, None, 0)
     assert "Give a number" in str(refused.value)

@@ -15,14 +15,14 @@ from bitplan.config.paths import same_text, tokens_seen
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
 from bitplan.evaluate.scores import TokenScores, summarize
-from bitplan.evaluate.whole_model import whole
+from bitplan.evaluate.whole_model import open_whole_model
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.devices import pick_dtype
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import uniform
-from bitplan.reference.opening import held_out_reference, opened, reference_on
+from bitplan.plans.plan import uniform_plan
+from bitplan.reference.opening import open_held_out_reference, open_reference, prepare_model
 from bitplan.reference.reference import load_reference, make_reference, save_reference
 from bitplan.reference.text import cut_text, load_tokenizer, read_text
 from bitplan.statistics.activations import InputStatistics
@@ -112,16 +112,16 @@ def test_a_link_and_a_copy_are_the_same_text(tmp_path, short):
 
 
 def test_a_held_out_text_that_was_measured_on_is_taken_behind_it(tiny, short, tmp_path, caplog):
-    model = opened(tiny, "fp32", "cpu", 1)
-    seen = reference_on(short, model, 16, 3)
+    model = prepare_model(tiny, "fp32", "cpu", 1)
+    seen = open_reference(short, model, 16, 3)
     copy = shutil.copy(short, tmp_path / "copy.txt")
     with caplog.at_level(logging.INFO):
-        reference = held_out_reference(tmp_path / "copy.txt", seen, model, 24, 2)
+        reference = open_held_out_reference(tmp_path / "copy.txt", seen, model, 24, 2)
     assert (reference.source.start, reference.source.stop) == (48, 96) and "its tokens from 48 on" in caplog.text
-    assert held_out_reference(ROOT / "demo" / "evaluation.txt", seen, model, 16, 2).source.start == 0
-    save_reference(tmp_path / "saved.safetensors", reference_on(short, model, 16, 2), model.info.fingerprint, copy)
+    assert open_held_out_reference(ROOT / "demo" / "evaluation.txt", seen, model, 16, 2).source.start == 0
+    save_reference(tmp_path / "saved.safetensors", open_reference(short, model, 16, 2), model.info.fingerprint, copy)
     with pytest.raises(UserError, match="holds tokens that are measured on"):
-        held_out_reference(tmp_path / "saved.safetensors", seen, model, 16, 2)
+        open_held_out_reference(tmp_path / "saved.safetensors", seen, model, 16, 2)
 
 
 # --------------------------------------------------------------------------------------------------------- the text itself
@@ -160,7 +160,7 @@ def test_a_bos_that_is_wanted_and_not_there_is_an_error(changed, short):
 
 
 def test_a_score_and_a_saved_text_say_how_their_windows_begin(tiny, short, tmp_path):
-    model = opened(tiny, "fp32", "cpu", 1, "always")
+    model = prepare_model(tiny, "fp32", "cpu", 1, "always")
     reference = make_reference(model.model, short, 16, 3, "fp32", 5)
     save_reference(tmp_path / "t.safetensors", reference, model.info.fingerprint, short)
     again = load_reference(tmp_path / "t.safetensors", model.checkpoint, model.info.fingerprint)
@@ -170,9 +170,9 @@ def test_a_score_and_a_saved_text_say_how_their_windows_begin(tiny, short, tmp_p
 
 
 def test_windows_beyond_the_positions_of_training_are_warned_of_once(tiny, short, caplog):
-    model = opened(tiny, "fp32", "cpu", 1)
+    model = prepare_model(tiny, "fp32", "cpu", 1)
     for _ in range(2):
-        reference_on(short, model, 200, 2)
+        open_reference(short, model, 200, 2)
     assert [record.levelname for record in caplog.records if "max_position_embeddings" in record.message] == ["WARNING"]
     assert "windows of 200 tokens are longer than the 128 positions" in caplog.text and "--length 128" in caplog.text
 
@@ -183,7 +183,7 @@ def test_tokens_behind_the_embedding_are_named_wherever_they_are_fed(tiny):
     behind = torch.tensor([[5, 2048, 2050, 7]])
     with pytest.raises(UserError, match="has 2048 rows, and the tokenizer gives token 2050 and 1 others behind"):
         model.run(behind)
-    with whole(model, info, QuantizedWeights()).under(uniform(info, "bf16")) as module:
+    with open_whole_model(model, info, QuantizedWeights()).under(uniform_plan(info, "bf16")) as module:
         with pytest.raises(UserError, match="2048 rows.*take its added tokens out"):
             module(behind)
         assert module(behind.clamp(max=2047)).logits.isfinite().all()
@@ -236,9 +236,9 @@ def overflowing(weights):
 
 
 def test_a_walk_names_the_first_block_that_overflows_and_the_way_out(changed, short):
-    model = opened(changed(tensors=overflowing), "fp16", "cpu", 1)
+    model = prepare_model(changed(tensors=overflowing), "fp16", "cpu", 1)
     with pytest.raises(UserError, match="block 1 overflows fp16: its output is not finite. Use --dtype bf16 or fp32"):
-        reference_on(short, model, 16, 2)
+        open_reference(short, model, 16, 2)
 
 
 def test_statistics_of_a_model_that_overflows_are_not_written(changed, command, short, tmp_path):

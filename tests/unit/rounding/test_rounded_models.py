@@ -14,7 +14,7 @@ import bitplan.rounding.model as rounding_model
 from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_nll
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, read_plan, uniform, write_plan
+from bitplan.plans.plan import LayerPlan, Plan, read_plan, uniform_plan, write_plan
 from bitplan.rounding.model import RoundingSettings, round_plan
 from bitplan.rounding.tuning import TuningSettings
 from bitplan.runtimes.gguf.convert import convert
@@ -69,12 +69,12 @@ def bundled(demo):
 
 def test_on_a_trained_model_it_halves_the_damage_of_rounding_to_nearest(bundled, tmp_path):
     for name in ("q4_k", "int3"):
-        plan = uniform(bundled.info, name, group_size=None if name == "q4_k" else 32)
+        plan = uniform_plan(bundled.info, name, group_size=None if name == "q4_k" else 32)
         assert damage(bundled, rounded(bundled, plan, tmp_path / name)) < 0.65 * damage(bundled, plan)
 
 
 def test_tuned_codes_damage_a_trained_model_less_than_those_of_feedback(bundled, tmp_path):
-    plan = uniform(bundled.info, "q4_k")
+    plan = uniform_plan(bundled.info, "q4_k")
     tuned = RoundingSettings("tuned", tuning=TuningSettings(40, 2048))
     ours, start = (rounded(bundled, plan, tmp_path / how.rounding, how) for how in (tuned, RoundingSettings()))
     assert damage(bundled, ours) < 0.95 * damage(bundled, start)
@@ -89,7 +89,7 @@ def test_tuning_keeps_the_full_precision_models_own_states_as_its_target(llama, 
         return real(modules, columns, hidden, target, *rest)
 
     monkeypatch.setattr(rounding_model, "tune_", note)
-    rounded(llama, uniform(llama.info, "int2"), tmp_path / "r", FEW_STEPS)
+    rounded(llama, uniform_plan(llama.info, "int2"), tmp_path / "r", FEW_STEPS)
     whole = []
     llama.model.run(
         llama.reference.tokens, lambda block, hidden, forward: whole.append(forward(hidden)) or whole[-1].clone()
@@ -103,7 +103,7 @@ def test_gradients_pass_quantized_inputs(llama, tmp_path, aq, caplog):
     caplog.set_level("INFO")
     rounded(
         llama,
-        uniform(llama.info, "int3", aq, 32),
+        uniform_plan(llama.info, "int3", aq, 32),
         tmp_path / "r",
         RoundingSettings("tuned", tuning=TuningSettings(20, 96)),
     )
@@ -121,7 +121,7 @@ def test_a_block_is_rounded_on_the_outputs_of_the_rounded_ones_before_it(llama, 
 
     monkeypatch.setattr(rounding_model, "round_layer", note)
     for name in ("int2", "int8"):
-        rounded(llama, uniform(llama.info, name), tmp_path / name)
+        rounded(llama, uniform_plan(llama.info, name), tmp_path / name)
         seen[name] = seen["model.layers.0.self_attn.q_proj"], seen["model.layers.1.self_attn.q_proj"]
     (first, second), (also_first, other) = seen["int2"], seen["int8"]
     assert torch.equal(first, also_first) and not torch.allclose(second, other)
@@ -163,7 +163,7 @@ def test_what_a_run_with_other_settings_has_left_is_not_gone_on_from(llama, tmp_
             raise KeyboardInterrupt
         return real(layer, *how)
 
-    plan = uniform(llama.info, "int4")
+    plan = uniform_plan(llama.info, "int4")
     monkeypatch.setattr(rounding_model, "round_layer", stops)
     with pytest.raises(KeyboardInterrupt):
         rounded(llama, plan, tmp_path / "r", RoundingSettings(damping=0.1))
@@ -179,11 +179,11 @@ def test_layers_without_codes_and_those_outside_the_blocks_are_left_as_the_plan_
         name for name, choice in plan.layers.items() if choice.wq == "int4"
     }
     with pytest.raises(UserError, match="nothing to round"):
-        rounded(llama, uniform(llama.info, "bf16"), tmp_path / "none")
+        rounded(llama, uniform_plan(llama.info, "bf16"), tmp_path / "none")
 
 
 def test_with_activation_formats_layers_are_rounded_for_the_quantized_inputs(llama, tmp_path):
-    plain, quantized = (rounded(llama, uniform(llama.info, "int4", aq), tmp_path / aq) for aq in ("bf16", "mxfp4"))
+    plain, quantized = (rounded(llama, uniform_plan(llama.info, "int4", aq), tmp_path / aq) for aq in ("bf16", "mxfp4"))
     assert plain.rounded.digest != quantized.rounded.digest
     name = "model.layers.0.self_attn.q_proj"
     assert not torch.equal(plain.rounded.weight(name), quantized.rounded.weight(name))
@@ -285,7 +285,7 @@ def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tm
     ("name", "kind"), [("mxfp4_mse", "MXFP4"), ("int4", "Q4_0"), ("int5", "Q5_0"), ("int8", "Q8_0")]
 )
 def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_llama, name, kind, tmp_path):
-    plan = rounded(llama, uniform(llama.info, name, group_size=32), tmp_path / "r")
+    plan = rounded(llama, uniform_plan(llama.info, name, group_size=32), tmp_path / "r")
     report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1, match="distortion")
     records = [record for record in report["tensors"] if record["layer"] in plan.rounded]
     assert {record["written"] for record in records} == {kind} and not any(record["why"] for record in records)
@@ -294,7 +294,7 @@ def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_
 
 
 def test_codes_that_no_type_holds_are_said_not_to_be_in_the_file(llama, base_of_llama, tmp_path):
-    plan = rounded(llama, uniform(llama.info, "int3", group_size=32), tmp_path / "r")
+    plan = rounded(llama, uniform_plan(llama.info, "int3", group_size=32), tmp_path / "r")
     report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)
     assert report["rounded"] == {"rounding": "feedback", "layers": len(llama.info.quantizable), "exact": 0}
     reasons = [record["why"] for record in report["tensors"] if record["layer"] in plan.rounded]
@@ -302,11 +302,11 @@ def test_codes_that_no_type_holds_are_said_not_to_be_in_the_file(llama, base_of_
 
 
 def half_precision(base, case: Opened):
-    return plan_tensors(GGUFReader(base), case.info, uniform(case.info, "bf16"), "f16")
+    return plan_tensors(GGUFReader(base), case.info, uniform_plan(case.info, "bf16"), "f16")
 
 
 def test_a_base_file_that_does_not_hold_the_checkpoints_values_is_refused(llama, base_of_llama, tmp_path):
-    plan = rounded(llama, uniform(llama.info, "q4_0"), tmp_path / "r")
+    plan = rounded(llama, uniform_plan(llama.info, "q4_0"), tmp_path / "r")
     rewrite(base_of_llama, tmp_path / "half.gguf", half_precision(base_of_llama, llama), {}, 1)
     with pytest.raises(UserError, match="holds other values"):
         export_plan(tmp_path / "half.gguf", tmp_path / "o.gguf", llama.info, plan, "f16", {}, 1)

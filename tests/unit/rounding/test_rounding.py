@@ -13,7 +13,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import FEEDBACK, NEAREST, feedback, round_layer
+from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer, round_with_feedback
 from bitplan.rounding.sweep import Pruning, damped_factors, sweep_columns
 from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, tune_
 from tests.unit.search.test_sparsegpt import gptq
@@ -85,7 +85,7 @@ def test_without_correlations_it_is_rounding_to_nearest(name):
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_integers_with_one_scale_per_row_are_gptq_by_gaussian_elimination(bits):
     layer, inputs = layer_to_round(f"int{bits}", 12, 40, group=40, dtype=torch.float64)
-    result = layer.values(feedback(layer, damped_factors(layer.hessian, 0.01)).quantized())
+    result = layer.values(round_with_feedback(layer, damped_factors(layer.hessian, 0.01)).quantized())
     assert torch.allclose(result, gptq(layer.weight, inputs, bits), rtol=0, atol=1e-12)
 
 
@@ -100,7 +100,7 @@ def test_scales_are_found_on_weights_that_have_every_earlier_error(name):
         column = rest[j].clone()
         rest[j] = columns.rounded(j, column, torch.zeros(8, dtype=torch.bool), rest[j:])
         rest[j + 1 :] -= torch.outer(upper[j, j + 1 :], (column - rest[j]) / upper[j, j])
-    result = layer.values(feedback(layer, damped_factors(layer.hessian, 0.01)).quantized())
+    result = layer.values(round_with_feedback(layer, damped_factors(layer.hessian, 0.01)).quantized())
     assert torch.allclose(result, layer.values(columns.quantized()), rtol=0, atol=1e-12)
 
 
@@ -108,13 +108,13 @@ def test_scales_are_found_on_weights_that_have_every_earlier_error(name):
 def test_each_descent_lowers_the_error_of_the_layer(name):
     layer, _ = layer_to_round(name)
     factors = damped_factors(layer.hessian, 0.01)
-    errors = [layer.error(feedback(layer, factors, descents).quantized()) for descents in range(4)]
+    errors = [layer.error(round_with_feedback(layer, factors, descents).quantized()) for descents in range(4)]
     assert errors == sorted(errors, reverse=True) and errors[1] < 0.97 * errors[0]
 
 
 def test_a_descent_moves_each_column_to_its_best_place_given_all_others():
     layer, _ = layer_to_round("int4", 4, 48, dtype=torch.float64)
-    columns = feedback(layer, damped_factors(layer.hessian, 0.01), 50)
+    columns = round_with_feedback(layer, damped_factors(layer.hessian, 0.01), 50)
     hessian = layer.hessian.clone()
     hessian.diagonal().add_(0.001 * hessian.diagonal().mean())
     change = columns.values().T - layer.weight
@@ -148,7 +148,9 @@ def test_a_layers_error_is_never_above_that_of_rounding_to_nearest(name):
 def test_feedback_that_is_worse_than_nearest_is_not_taken_and_the_log_says_so(caplog, monkeypatch):
     layer, _ = layer_to_round("q4_k")
     worse = LayerToRound("q4_k", layer.weight + 1, layer.hessian, layer.form, layer.group)
-    monkeypatch.setattr("bitplan.rounding.layer.feedback", lambda layer, *how: feedback(worse, *how))
+    monkeypatch.setattr(
+        "bitplan.rounding.layer.round_with_feedback", lambda layer, *how: round_with_feedback(worse, *how)
+    )
     result = round_layer(layer)
     assert result.rounding == NEAREST and result.error == result.error_nearest and "layer error" in result.why
     assert torch.equal(result.quantized.parts["data"], layer.nearest().parts["data"])
@@ -236,7 +238,7 @@ def test_sizes_are_those_of_rounding_to_nearest(name):
 
 def found_by_feedback(name: str, rows: int = 24):
     layer, inputs = layer_to_round(name, rows, 256)
-    return layer, inputs, feedback(layer, damped_factors(layer.hessian, 0.01))
+    return layer, inputs, round_with_feedback(layer, damped_factors(layer.hessian, 0.01))
 
 
 @pytest.mark.parametrize("name", WITH_CODES)

@@ -17,7 +17,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert, exact_type
 from bitplan.runtimes.gguf.export import export_plan
@@ -116,13 +116,13 @@ def test_the_report_gives_types_bytes_and_average_bits_of_the_file(model, mixed_
 
 
 def test_a_file_that_is_not_the_report_is_refused(model, base, mixed, mixed_file):
-    other = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "q8_0"), "bf16")
+    other = plan_tensors(GGUFReader(base), model[1], uniform_plan(model[1], "q8_0"), "bf16")
     with pytest.raises(UserError, match="the report says"):
         check_written(mixed_file[0], other)
 
 
 def test_the_report_says_why_a_tensor_is_not_what_was_asked_for(model, base):
-    plan = uniform(model[1], "mxfp8", "mxfp8")
+    plan = uniform_plan(model[1], "mxfp8", "mxfp8")
     records = {record.layer: record for record in plan_tensors(GGUFReader(base), model[1], plan, "f16")}
     one = records["model.layers.0.self_attn.q_proj"]
     assert one.written == "Q8_0"
@@ -134,7 +134,7 @@ def test_rows_that_do_not_fit_a_type_fall_back_and_the_report_says_so(tiny, tmp_
     checkpoint = Checkpoint.open(tiny)
     info = describe(checkpoint)
     convert(checkpoint, tmp_path / "base.gguf")
-    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", info, uniform(info, "q4_k"), "f16", {}, 1)
+    report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", info, uniform_plan(info, "q4_k"), "f16", {}, 1)
     down = next(r for r in report["tensors"] if r["layer"] == "model.layers.0.mlp.down_proj")
     assert down["written"] == "Q5_0" and down["why"] == "q4_k -> q5_0: 96 columns"
 
@@ -148,7 +148,7 @@ def test_values_that_f16_cannot_hold_stay_bf16(model, base, monkeypatch):
     import bitplan.runtimes.gguf.file as module
 
     monkeypatch.setattr(module, "HALF_LIMIT", 0.01)
-    records = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "bf16"), "f16")
+    records = plan_tensors(GGUFReader(base), model[1], uniform_plan(model[1], "bf16"), "f16")
     assert {record.written for record in records if record.layer} == {"BF16"}
 
 
@@ -174,7 +174,7 @@ def test_the_types_of_a_recipe_written_by_us_are_its_own_bytes(model, base, impo
     given = importance_by_tensor(base, model[1], columns)
     quantize_by_recipe(base, tmp_path / "theirs.gguf", recipe, 2, importance=given)
     theirs = types_and_bytes(tmp_path / "theirs.gguf")
-    records = plan_tensors(GGUFReader(base), model[1], uniform(model[1], "q8_0"), "f16")
+    records = plan_tensors(GGUFReader(base), model[1], uniform_plan(model[1], "q8_0"), "f16")
     records = [replace(r, written=theirs[r.tensor][0], bytes=len(theirs[r.tensor][1])) for r in records]
     rewrite(base, tmp_path / "ours.gguf", records, columns, 2)
     assert types_and_bytes(tmp_path / "ours.gguf") == theirs
@@ -203,7 +203,7 @@ def test_experts_are_given_to_llama_cpp_one_after_another_and_ones_where_no_toke
     assert (down[2] == 1).all() and np.array_equal(down[3], columns["model.layers.1.block_sparse_moe.experts.3.w2"])
     assert not {"token_embd.weight", "output.weight"} & given.keys()
     quantize_by_recipe(base, tmp_path / "o.gguf", "q4_0", 1, importance=given)
-    plan = uniform(info, "q4_0")
+    plan = uniform_plan(info, "q4_0")
     export_plan(base, tmp_path / "ours.gguf", info, plan, "f16", columns, 1)
     theirs, ours = types_and_bytes(tmp_path / "o.gguf"), types_and_bytes(tmp_path / "ours.gguf")
     experts = [name for name in ours if name.endswith("_exps.weight") and theirs[name][0] == "Q4_0"]
@@ -215,7 +215,7 @@ def test_experts_are_given_to_llama_cpp_one_after_another_and_ones_where_no_toke
 def test_an_importance_matrix_lowers_the_damage_of_low_bits(model, base, reference, importance, tmp_path):
     info, kl = model[1], []
     for name, matrix in (("plain", {}), ("weighted", importance)):
-        export_plan(base, tmp_path / f"{name}.gguf", info, uniform(info, "q2_k"), "bf16", matrix, 2)
+        export_plan(base, tmp_path / f"{name}.gguf", info, uniform_plan(info, "q2_k"), "bf16", matrix, 2)
         kl.append(summarize(score_gguf(tmp_path / f"{name}.gguf", reference, 1))["kl_mean"])
     assert kl[1] < kl[0]
 

@@ -9,7 +9,7 @@ from gguf import GGUFReader, LlamaFileType
 from bitplan import __version__
 from bitplan.core.errors import UserError
 from bitplan.models.layers import model_info
-from bitplan.plans.plan import average_bits, uniform
+from bitplan.plans.plan import average_bits, uniform_plan
 from bitplan.runtimes.gguf.file import TensorRecord, file_type_of
 from bitplan.runtimes.gguf.metadata import expected_kl, measured_kl, name_of_plan, plan_keys
 
@@ -31,14 +31,14 @@ def test_a_plans_file_says_what_it_is(command, tiny, tmp_path, demo):
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     held, info = fields(tmp_path / "a.gguf"), model_info(tiny)
     assert held["general.name"] == "tiny mine" and held["bitplan.plan"] == "mine"
-    assert held["bitplan.avg_bits"] == pytest.approx(average_bits(uniform(info, "q5_0"), info).avg_bits, rel=1e-6)
+    assert held["bitplan.avg_bits"] == pytest.approx(average_bits(uniform_plan(info, "q5_0"), info).avg_bits, rel=1e-6)
     assert held["bitplan.kl"] == 0.125 and held["bitplan.version"] == __version__
     assert held["bitplan.calibration_sha256"] == hashlib.sha256(text.read_bytes()).hexdigest()
 
 
 def test_what_is_not_known_has_no_key(tiny):
     info = model_info(tiny)
-    keys = plan_keys(uniform(info, "q8_0"), info, "tiny", "mine")
+    keys = plan_keys(uniform_plan(info, "q8_0"), info, "tiny", "mine")
     assert set(keys) == {"general.name", "bitplan.plan", "bitplan.version", "bitplan.avg_bits"}
 
 

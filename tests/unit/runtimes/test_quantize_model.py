@@ -16,7 +16,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan, uniform
+from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.families import TEXT, make_family
@@ -36,7 +36,7 @@ def test_transformers_gives_the_written_checkpoint_the_nll_of_the_plan(family, w
     checkpoint = Checkpoint.open(folder)
     info, model = describe(checkpoint), open_model(checkpoint)
     made = make_reference(model, TEXT, 32, 4, "fp32")
-    plan = uniform(info, wq)
+    plan = uniform_plan(info, wq)
     wanted = plan_nll(model, info, plan, made, QuantizedWeights()).double().mean().item()
     write_checkpoint(tmp_path / "out", checkpoint, info, plan, QuantizedWeights(limit=0))
     assert plain_nll(tmp_path / "out", made.tokens).double().mean().item() == pytest.approx(wanted, abs=1e-6)
@@ -81,7 +81,7 @@ def test_shards_keep_their_names_and_the_index_its_entries(tmp_path):
     (source / "model.safetensors").unlink()
     checkpoint = Checkpoint.open(source)
     info = describe(checkpoint)
-    write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), QuantizedWeights(limit=0))
+    write_checkpoint(tmp_path / "out", checkpoint, info, uniform_plan(info, "mxfp4"), QuantizedWeights(limit=0))
     before, after = (
         json.loads((folder / "model.safetensors.index.json").read_text()) for folder in (source, tmp_path / "out")
     )
@@ -95,7 +95,7 @@ def test_a_folder_that_holds_something_is_left_alone(bundled, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
-        write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), QuantizedWeights(limit=0))
+        write_checkpoint(tmp_path / "out", checkpoint, info, uniform_plan(info, "mxfp4"), QuantizedWeights(limit=0))
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "mine"]
 
 
@@ -109,7 +109,7 @@ def test_an_error_half_way_leaves_no_folder(bundled, tmp_path):
             return super().get(layer, weight, made, smoothing)
 
     with pytest.raises(OSError):
-        write_checkpoint(tmp_path / "out", checkpoint, info, uniform(info, "mxfp4"), Broken(limit=0))
+        write_checkpoint(tmp_path / "out", checkpoint, info, uniform_plan(info, "mxfp4"), Broken(limit=0))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,9 +11,9 @@ import torch
 from bitplan.core.errors import UserError
 from bitplan.core.files import write_table
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform, write_config, write_plan
+from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform_plan, write_config, write_plan
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, smoothing_path
-from bitplan.plans.torch_config import content_of, read_any_plan, read_pt, write_pt
+from bitplan.plans.torch_config import read_any_plan, read_pt, torch_content, write_pt
 from bitplan.search.genetic.algorithm import GeneticSettings
 from bitplan.search.genetic.rows import read_sensitivity, sensitivity_of
 from bitplan.search.genetic.run import (
@@ -142,7 +142,7 @@ def test_average_bits_hold_their_target_by_an_independent_count(target, seed):
 
 def test_average_bits_out_of_reach_are_refused_with_the_range():
     model = info()
-    low, high = (average_bits(uniform(model, form), model).avg_bits for form in ("q2_k", "q8_0"))
+    low, high = (average_bits(uniform_plan(model, form), model).avg_bits for form in ("q2_k", "q8_0"))
     with pytest.raises(UserError, match=rf"reach {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}"):
         searched(Target(None, low - 0.01, PALETTE), model)
     plan, _ = searched(Target(None, math.ceil(1e4 * low) / 1e4, PALETTE), model)
@@ -443,8 +443,11 @@ def test_code_in_a_configuration_is_refused_and_not_run(plain, tmp_path):
 def test_a_configuration_that_is_cut_short_or_changed_is_refused_or_read_whole(tmp_path):
     model = info(1)
     path, rng = tmp_path / "x.pt", np.random.default_rng(0)
-    write_pt(path, uniform(model, "int4", "int8_tensor", 128), model)
-    whole, plain = path.read_bytes(), pickle.dumps(content_of(uniform(model, "int4", "int8_tensor", 128), model), 2)
+    write_pt(path, uniform_plan(model, "int4", "int8_tensor", 128), model)
+    whole, plain = (
+        path.read_bytes(),
+        pickle.dumps(torch_content(uniform_plan(model, "int4", "int8_tensor", 128), model), 2),
+    )
     for share in (0.0, 0.001, 0.1, 0.5, 0.9, 0.999):
         path.write_bytes(whole[: int(share * len(whole))])
         refused(path, model)

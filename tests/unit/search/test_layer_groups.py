@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.models.layer_patterns import matched
+from bitplan.models.layer_patterns import match_layers
 from bitplan.search.allocation.groups import layer_groups
 from bitplan.search.allocation.patterns import matched_parts, told_apart
 
@@ -57,7 +57,7 @@ def test_two_stars_match_without_telling_apart():
 )
 def test_a_pattern_with_parts_matches_what_fnmatch_matches(pattern):
     names = (*LAYERS, "[", "a]b", "blk.x.y")
-    assert sorted(matched_parts(pattern, names)) == matched(pattern, names)
+    assert sorted(matched_parts(pattern, names)) == match_layers(pattern, names)
     assert all(len(parts) == told_apart(pattern) for parts in matched_parts(pattern, names).values())
 
 

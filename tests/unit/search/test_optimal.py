@@ -14,8 +14,8 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import Plan, average_bits, read_plan, uniform
-from bitplan.reference.opening import Opened
+from bitplan.plans.plan import Plan, average_bits, read_plan, uniform_plan
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import make_reference
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
@@ -176,9 +176,9 @@ def test_a_race_without_swaps_keeps_the_plan():
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory) -> Opened:
+def small(tmp_path_factory) -> PreparedModel:
     checkpoint = Checkpoint.open(make_family("llama", tmp_path_factory.mktemp("llama") / "model"))
-    return Opened(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
+    return PreparedModel(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
 
 
 PALETTE = ("q4_0", "q5_0", "q8_0")
@@ -194,17 +194,17 @@ def measured(small) -> SensitivityTable:
     return SensitivityTable(tuple(layer.name for layer in layers), PALETTE, params, sizes, kld, ("",) * len(layers))
 
 
-def uniform_bytes(model: Opened, layer: str, form: str) -> float:
-    plan = Plan({layer: uniform(model.info, form).of(layer)})
+def uniform_bytes(model: PreparedModel, layer: str, form: str) -> float:
+    plan = Plan({layer: uniform_plan(model.info, form).of(layer)})
     return (average_bits(plan, model.info).avg_bits * model.info.parameters - 16 * other(model, layer)) / 8
 
 
-def other(model: Opened, layer: str) -> int:
+def other(model: PreparedModel, layer: str) -> int:
     return model.info.parameters - next(one.params for one in model.info.layers if one.name == layer)
 
 
-def alone(model: Opened, layer: str, form: str, reference, weights) -> float:
-    plan = Plan({layer: uniform(model.info, form).of(layer)})
+def alone(model: PreparedModel, layer: str, form: str, reference, weights) -> float:
+    plan = Plan({layer: uniform_plan(model.info, form).of(layer)})
     return float(score_plan(model.model, model.info, plan, reference, weights).kl.double().mean())
 
 
@@ -341,7 +341,7 @@ def test_a_plan_of_a_files_size_makes_a_file_that_is_no_larger(command, small, m
     convert(small.checkpoint, base)
     mixed = Plan(
         {
-            layer.name: uniform(small.info, PALETTE[i % 3]).of(layer.name)
+            layer.name: uniform_plan(small.info, PALETTE[i % 3]).of(layer.name)
             for i, layer in enumerate(small.info.quantizable)
         }
     )

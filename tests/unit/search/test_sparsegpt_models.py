@@ -16,9 +16,9 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.compressed import CompressedLayer, packed_mask, read_compressed
-from bitplan.plans.plan import LayerPlan, average_bits, read_plan, uniform, write_config, write_plan
-from bitplan.reference.opening import opened
+from bitplan.plans.compressed import CompressedLayer, pack_mask, read_compressed
+from bitplan.plans.plan import LayerPlan, average_bits, read_plan, uniform_plan, write_config, write_plan
+from bitplan.reference.opening import prepare_model
 from bitplan.reference.reference import make_reference
 from bitplan.rounding.channel_grid import Quantizer
 from bitplan.rounding.sweep import Pruning
@@ -129,7 +129,7 @@ def test_parts_of_the_blocks_are_as_the_documents_loop_has_them(blocks, parts):
 
 
 def test_a_second_plan_with_outputs_in_the_same_folder_is_refused_before_any_work(llama, tmp_path, monkeypatch):
-    model = opened(llama.checkpoint.folder, "fp32", "cpu", 1)
+    model = prepare_model(llama.checkpoint.folder, "fp32", "cpu", 1)
 
     def run(name: str, settings=HALF):
         outputs = (tmp_path / f"{name}.config.json", tmp_path / f"{name}.json")
@@ -224,7 +224,7 @@ def layer_of(widths: list[int], rows: int, group: int, pruned: torch.Tensor | No
         "scale": torch.ones(len(options), groups, rows, dtype=torch.float16),
     }
     if pruned is not None:
-        parts["pruned"] = packed_mask(pruned)
+        parts["pruned"] = pack_mask(pruned)
     if zero:
         parts["zero"] = torch.zeros(len(options), groups, rows, dtype=torch.uint8)
     return CompressedLayer(parts, options, group)
@@ -287,12 +287,12 @@ def test_on_a_trained_model_it_damages_less_than_rounding_to_nearest_at_the_same
 
 
 def test_on_real_activations_every_layer_loses_less_than_by_rounding_to_nearest(bundled):
-    from bitplan.statistics.hessian import moments_of
+    from bitplan.statistics.hessian import collect_moments
 
     losses = []
 
     def visit(block, hidden, forward):
-        with moments_of(block) as moments:
+        with collect_moments(block) as moments:
             output = forward(hidden)
         for name, module in block.layers.items():
             weight, hessian, lost = module.weight.detach().clone(), moments[name].hessian, []
@@ -479,5 +479,5 @@ def test_the_documents_names_are_imported_from_the_command(llama):
 
 
 def test_a_uniform_plan_of_no_compressed_layer_needs_no_folder(llama, tmp_path):
-    write_plan(tmp_path / "plan.json", uniform(llama.info, "int4"), LayerPlan(), llama.info, "summary")
+    write_plan(tmp_path / "plan.json", uniform_plan(llama.info, "int4"), LayerPlan(), llama.info, "summary")
     assert read_plan(tmp_path / "plan.json", llama.info).compressed is None

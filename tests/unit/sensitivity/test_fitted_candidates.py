@@ -10,7 +10,7 @@ from bitplan.core.errors import UserError
 from bitplan.core.files import read_table
 from bitplan.formats.fitting import fitting_format
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened, opened
+from bitplan.reference.opening import PreparedModel, prepare_model
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import AVG_BITS, Target, allocate, allocation_problem
 from bitplan.search.genetic.algorithm import GeneticSettings
@@ -33,14 +33,14 @@ FITS, NOTE = "down_proj", "q4_k/int8_token -> q5_0/int8_token: 64 columns"
 class Priced:
     """A model most of whose rows do not fit q4_k, and its table, measured and priced."""
 
-    opened: Opened
+    opened: PreparedModel
     table: Path
 
 
 @pytest.fixture(scope="module")
 def priced(tmp_path_factory) -> Priced:
     folder = tmp_path_factory.mktemp("pairs")
-    model = opened(make_llama(folder / "model", 64, 512), "fp32", "cpu", 1)
+    model = prepare_model(make_llama(folder / "model", 64, 512), "fp32", "cpu", 1)
     settings = SensitivitySettings((*activation_choices("tensor", 32), *map(choice_named, PALETTE)), ())
     make_table(model, str(TEXT), 32, 8, settings, MeasureSettings("all", draws=16), None, folder / "s.tsv")
     return Priced(model, folder / "s.tsv")

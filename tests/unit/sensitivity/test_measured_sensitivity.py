@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from bitplan.core.errors import UserError
 from bitplan.core.files import read_table
-from bitplan.core.resume import Kept, gradient_name, states_name
+from bitplan.core.resume import PartialResults, gradient_name, states_name
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import divergence
 from bitplan.models.walk import open_model
@@ -26,8 +26,8 @@ from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.plans.smoothing import SmoothGroup, Smoothing
 from bitplan.reference.head import Head
-from bitplan.reference.opening import opened
-from bitplan.reference.reference import reference_from
+from bitplan.reference.opening import prepare_model
+from bitplan.reference.reference import reference_of_tokens
 from bitplan.reference.text import windows
 from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.search.genetic.run import palette_table
@@ -56,7 +56,7 @@ class Model:
         self.opened = self.fresh()
 
     def fresh(self):
-        made = opened(self.folder, "fp32", "cpu", 1)
+        made = prepare_model(self.folder, "fp32", "cpu", 1)
         made.model.tokens_per_batch = 2 * LENGTH
         return made
 
@@ -66,7 +66,7 @@ class Model:
     @cached_property
     def reference(self):
         final = self.opened.model.run(self.tokens)
-        return reference_from(self.opened.checkpoint, self.tokens, final, self.opened.dtype)
+        return reference_of_tokens(self.opened.checkpoint, self.tokens, final, self.opened.dtype)
 
     def alone(self, row, smoothing) -> float:
         """KL of the layer and formats of a row, by a full forward of the model under a plan for that one layer."""
@@ -269,7 +269,7 @@ def test_a_walk_holds_no_more_candidates_than_the_memory_limit_says(llama, tmp_p
 
 
 def test_the_bundled_model_takes_at_most_six_tenths_of_the_block_forwards_of_one_by_one(demo, tmp_path):
-    model = opened(demo / "model", "fp32", "cpu", 1)
+    model = prepare_model(demo / "model", "fp32", "cpu", 1)
     tokens = windows(demo / "model", TEXT, 16, 2)
     palette = tuple(map(Choice, ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")))
     settings = SensitivitySettings((*activation_choices("tensor"), *palette), (0.5,))
@@ -307,7 +307,7 @@ def whole_gradients(folder: Path, tokens: torch.Tensor, names: list[str]):
 
 
 def test_the_gradient_between_blocks_is_that_of_the_whole_model(llama, tmp_path):
-    kept = Kept.beside(tmp_path / "s.tsv", "x")
+    kept = PartialResults.open(tmp_path / "s.tsv", "x")
     states = []
 
     def note(block, hidden, forward):
@@ -316,7 +316,7 @@ def test_the_gradient_between_blocks_is_that_of_the_whole_model(llama, tmp_path)
 
     llama.opened.model.run(llama.tokens, note)
     for block, values in enumerate(states, start=1):
-        kept.keep_tensor(states_name(block), values)
+        kept.save_tensor(states_name(block), values)
     keep_gradients(llama.opened.model, llama.tokens, Head.of(llama.opened.checkpoint), kept)
     names = ["model.layers.0", "model.layers.1"]
     wanted = whole_gradients(llama.folder, llama.tokens, names)
@@ -386,7 +386,7 @@ def arguments(model: Model, output: Path) -> list[str]:
 
 def pieces(output: Path) -> dict[str, int]:
     """What is kept beside an output, whole pieces only, with the time when each was written."""
-    folder = Kept.folder_of(output).folder
+    folder = PartialResults.folder_of(output).folder
     try:
         return {
             path.name: path.stat().st_mtime_ns
@@ -423,22 +423,22 @@ def test_a_run_killed_at_any_moment_goes_on_where_it_was_and_writes_the_same_byt
         logs.append(log)
     logs.append(subprocess.run(arguments(llama, output), check=True, capture_output=True, text=True).stderr)
     assert ["going on from" in log for log in logs] == [False, True, True, True, True]
-    assert not Kept.folder_of(output).folder.exists()
+    assert not PartialResults.folder_of(output).folder.exists()
     for name in ("s.tsv", "s.smoothing.safetensors"):
         assert (output.parent / name).read_bytes() == (whole.parent / name).read_bytes()
 
 
 def test_what_is_kept_of_another_text_is_not_used_and_the_log_says_so(llama, tmp_path, caplog):
     output = tmp_path / "s.tsv"
-    kept = Kept.beside(output, "another")
-    kept.keep_tensor(states_name(0), torch.zeros(1))
+    kept = PartialResults.open(output, "another")
+    kept.save_tensor(states_name(0), torch.zeros(1))
     made = llama.measured(output)
     assert "is of another model, text or setting" in caplog.text
     assert made.rows == llama.measured(tmp_path / "other.tsv").rows
 
 
 def test_a_mistake_in_the_settings_touches_nothing_that_is_kept(llama, tmp_path):
-    kept = Kept.beside(tmp_path / "s.tsv", "x")
+    kept = PartialResults.open(tmp_path / "s.tsv", "x")
     before = pieces(tmp_path / "s.tsv")
     with pytest.raises(UserError, match="--memory-limit"):
         llama.measured(tmp_path / "s.tsv", replace(ALL, memory_limit=10))
@@ -503,7 +503,7 @@ def test_planning_says_how_many_candidates_there_are(llama, caplog):
 
 def test_a_measurement_can_be_opened_again(llama, tmp_path):
     """All of it kept, a second run does no block again."""
-    kept = Kept.beside(tmp_path / "s.tsv", "x")
+    kept = PartialResults.open(tmp_path / "s.tsv", "x")
     plan = planned(llama.opened.model, llama.opened.info, llama.tokens, SETTINGS, ALL)
     parts = (llama.opened.info, llama.tokens, SETTINGS, ALL, kept)
     first = Measurement(llama.opened.model, *parts).run(plan)

@@ -12,12 +12,12 @@ from torch import nn
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
 from bitplan.core.files import read_json, read_table
-from bitplan.formats.pairs import pair_named
+from bitplan.formats.pairs import parse_pair
 from bitplan.models.layers import Layer
 from bitplan.models.walk import Block
 from bitplan.plans.plan import read_plan
 from bitplan.reference.head import Head
-from bitplan.reference.opening import opened
+from bitplan.reference.opening import prepare_model
 from bitplan.reference.text import windows
 from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.sensitivity.agreement import kendall
@@ -275,7 +275,7 @@ def test_how_much_memory_there_is_changes_no_price(llama, tmp_path):
 @pytest.fixture(scope="module")
 def bundled(demo, tmp_path_factory):
     """Rows of the bundled model's layers, measured and priced on a few windows."""
-    model = opened(demo / "model", "fp32", "cpu", 1)
+    model = prepare_model(demo / "model", "fp32", "cpu", 1)
     settings = SensitivitySettings((Choice("q3_k"), Choice("q4_k"), Choice("q6_k")))
     tokens = windows(demo / "model", TEXT, 128, 16)
     return measure_table(model, tokens, settings, replace(ALL, draws=16), tmp_path_factory.mktemp("b") / "s.tsv").rows
@@ -339,9 +339,9 @@ def test_gaussian_inputs_have_no_prices(llama, tmp_path, command):
     ],
 )
 def test_a_palettes_name_says_the_formats_of_weights_and_inputs(name, formats):
-    made = pair_named(name)
+    made = parse_pair(name)
     assert (made.wq, made.aq, made.group_size) == formats
-    assert made.name == name.removesuffix("/bf16") and pair_named(made.name) == made
+    assert made.name == name.removesuffix("/bf16") and parse_pair(made.name) == made
 
 
 @pytest.mark.parametrize(
@@ -356,7 +356,7 @@ def test_a_palettes_name_says_the_formats_of_weights_and_inputs(name, formats):
 )
 def test_a_name_that_is_no_candidate_is_refused(name, what):
     with pytest.raises(ValueError, match=what):
-        pair_named(name)
+        parse_pair(name)
 
 
 @pytest.fixture(scope="module")

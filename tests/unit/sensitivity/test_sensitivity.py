@@ -22,7 +22,7 @@ from bitplan.sensitivity.local_errors import (
     sensitivity_ratio,
     weighted_error,
 )
-from bitplan.statistics.inputs import observed
+from bitplan.statistics.inputs import observe_inputs
 from tests.families import TEXT, make_family
 
 FIGURES = ("mse", "relative_mse", "weighted_error")
@@ -189,7 +189,7 @@ def test_no_more_tokens_are_looked_at_than_asked_for_but_ranges_are_of_all(llama
     seen = {}
 
     def visit(block, hidden, forward):
-        with observed(block, 40) as found:
+        with observe_inputs(block, 40) as found:
             output = forward(hidden)
         seen.update({name: sum(map(len, held)) for name, held in found.samples.items()})
         assert set(found.tokens.values()) == {4 * 32}
@@ -296,7 +296,7 @@ def test_random_inputs_are_standard_normal_and_of_each_input_its_own(llama, monk
 @pytest.mark.parametrize("random", [False, True])
 def test_experts_that_no_token_reached_have_empty_figures(mixtral, random):
     def visit(block, hidden, forward):
-        with observed(block, 64) as seen:
+        with observe_inputs(block, 64) as seen:
             output = forward(hidden)
         unreached.update(name for name in block.layers if "experts" in name and name not in seen.tokens)
         return output

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from bitplan.core.errors import user_error
-from bitplan.models.checkpoint_files import matching
+from bitplan.models.checkpoint_files import match_names
 from bitplan.models.hub.download import download, obtain_all
 from bitplan.models.hub.listing import (
     HASHES,
@@ -48,7 +48,7 @@ def _in_cache(model_id: str, revision: str | None) -> Path | None:
         folder = Path(snapshot_download(model_id, revision=revision, allow_patterns=names, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    for path in (folder / name for name in names or matching(os.listdir(folder))):
+    for path in (folder / name for name in names or match_names(os.listdir(folder))):
         blob = path.resolve()
         kind = next((kind for kind, form in HASHES.items() if form.fullmatch(blob.name)), None)
         if kind and not is_whole(blob, HubFile(path.name, blob.stat().st_size, kind, blob.name)):
@@ -90,10 +90,10 @@ def _check_linked(folder: Path, source: Source) -> None:
 
 def _name_commit(refs: Path, source: Source) -> None:
     """Write down which commit a branch or tag is, so that it is found without the hub."""
-    from bitplan.core.files import written_aside
+    from bitplan.core.files import write_aside
 
     if source.revision != source.commit:
-        with written_aside(refs / source.revision) as aside:
+        with write_aside(refs / source.revision) as aside:
             aside.write_text(source.commit, encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitplan import __version__
 from bitplan.core.errors import UserError, user_error
-from bitplan.models.checkpoint_files import INDEX, WEIGHTS, matching
+from bitplan.models.checkpoint_files import INDEX, WEIGHTS, match_names
 from bitplan.models.hub.transfer import CONTACTS, HubFile, pause_asked, retried
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _refuse_unsafe(model_id: str, names: Iterable[str]) -> None:
     for name in names:
         parts = re.split(r"[/\\]", name)
         outside = ".." in parts or "\\" in name or not parts[0] or ":" in parts[0]
-        if outside and matching(parts[-1:]):
+        if outside and match_names(parts[-1:]):
             shown = name.encode("unicode_escape").decode()
             raise user_error(
                 model_id, f"lists a file {shown!r}, which is not a place inside its folder", "Nothing was fetched"
@@ -89,15 +89,15 @@ def _refuse_unsafe(model_id: str, names: Iterable[str]) -> None:
 
 def _refuse_without_weights(model_id: str, names: list[str]) -> None:
     """Raise `UserError` for a repository that has no safetensors or no `config.json` in its root."""
-    pickles = matching(names, PICKLES)
-    if not matching(names, WEIGHTS) and pickles:
+    pickles = match_names(names, PICKLES)
+    if not match_names(names, WEIGHTS) and pickles:
         raise user_error(
             model_id,
             f"has its weights only as pickle ({pickles[0]}), which can run any code when it is read and is not fetched",
             f'Convert it where you trust it: AutoModelForCausalLM.from_pretrained("{model_id}").save_pretrained("DIR"), the'
             " same with AutoTokenizer, then give DIR",
         )
-    if not matching(names, WEIGHTS):
+    if not match_names(names, WEIGHTS):
         raise user_error(model_id, "has no safetensors file", "Give a model that is saved by transformers")
     if "config.json" not in names:
         raise user_error(model_id, "has no config.json", "Give a model that is saved by transformers")
@@ -111,7 +111,7 @@ def wanted(model_id: str, names: list[str]) -> list[str]:
     _refuse_without_weights(model_id, root)
     # Beside its own shards a repository may hold the weights a second time, for another program.
     own = {"model.safetensors", INDEX} & set(root)
-    return sorted(name for name in matching(root) if not (own and name.startswith("consolidated")))
+    return sorted(name for name in match_names(root) if not (own and name.startswith("consolidated")))
 
 
 def _hub_file(model_id: str, sibling: Any) -> HubFile:

@@ -12,7 +12,7 @@ from functools import reduce
 from pathlib import Path
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.models.checkpoint import FLOATS, Checkpoint
 from bitplan.models.complete import check_loading
 from bitplan.models.walk import check_finite
@@ -112,7 +112,7 @@ def convert(
     facts, rows = facts_of(tokenizer), checkpoint.config.get("vocab_size")
     if isinstance(rows, int):
         warn_of_tokens_without_rows(facts, rows, checkpoint.folder)
-    with written_aside(output) as aside:
+    with write_aside(output) as aside:
         command = [sys.executable, run_converter.__file__, str(folder), str(checkpoint.folder), "--outfile", str(aside)]
         named = ["--outtype", kind, "--model-name", name or checkpoint.folder.resolve().name]
         _run([*command, *named], _for_converter(facts, checkpoint), checkpoint, output)

@@ -10,8 +10,8 @@ import numpy as np
 from gguf import GGUFReader
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import folder_aside
-from bitplan.formats.table import CHANNELS
+from bitplan.core.files import temporary_folder
+from bitplan.formats.table import PER_CHANNEL
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.apply import QuantizedWeights
@@ -44,7 +44,7 @@ def base_file(
     if given is not None and not compressed:
         yield given
         return
-    with folder_aside(beside) as folder:
+    with temporary_folder(beside) as folder:
         source = _with_compressed(checkpoint, info, plan, folder / "checkpoint") if compressed else checkpoint
         check = checker() if checker is not None and not compressed else None
         convert(source, folder / "base.gguf", name=checkpoint.folder.resolve().name, check=check)
@@ -53,7 +53,7 @@ def base_file(
 
 def _with_compressed(checkpoint: Checkpoint, info: ModelInfo, plan: Plan, folder: Path) -> Checkpoint:
     """Return a checkpoint in `folder` that holds the plan's compressed layers, and everything else as it was."""
-    only = {name: made for name, made in plan.layers.items() if made.wq == CHANNELS}
+    only = {name: made for name, made in plan.layers.items() if made.wq == PER_CHANNEL}
     made = Plan(only, compressed=plan.compressed)
     write_checkpoint(folder, checkpoint, info, made, QuantizedWeights(limit=0))
     return Checkpoint.open(folder)
@@ -126,7 +126,7 @@ def _channels_report(
     records: Sequence[TensorRecord], plan: Plan, info: ModelInfo, max_error: float
 ) -> dict[str, Any] | None:
     """Return what the file needs for layers with a width per channel, and what the plan would need."""
-    some = [record for record in records if any(plan.of(layer).wq == CHANNELS for layer in record.layers)]
+    some = [record for record in records if any(plan.of(layer).wq == PER_CHANNEL for layer in record.layers)]
     if not some:
         return None
     stored = sum(plan.of(layer).stored_bits or 0 for record in some for layer in record.layers) / 8

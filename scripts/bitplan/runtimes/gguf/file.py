@@ -22,12 +22,12 @@ from gguf import (
 )
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import check_gguf, written_aside
+from bitplan.core.files import check_gguf, write_aside
 from bitplan.core.progress import progress
 from bitplan.formats.base import Format
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.ggml import block_of, fallback
-from bitplan.formats.table import CHANNELS, IN_PLANS
+from bitplan.formats.table import IN_PLANS, PER_CHANNEL
 from bitplan.models.families import merged_name
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.fitting import SUBSTITUTE
@@ -144,7 +144,7 @@ def choose_type(
     columns = int(tensor.shape[0])
     kind = fallback(asked, columns)
     reasons = [noted] if noted else []
-    if made.wq == CHANNELS:
+    if made.wq == PER_CHANNEL:
         return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
     if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
         reasons.append("exact ties are rounded towards zero, not to even")
@@ -280,7 +280,7 @@ def rewrite(
     reader = GGUFReader(base)
     fields = {"general.quantization_version": constants.GGML_QUANT_VERSION}
     fields |= {"general.file_type": int(file_type_of(records)), **keys}
-    with written_aside(output) as aside:
+    with write_aside(output) as aside:
         writer = GGUFWriter(aside, str(reader.fields["general.architecture"].contents()))
         writer.data_alignment = int(reader.alignment or GGUF_DEFAULT_ALIGNMENT)
         _copy_fields(reader, writer, fields)

@@ -9,7 +9,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, LlamaFileType
 
 from bitplan.core.errors import user_error
-from bitplan.core.files import check_gguf, written_aside
+from bitplan.core.files import check_gguf, write_aside
 from bitplan.runtimes.gguf.llama_runtime import last_error, quiet_api
 
 RECIPES = {
@@ -61,7 +61,7 @@ def quantize_by_recipe(
     columns = _importance(api, held)
     if held:
         params.imatrix = ctypes.cast(columns, type(params.imatrix))
-    with written_aside(output) as aside:
+    with write_aside(output) as aside:
         code = api.llama_model_quantize(str(base).encode(), str(aside).encode(), ctypes.byref(params))
         if code:
             said = last_error() or "it does not say why"

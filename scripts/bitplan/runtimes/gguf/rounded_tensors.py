@@ -13,7 +13,7 @@ from bitplan.formats.table import IN_PLANS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import Plan
-from bitplan.rounding.gguf_codes import TensorCodes, holds
+from bitplan.rounding.gguf_codes import TensorCodes, represents
 
 if TYPE_CHECKING:
     from bitplan.runtimes.gguf.file import TensorRecord
@@ -41,7 +41,7 @@ def _fits(layer: Layer, plan: Plan) -> bool:
 
 def _held(name: str, plan: Plan, kind: str) -> bool:
     made = plan.of(name)
-    return holds(made.wq, IN_PLANS[made.wq].group(made.group_size), kind)
+    return represents(made.wq, IN_PLANS[made.wq].group(made.group_size), kind)
 
 
 def _original(checkpoint: Checkpoint, info: ModelInfo) -> Callable[[str], Tensor]:

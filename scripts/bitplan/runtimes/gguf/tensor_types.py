@@ -10,7 +10,7 @@ from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize
 
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import block_of, decode, encode
-from bitplan.formats.table import CHANNELS, IN_PLANS
+from bitplan.formats.table import IN_PLANS, PER_CHANNEL
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.runtimes.gguf.file import layer_names
@@ -53,7 +53,7 @@ def nearest_types(
     for tensor in reader.tensors:
         for place, layer in enumerate(layers.get(tensor.name, ())):
             made = plan.of(layer)
-            if not made.weights_change or formats[made.wq].exact_in_gguf or made.wq == CHANNELS:
+            if not made.weights_change or formats[made.wq].exact_in_gguf or made.wq == PER_CHANNEL:
                 continue
             values = _some_rows(tensor, place, len(layers[tensor.name])) * factors.get(tensor.name, np.float32(1))
             found[layer] = nearest_type(np.ascontiguousarray(values, np.float32), made, formats[made.wq])
@@ -90,7 +90,7 @@ def smallest_types(reader: GGUFReader, info: ModelInfo, plan: Plan, most: float)
     """
     layers, found = layer_names(reader, info), {}
     for tensor in reader.tensors:
-        held = [name for name in layers.get(tensor.name, ()) if plan.of(name).wq == CHANNELS]
+        held = [name for name in layers.get(tensor.name, ()) if plan.of(name).wq == PER_CHANNEL]
         places = [layers[tensor.name].index(name) for name in held]
         types = [smallest_type(_some_rows(tensor, place, len(layers[tensor.name])), most) for place in places]
         found |= dict.fromkeys(held, max(types, key=_bits, default=""))

@@ -14,16 +14,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitplan.core.files import folder_written_aside, write_json
+from bitplan.core.files import write_folder_aside, write_json
 from bitplan.core.progress import progress
 from bitplan.models.checkpoint import BYTES, FLOATS, Checkpoint, TensorInfo
 from bitplan.models.checkpoint_files import INDEX
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import check_finite
 from bitplan.plans.apply import QuantizedWeights, planned_weight
-from bitplan.plans.apply_embeddings import stored_rows
+from bitplan.plans.apply_embeddings import quantize_stored_rows
 from bitplan.plans.plan import Plan, check_columns
-from bitplan.plans.smoothing import folded_norm
+from bitplan.plans.smoothing import fold_norm
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 BFLOAT16_FAMILIES = ("mx",)  # at most 4 significant bits, and the exponents of bfloat16
@@ -77,7 +77,7 @@ def _changed(
 ) -> Iterator[Tensor]:
     """Yield the values of a tensor under the plan, in the checkpoint's layout, float32: all at once, or some rows of an embedding."""
     if layer is not None and layer.is_embedding:
-        yield from (rows for _, rows in stored_rows(checkpoint, name, layer, plan, weights))
+        yield from (rows for _, rows in quantize_stored_rows(checkpoint, name, layer, plan, weights))
     else:
         yield _changed_whole(name, checkpoint, layer, plan, weights)
 
@@ -94,7 +94,7 @@ def _changed_whole(
         return (made.T if layer.transposed else made).contiguous()
     norm, _, end = name.rpartition(".")
     group = plan.smoothing.by_norm[norm]
-    return folded_norm(read[name], group if end == "weight" else replace(group, offset=0.0))
+    return fold_norm(read[name], group if end == "weight" else replace(group, offset=0.0))
 
 
 def _layer_value(weight: Tensor, layer: str, plan: Plan, weights: QuantizedWeights) -> Tensor:
@@ -131,7 +131,7 @@ def write_checkpoint(
     by_file: dict[Path, dict[str, TensorInfo]] = {}
     for key, tensor in held.items():
         by_file.setdefault(tensor.file, {})[key] = tensor
-    with folder_written_aside(output) as aside:
+    with write_folder_aside(output) as aside:
         for file in checkpoint.others():
             shutil.copyfile(file, aside / file.name)
         for file, tensors in by_file.items():

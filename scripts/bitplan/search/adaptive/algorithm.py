@@ -19,9 +19,9 @@ from typing import Any
 from bitplan.core.errors import user_error
 from bitplan.formats.base import Format
 from bitplan.formats.facts import UNQUANTIZED
-from bitplan.formats.table import FORMATS, format_named
+from bitplan.formats.table import FORMATS, get_format
 from bitplan.models.layers import ModelInfo
-from bitplan.plans.fitting import fitted_layers
+from bitplan.plans.fitting import fit_layers
 from bitplan.plans.plan import LayerPlan, Plan, average_bits
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class AdaptiveQuantizationSearch:
 
     def __post_init__(self) -> None:
         for name in self.bit_mapping:
-            format_named(name, self.formats)
+            get_format(name, self.formats)
         self.sign = 1 if self.settings.polarity == POLARITIES[0] else -1
         self.scores = {name: self.sign * alpha for name, alpha in self.alphas.items() if math.isfinite(alpha)}
         self.limit = self.settings.ppl_threshold
@@ -114,7 +114,7 @@ class AdaptiveQuantizationSearch:
             layers[layer.name] = (
                 LayerPlan(notes=notes) if form == "bf16" else LayerPlan(form, inputs, self.settings.group_size, notes)
             )
-        return Plan(fitted_layers(layers, self.info.layers))
+        return Plan(fit_layers(layers, self.info.layers))
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 

@@ -12,21 +12,21 @@ from bitplan.evaluate.perplexity import hidden_nll, plan_nll
 from bitplan.evaluate.scores import perplexity
 from bitplan.evaluate.tasks import (
     TaskSettings,
-    damage_figure,
     load_tasks,
+    loss_figure,
     main_metric,
     metrics_of,
     run_tasks,
     task_files,
 )
-from bitplan.evaluate.whole_model import whole
+from bitplan.evaluate.whole_model import open_whole_model
 from bitplan.formats.base import Format
 from bitplan.formats.table import FORMATS
 from bitplan.models.devices import free_memory
 from bitplan.models.walk import check_finite
 from bitplan.plans.apply import QuantizedWeights, scales_span_windows
 from bitplan.plans.plan import Plan
-from bitplan.reference.opening import Opened, held_out_reference, reference_on
+from bitplan.reference.opening import PreparedModel, open_held_out_reference, open_reference
 from bitplan.reference.reference import Reference
 from bitplan.search.adaptive.algorithm import FORMAT_OF_STAGE, PERPLEXITY, AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text, key_of
@@ -36,18 +36,18 @@ from bitplan.statistics.layer_stats import read_alphas
 MOST_AT_ONCE = 8
 
 
-def texts_of(args: Namespace, model: Opened) -> tuple[Reference | None, Reference | None]:
+def texts_of(args: Namespace, model: PreparedModel) -> tuple[Reference | None, Reference | None]:
     """Return the held-out text, and the one that is measured on: None where there is none. Raises `UserError`."""
     how = (model, args.length, args.sequences)
-    seen = None if args.task else reference_on(args.calibration, *how)
+    seen = None if args.task else open_reference(args.calibration, *how)
     if args.evaluation is None:
         return None, seen
     return (
-        reference_on(args.evaluation, *how) if seen is None else held_out_reference(args.evaluation, seen, *how)
+        open_reference(args.evaluation, *how) if seen is None else open_held_out_reference(args.evaluation, seen, *how)
     ), seen
 
 
-def batch_of(model: Opened, text: Reference) -> int:
+def batch_of(model: PreparedModel, text: Reference) -> int:
     """Return how many windows of a text run at once: up to 8, fewer where an eighth of the free memory holds no more."""
     config, length = model.model.module.config, text.tokens.shape[1]
     wide = max(getattr(config, "intermediate_size", None) or 4 * config.hidden_size, config.hidden_size)
@@ -56,7 +56,7 @@ def batch_of(model: Opened, text: Reference) -> int:
     return max(1, min(MOST_AT_ONCE, free_memory() // 8 // each))
 
 
-def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
+def alphas_of(model: PreparedModel, table: Path | None, fit: str) -> dict[str, float]:
     """Return {layer: alpha} of the quantizable layers, from a table or computed. Raises `UserError` for another model's table."""
     if table is None:
         return {
@@ -72,7 +72,7 @@ def alphas_of(model: Opened, table: Path | None, fit: str) -> dict[str, float]:
     return {layer.name: alphas[layer.name] for layer in model.info.quantizable}
 
 
-def _weight(model: Opened, layer: str, transposed: bool):
+def _weight(model: PreparedModel, layer: str, transposed: bool):
     read = model.checkpoint.read([f"{layer}.weight"])
     check_finite(read, model.checkpoint.folder)
     weight = read[f"{layer}.weight"]
@@ -90,7 +90,7 @@ class Measure:
 
 
 def kept_beside(
-    output: Path, measure: Measure, model: Opened, weights: QuantizedWeights
+    output: Path, measure: Measure, model: PreparedModel, weights: QuantizedWeights
 ) -> tuple[Measure, Evaluations]:
     """Return the measure with every figure kept beside an output as soon as it is there, and what keeps them."""
     kept = Evaluations.beside(output, {**facts_of(model, weights), "measure": measure.name, **measure.facts})
@@ -101,7 +101,7 @@ def kept_beside(
     return replace(measure, figure=figure), kept
 
 
-def token_perplexity(model: Opened, text: Reference, weights: QuantizedWeights) -> Measure:
+def token_perplexity(model: PreparedModel, text: Reference, weights: QuantizedWeights) -> Measure:
     """Return the perplexity per token on a text, walked block by block."""
 
     def figure(plan: Plan) -> float:
@@ -110,7 +110,7 @@ def token_perplexity(model: Opened, text: Reference, weights: QuantizedWeights) 
     return Measure(figure, summary={"bos": text.bos}, facts=facts_of_text(text))
 
 
-def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weights: QuantizedWeights) -> Measure:
+def task_metric(model: PreparedModel, settings: TaskSettings, wanted: str | None, weights: QuantizedWeights) -> Measure:
     """Return a metric of an lm-eval task: the one wanted, or the task's usual one. Where higher is better: 1 - metric.
 
     Loads the whole model; walking it afterwards ends that. Raises `UserError` for an unknown task or metric.
@@ -118,12 +118,12 @@ def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weigh
     tasks, task = load_tasks(settings), settings.tasks[0]
     rising = metrics_of(tasks, task)
     metric = main_metric(rising, task, wanted)
-    loaded = whole(model.model, model.info, weights)
+    loaded = open_whole_model(model.model, model.info, weights)
 
     def figure(plan: Plan) -> float:
         with loaded.under(plan) as module:
             row = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan, weights.formats))[task]
-        return damage_figure(row[metric], rising[metric])
+        return loss_figure(row[metric], rising[metric])
 
     name = f"1 - {metric}" if rising[metric] else metric
     told = {"task": task, "metric": metric, "limit": settings.limit, "max_length": settings.max_length}
@@ -131,7 +131,9 @@ def task_metric(model: Opened, settings: TaskSettings, wanted: str | None, weigh
     return Measure(figure, f"{task} {name}", {"evaluated_on": told}, facts)
 
 
-def held_out(model: Opened, evaluation: Reference | None, plan: Plan, weights: QuantizedWeights) -> dict[str, float]:
+def held_out(
+    model: PreparedModel, evaluation: Reference | None, plan: Plan, weights: QuantizedWeights
+) -> dict[str, float]:
     """Return perplexity on held-out text, of the model and of the plan found; nothing without a text."""
     if evaluation is None:
         return {}
@@ -141,7 +143,7 @@ def held_out(model: Opened, evaluation: Reference | None, plan: Plan, weights: Q
 
 
 def search(
-    model: Opened,
+    model: PreparedModel,
     alphas: Mapping[str, float],
     measure: Measure,
     settings: AdaptiveSettings,

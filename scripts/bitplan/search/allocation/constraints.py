@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitplan.core.errors import Problem, UserError, nearest
-from bitplan.models.layer_patterns import matched, nearest_layers
+from bitplan.models.layer_patterns import match_layers, nearest_layers
 from bitplan.sensitivity.table import SensitivityTable, listed
 
 CATEGORY = "category:"
@@ -38,8 +38,8 @@ class Rule:
     def layers(self, table: SensitivityTable) -> list[int]:
         """Return the places of the layers that match."""
         if self.pattern.startswith(CATEGORY):
-            return matched(self.pattern.removeprefix(CATEGORY), table.categories)
-        return matched(self.pattern, table.layers)
+            return match_layers(self.pattern.removeprefix(CATEGORY), table.categories)
+        return match_layers(self.pattern, table.layers)
 
 
 def rule_of(text: str, flag: str) -> Rule:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 from bitplan.search.allocation.problem import Allocation, AllocationProblem
 
 if TYPE_CHECKING:
@@ -50,5 +50,5 @@ def draw_front(problem: AllocationProblem, made: Sequence[Allocation], path: Pat
     """Write an SVG: damage of every plan over its average bits, and of every format alone. The bytes depend on the arguments alone."""
     import matplotlib
 
-    with matplotlib.rc_context(STYLE), written_aside(path) as aside:
+    with matplotlib.rc_context(STYLE), write_aside(path) as aside:
         _drawn(problem, made, title).savefig(aside, format="svg", metadata={"Date": None, "Creator": None})

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from bitplan.models.layer_patterns import is_last_part, matched, split_name
+from bitplan.models.layer_patterns import is_last_part, match_layers, split_name
 
 WILDCARD = re.compile(r"\*+|\?|\[!?\]?[^\]]*\]|[^*?[]+|\[")
 
@@ -15,7 +15,7 @@ def matched_parts(pattern: str, names: Sequence[str]) -> dict[int, tuple[str, ..
     """
     match = re.compile("".join(map(_expression, WILDCARD.findall(pattern)))).fullmatch
     found = {}
-    for place in matched(pattern, names):
+    for place in match_layers(pattern, names):
         before, part = split_name(names[place]) if is_last_part(pattern) else ("", names[place])
         parts = match(part)
         found[place] = ((before,) if is_last_part(pattern) else ()) + (parts.groups() if parts else ())

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitplan.core.files import written_aside
+from bitplan.core.files import write_aside
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,5 +48,5 @@ def draw_history(
     """
     import matplotlib
 
-    with matplotlib.rc_context(STYLE), written_aside(path) as aside:
+    with matplotlib.rc_context(STYLE), write_aside(path) as aside:
         _drawn(history, optimum, title, unit).savefig(aside, format="svg", metadata={"Date": None, "Creator": None})

@@ -9,7 +9,7 @@ from typing import Any
 from bitplan.core.errors import nearest, user_error
 from bitplan.core.files import read_table
 from bitplan.formats.facts import UNQUANTIZED
-from bitplan.formats.pairs import Pair, pair_named
+from bitplan.formats.pairs import Pair, parse_pair
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path
@@ -149,5 +149,5 @@ def _also_without_group(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> di
 
 def row_key(name: str) -> tuple[str, str]:
     """Return the key in a layer's rows of a palette's candidate, as ("int4_g64", "int8_token") of int4_g64/int8_token."""
-    made = pair_named(name)
+    made = parse_pair(name)
     return Pair(made.wq, group_size=made.group_size).name, made.aq

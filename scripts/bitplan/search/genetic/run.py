@@ -9,7 +9,7 @@ import numpy as np
 
 from bitplan.core.errors import user_error
 from bitplan.formats.fitting import fitting_formats
-from bitplan.formats.pairs import pair_named
+from bitplan.formats.pairs import parse_pair
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.fitting import substitute_note
@@ -94,7 +94,7 @@ def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
 
 def layer_plan(name: str) -> LayerPlan:
     """Return the plan of a layer that has a palette's candidate."""
-    return LayerPlan(*astuple(pair_named(name)))
+    return LayerPlan(*astuple(parse_pair(name)))
 
 
 def ratios_of(table: Sensitivity, layers: Sequence[str], scope: str) -> list[float]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import warn_of_formats
-from bitplan.reference.opening import Opened, held_out_reference, opened, reference_on
+from bitplan.reference.opening import PreparedModel, open_held_out_reference, open_reference, prepare_model
 from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.file import layer_names, read_gguf
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
@@ -49,14 +49,14 @@ def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | No
     return outputs
 
 
-def _texts(args: Namespace, model: Opened) -> tuple[Reference, Reference]:
+def _texts(args: Namespace, model: PreparedModel) -> tuple[Reference, Reference]:
     """Return the text that is measured on, and the one to decide on: the tokens after the first ones, where none is given."""
     source, how = args.calibration, (model, args.length, args.sequences)
     if args.validation is None and source.suffix == ".safetensors":
         what = "is needed to decide on corrections, and a saved text has no windows besides"
         raise user_error("--validation", what, "Give it, or --no-correct and --no-refine")
-    seen = reference_on(source, *how)
-    return seen, held_out_reference(args.validation or source, seen, *how)
+    seen = open_reference(source, *how)
+    return seen, open_held_out_reference(args.validation or source, seen, *how)
 
 
 def _table_beside(output: Path) -> Path:
@@ -66,7 +66,7 @@ def _table_beside(output: Path) -> Path:
     return parent / (f"{own}.sensitivity.tsv" if own else "sensitivity.tsv")
 
 
-def _measured(args: Namespace, model: Opened, palette: tuple[str, ...]) -> Path:
+def _measured(args: Namespace, model: PreparedModel, palette: tuple[str, ...]) -> Path:
     """Return the table, measured beside the results: every format of every layer. Raises `UserError`."""
     place = _table_beside(args.output_plan or args.output_config)
     settings = SensitivitySettings(tuple(map(choice_named, palette)))
@@ -82,7 +82,7 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     palette = tuple(choice.name for choice in choices)
     refinement = RefinementSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, args.groups, refinement)
-    model = opened(args.model, args.dtype, args.device, args.threads, args.bos)
+    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
@@ -94,7 +94,7 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
 
 
 def _kept(
-    args: Namespace, model: Opened, weights: QuantizedWeights, seen: Reference | None, fresh: Reference | None
+    args: Namespace, model: PreparedModel, weights: QuantizedWeights, seen: Reference | None, fresh: Reference | None
 ) -> Evaluations:
     """Return what a search that was killed has evaluated, from beside the plan of the first target."""
     first = args.target_avg_bits[0] if args.target_avg_bits else None

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from bitplan.core.errors import Problem, UserError, user_error
 from bitplan.formats.facts import GGUF_TYPES
 from bitplan.formats.fitting import fitting_format, fitting_formats
-from bitplan.formats.pairs import pair_named
+from bitplan.formats.pairs import parse_pair
 from bitplan.models.families import merged_name
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, allocate, allocation_problem, reach
@@ -136,7 +136,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
             asked = problem.table.asked.get((layer.name, form), ()) if layer.protected else palette
             notes = {"category": layer.category, **substitute_note(asked, form, layer)}
             lifted = {"embeddings": True} if layer.name in outside and layer.name in formats else {}
-            layers[layer.name] = LayerPlan(*astuple(pair_named(form)), notes=notes, **lifted)
+            layers[layer.name] = LayerPlan(*astuple(parse_pair(form)), notes=notes, **lifted)
         return Plan(layers)
 
     return plan_of
@@ -149,7 +149,7 @@ class OptimalSearch:
     Both may be None where neither correction nor refinement is asked for. Evaluations are `kept` until the results are written.
     """
 
-    model: Opened
+    model: PreparedModel
     table: SensitivityTable
     settings: OptimalSettings
     weights: QuantizedWeights

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bitplan.formats.table import CHANNELS
+from bitplan.formats.table import PER_CHANNEL
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan
 from bitplan.search.sparsegpt.model import CompressedModel
@@ -17,7 +17,7 @@ def channel_plan(made: CompressedModel, info: ModelInfo, settings: ModelSettings
     layers = {layer.name: LayerPlan(notes={"category": layer.category}) for layer in info.layers}
     for row in made.rows:
         notes = {"category": row["category"]}
-        layers[row["layer"]] = LayerPlan(CHANNELS, notes=notes, stored_bits=row[key])
+        layers[row["layer"]] = LayerPlan(PER_CHANNEL, notes=notes, stored_bits=row[key])
     return Plan(
         layers, _summary(made, info, settings, {"dense": dense, "bitmap": bitmap}, cost), compressed=made.compressed
     )

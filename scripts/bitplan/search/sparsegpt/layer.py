@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bitplan.core.errors import Problem, UserError, nearest, user_error
 from bitplan.rounding.channel_grid import UNQUANTIZED_WIDTH, WIDEST, Grid, Quantizer, check_widths
-from bitplan.rounding.sweep import Factors, Pruning, Swept, factorize, sweep
+from bitplan.rounding.sweep import Factors, Pruning, SweepResult, factorize, sweep
 from bitplan.search.sparsegpt.channel_bits import BIT_OPTIONS, METHODS, by_quantile
 from bitplan.search.sparsegpt.report import QuantizationStats
 from bitplan.search.sparsegpt.scores import WEIGHTS, check_weights, column_scores, importance
@@ -81,7 +81,7 @@ class Compressed:
     grid: Grid | None
 
 
-def _plain(weight: Tensor, grid: Grid | None, options: Tensor | None, pruning: Pruning) -> Swept:
+def _plain(weight: Tensor, grid: Grid | None, options: Tensor | None, pruning: Pruning) -> SweepResult:
     """Return the weight pruned by magnitude and rounded to nearest: a sweep whose columns do not make up for each other."""
     one = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     return sweep(weight, one, pruning, grid, options)

@@ -21,21 +21,21 @@ from bitplan.plans.compressed import (
     block_file,
     drop_if_empty,
     finish_folder,
-    packed_mask,
+    pack_mask,
+    prepare_folder,
     read_block,
-    take_up,
     write_block,
 )
 from bitplan.search.sparsegpt.layer import Compressed as MadeLayer
 from bitplan.search.sparsegpt.layer import SparseGPT
 from bitplan.search.sparsegpt.report import QuantizationStats
 from bitplan.search.sparsegpt.settings import ModelSettings, blocks_of
-from bitplan.statistics.hessian import InputMoments, moments_of
+from bitplan.statistics.hessian import InputMoments, collect_moments
 
 
 def stored_layer(made: MadeLayer) -> CompressedLayer:
     """Return what is kept of a compressed weight, on the CPU."""
-    mask = {"pruned": packed_mask(made.pruned.cpu())} if made.pruned.any() else {}
+    mask = {"pruned": pack_mask(made.pruned.cpu())} if made.pruned.any() else {}
     if made.grid is None:
         return CompressedLayer({"values": made.values.to("cpu", torch.float32).contiguous(), **mask})
     grid = made.grid
@@ -109,7 +109,7 @@ class _Compressing:
     def _compressed(
         self, block: Block, hidden: Tensor, forward: Forward
     ) -> tuple[dict[str, CompressedLayer], dict[str, Any]]:
-        with moments_of(block) as moments:
+        with collect_moments(block) as moments:
             forward(hidden)
         layers, notes = {}, {}
         for name, module in block.layers.items():
@@ -155,7 +155,7 @@ def compress_model(
     """
     settings.check(info)
     partial = folder.with_name(f"{folder.name}.partial")
-    take_up(partial, settings.digest(info, tokens, dtype))
+    prepare_folder(partial, settings.digest(info, tokens, dtype))
     run = _Compressing(info, settings, partial)
     try:
         model.run(tokens, run.visit)

@@ -10,14 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from bitplan.core.errors import UserError, user_error
-from bitplan.core.files import folder_aside, read_json, write_table
+from bitplan.core.files import read_json, temporary_folder, write_table
 from bitplan.core.provenance import write_provenance
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.compressed import FOLDER, LISTED
 from bitplan.plans.plan import LayerPlan, Plan, write_config, write_plan
-from bitplan.reference.opening import Opened
+from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import load_reference, make_reference
 from bitplan.reference.text import text_digest
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
@@ -26,7 +26,7 @@ from bitplan.search.sparsegpt.model import STATISTICS, CompressedModel, compress
 from bitplan.search.sparsegpt.settings import ModelSettings
 
 
-def held_out_range(model: Opened, dataset: str, evaluation: Path | None) -> int:
+def held_out_range(model: PreparedModel, dataset: str, evaluation: Path | None) -> int:
     """Return how many tokens of the evaluation text come before those that are held out: 0 where it is another text.
 
     Raises `UserError` where the windows that are compressed on are drawn from all of it.
@@ -80,14 +80,19 @@ def _digest_of(plan: Path) -> str | None:
 
 @contextmanager
 def compressed_plan(
-    model: Opened, tokens: Tensor, settings: ModelSettings, config: Path | None, plan: Path | None, save: Path | None
+    model: PreparedModel,
+    tokens: Tensor,
+    settings: ModelSettings,
+    config: Path | None,
+    plan: Path | None,
+    save: Path | None,
 ) -> Iterator[tuple[CompressedModel, Plan]]:
     """Yield the compressed model and its plan; without a place for plans the layers are kept until the context ends."""
     place = _place(config, plan)
     if place is not None:
         _refuse_another_plans(place, (config, plan))
     beside = Path(tempfile.gettempdir()) if save is None else save.absolute().parent
-    with folder_aside(place or beside) as aside:
+    with temporary_folder(place or beside) as aside:
         folder = (place or aside) / FOLDER
         made = compress_model(model.model, model.info, tokens, settings, model.dtype, folder)
         # Each block is run twice, for the moments and for its outputs. A run that goes on with another's blocks costs less, and
@@ -96,7 +101,7 @@ def compressed_plan(
         yield made, channel_plan(made, model.info, settings, cost)
 
 
-def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namespace, started: float) -> None:
+def write_results(model: PreparedModel, made: CompressedModel, plan: Plan, args: Namespace, started: float) -> None:
     """Write what the flags ask for: config.json, plan.json, statistics, checkpoint."""
     default = LayerPlan()
     if args.output_config:
@@ -119,7 +124,7 @@ def write_results(model: Opened, made: CompressedModel, plan: Plan, args: Namesp
         print(f"avg_bits {over_all:.4f}, avg_bits_layers {layers:.4f} where {told}; scales and widths count")
 
 
-def print_scores(model: Opened, plan: Plan, text: Path | None, length: int, skip: int = 0) -> None:
+def print_scores(model: PreparedModel, plan: Plan, text: Path | None, length: int, skip: int = 0) -> None:
     """Print perplexity and KL of the compressed model on a text after its first `skip` tokens, if one was given."""
     if text is None:
         return

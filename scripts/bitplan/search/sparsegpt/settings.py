@@ -9,7 +9,7 @@ from torch import Tensor, get_num_threads
 
 from bitplan import __version__
 from bitplan.core.errors import Problem, UserError
-from bitplan.models.layer_patterns import matched, nearest_layers
+from bitplan.models.layer_patterns import match_layers, nearest_layers
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.rounding.channel_grid import Quantizer
 from bitplan.rounding.sweep import Pruning
@@ -43,7 +43,7 @@ class ModelSettings:
         """Return the average width of a layer's channels; None for the plain quantiles."""
         chosen = self.targets[part_of(layer.block, blocks, len(self.targets))] if self.targets else None
         for pattern, bits in self.layer_bits:
-            chosen = bits if matched(pattern, (layer.name,)) else chosen
+            chosen = bits if match_layers(pattern, (layer.name,)) else chosen
         return chosen
 
     def check(self, info: ModelInfo) -> None:
@@ -60,7 +60,7 @@ class ModelSettings:
             except UserError as error:
                 yield from error.problems
         for pattern, _ in self.layer_bits:
-            if not matched(pattern, names):
+            if not match_layers(pattern, names):
                 yield Problem(f"layer_bits: {pattern}", "matches no layer", nearest_layers(pattern, names))
         if len(self.targets) > blocks:
             yield Problem(

@@ -1,4 +1,4 @@
-"""Files between steps: whole or not at all, and the same bytes for the same content."""
+"""Files between steps: complete or absent, and the same bytes for the same content."""
 
 import json
 import math

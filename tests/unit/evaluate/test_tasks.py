@@ -1,4 +1,4 @@
-"""lm-eval on models and plans: bundled tasks, own tasks, the search on a task's metric."""
+"""lm-eval on models and plans: bundled tasks, custom tasks, the search on a task's metric."""
 
 import json
 
@@ -28,7 +28,7 @@ def bundled(demo):
 
 @pytest.fixture(scope="module")
 def figures(bundled):
-    """The bundled tasks on the bundled model, whole and with every layer in a format, 60 documents each."""
+    """The bundled tasks on the bundled model, unquantized and with every layer in a format, 60 documents each."""
     checkpoint, info = bundled
     tasks = load_tasks(TaskSettings(("demo_stories", "demo_memory"), limit=60))
     model = open_whole_model(open_model(checkpoint), info, QuantizedWeights())
@@ -42,7 +42,7 @@ def figures(bundled):
 def test_the_bundled_tasks_tell_a_whole_model_from_a_broken_one(figures):
     whole_, broken = figures["bf16"], figures["int2"]
     assert whole_["demo_stories"]["word_perplexity"] < 5 < broken["demo_stories"]["word_perplexity"]
-    # Four choices: a model that has forgotten the story is right once in four.
+    # There are four choices: guessing is right once in four.
     assert whole_["demo_memory"]["acc"] > 0.45 > broken["demo_memory"]["acc"]
     assert whole_["demo_stories"]["word_perplexity"] < figures["mxfp8"]["demo_stories"]["word_perplexity"] * 1.01
 

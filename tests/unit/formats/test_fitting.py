@@ -1,4 +1,4 @@
-"""Models whose rows fit no K type, or no GGUF type at all: from what their description says to the file that llama.cpp runs."""
+"""Models whose rows fit no K type, or no GGUF type at all: from their description to the file that llama.cpp runs."""
 
 import json
 import shutil

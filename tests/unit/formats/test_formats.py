@@ -1,4 +1,4 @@
-"""Formats: element values, whole blocks, exact sizes, and the values of the OCP specification worked out by hand."""
+"""Formats: element values, blocks, exact sizes, and values computed by hand from the OCP specification."""
 
 import math
 from itertools import pairwise
@@ -162,7 +162,7 @@ def test_the_mse_rule_errs_no_more_than_floor_in_any_block(name, group):
         return (FORMATS[form].roundtrip(values, group).double() - values).square().view(64, -1, group).sum(-1)
 
     ours, floor = errors(f"{name}_mse"), errors(name)
-    # The rule adds up errors in float32.
+    # The rule sums errors in float32.
     assert (ours <= floor * (1 + 1e-6)).all() and (ours < floor).any()
 
 
@@ -269,7 +269,7 @@ def test_int4_symmetric_worked_out_by_hand():
     [
         # -3 to 12: scale 15 / 15 = 1, zero 3; codes 0 to 15 stand for -3 to 12; ties to even.
         ("int4_asym", [-3.0, 12.0, 0.4, 5.5, 4.5, -0.6], [-3.0, 12.0, 0.0, 6.0, 4.0, -1.0]),
-        # All over 0: the range starts at 0.
+        # All values are positive: the range starts at 0.
         ("int4_asym", [15.0, 1.6, 14.4], [15.0, 2.0, 14.0]),
         ("int2_asym", [-1.0, 2.0, 0.6, 1.4], [-1.0, 2.0, 1.0, 1.0]),
         # 255 steps of 1 around a zero point of 128.

@@ -1,4 +1,4 @@
-"""Which files count, and what is refused: weights that the model needs and the folder lacks, or holds as something else than floats."""
+"""Which files are used, and which folders are errors: missing weights, and weights that are not floats."""
 
 import json
 import logging
@@ -120,7 +120,7 @@ def eight_bits(part: str, dtype: torch.dtype = torch.float8_e4m3fn) -> Callable[
 
 
 def replaced(part: str, **by: Tensor) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """Take the weights of some layers away, and store other tensors in their place."""
+    """Remove the weights of some layers, and store other tensors in their place."""
 
     def replace_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         layers = [name.removesuffix(".weight") for name in tensors if part in name]

@@ -1,4 +1,4 @@
-"""Every family goes through everything: layers, statistics, both searches, perplexity, bits, GGUF, a generated token."""
+"""Every family runs through the whole workflow: layers, statistics, both searches, perplexity, bits, GGUF, a generated token."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ BITS = {"bf16": 16.0, "mxfp4": 4.25, "mxfp8": 8.25}
 
 
 class Family:
-    """A family's tiny model, opened, with the full-precision answer on a text."""
+    """A family's tiny model with the reference on a text."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.family = name, FAMILIES[name]
@@ -113,7 +113,7 @@ def test_more_damage_at_fewer_bits(family):
     assert abs(kl[0]["kl_mean"]) < 1e-9 < kl[1]["kl_mean"] < kl[2]["kl_mean"]
 
 
-def test_the_file_is_the_plan_and_speaks(family, tmp_path):
+def test_the_file_is_the_plan_and_generates_text(family, tmp_path):
     if not family.family.gguf:
         with pytest.raises(UserError, match="by llama.cpp: Model .* is not supported"):
             convert(family.checkpoint, tmp_path / "base.gguf")
@@ -123,7 +123,7 @@ def test_the_file_is_the_plan_and_speaks(family, tmp_path):
     plan = random_plan(family.info, RandomSettings(0.4, 0.2, seed=3))
     report = export_plan(tmp_path / "base.gguf", tmp_path / "o.gguf", family.info, plan, "f16", {}, 1)
     types = {record["written"] for record in report["tensors"] if record["layers"]}
-    # Experts of unlike formats share the most precise one's type, so a tiny mixture of experts may keep no MXFP4.
+    # Experts with different formats share the most precise type, so a tiny mixture of experts may have no MXFP4.
     assert ({"MXFP4", "Q8_0"} if family.name not in MIXTURES else {"Q8_0"}) <= types
     with opened_gguf(tmp_path / "o.gguf", 64, 1) as runtime:
         tokens, _, _ = runtime.generate(runtime.tokenize("Near the mill"), 1)
@@ -216,7 +216,7 @@ def test_masks_that_old_checkpoints_store_are_no_parameters(tmp_path):
     before = describe(Checkpoint.open(folder))
     tensors = load_file(folder / "model.safetensors")
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 128, 128) for i in (0, 1)}
-    # Older checkpoints also leave out the model's own prefix.
+    # Older checkpoints also omit the model's prefix.
     plain = {name.removeprefix("transformer."): value for name, value in {**tensors, **masks}.items()}
     save_file(plain, folder / "model.safetensors", {"format": "pt"})
     after = describe(Checkpoint.open(folder))
@@ -285,7 +285,7 @@ def as_qwen2(demo, tmp_path_factory) -> Path:
 
 
 def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(as_qwen2, demo, tmp_path):
-    # transformers takes a tokenizer of its own for `qwen2`, so both get the Llama's tokens.
+    # transformers uses a different tokenizer for `qwen2`, so both models get the Llama's tokens.
     tokens = windows(demo / "model", demo / "evaluation.txt", 128, 4)
     results = []
     for folder in (demo / "model", as_qwen2):
@@ -303,6 +303,6 @@ def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(a
     (llama, llama_plan, *llama_ppl), (qwen, qwen_plan, *qwen_ppl) = results
     assert torch.equal(llama, qwen) and llama_plan == qwen_plan and len({m.wq for m in qwen_plan.values()}) > 1
     # A Llama's q and k rows are stored in another order, so sums differ in their last digits; in a quantized file a few activations are
-    # then rounded to another of the runtime's 8-bit steps.
+    # then rounded to a different 8-bit step of the runtime.
     assert qwen_ppl[0] == pytest.approx(llama_ppl[0], rel=1e-6)
     assert qwen_ppl[1] == pytest.approx(llama_ppl[1], rel=1e-4)

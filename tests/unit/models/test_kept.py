@@ -1,4 +1,4 @@
-"""Walks that are kept block by block: stopped anywhere, the next run begins at the next block and finds the same."""
+"""Walks whose progress is saved block by block: after an interruption anywhere, the next run resumes and gives the same result."""
 
 import json
 import time
@@ -32,12 +32,12 @@ ALWAYS = float("inf")
 
 
 class Stopped(Exception):
-    """What ends a run in these tests."""
+    """The exception that interrupts a run in these tests."""
 
 
 @dataclass
 class Stopping(WalkProgress):
-    """A walk that is kept after every block, and ended after one of them."""
+    """A walk that saves its progress after every block and is interrupted after one of them."""
 
     after: int = -1
 
@@ -52,7 +52,7 @@ class Stopping(WalkProgress):
 
 @pytest.fixture(scope="module", params=["demo", "mixtral", "gpt2"])
 def model(request, tmp_path_factory):
-    """The bundled model of four blocks; experts, some of which no token reaches; a family that stores weights the other way round."""
+    """The bundled model of four blocks; experts, some without tokens; a family with transposed weights."""
     name = request.param
     folder = ROOT / "demo" / "model" if name == "demo" else make_family(name, tmp_path_factory.mktemp(name) / "model")
     return prepare_model(folder, "fp32", "cpu", 1)

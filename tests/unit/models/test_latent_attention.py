@@ -1,4 +1,4 @@
-"""Latent attention (DeepSeek V2): llama.cpp's two tensors for one matrix are both in the plan's format, and score as simulated."""
+"""Latent attention (DeepSeek V2): both of llama.cpp's tensors for one matrix have the plan's format and score as simulated."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Layer lists: categories, protection, fusion groups, parameters counted once, checkpoints that are not whole."""
+"""Layer lists: categories, protection, fusion groups, parameters counted once, incomplete checkpoints."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""What a model loads of its folder: what else lies there is named, what is absent or no float is refused, before anything runs."""
+"""What a model loads from its folder: other tensors and files are reported; missing and non-float weights are errors before anything runs."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def block(tensors: dict[str, Tensor], index: int, called: str) -> dict[str, Tens
     return {name.replace(prefix, called): tensor.clone() for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-# ------------------------------------------------------------------------------------- what lies beside the model
+# ------------------------------------------------------------------------------------- what the model does not use
 
 TOWER = {f"vision_tower.encoder.layers.0.self_attn.{part}_proj.weight": torch.ones(16, 16) for part in "qkv"}
 BESIDE: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {

@@ -1,4 +1,4 @@
-"""Large tensors, a piece at a time: the same bytes, and no more in memory than a piece."""
+"""Large tensors are converted in pieces: the same bytes, with one piece in memory."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ from bitplan.runtimes.gguf.file import plan_tensors, read_gguf, rewrite
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory, demo):
-    """A bfloat16 Llama whose matrices are over a piece of the converter's."""
+    """A bfloat16 Llama whose matrices are larger than one piece."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("wide") / "model"
@@ -53,7 +53,7 @@ def test_the_converters_own_bytes_come_out_of_pieces(wide, tmp_path, kind):
     for tensor, other in zip(actual.tensors, expected.tensors, strict=True):
         assert tensor.tensor_type is other.tensor_type and tensor.data.tobytes() == other.data.tobytes(), tensor.name
     fields = {key: field.contents() for key, field in actual.fields.items() if not key.startswith("GGUF.")}
-    # What the original tokenizer does is written out; the rest is the converter's.
+    # Keys of the tokenizer come from the original tokenizer, all others from the converter.
     added = {key for key in fields if key not in expected.fields}
     assert added <= {f"tokenizer.ggml.add_{name}" for name in ("bos_token", "eos_token", "space_prefix")}
     assert {key: fields[key] for key in fields if key not in added} == {
@@ -132,7 +132,7 @@ def test_a_mapped_file_is_not_kept_in_memory(base):
 
 
 def resident_of(path) -> int:
-    """KiB of a mapped file that are in this process's memory."""
+    """KiB of a mapped file that are resident in this process."""
     lines = Path("/proc/self/smaps").read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
     return int(next(line.split()[1] for line in lines[at:] if line.startswith("Rss:")))

@@ -1,4 +1,4 @@
-"""The walk: the same numbers as a plain forward, plans applied as blocks are loaded, nothing quantized twice."""
+"""The walk: the same numbers as a plain forward, plans applied when blocks are loaded, nothing quantized twice."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The token embedding and the output matrix in a format: simulated, written and measured as if transformers' own were replaced."""
+"""The token embedding and the output matrix in a format: simulated, written and measured as in transformers with replaced weights."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +41,7 @@ FAMILIES = ("llama", "qwen2", "gpt2", "gemma", "mixtral")
 
 @dataclass(frozen=True)
 class Small:
-    """A tiny model, and its answer on a text."""
+    """A tiny model with the reference on a text."""
 
     folder: Path
     checkpoint: Checkpoint
@@ -89,7 +89,7 @@ def transformers_nll(module, tokens: torch.Tensor) -> float:
 
 
 def replaced(folder: Path, *formats: str):
-    """Transformers' model with its embedding, and its output matrix, rounded as a whole."""
+    """Transformers' model with its embedding and its output matrix quantized at once."""
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     matrices = [module.get_input_embeddings().weight, module.get_output_embeddings().weight]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Plans: patterns, protected layers, bits, and what is refused."""
+"""Plans: patterns, protected layers, bits, and errors."""
 
 import json
 from dataclasses import replace
@@ -59,7 +59,7 @@ def test_a_plain_word_applies_to_the_layers_whose_name_ends_in_it(info):
     config = {"default": {"wq": "mxfp8"}, "overrides": [{"pattern": "q_proj", "wq": "mxfp4"}]}
     plan = expand(config, info.layers)
     assert [name for name in NAMES if plan.of(name).wq == "mxfp4"] == NAMES[::2]
-    # A word with neither a dot nor a star may have the other wildcards.
+    # A pattern without a dot or a star may have other wildcards.
     assert expand({"overrides": [{"pattern": "[qk]_pro?", "wq": "mxfp4"}]}, info.layers).counts(info)["mxfp4"] == 3
 
 

@@ -1,4 +1,4 @@
-"""SmoothQuant: no output changes before quantization, ranges fall as the formula says, and what it is folded into holds it."""
+"""SmoothQuant: no output changes before quantization, ranges shrink by the formula, and folded factors survive saving."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ from bitplan.statistics.inputs import observe_inputs
 from tests.families import FAMILIES, TEXT, make_family
 
 A4, A8 = Choice("int4", "int4_tensor"), Choice("int4", "int8_tensor")
-# The norms of a block that feed layers, and the layers that are left to divide their own input.
+# The norms of a block that feed layers, and the layers whose input is divided instead.
 EXPECTED = {
     "llama": ({"input_layernorm": 3, "post_attention_layernorm": 2}, 2),
     "qwen2": ({"input_layernorm": 3, "post_attention_layernorm": 2}, 2),
@@ -115,7 +115,7 @@ def test_activation_ranges_fall_as_the_formula_says(llama):
 
 
 def test_factors_worked_out_by_hand():
-    # sqrt(16) / sqrt(4) = 2; a column that is never used, or has no weight, keeps its size.
+    # sqrt(16) / sqrt(4) = 2; a column without inputs or weights has factor 1.
     scale = factors(torch.tensor([16.0, 0.0, 3.0]), torch.tensor([4.0, 1.0, 0.0]), 0.5)
     assert scale.tolist() == [2.0, 1.0, 1.0]
     assert factors(torch.tensor([16.0]), torch.tensor([4.0]), 1.0).item() == 16.0

@@ -1,4 +1,4 @@
-"""Calibration windows: from a text by a seed, and from a data set of the hub by its usual name."""
+"""Calibration windows: from a text with a seed, and from a well-known data set of the hub."""
 
 import gzip
 import json

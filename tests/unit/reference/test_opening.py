@@ -1,4 +1,4 @@
-"""What opening a model sets."""
+"""The settings of an opened model."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Texts and their windows: what is skipped, how windows begin, which text a model needs, and what overflows."""
+"""Texts and their windows: skipped tokens, how windows begin, which text a model needs, and overflows."""
 
 import codecs
 import json
@@ -206,7 +206,7 @@ COMMANDS = {
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_model_other_than_the_bundled_one_needs_its_text_at_once(name, command, tmp_path):
-    # A name of the hub: nothing is fetched before the text is asked for.
+    # A model of the hub: the missing text is reported before any download.
     flags = ["--model", "somebody/a-model"]
     for flag in ("--output", "--output-config", "--output-plan"):
         if f'"{flag}"' in (SCRIPTS / name).read_text():

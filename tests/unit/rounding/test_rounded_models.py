@@ -1,4 +1,4 @@
-"""Rounded plans on whole models: resumption, plans and their codes, checkpoints, GGUF files that hold the very codes, the command."""
+"""Rounded plans on whole models: resuming, plans and their codes, checkpoints, GGUF files with exactly these codes, the command."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ BLOCK_OF_32 = ("q8_0", "q4_0", "q5_1", "iq4_nl")
 
 
 def mixed(info, *formats: str) -> Plan:
-    """A plan whose layers have some formats in turn."""
+    """A plan whose layers cycle through some formats."""
     layers = {
         layer.name: LayerPlan(formats[i % len(formats)], group_size=32) for i, layer in enumerate(info.quantizable)
     }

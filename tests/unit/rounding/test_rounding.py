@@ -36,7 +36,7 @@ def layer_to_round(name: str, rows: int = 24, columns: int = 512, seed: int = 0,
 
 
 def swept(layer: LayerToRound, upper: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The values that the sweep has worked with, and those that the parts stand for."""
+    """The values that the sweep used, and those that the parts decode to."""
     columns = FormatColumns(layer, torch.empty_like(layer.weight.T.contiguous()), layer.importance)
     result = sweep_columns(layer.weight, upper, Pruning(), columns, columns_at_once(layer.group))
     return result.values.T, layer.values(columns.quantized())
@@ -76,7 +76,7 @@ def test_any_codes_written_into_blocks_are_read_back_by_ggufs_own_decoder(kind):
 
 @pytest.mark.parametrize("name", [name for name in WITH_CODES if name not in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")])
 def test_without_correlations_it_is_rounding_to_nearest(name):
-    # llama.cpp's types of 32 values weigh columns with the whole row's mean square, which a block alone does not have.
+    # llama.cpp's types of 32 values use the mean square of the whole row as weights, which a single block does not have.
     layer, _ = layer_to_round(name)
     _, result = swept(layer, torch.eye(512))
     assert (result == layer.values(layer.nearest())).float().mean() > 0.999
@@ -91,7 +91,7 @@ def test_integers_with_one_scale_per_row_are_gptq_by_gaussian_elimination(bits):
 
 @pytest.mark.parametrize("name", ["q4_k", "int4", "mxfp4"])
 def test_scales_are_found_on_weights_that_have_every_earlier_error(name):
-    # Column by column, with no block of columns that is brought up to date at once.
+    # Column by column, without updating a block of columns at once.
     layer, _ = layer_to_round(name, 8, 512, group=64, dtype=torch.float64)
     upper = damped_factors(layer.hessian, 0.01).upper
     columns = FormatColumns(layer, torch.empty_like(layer.weight.T.contiguous()), layer.importance)
@@ -200,7 +200,7 @@ def test_columns_without_input_take_no_part_and_stay_near_their_weights(name):
     result = round_layer(dead)
     values = dead.values(result.quantized)
     assert result.rounding == FEEDBACK and torch.isfinite(values).all()
-    # A weight that no token has used is still what it was: another text may use it.
+    # A weight without tokens is unchanged: another text may use it.
     change = (values - layer.weight)[:, 40:140].square().mean() / layer.weight.square().mean()
     assert change < {"q2_k": 0.2, "int3_asym": 0.1}.get(name, 0.03)
 
@@ -247,7 +247,7 @@ def test_the_choice_of_each_weight_is_between_two_neighbours_and_begins_where_fe
     choice = Choice.of(columns)
     assert torch.equal(choice.values(), columns.values())
     assert (choice.lower <= choice.upper).all() and (choice.position >= 0).all() and (choice.position <= 1).all()
-    # Both are on the grid, with nothing between them.
+    # Both are on the grid, with no other value between them.
     for number, levels in enumerate(columns.levels):
         some = slice(number * columns.span, (number + 1) * columns.span)
         places = torch.arange(len(choice.lower[some]))
@@ -270,7 +270,7 @@ def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error
     def forward(states):
         return nn.functional.silu(module(states) * 4)
 
-    # Not the layer's own outputs: those that the full-precision model has, on inputs of its own.
+    # The target is the full-precision model's output on its own inputs, not the layer's output.
     module.weight = nn.Parameter(stored(layer.weight))
     target = forward(hidden + 0.3 * torch.roll(hidden, 1, 2)).detach()
     before = columns.elements.clone()

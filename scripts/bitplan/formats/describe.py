@@ -23,7 +23,7 @@ HEADINGS = ("format", "bits", "block", "scales", *(f"{name} dB" for name in DRAW
 
 
 @dataclass(frozen=True)
-class Described:
+class FormatSummary:
     """A format's row. `scales` are bits per value, None if they are inside a GGUF type's block; `sqnr` is {distribution: dB}."""
 
     name: str
@@ -62,16 +62,16 @@ def sqnr(values: Tensor, quantized: Tensor) -> float:
     return 10 * math.log10(values.double().square().sum().item() / noise) if noise else math.inf
 
 
-def describe(form: Format, samples: Mapping[str, Tensor]) -> Described:
+def describe(form: Format, samples: Mapping[str, Tensor]) -> FormatSummary:
     """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32."""
     ratios = {name: sqnr(values, form.roundtrip(values)) for name, values in samples.items()}
     scales = None if form.family == "gguf" else form.bits_per_value() - form.element_bits
     block = str(form.block) if form.scope == "block" else form.scope
     facts = (form.for_activations, form.gguf_type, form.exact_in_gguf)
-    return Described(form.name, form.bits_per_value(), block, scales, ratios, *facts)
+    return FormatSummary(form.name, form.bits_per_value(), block, scales, ratios, *facts)
 
 
-def markdown_table(rows: Iterable[Described]) -> str:
+def markdown_table(rows: Iterable[FormatSummary]) -> str:
     """Return the rows as a Markdown table without a final newline."""
     lines = (HEADINGS, ("---",) * len(HEADINGS), *(row.cells() for row in rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -69,7 +69,7 @@ class FormatColumns:
         """Columns that share scales."""
         return self.layer.group
 
-    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+    def round_column(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
         """Return a column's values on the grid, which is computed at the first column of its span."""
         place = j % self.span
         if place == 0:

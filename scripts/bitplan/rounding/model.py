@@ -48,7 +48,7 @@ class RoundingSettings:
     tuning: TuningSettings = field(default_factory=TuningSettings)
 
 
-def rounded_names(plan: Plan, info: ModelInfo) -> list[str]:
+def names_to_round(plan: Plan, info: ModelInfo) -> list[str]:
     """Return the layers in blocks whose format has codes to choose, in model order."""
     return [layer.name for layer in info.quantizable if plan.of(layer.name).wq in GRIDS]
 
@@ -75,7 +75,7 @@ class _Rounding:
 
     def __post_init__(self) -> None:
         self._layers = {layer.name: layer for layer in self.info.layers}
-        self._names = frozenset(rounded_names(self.plan, self.info))
+        self._names = frozenset(names_to_round(self.plan, self.info))
         blocks = 1 + max(layer.block for layer in self.info.quantizable)
         self._bar = progress(range(blocks), blocks, "blocks")
 
@@ -180,7 +180,7 @@ def round_plan(
     round, and for formats that do not fit their layers.
     """
     check_columns(plan, info)
-    if not rounded_names(plan, info):
+    if not names_to_round(plan, info):
         what = "has no layer with a format of codes inside the blocks: there is nothing to round"
         raise user_error("plan", what, f"Formats with codes are {', '.join(list(GRIDS)[:6])} ...")
     plan = replace(plan, rounded=None)

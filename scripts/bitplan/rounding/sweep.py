@@ -115,7 +115,7 @@ def _pattern(saliency: Tensor, prunen: int) -> Tensor:
 class Columns(Protocol):
     """Rounds the columns of a weight in the order of the sweep."""
 
-    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+    def round_column(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
         """Return the rounded values (out,) of column j, in which pruned weights are already 0.
 
         - pruned (out,): the mask of these.
@@ -132,7 +132,7 @@ class ChannelColumns:
     options: list[int]
     codes: Tensor
 
-    def rounded(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
+    def round_column(self, j: int, column: Tensor, pruned: Tensor, ahead: Tensor) -> Tensor:
         """Return a column's quantized values, exactly 0 for pruned weights, and store its codes."""
         group, option = j // self.grid.group, self.options[j]
         codes = self.grid.codes(column, option, group)
@@ -192,7 +192,7 @@ def _sweep_block_(
         column = block[j].clone()
         values = column.masked_fill(pruned[j], 0.0)
         if rounding is not None:
-            values = rounding.rounded(start + j, values, pruned[j], rest[start + j :])
+            values = rounding.round_column(start + j, values, pruned[j], rest[start + j :])
         errors[j] = (column - values) / factor[j, j]
         block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
         block[j] = values

@@ -29,13 +29,13 @@ class BlockInputs:
     norm_of: dict[str, str] = field(default_factory=dict)
     _outputs: dict[str, Tensor] = field(default_factory=dict)
 
-    def saw_norm_(self, norm: str, output: Tensor) -> None:
+    def add_norm_(self, norm: str, output: Tensor) -> None:
         """Record a norm's output."""
         # Holding the tensor keeps its address from being reused.
         self._outputs[norm] = output
         self._grow_(norm, output)
 
-    def saw_(self, layer: str, inputs: Tensor) -> None:
+    def add_input_(self, layer: str, inputs: Tensor) -> None:
         """Record a layer's input (..., in)."""
         self.link_(layer, inputs)
         self._grow_(layer, inputs)
@@ -74,10 +74,10 @@ def observe_inputs(block: Block, sample_tokens: int) -> Iterator[BlockInputs]:
     names = {id(module): name for name, module in block.layers.items()}
 
     def after_norm(name: str):
-        return lambda module, args, output: seen.saw_norm_(name, output)
+        return lambda module, args, output: seen.add_norm_(name, output)
 
     def before_layer(name: str):
-        return lambda module, args: seen.saw_(name, args[0])
+        return lambda module, args: seen.add_input_(name, args[0])
 
     def before_experts(readers: list[str]):
         return lambda module, args: [seen.link_(reader, args[0]) for reader in readers] and None

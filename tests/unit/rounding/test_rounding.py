@@ -98,7 +98,7 @@ def test_scales_are_found_on_weights_that_have_every_earlier_error(name):
     rest = layer.weight.T.contiguous().clone()
     for j in range(len(rest)):
         column = rest[j].clone()
-        rest[j] = columns.rounded(j, column, torch.zeros(8, dtype=torch.bool), rest[j:])
+        rest[j] = columns.round_column(j, column, torch.zeros(8, dtype=torch.bool), rest[j:])
         rest[j + 1 :] -= torch.outer(upper[j, j + 1 :], (column - rest[j]) / upper[j, j])
     result = layer.values(round_with_feedback(layer, damped_factors(layer.hessian, 0.01)).quantized())
     assert torch.allclose(result, layer.values(columns.quantized()), rtol=0, atol=1e-12)

@@ -328,14 +328,14 @@ def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(sma
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
     opened = PreparedModel(one.checkpoint, one.info, one.model, "fp32")
     digests = []
-    results = [
+    cases = [
         ({}, ()),
         ({}, ("q4_0",)),
         ({layer.name: torch.ones(layer.shape[1]) for layer in one.info.quantizable}, ()),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PartialResults, "beside", lambda output, digest: digests.append(digest) or stop())
-        for importance, embeddings in results:
+        patch.setattr(PartialResults, "open", lambda output, digest: digests.append(digest) or stop())
+        for importance, embeddings in cases:
             from bitplan.sensitivity.measure import measure_table
 
             measure = MeasureSettings("1", 10**9, embeddings=embeddings)

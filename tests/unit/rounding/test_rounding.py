@@ -70,8 +70,8 @@ def test_any_codes_written_into_blocks_are_read_back_by_ggufs_own_decoder(kind):
     blocks = quantized.parts["data"].clone()
     write_codes_(blocks, codes_of(elements, layout), layout)
     assert torch.equal(blocks, written.parts["data"])
-    levels = grid.read(Quantized({"data": blocks}, quantized.shape), form.block)
-    assert torch.equal(levels.scale, levels.scale), "writing codes must leave the scales"
+    rewritten = grid.read(Quantized({"data": blocks}, quantized.shape), form.block)
+    assert torch.equal(rewritten.scale, levels.scale), "writing codes must leave the scales"
 
 
 @pytest.mark.parametrize("name", [name for name in WITH_CODES if name not in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")])
@@ -273,21 +273,21 @@ def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error
     # The target is the full-precision model's output on its own inputs, not the layer's output.
     module.weight = nn.Parameter(stored(layer.weight))
     target = forward(hidden + 0.3 * torch.roll(hidden, 1, 2)).detach()
-    before = columns.elements.clone()
+    original = columns.elements.clone()
     before, after = tune_({"l": module}, {"l": columns}, hidden, target, forward, TuningSettings(30, 512))
-    assert after < 0.97 * before and not torch.equal(columns.elements, before)
+    assert after < 0.97 * before and not torch.equal(columns.elements, original)
     module.weight = nn.Parameter(stored(layer.values(columns.quantized())))
     assert error_of(forward(hidden), target).item() == pytest.approx(after, rel=1e-4)
 
 
 def test_tuning_that_does_not_help_leaves_what_feedback_has_found():
     layer, inputs, columns = found_by_feedback("q4_k")
-    module, before = nn.Linear(256, 24, bias=False), columns.elements.clone()
+    module, original = nn.Linear(256, 24, bias=False), columns.elements.clone()
     hidden = inputs[:512].reshape(8, 64, 256)
     target = (hidden @ layer.weight.T).detach()
     far = TuningSettings(2, 64, reach=5.0)
     before, after = tune_({"l": module}, {"l": columns}, hidden, target, module.forward, far)
-    assert before < after and torch.equal(columns.elements, before)
+    assert before < after and torch.equal(columns.elements, original)
     assert all(far.rate(step) > 0 for step in range(2)) and sum(map(far.rate, range(2))) == pytest.approx(5.0)
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         for count in args.descents:
             own = seconds(
                 lambda: round_with_feedback(layer, factorize(layer.hessian, layer.damping), count).quantized()
-            )  # noqa: B023
+            )
             print(
                 f"round {number + 1}: {args.format}, {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s",
                 flush=True,

@@ -106,3 +106,14 @@ def _headline(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
     if ours < theirs:
         return f"At {recipe['name']}'s size: KL {ours:.2g} instead of {theirs:.2g}{doubt}, with {best['name']}."
     return f"At {recipe['name']}'s size no plan has a lower KL than its {theirs:.2g}; {best['name']} has {ours:.2g}{doubt}."
+
+
+def summary_lines(rows: Sequence[Row], most: int = 8) -> list[str]:
+    """Return what a run ends with: the headlines, and the rows on the front by rising size, each with its size and KL; at most
+    `most` of either."""
+    axes = axes_of(rows)
+    hidden = dominated(rows, axes)
+    front = sorted((row for row in rows if axes.has(row) and row["name"] not in hidden), key=lambda row: row[axes.size])
+    width = max((len(row["name"]) for row in front), default=0)
+    lines = [f"  {row['name']:<{width}}  {row[axes.size]:6.3f} bits  KL {row[axes.kl]:.6f}" for row in front[-most:]]
+    return [*headlines(rows, axes)[:most], "Best at their size:", *lines]

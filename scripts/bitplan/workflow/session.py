@@ -64,10 +64,13 @@ def results_without_records(settings: Settings) -> list[str]:
 
 
 def comparisons_since(settings: Settings, started: float) -> list[str]:
-    """Return the comparison of each model whose table was written after `started`, in seconds since the epoch."""
-    paths = {name: Path(f"results/{name}/comparison.txt") for name in settings.models}
+    """Return what the comparisons say that were written after `started`, in seconds since the epoch: a short text for each model."""
+    from bitplan.core.files import read_json
+    from bitplan.report.front import summary_lines
+
+    paths = {name: Path(f"results/{name}/comparison.json") for name in settings.models}
     return [
-        f"{name}\n{path.read_text(encoding='utf-8')}\n{path.with_suffix('.html')} has the figure."
+        "\n".join((name, *summary_lines(read_json(path)["rows"]), f"The whole table: {path.with_suffix('.html')}"))
         for name, path in paths.items()
         if path.exists() and path.stat().st_mtime >= started
     ]

@@ -61,7 +61,9 @@ def main() -> None:
         base = seconds(sparsegpt)
         for count in args.descents:
             own = seconds(
-                lambda: round_with_feedback(layer, factorize(layer.hessian, layer.damping), count).quantized()
+                lambda count=count: round_with_feedback(
+                    layer, factorize(layer.hessian, layer.damping), count
+                ).quantized()
             )
             print(
                 f"round {number + 1}: {args.format}, {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s",

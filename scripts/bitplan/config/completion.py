@@ -14,7 +14,7 @@ from bitplan.search.registry import METHODS
 
 DEMO_FILE = Path("demo") / "config.yaml"
 # What a model is compared in where a configuration names no plan.
-DEFAULT_PLANS = {"optimal-q4": {"method": "optimal", "same_size_as": "q4_k_m"}}
+DEFAULT_PLANS = {"optimal-q4": {"method": "optimal", "same_size_as": "q4_k_m", "rounding": "feedback"}}
 SECTIONS = ("models", "plans", "studies")
 EMBEDDINGS = ("q4_k", "q5_k", "q6_k", "q8_0")
 IMATRIX = "_imatrix"

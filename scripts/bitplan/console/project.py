@@ -20,10 +20,11 @@ HEAD = "# Written by bitplan. Edit it and run `bitplan compare` here, or use it 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user wants of a model: average bits, or the size of a recipe (exactly one)."""
+    """What a user wants of a model: average bits, or the size of a recipe (exactly one), and how weights are rounded."""
 
     bits: float | None = None
     same_size_as: str | None = None
+    rounding: str = "feedback"
 
     @property
     def name(self) -> str:
@@ -36,7 +37,11 @@ class Wish:
     def plan(self) -> dict[str, Any]:
         """The plan's settings."""
         size = {"target_avg_bits": self.bits, "same_size_as": self.same_size_as}
-        return {"method": "optimal", **{key: value for key, value in size.items() if value is not None}}
+        return {
+            "method": "optimal",
+            "rounding": self.rounding,
+            **{key: value for key, value in size.items() if value is not None},
+        }
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
 from bitplan.config.flag_types import count, number
 from bitplan.config.recipes import QUANTIZED_RECIPES
 from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
+from bitplan.search.plan_settings import Rounding
 
 DEFAULT_RECIPE = "q4_k_m"
 
@@ -30,6 +31,9 @@ def wish_parser(description: str) -> ArgumentParser:
     )
     sizes.add_argument("--bits", type=number(0.0, 16.0, open_low=True), help="average bits over all parameters")
     flags.add_argument(
+        "--rounding", choices=get_args(Rounding), default="feedback", help="how weights are rounded, at the same size"
+    )
+    flags.add_argument(
         "--work", type=Path, default=Path(FOLDER), help="folder for results: a later run goes on from them"
     )
     flags.add_argument("--cores", type=count, default=os.cpu_count() or 1, help="processor cores to use")
@@ -39,8 +43,8 @@ def wish_parser(description: str) -> ArgumentParser:
 
 def wish_of(args: Namespace) -> Wish:
     """Return the size that the flags ask for."""
-    sizes = (args.bits, args.same_size_as)
-    return Wish(*sizes) if any(value is not None for value in sizes) else Wish(same_size_as=DEFAULT_RECIPE)
+    recipe = args.same_size_as if args.bits is not None else args.same_size_as or DEFAULT_RECIPE
+    return Wish(args.bits, recipe, args.rounding)
 
 
 def texts_of(args: Namespace) -> dict[str, str]:

@@ -122,6 +122,7 @@ REFERENCE = "teacher.py --length 16 --sequences 2 --output {tmp}/out.safetensors
 BITS = "calculate_avg_bits.py --model {tiny} --json {tmp}/bits.json --output {tmp}/layers.csv --config"
 QUANTIZE = "quantize_model.py --layer-config {plan} --output {tmp}/out --save-plan {tmp}/p.json --model"
 EXPORT = "export_gguf.py --plan {plan} --output {tmp}/out.gguf --report {tmp}/out.json --model"
+OF_RUNTIME = "export_plan.py --model {tiny} --plan {plan} --output {tmp}/packed --report {tmp}/out.json --runtime"
 BASELINE = "baseline_gguf.py --output {tmp}/out.gguf --base"
 SPEED = "compare_real_quant.py --output {tmp}/speed.json --max_tokens 2 --repeats 1 --warmup 0 --models"
 TASKS = "eval_with_lm_eval.py --model {tiny} --limit 1 --output {tmp}/tasks.json"
@@ -338,6 +339,9 @@ CASES = [
         )
     ),
     ("a file to time that is cut short", f"{SPEED} a={{gguf_cut_in_the_data}}", "gguf_cut_in_the_data", "GGUF-NOT-LOADED"),
+    ("an unknown runtime", f"{OF_RUNTIME} ggfu", "runtime 'ggfu'", "RUNTIME-UNKNOWN"),
+    ("a folder of packed tensors that is in use", f"{OF_RUNTIME} compressed_tensors --output {{full_folder}}", "full_folder", "OUTPUT-EXISTS"),
+    ("an artifact that is not there", f"{PPL} --artifact {{tmp}}/m --runtime compressed_tensors", "/m", "INPUT-MISSING"),
     ("a text to export from", f"{EXPORT} {{tiny}} --base {{text}}", "calibration.txt", "GGUF-NOT-GGUF"),
     ("a text to score", f"{PPL} --gguf {{text}}", "calibration.txt", "GGUF-NOT-GGUF"),
     ("a text to quantize", f"{BASELINE} {{text}}", "calibration.txt", "GGUF-NOT-GGUF"),
@@ -543,12 +547,14 @@ REQUIRED = [
     ("allocate_bits.py", "--sensitivity, --output"),
     ("baseline_gguf.py", "--base, --output"),
     ("calculate_avg_bits.py", "--config, --model"),
+    ("check_runtime.py", "--model, --plan, --runtime"),
     ("compare_formats.py", "--model"),
     ("convert_gguf.py", "--model, --output"),
     ("describe_model.py", "--model, --output"),
     ("download_model.py", "--model, --output"),
     ("eval_with_lm_eval.py", "--model"),
     ("export_gguf.py", "--model, --plan, --output, --report"),
+    ("export_plan.py", "--model, --runtime, --plan, --output, --report"),
     ("layer_stats.py", "--model, --output"),
     ("merge_sensitivity.py", "--model, --tables, --output"),
     ("perplexity.py", "--model, --output"),

@@ -361,6 +361,7 @@ EXACT = "genetic_plan optimal_plan sparsegpt_plan"
 
 # Modules of the library by pattern, and the rules that their code is behind; the last pattern that matches counts.
 MODULES = {
+    "console/*": "",
     "__init__.py": "*",
     "cli/*": "*",
     "cli/testing.py": "",
@@ -368,12 +369,13 @@ MODULES = {
     "config/flag_types.py": "*",
     "config/flags.py": "*",
     "core/*": "*",
+    "core/colours.py": "genetic_plan comparison",
     "core/figures.py": "genetic_plan comparison study",
     "core/tables.py": "comparison study",
     "core/section.py": "",
     "core/progress.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED} {GGUF} {PACKED} {SPEEDS}",
     "core/provenance.py": f"download model {READ_WEIGHTS}".replace(" bits", ""),
-    "core/resume.py": "layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan",
+    "core/resume.py": f"{STATISTICS} {ROUNDED} genetic_plan sparsegpt_plan",
     "core/error_codes.py": "",
     "core/safetensors_io.py": READ_A_MODEL,
     "demo/*": "",
@@ -476,7 +478,7 @@ MODULES = {
     "sensitivity/local_run.py": SMOOTHED,
     "sensitivity/output_gradients.py": SMOOTHED,
     "sensitivity/smooth_factors.py": SMOOTHED,
-    "sensitivity/table.py": "genetic_plan optimal_plan",
+    "sensitivity/table.py": SMOOTHED,
     "statistics/*": STATISTICS,
     "statistics/hessian.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED}",
     "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF} {PACKED}",

@@ -36,7 +36,7 @@ def main(args) -> None:
     choices = tuple(dict.fromkeys((*activation_choices(args.activation_scope, args.group_size), *palette)))
     alphas = () if args.no_smoothing else tuple(args.smooth_alpha)
     settings = LocalSettings(choices, alphas, not args.norms_only, args.tokens)
-    outside = tuple(get_format(name).name for name in args.embeddings)
+    outside = tuple(get_format(name).name for name in args.embeddings or ())
     draws = args.draws if args.metric == "gradient" else None
     if outside and args.anchors is None and draws is None:
         hint = "Give --anchors 1, 2 or all, or --metric gradient"

@@ -63,14 +63,22 @@ def results_without_records(settings: Settings) -> list[str]:
     ]
 
 
-def comparisons_since(settings: Settings, started: float) -> list[str]:
-    """Return what the comparisons say that were written after `started`, in seconds since the epoch: a short text for each model."""
+def _said_by(path: Path) -> list[str]:
+    """Return the lines that a comparison.json ends a run with; what is wrong with it where it cannot be read: the run is over by then."""
     from bitplan.core.files import read_json
     from bitplan.report.front import summary_lines
 
+    try:
+        return [*summary_lines(read_json(path)["rows"]), f"The whole table: {path.with_suffix('.html')}"]
+    except UserError as error:
+        return [str(problem) for problem in error.problems]
+
+
+def comparisons_since(settings: Settings, started: float) -> list[str]:
+    """Return what the comparisons say that were written after `started`, in seconds since the epoch: a short text for each model."""
     paths = {name: Path(f"results/{name}/comparison.json") for name in settings.models}
     return [
-        "\n".join((name, *summary_lines(read_json(path)["rows"]), f"The whole table: {path.with_suffix('.html')}"))
+        "\n".join((name, *_said_by(path)))
         for name, path in paths.items()
         if path.exists() and path.stat().st_mtime >= started
     ]

@@ -760,7 +760,7 @@ SETTINGS = [
     ("an unknown recipe in the settings", {"baselines": ["q4_kk"]}, "baselines.0", "SETTINGS-NOT-A-CHOICE"),
     (
         "outside without anchors in the settings",
-        {"sensitivity": {"embeddings": ["q6_k"]}},
+        {"sensitivity": {"embeddings": ["q6_k"], "metric": "measured"}},
         "sensitivity",
         "SETTINGS-INVALID",
     ),

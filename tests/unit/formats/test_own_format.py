@@ -1,4 +1,4 @@
-"""A format of one's own, as docs/extending.md shows it: two files of the library, and every command knows it."""
+"""A custom format, as docs/extending.md shows it: two files of the library, and every command knows it."""
 
 import json
 import re

@@ -433,7 +433,7 @@ def test_what_is_kept_of_another_text_is_not_used_and_the_log_says_so(llama, tmp
     kept = PartialResults.open(output, "another")
     kept.save_tensor(states_name(0), torch.zeros(1))
     made = llama.measured(output)
-    assert "is of another model, text or setting" in caplog.text
+    assert "was created with a different model, text or settings" in caplog.text
     assert made.rows == llama.measured(tmp_path / "other.tsv").rows
 
 

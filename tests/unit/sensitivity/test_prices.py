@@ -323,7 +323,7 @@ def test_the_command_prices_every_row_and_the_embeddings(llama, tmp_path, comman
 def test_gaussian_inputs_have_no_prices(llama, tmp_path, command):
     words = ("--random", "--metric", "gradient", "--output", tmp_path / "s.tsv")
     found = command("sensitivity.py", "--model", llama.folder, *words, ok=False)
-    assert found.returncode == 2 and "Gaussian inputs are none" in found.stderr
+    assert found.returncode == 2 and "SENSITIVITY-NEEDS-TEXT" in found.stderr
 
 
 # ------------------------------------------------------------------------------------------ candidates with inputs

@@ -2,7 +2,7 @@ rule bits:
     input:
         model="results/{model}/model.json",
         config="results/{model}/plans/{plan}/config.json",
-        beside=beside_plan("config"),
+        beside=beside(inputs.beside_plan, "config"),
     output:
         bits="results/{model}/plans/{plan}/bits.json",
     log:

@@ -101,34 +101,19 @@ def rounded_plans(*methods):
     return targets.rounded_plans(SETTINGS, methods)
 
 
-def beside_plan(of):
-    """Return a function that gives what stands beside a plan's `of` file and belongs to it. A folder is ancient: Snakemake
-    can't compare its content, and the plan holds its digest."""
-
-    return lambda wildcards: ancient_folders(
-        inputs.beside_plan(SETTINGS, wildcards, of)
-    )
-
-
-def beside_used_plan(wildcards):
-    """Return what stands beside the plan that is scored and exported, as `beside_plan` does."""
-    return ancient_folders(inputs.beside_used_plan(SETTINGS, wildcards))
-
-
-def ancient_folders(paths):
-    """Return paths, those of stored weights as ancient ones."""
-    folders = ("compressed", "rounded")
-    return [ancient(path) if path.endswith(folders) else path for path in paths]
+def beside(function, *more):
+    """Return a function that gives the files that belong to a plan. Folders of weights are ancient: Snakemake cannot compare
+    their content, and the plan has their digests."""
+    stored = ("compressed", "rounded")
+    return lambda wildcards: [
+        ancient(path) if path.endswith(stored) else path
+        for path in function(SETTINGS, wildcards, *more)
+    ]
 
 
 def whole_machine(wildcards):
     """Return every core of a run on one machine, so that nothing else runs beside a timing; elsewhere 1, and the profile says more."""
     return 1 if workflow.remote_exec else workflow.resource_settings.cores or 1
-
-
-def compared_name(wildcards):
-    """Return the name of the plan or baseline that a file belongs to."""
-    return wildcards.get("plan") or wildcards.baseline
 
 
 def on_slurm():

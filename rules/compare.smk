@@ -19,7 +19,7 @@ rule plan_speed:
         script=script("compare_real_quant.py"),
         flags=on_wildcards(flags.speed_flags),
         reference=SETTINGS.baselines[0],
-        name=compared_name,
+        name=inputs.compared_name,
     shell:
         "python {params.script:q} --models {params.reference}={input.reference} {params.name}={input.artifact}"
         " {params.flags} --threads {threads} --output {output.speed} > {log} 2>&1"

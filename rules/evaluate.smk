@@ -31,7 +31,7 @@ rule plan_perplexity:
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan=on_wildcards(inputs.used_plan),
-        beside=beside_used_plan,
+        beside=beside(inputs.beside_used_plan),
         imatrix=on_wildcards(inputs.importance_of),
         evaluation="results/{model}/evaluation.safetensors",
     output:
@@ -127,7 +127,7 @@ rule plan_tasks:
         model="results/{model}/model.json",
         bits=ancient("results/{model}/plans/{plan}/bits.json"),
         plan=on_wildcards(inputs.used_plan),
-        beside=beside_used_plan,
+        beside=beside(inputs.beside_used_plan),
         imatrix=on_wildcards(inputs.importance_of),
     output:
         figures="results/{model}/plans/{plan}/tasks.json",

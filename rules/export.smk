@@ -33,7 +33,7 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             base=on_wildcards(inputs.export_base),
             bits=ancient("results/{model}/plans/{plan}/bits.json"),
             plan=on_wildcards(inputs.used_plan),
-            beside=beside_used_plan,
+            beside=beside(inputs.beside_used_plan),
             imatrix=on_wildcards(inputs.importance_of),
             calibration=on_wildcards(inputs.export_calibration),
         output:

@@ -4,7 +4,7 @@ rule rounded_plan:
     input:
         model="results/{model}/model.json",
         plan="results/{model}/plans/{plan}/plan.json",
-        beside=beside_plan("plan"),
+        beside=beside(inputs.beside_plan, "plan"),
         calibration="results/{model}/calibration.safetensors",
     output:
         plan="results/{model}/plans/{plan}/rounding/plan.json",

@@ -229,3 +229,8 @@ def study_cells(settings: Settings, wildcards: Any) -> list[str]:
     """Return the files of the plans that a study compares."""
     cells = settings.studies[wildcards.study].cells(wildcards.study)
     return [results(wildcards, "plans", cell.name, name) for cell in cells for name in ("bits.json", "perplexity.json")]
+
+
+def compared_name(wildcards: Any) -> str:
+    """Return the name of the plan or baseline that a file belongs to."""
+    return wildcards.get("plan") or wildcards.baseline

@@ -87,6 +87,8 @@ def build_parser() -> ArgumentParser:
     add_settings_flags(
         flags,
         SpeedSettings,
+        max_tokens={"default": 200},
+        repeats={"default": 5},
         prompts={"action": "append", "nargs": None, "help": "a prompt; may be given several times"},
     )
     add_threads_flag(flags)

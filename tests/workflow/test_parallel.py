@@ -26,6 +26,9 @@ time.sleep(0.3)
 for name in arguments:
     if name.startswith("results/") and not Path(name).exists():
         Path(name).write_text("stub")
+        # The files that a runtime writes beside its artifact.
+        for beside in ("tensor_types.txt", "Modelfile") if name.endswith("gguf/model.gguf") else ():
+            Path(name).with_name(beside).write_text("stub")
 seen = dict(zip(arguments, arguments[1:]))
 line = {
     "command": Path(sys.argv[0]).name, "threads": int(seen.get("--threads", 1)), "device": seen.get("--device", "cpu"),

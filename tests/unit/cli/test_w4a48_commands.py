@@ -157,7 +157,7 @@ def test_a_report_never_takes_the_place_of_the_plan(tiny, tmp_path, capsys):
     plan.write_text(json.dumps({"default": {"wq": "int4"}}))
     with pytest.raises(SystemExit):
         spoken(tmp_path, "export_gguf_official.py", "--model_id", tiny, "--config", plan, "--output", "plan.gguf")
-    assert "would destroy it" in capsys.readouterr().err
+    assert "OUTPUT-IS-INPUT" in capsys.readouterr().err
     assert json.loads(plan.read_text()) == {"default": {"wq": "int4"}}
 
 

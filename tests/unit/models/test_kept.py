@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_stops_the_keeping_and_not_the_walk(partial, caplog,
 
     walk = WalkProgress(partial, share=1000.0)
     walk.keep(1, lambda: ({"x": torch.ones(2)}, {}))
-    monkeypatch.setattr(PartialResults, "keep_tensors", full)
+    monkeypatch.setattr(PartialResults, "save_tensors", full)
     for block in (2, 3):
         walk.keep(block, lambda: ({"x": torch.zeros(2)}, {}))
     assert caplog.text.count("cannot be saved, continuing without: [Errno 28] No space left on device") == 1

@@ -368,4 +368,4 @@ def test_the_command_rounds_a_plan_and_every_later_command_uses_its_codes(comman
     }
     again = command("round_model.py", "--model", model, "--plan", plan, "--calibration", TEXT, "--output",
                     tmp_path / "r", *windows, ok=False)  # fmt: skip
-    assert "is the folder of the plan that is read" in again.stderr and "Traceback" not in again.stderr
+    assert "[OUTPUT-IS-INPUT] --output" in again.stderr and "Traceback" not in again.stderr

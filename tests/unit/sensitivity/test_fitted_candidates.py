@@ -101,7 +101,7 @@ def test_a_genetic_plan_has_the_fitted_candidates_and_says_what_was_asked(priced
 def test_an_allocation_may_name_the_candidate_that_a_row_stands_for(priced):
     table = of_palette(read_sensitivity_table(priced.table, PALETTE), PALETTE[:1])
     assert table.formats == ("q4_k/int8_token", "q5_0/int8_token") and table.has.sum() == len(table.layers)
-    with pytest.raises(UserError, match="FORMAT-UNKNOWN"):
+    with pytest.raises(UserError, match="SENSITIVITY-NO-FORMAT"):
         of_palette(table, ("q4_k",))
 
 

@@ -22,7 +22,7 @@ SETTINGS = {
 }
 # What is measured anew in each run, and so is never the same: speeds and the report that shows them, Snakemake's benchmarks (seconds and
 # memory), and the record of when and by whom a file was made. A .pt is an archive that holds its own temporary name; no step reads it.
-MEASURED = ("speed.json", "comparison.tsv", "comparison.txt", "comparison.html", "comparison.svg")
+MEASURED = ("speed.json", "comparison.tsv", "comparison.json", "comparison.txt", "comparison.html", "comparison.svg")
 
 
 def results_of(folder: Path) -> dict[str, bytes]:

@@ -102,13 +102,17 @@ def rounded_plans(*methods):
 
 
 def beside(function, *more):
-    """Return a function that gives the files that belong to a plan. Folders of weights are ancient: Snakemake cannot compare
-    their content, and the plan has their digests."""
-    stored = ("compressed", "rounded")
-    return lambda wildcards: [
-        ancient(path) if path.endswith(stored) else path
-        for path in function(SETTINGS, wildcards, *more)
-    ]
+    """Return a function that gives input files. Folders of weights are ancient: Snakemake cannot compare their content, and
+    a file beside each has its digest."""
+
+    def files(wildcards):
+        found = function(SETTINGS, wildcards, *more)
+        return [
+            ancient(path) if inputs.is_folder_with_digest(path) else path
+            for path in ([found] if isinstance(found, str) else found)
+        ]
+
+    return files
 
 
 def whole_machine(wildcards):

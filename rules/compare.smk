@@ -2,7 +2,8 @@
 rule plan_speed:
     input:
         reference=on_wildcards(inputs.reference_file),
-        artifact=on_wildcards(inputs.artifact),
+        artifact=beside(inputs.artifact),
+        report=on_wildcards(inputs.artifact_report),
     output:
         speed="results/{model}/plans/{plan}/{runtime}/speed.json",
     log:
@@ -37,7 +38,7 @@ use rule plan_speed as baseline_speed with:
 
 rule comparison:
     input:
-        on_wildcards(inputs.compared_plans),
+        beside(inputs.compared_plans),
         on_wildcards(inputs.compared_baselines),
         on_wildcards(inputs.compared_model),
         on_wildcards(inputs.compared_agreement),

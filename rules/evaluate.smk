@@ -60,7 +60,8 @@ rule plan_perplexity:
 rule plan_runtime_perplexity:
     input:
         model="results/{model}/model.json",
-        artifact=on_wildcards(inputs.artifact),
+        artifact=beside(inputs.artifact),
+        report=on_wildcards(inputs.artifact_report),
         evaluation="results/{model}/evaluation.safetensors",
     output:
         scores="results/{model}/plans/{plan}/{runtime}/perplexity.json",

@@ -61,7 +61,7 @@ def _pip(python: Path, *arguments: str, **environment: str) -> subprocess.Popen:
 
 
 def _install(python: Path, pins: list[str]) -> subprocess.Popen:
-    """Start installing packages without what they ask for: by uv where it is there, which takes a third of pip's time."""
+    """Start installing packages without what they ask for: by uv if it is installed, else by pip."""
     uv = shutil.which("uv")
     if uv is None:
         return _pip(python, "install", "--no-deps", *pins)

@@ -280,7 +280,7 @@ def test_a_disk_that_is_full_or_read_only_is_told_and_costs_nothing_that_was_fin
     (folder / "results").symlink_to(device)
     targets = [f"results/small/plans/{plan}/plan.json" for plan in ("drawn", "careful")]
     full = run(folder, *targets)
-    assert full.returncode == 1 and "no space is left on the device" in full.stdout + full.stderr
+    assert full.returncode == 1 and "SYSTEM-DISK-FULL" in full.stdout + full.stderr
     finished = [name for name in ("model.json", "plans/drawn/plan.json") if same_if_there(folder, undisturbed, name)]
     assert finished == ["model.json", "plans/drawn/plan.json"] and unfinished(device) <= {"layer_stats.tsv.partial"}
     remount(device, "ro")

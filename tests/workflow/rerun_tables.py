@@ -426,6 +426,7 @@ MODULES = {
     "rounding/sweep.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED}",
     "rounding/gguf_blocks.py": f"{GGUF} sensitivity optimal_plan {ROUNDED}",
     "rounding/gguf_codes.py": f"{GGUF} optimal_plan",
+    "runtimes/export.py": EXPORTS,
     "runtimes/registry.py": "",
     "runtimes/runtime.py": EXPORTS,
     "runtimes/speed.py": SPEEDS,

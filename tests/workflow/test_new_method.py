@@ -46,10 +46,10 @@ from bitplan.search.flat.settings import FlatPlan
 def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
-    from bitplan.plans.plan import LayerPlan, uniform, write_config, write_plan
+    from bitplan.plans.plan import LayerPlan, uniform_plan, write_config, write_plan
 
     started, info = time.monotonic(), model_info(args.model)
-    plan = replace(uniform(info, args.format), summary={"method": "flat", "cost": {"block_forward_tokens": 0}})
+    plan = replace(uniform_plan(info, args.format), summary={"method": "flat", "cost": {"block_forward_tokens": 0}})
     write_config(args.output_config, plan, LayerPlan(), info)
     write_plan(args.output_plan, plan, LayerPlan(), info)
     write_provenance(args.output_plan, started)

@@ -28,10 +28,11 @@ class TextFlag:
         return self.flag.removeprefix("--").replace("-", "_")
 
 
-def is_bundled(model: Path | None) -> bool:
+def is_bundled(model: str | Path | None) -> bool:
     """Return whether a folder, or a `model.json`, is that of the bundled model; so is None, the default of some commands."""
     if model is None:
         return True
+    model = Path(model)
     if model.suffix == ".json" and os.path.isfile(model):
         model = Path(str(read_json(model).get("path", model)))
     return os.path.realpath(model) == os.path.realpath(DEMO / "model")

@@ -14,7 +14,14 @@ from bitplan.cli.bundled_text import TextFlag, fill_texts_
 from bitplan.cli.inputs import check_files, input_file, outputs_of
 from bitplan.config.flag_types import count, number, or_word
 from bitplan.config.flags import add_settings_flags
-from bitplan.config.settings import CalibrationWindows, ComputeSettings, ModelSettings, Settings, WindowSettings
+from bitplan.config.settings import (
+    CalibrationWindows,
+    ComputeSettings,
+    ExportSettings,
+    ModelSettings,
+    Settings,
+    WindowSettings,
+)
 from bitplan.core.errors import Problem, UserError, nearest
 
 MOST_LINES = 3
@@ -141,6 +148,21 @@ def add_imatrix_flag(made: argparse.ArgumentParser) -> None:
     """Add --imatrix."""
     told = "importance matrix for GGUF types: the safetensors beside layer_stats.tsv"
     made.add_argument("--imatrix", type=input_file, help=told)
+
+
+def add_export_flags(made: argparse.ArgumentParser) -> None:
+    """Add the flags of commands that export a plan, but for what they start from and what they write."""
+    add_model_flag(made)
+    plans = "config.json, plan.json or mixed_precision_config.pt"
+    made.add_argument("--plan", type=input_file, required=True, help=plans)
+    add_settings_flags(made, ExportSettings)
+    add_imatrix_flag(made)
+    made.add_argument("--model-name", help="name of the model in the file; the folder's by default")
+    made.add_argument("--plan-name", help="name of the plan in the file; by default that of its file or folder")
+    made.add_argument("--scores", type=input_file, help="the plan's perplexity.json, for the KL in the file")
+    made.add_argument("--calibration", type=input_file, help="the calibration text, for its SHA-256 in the file")
+    add_base_kl_flag(made)
+    add_threads_flag(made)
 
 
 def add_model_flag(made: argparse.ArgumentParser, required: bool = True, default: Path | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.search.registry import METHODS
 
 DEMO_FILE = Path("demo") / "config.yaml"
@@ -17,7 +18,6 @@ DEMO_FILE = Path("demo") / "config.yaml"
 DEFAULT_PLANS = {"optimal-q4": {"method": "optimal", "same_size_as": "q4_k_m", "rounding": "feedback"}}
 SECTIONS = ("models", "plans", "studies")
 EMBEDDINGS = ("q4_k", "q5_k", "q6_k", "q8_0")
-IMATRIX = "_imatrix"
 Config = Mapping[str, Any]
 
 
@@ -86,7 +86,11 @@ def with_recipes(config: Config) -> dict[str, Any]:
     baselines = config.get("baselines")
     if isinstance(baselines, list):
         return {**config, "baselines": _in_order(baselines, wanted)}
-    both = [name for recipe in wanted for name in (recipe, recipe if recipe.endswith(IMATRIX) else recipe + IMATRIX)]
+    both = [
+        name
+        for recipe in wanted
+        for name in (recipe, recipe if recipe.endswith(IMATRIX_SUFFIX) else recipe + IMATRIX_SUFFIX)
+    ]
     return {**config, "baselines": _in_order(["f16"], both)} if wanted and baselines is None else dict(config)
 
 

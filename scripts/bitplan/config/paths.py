@@ -2,16 +2,14 @@
 
 import hashlib
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from bitplan.config.settings import Settings
 from bitplan.core.errors import Problem, UserError
+from bitplan.models.hub.listing import looks_like_id
 
 DEMO = "demo"
-# organization/name, or a name alone.
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def placed(path: str, workflow: Path) -> str:
@@ -55,7 +53,7 @@ def _model_problem(path: str) -> tuple[str, str, str] | None:
             f"Give one of the models in it, e.g. {os.path.join(path, inner[0])}" if inner else "Give the model's folder"
         )
         return "MODEL-NO-CONFIG", "is a folder without a config.json", hint
-    if HUB_ID.fullmatch(path):
+    if looks_like_id(path):
         return None
     return (
         "INPUT-MISSING",

@@ -5,19 +5,21 @@ from argparse import ArgumentParser, Namespace
 
 from bitplan.cli.inputs import output_file
 from bitplan.console.snakemake_run import run_workflow
-from bitplan.console.wishes import prepared_project, wish_parser
+from bitplan.console.wishes import add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
 
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
     flags = wish_parser("Find the best number format for each weight matrix and write the plan.")
+    add_work_flag(flags)
+    add_run_flags(flags)
     flags.add_argument("-o", "--output", type=output_file, required=True, help="plan.json to write")
     return flags
 
 
 def main(args: Namespace) -> None:
-    """Run the workflow up to the plan and its simulated scores, copy the plan and print a line."""
+    """Run the workflow up to the plan and its simulated scores (rounded to nearest), copy the plan and print a line."""
     project, wish = prepared_project(args)
     folder = project.result("plans", wish.name)
     names = ("plan.json", "bits.json", "perplexity.json")

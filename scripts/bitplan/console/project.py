@@ -77,12 +77,10 @@ def absolute(path: str | Path) -> str:
 def configuration(project: Project, model: Mapping[str, Any], wish: Wish) -> dict[str, Any]:
     """Return the configuration of one model and one plan.
 
-    model: the settings of the model, as under `models` in config.yaml. The recipe whose size the plan is to have is a baseline, with
-    and without importance matrix, so that the plan can be compared with it.
+    model: the settings of the model, as under `models` in config.yaml. The recipe whose size the plan is to have becomes a baseline
+    by itself, with and without importance matrix.
     """
-    recipe = wish.same_size_as
-    baselines = ["f16", *([recipe] if recipe else [])]
-    return {"models": {project.name: dict(model)}, "plans": {wish.name: wish.plan}, "baselines": baselines}
+    return {"models": {project.name: dict(model)}, "plans": {wish.name: wish.plan}}
 
 
 def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:

@@ -5,9 +5,10 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bitplan.cli.inputs import output_file
+from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.console.project import Project, Wish
 from bitplan.console.snakemake_run import run_workflow
-from bitplan.console.wishes import prepared_project, wish_parser
+from bitplan.console.wishes import add_rounding_flag, add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
 
 RUNTIME = "gguf"
@@ -16,16 +17,24 @@ RUNTIME = "gguf"
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
     flags = wish_parser("Find the best number format for each weight matrix and write the quantized model.")
+    add_rounding_flag(flags)
+    add_work_flag(flags)
+    add_run_flags(flags)
     flags.add_argument("-o", "--output", type=output_file, required=True, help="GGUF file to write")
     return flags
 
 
-def artefacts(project: Project, wish: Wish) -> list[Path]:
-    """Return what has to be made: the file and its scores, and those of the recipe of the same size."""
-    plan = project.result("plans", wish.name)
-    scores = [plan / RUNTIME / "model.gguf", plan / RUNTIME / "perplexity.json", plan / "bits.json"]
+def recipe_scores(project: Project, wish: Wish) -> list[Path]:
+    """Return the scores of the recipe whose size the plan has, with the importance matrix that the plan has, too; none without one."""
     recipe = wish.same_size_as
-    return scores + ([project.result("baselines", recipe, "perplexity.json")] if recipe else [])
+    return [project.result("baselines", f"{recipe}{IMATRIX_SUFFIX}", "perplexity.json")] if recipe else []
+
+
+def targets_of(project: Project, wish: Wish) -> list[Path]:
+    """Return the results to compute: the file and its scores, and those of the recipe of the same size."""
+    plan = project.result("plans", wish.name)
+    names = (f"{RUNTIME}/model.gguf", f"{RUNTIME}/perplexity.json", "bits.json")
+    return [*(plan / name for name in names), *recipe_scores(project, wish)]
 
 
 def headline(name: str, size: int, bits: float, scores: dict) -> str:
@@ -42,10 +51,10 @@ def result_lines(project: Project, wish: Wish, output: Path) -> list[str]:
     plan = project.result("plans", wish.name)
     bits, scores = read_json(plan / "bits.json")["avg_bits"], read_json(plan / RUNTIME / "perplexity.json")
     lines = [headline(str(output), output.stat().st_size, bits, scores)]
-    if wish.same_size_as:
-        recipe = read_json(project.result("baselines", wish.same_size_as, "perplexity.json"))
+    for recipe in map(read_json, recipe_scores(project, wish)):
         lines.append(
-            f"llama.cpp's {wish.same_size_as} of the same size: KL {recipe['kl_mean']:.5f}, perplexity {recipe['ppl']:.3f}"
+            f"llama.cpp's {wish.same_size_as} with importance matrix, of the same size: KL {recipe['kl_mean']:.5f},"
+            f" perplexity {recipe['ppl']:.3f}"
         )
     return [*lines, f"Run it: llama-server -m {output}"]
 
@@ -53,7 +62,7 @@ def result_lines(project: Project, wish: Wish, output: Path) -> list[str]:
 def main(args: Namespace) -> None:
     """Run the workflow for one plan, copy its file to the output and print three lines."""
     project, wish = prepared_project(args)
-    run_workflow(project, artefacts(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
+    run_workflow(project, targets_of(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
     if args.dry_run:
         return
     with write_aside(args.output) as aside:

@@ -1,9 +1,9 @@
-"""The flags that `bitplan quantize` and `bitplan plan` share, and the project that they describe."""
+"""The flags that the commands of the `bitplan` program share, and the project that they describe."""
 
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
@@ -18,7 +18,8 @@ DEFAULT_RECIPE = "q4_k_m"
 def wish_parser(description: str) -> ArgumentParser:
     """Return a parser with the flags of a model, its texts and the size of its plan."""
     flags = parser(description)
-    flags.add_argument("model", type=Path, help="folder of a checkpoint, or an id on the model hub (organization/name)")
+    # A text, not a path: a model of the hub is downloaded by the workflow.
+    flags.add_argument("model", help="folder of a checkpoint, or an id on the model hub (organization/name)")
     flags.add_argument("--revision", help="branch, tag or commit on the model hub")
     add_text_flag(flags, "--text", "calibration.txt", "text like what the model will be used on, for calibration")
     flags.add_argument("--evaluation", type=input_file, help="text to compare on; the rest of --text when absent")
@@ -30,31 +31,42 @@ def wish_parser(description: str) -> ArgumentParser:
         help=f"as large as a recipe of llama.cpp; {DEFAULT_RECIPE} when no size is given",
     )
     sizes.add_argument("--bits", type=number(0.0, 16.0, open_low=True), help="average bits over all parameters")
-    flags.add_argument(
-        "--rounding", choices=get_args(Rounding), default="feedback", help="how weights are rounded, at the same size"
-    )
-    flags.add_argument(
-        "--work", type=Path, default=Path(FOLDER), help="folder for results: a later run goes on from them"
-    )
-    flags.add_argument("--cores", type=count, default=os.cpu_count() or 1, help="processor cores to use")
-    flags.add_argument("--dry-run", action="store_true", help="print the steps and run none")
     return flags
 
 
+def add_rounding_flag(flags: ArgumentParser) -> None:
+    """Add --rounding."""
+    told = "how weights are rounded, at the same size"
+    flags.add_argument("--rounding", choices=get_args(Rounding), default="feedback", help=told)
+
+
+def add_run_flags(flags: ArgumentParser) -> None:
+    """Add --cores and --dry-run."""
+    flags.add_argument("--cores", type=count, default=os.cpu_count() or 1, help="processor cores to use")
+    flags.add_argument("--dry-run", action="store_true", help="print the steps and run none")
+
+
+def add_work_flag(flags: ArgumentParser) -> None:
+    """Add --work."""
+    told = "folder for results; a later run continues from them"
+    flags.add_argument("--work", type=Path, default=Path(FOLDER), help=told)
+
+
 def wish_of(args: Namespace) -> Wish:
-    """Return the size that the flags ask for."""
+    """Return the size that the flags ask for, and how weights are rounded: to nearest for a command without the flag."""
     recipe = args.same_size_as if args.bits is not None else args.same_size_as or DEFAULT_RECIPE
-    return Wish(args.bits, recipe, args.rounding)
+    return Wish(args.bits, recipe, getattr(args, "rounding", "nearest"))
 
 
-def texts_of(args: Namespace) -> dict[str, str]:
-    """Return the model's path and texts, as absolute paths."""
-    texts = {"calibration": args.text, "evaluation": args.evaluation or args.text}
-    return {"path": absolute(args.model), **{key: absolute(path) for key, path in texts.items()}}
+def model_settings(args: Namespace) -> dict[str, str]:
+    """Return the settings of the model, as under `models` in config.yaml, with absolute paths."""
+    paths = {"path": args.model, "calibration": args.text, "evaluation": args.evaluation or args.text}
+    revision = {"revision": args.revision} if args.revision else {}
+    return {key: absolute(path) for key, path in paths.items()} | revision
 
 
-def prepared_project(args: Namespace, **model: Any) -> tuple[Project, Wish]:
+def prepared_project(args: Namespace) -> tuple[Project, Wish]:
     """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid."""
-    project, wish = project_of(str(args.model), args.work.resolve()), wish_of(args)
-    write_configuration(project, configuration(project, {**texts_of(args), **model}, wish))
+    project, wish = project_of(args.model, args.work.resolve()), wish_of(args)
+    write_configuration(project, configuration(project, model_settings(args), wish))
     return project, wish

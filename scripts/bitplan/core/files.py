@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -164,6 +165,15 @@ def read_json(path: Path, hint: str = MADE_AGAIN) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise user_error("FILE-NOT-JSON-OBJECT", path, "is not a JSON object", hint)
     return content
+
+
+def digest_of_files(paths: Iterable[Path]) -> str:
+    """Return the SHA-256 over the names and contents of some files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as handle:
+            digest.update(path.name.encode() + hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
 
 
 def check_gguf(path: Path) -> None:

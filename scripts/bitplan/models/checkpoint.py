@@ -3,7 +3,6 @@
 To list tensors, only the headers of the safetensors files are read.
 """
 
-import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bitplan.core.errors import UserError, user_error
-from bitplan.core.files import read_json
+from bitplan.core.files import digest_of_files, read_json
 from bitplan.core.safetensors_io import DOWNLOAD_AGAIN, PIECE, TensorInfo, read_header
 from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, match_names
 
@@ -225,11 +224,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """Return the SHA-256 over every file that decides what the model computes."""
-        digest = hashlib.sha256()
-        for file in (*_weight_files(self.folder), *self.others()):
-            with open(file, "rb") as handle:
-                digest.update(file.name.encode() + hashlib.file_digest(handle, "sha256").digest())
-        return digest.hexdigest()
+        return digest_of_files((*_weight_files(self.folder), *self.others()))
 
     def others(self) -> list[Path]:
         """Return the files of settings and tokenizer, sorted by name; an index only if it is used."""

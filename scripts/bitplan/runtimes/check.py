@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from bitplan.core.tables import Column, text_table
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
@@ -11,7 +12,11 @@ from bitplan.runtimes.fusion import fusion_groups, unlike
 from bitplan.runtimes.runtime import Runtime
 from bitplan.runtimes.verdicts import plan_verdicts
 
-HEADINGS = ("layer", "format", "inputs", "verdict", "stored as", "bits", "why")
+COLUMNS = (
+    *(Column("layer", "layer"), Column("format", "format", left=True), Column("inputs", "inputs", left=True)),
+    *(Column("verdict", "verdict", left=True), Column("stored", "stored as", left=True)),
+    *(Column("stored_bits", "bits", "{:.3f}"), Column("why", "why", left=True)),
+)
 
 
 def check_plan(runtime: Runtime, plan: Plan, info: ModelInfo) -> dict[str, Any]:
@@ -54,14 +59,16 @@ def _plan_bits(made: LayerPlan, shape: tuple[int, int]) -> float:
 
 def print_check(report: Mapping[str, Any]) -> None:
     """Print a line for each layer and for each group that has to agree, then the sums."""
-    rows = [HEADINGS]
-    for row in report["layers"]:
-        bits = f"{row['stored_bits']:.3f}" if row["stored_bits"] else "-"
-        cells = (row["layer"], row["format"], row["inputs"], row["verdict"].replace("_", " "), row["stored"] or "-")
-        rows.append((*cells, bits, row["why"]))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for cells in rows:
-        print("  ".join(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=True)).rstrip())
+    shown = [
+        {
+            **row,
+            "verdict": row["verdict"].replace("_", " "),
+            "stored": row["stored"] or None,
+            "stored_bits": row["stored_bits"] or None,
+        }
+        for row in report["layers"]
+    ]
+    print(text_table(shown, COLUMNS))
     for group in report["groups"]:
         cost = f"the widest for all costs {group['extra_bits'] / 8:,.0f} bytes"
         print(f"{group['group']} is stored as one matrix, and its layers differ ({group['layers']}): {cost}")

@@ -10,7 +10,7 @@ reached, whose figures are empty.
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -116,6 +116,16 @@ def activation_choices(scope: str, group_size: int = 128) -> tuple[Choice, Choic
     return tuple(Choice(W4, f"int{bits}_{scope}", group_size) for bits in ACTIVATION_BITS)
 
 
+def each_weight_once(choices: Sequence[Choice], quantize: Callable[[Choice], Tensor]) -> list[Tensor]:
+    """Return `quantize(choice)` for each choice, called once for choices whose weights are the same: inputs differ in their format alone."""
+    weights: dict[tuple[str, int | None, bool], Tensor] = {}
+    keys = [(choice.wq, choice.group_size, choice.inputs_change) for choice in choices]
+    for key, choice in zip(keys, choices, strict=True):
+        if key not in weights:
+            weights[key] = quantize(choice)
+    return [weights[key] for key in keys]
+
+
 def quantized_weights(
     weight: Tensor,
     choices: Sequence[Choice],
@@ -127,12 +137,9 @@ def quantized_weights(
 
     `importance` (in,) weighs the columns in formats that look at it: GGUF types and the `_mse` rules.
     """
-    made: dict[tuple[str, int | None, bool], Tensor] = {}
-    for choice in choices:
-        key = (choice.wq, choice.group_size, choice.inputs_change)
-        if key not in made:
-            made[key] = choice.weights(weight, scale if choice.inputs_change else None, formats, importance)
-    return [made[choice.wq, choice.group_size, choice.inputs_change] for choice in choices]
+    return each_weight_once(
+        choices, lambda choice: choice.weights(weight, scale if choice.inputs_change else None, formats, importance)
+    )
 
 
 def output_errors(
@@ -175,11 +182,6 @@ def _mean_square(windows: Sequence[Tensor]) -> float:
     """Return the mean square of all values of some windows."""
     total = sum(window.square().sum(dtype=torch.float64).item() for window in windows)
     return total / sum(window.numel() for window in windows)
-
-
-def output_mean_square(weight: Tensor, windows: Sequence[Tensor]) -> float:
-    """Return the mean square of a layer's output on windows of inputs (tokens, in)."""
-    return _mean_square([window @ weight.T for window in windows])
 
 
 def fisher_score(changes: Sequence[Tensor], gradients: Sequence[Tensor]) -> float:

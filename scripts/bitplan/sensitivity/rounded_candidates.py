@@ -1,6 +1,6 @@
 """Candidates as error feedback rounds them, for prices: a price needs only W_q - W, however W_q was rounded.
 
-Each layer is rounded once in each format on the inputs that the full-precision model gives it, with the settings' damping and descents, and nothing
+Each layer is rounded once in each format on the inputs that the full-precision model gives it, with the default damping and descents, and nothing
 of it is stored. The walk that rounds a plan takes the inputs that the rounded blocks before it give, so that its codes are others, of nearly the same cost.
 """
 
@@ -13,7 +13,7 @@ from bitplan.formats.table import FORMATS
 from bitplan.rounding.columns import DAMPING, LayerToRound
 from bitplan.rounding.grids import GRIDS
 from bitplan.rounding.layer import DESCENTS, FEEDBACK, round_layer
-from bitplan.sensitivity.local_errors import Choice, quantized_weights
+from bitplan.sensitivity.local_errors import Choice, each_weight_once
 
 
 def rounded_weights(
@@ -28,14 +28,14 @@ def rounded_weights(
 
     hessian (in, in): of the layer's inputs before smoothing. s (in,) is `scale`, and 1 where activations stay whole.
     """
-    plain = quantized_weights(weight, choices, scale, importance=importance)
-    made: dict[tuple[str, int | None, bool], Tensor] = {}
-    for number, choice in enumerate(choices):
-        key = (choice.wq, choice.group_size, choice.inputs_change)
-        if key not in made:
-            factor = scale if choice.inputs_change else None
-            made[key] = _rounded(name, weight, choice, hessian, factor) if choice.wq in GRIDS else plain[number]
-    return [made[choice.wq, choice.group_size, choice.inputs_change] for choice in choices]
+
+    def quantize(choice: Choice) -> Tensor:
+        factor = scale if choice.inputs_change else None
+        if choice.wq in GRIDS:
+            return _rounded(name, weight, choice, hessian, factor)
+        return choice.weights(weight, factor, importance=importance)
+
+    return each_weight_once(choices, quantize)
 
 
 @torch.no_grad()

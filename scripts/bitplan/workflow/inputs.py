@@ -12,7 +12,7 @@ from bitplan.config.settings import IMATRIX_SUFFIX, Settings
 from bitplan.formats.facts import uses_importance
 from bitplan.models.checkpoint_files import PARTS, match_names
 from bitplan.models.hub.listing import looks_like_id
-from bitplan.runtimes.registry import runtime_named
+from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.registry import METHODS, TABLE, Method
 
@@ -196,6 +196,18 @@ def export_base(settings: Settings, wildcards: Any) -> str | list[str]:
 def artifact(settings: Settings, wildcards: Any) -> str:
     """Return what a runtime loads of a plan: a file or a folder."""
     return results(wildcards, "plans", wildcards.plan, wildcards.runtime, runtime_named(wildcards.runtime).artifact)
+
+
+def artifact_report(settings: Settings, wildcards: Any) -> str | list[str]:
+    """Return the report with the digest of an artifact that is a folder, which Snakemake cannot compare by content; none for a file."""
+    report = results(wildcards, "plans", wildcards.plan, wildcards.runtime, "report.json")
+    return report if runtime_named(wildcards.runtime).is_folder else []
+
+
+def is_folder_with_digest(path: str) -> bool:
+    """Return whether a result is a folder whose digest is in a file beside it: in the plan or in the runtime's report."""
+    runtimes = [f"{runtime.name}/{runtime.artifact}" for runtime in map(runtime_named, RUNTIMES) if runtime.is_folder]
+    return path.endswith(("/compressed", "/rounded", *runtimes))
 
 
 def compared_plans(settings: Settings, wildcards: Any) -> list[str]:

@@ -554,7 +554,7 @@ REQUIRED = [
     ("download_model.py", "--model, --output"),
     ("eval_with_lm_eval.py", "--model"),
     ("export_gguf.py", "--model, --plan, --output, --report"),
-    ("export_plan.py", "--model, --runtime, --plan, --output, --report"),
+    ("export_plan.py", "--runtime, --model, --plan, --output, --report"),
     ("layer_stats.py", "--model, --output"),
     ("merge_sensitivity.py", "--model, --tables, --output"),
     ("perplexity.py", "--model, --output"),

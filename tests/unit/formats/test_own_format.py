@@ -68,7 +68,7 @@ def test_it_is_quantized_counted_and_scored(tree, tiny, tmp_path):
 
 
 def test_settings_and_the_page_of_formats_know_it(tree, tmp_path):
-    program = "from bitplan.formats.pairs import pair_named; print(pair_named('ternary_g32/mxfp8'))"
+    program = "from bitplan.formats.pairs import parse_pair; print(parse_pair('ternary_g32/mxfp8'))"
     made = subprocess.run([sys.executable, "-c", program], cwd=tree, capture_output=True, text=True, check=True)
     assert "wq='ternary', aq='mxfp8', group_size=32" in made.stdout
     assert "| ternary | 2.25 | 64 |" in run(tree, "describe_formats.py", "--formats", "ternary", "--values", 2048)

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,10 @@ from transformers import AutoModelForCausalLM
 from bitplan.core.errors import UserError
 from bitplan.core.files import read_table
 from bitplan.core.resume import PartialResults, gradient_name, states_name
-from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import divergence
 from bitplan.models.walk import open_model
-from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan
-from bitplan.plans.smoothing import SmoothGroup, Smoothing
 from bitplan.reference.head import Head
 from bitplan.reference.opening import prepare_model
-from bitplan.reference.reference import reference_of_tokens
 from bitplan.reference.text import windows
 from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.search.genetic.run import palette_table
@@ -39,61 +33,8 @@ from bitplan.sensitivity.passes import Measurement, planned
 from bitplan.sensitivity.run import write_sensitivity
 from bitplan.sensitivity.table import read_sensitivity_table
 from tests.conftest import SCRIPTS
-from tests.families import FAMILIES, TEXT, make_family
-
-CHOICES = (*activation_choices("tensor"), Choice("int3", group_size=32), Choice("q8_0"))
-SETTINGS = SensitivitySettings(CHOICES, (0.5,), tokens=64)
-ALL = MeasureSettings("all")
-LENGTH, SEQUENCES = 24, 5
-
-
-class Model:
-    """A tiny model of a family and a text."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.tokens = windows(folder, TEXT, LENGTH, SEQUENCES)
-        self.opened = self.fresh()
-
-    def fresh(self):
-        made = prepare_model(self.folder, "fp32", "cpu", 1)
-        made.model.tokens_per_batch = 2 * LENGTH
-        return made
-
-    def measured(self, output: Path, measure: MeasureSettings = ALL, settings=SETTINGS):
-        return measure_table(self.opened, self.tokens, settings, measure, output)
-
-    @cached_property
-    def reference(self):
-        final = self.opened.model.run(self.tokens)
-        return reference_of_tokens(self.opened.checkpoint, self.tokens, final, self.opened.dtype)
-
-    def alone(self, row, smoothing) -> float:
-        """KL of the layer and formats of a row, by a full forward of the model under a plan for that one layer."""
-        scale = smoothing.factor(row["layer"]) if row["smoothed"] else None
-        own = None if scale is None else Smoothing((SmoothGroup((row["layer"],), scale),))
-        plan = Plan({row["layer"]: LayerPlan(row["format"], row["inputs"], row["group_size"])}, smoothing=own)
-        scores = score_plan(self.opened.model, self.opened.info, plan, self.reference, QuantizedWeights(limit=0))
-        return scores.kl.double().mean().item()
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    """A function that makes the model of a family, once."""
-    made: dict[str, Model] = {}
-
-    def of(name: str) -> Model:
-        if name not in made:
-            made[name] = Model(make_family(name, tmp_path_factory.mktemp(name) / "model"))
-        return made[name]
-
-    return of
-
-
-@pytest.fixture(scope="module")
-def llama(family) -> Model:
-    return family("llama")
-
+from tests.families import FAMILIES, TEXT
+from tests.measured_models import ALL, CHOICES, LENGTH, SEQUENCES, SETTINGS, Model, replace_tokens
 
 # ------------------------------------------------------------------------------------------------- KL of a layer alone
 
@@ -158,12 +99,6 @@ def test_both_searches_take_a_table_in_which_no_token_reached_some_experts_alike
     ):
         with pytest.raises(UserError, match="SENSITIVITY-BAD-CELL"):
             reader(table)
-
-
-def replace_tokens(model: Model, tokens: torch.Tensor) -> Model:
-    made = Model.__new__(Model)
-    made.folder, made.tokens, made.opened = model.folder, tokens, model.opened
-    return made
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 30.0, 1e6])

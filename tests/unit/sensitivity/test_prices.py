@@ -32,29 +32,11 @@ from bitplan.sensitivity.prices import Pricing
 from bitplan.sensitivity.run import write_sensitivity
 from bitplan.sensitivity.table import read_sensitivity_table
 from bitplan.sensitivity.through_attention import attention_of, changed_attention
-from tests.families import FAMILIES, TEXT, make_family
-from tests.unit.sensitivity.test_measured_sensitivity import ALL, LENGTH, SEQUENCES, Model, replace_tokens
+from tests.families import FAMILIES, TEXT
+from tests.measured_models import ALL, LENGTH, SEQUENCES, Model, replace_tokens
 
 PRICED = MeasureSettings(draws=3)
 GENTLE = SensitivitySettings((Choice("int8", group_size=32), Choice("int8", "int8_token", 32)), (0.5,), tokens=64)
-
-
-@pytest.fixture(scope="module")
-def family(tmp_path_factory):
-    """A function that makes the model of a family, once."""
-    made: dict[str, Model] = {}
-
-    def of(name: str) -> Model:
-        if name not in made:
-            made[name] = Model(make_family(name, tmp_path_factory.mktemp(name) / "model"))
-        return made[name]
-
-    return of
-
-
-@pytest.fixture(scope="module")
-def llama(family) -> Model:
-    return family("llama")
 
 
 # ------------------------------------------------------------------------------- a model of one matrix and a softmax

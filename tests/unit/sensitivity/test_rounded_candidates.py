@@ -14,8 +14,6 @@ from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, quantized_weights
 from bitplan.sensitivity.rounded_candidates import rounded_weights
 from bitplan.sensitivity.run import check_flags, write_sensitivity
-from tests.families import make_family
-from tests.unit.sensitivity.test_measured_sensitivity import Model
 
 PRICED = MeasureSettings(draws=3)
 CHOICES = (Choice("int3", group_size=32), Choice("int3", "int8_token", 32))
@@ -44,11 +42,6 @@ def test_formats_without_codes_are_as_they_are(layer):
     choices = (CHOICES[0], Choice("fp16"), Choice("bf16"))
     plain, made = quantized_weights(weight, choices), rounded_weights("q", weight, choices, hessian)
     assert torch.equal(plain[1], made[1]) and torch.equal(plain[2], made[2]) and not torch.equal(plain[0], made[0])
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory) -> Model:
-    return Model(make_family("llama", tmp_path_factory.mktemp("llama") / "model"))
 
 
 def test_prices_of_rounded_candidates_are_lower_and_kept_apart_from_those_of_nearest_ones(llama, tmp_path):

@@ -18,7 +18,6 @@ from bitplan.sensitivity.local_errors import (
     classes,
     measure_sensitivity,
     output_errors,
-    output_mean_square,
     sensitivity_ratio,
     weighted_error,
 )
@@ -113,7 +112,6 @@ def test_errors_worked_out_by_hand():
     weight, window = torch.tensor([[7.0, -3.4]]), torch.tensor([[15.0, 0.0], [0.0, 5.0]])
     error = output_errors(weight, [window], [Choice("int4", "int4_tensor", 128)])
     assert error == pytest.approx([((5 * 0.4) ** 2) / 2], rel=1e-5)
-    assert output_mean_square(weight, [window]) == pytest.approx((105.0**2 + 17.0**2) / 2, rel=1e-6)
     assert weighted_error(weight, torch.tensor([[7.0, -3.0]]), torch.tensor([9.0, 25.0])) == pytest.approx(4.0)
 
 

@@ -1,15 +1,13 @@
 """Safetensors files written one after another: tensors from memory, or copied from the checkpoint byte by byte."""
 
-import json
 import os
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from bitplan.models.checkpoint import TensorInfo
+from bitplan.core.safetensors_io import TensorInfo, header_of
 
 DTYPES = {
     torch.float32: "F32",
@@ -24,34 +22,24 @@ DTYPES = {
 Content = Tensor | TensorInfo
 
 
-def _entry(content: Content) -> tuple[str, list[int], int]:
+def _entry(content: Content) -> tuple[str, tuple[int, ...], int]:
     """Return (dtype, shape, bytes) of what is written."""
     if isinstance(content, TensorInfo):
-        return content.dtype, list(content.shape), content.nbytes
-    return DTYPES[content.dtype], list(content.shape), content.numel() * content.element_size()
-
-
-def _header(contents: Mapping[str, Content]) -> bytes:
-    entries, start = {"__metadata__": {"format": "pt"}}, 0
-    for name, content in contents.items():
-        dtype, shape, size = _entry(content)
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, start + size]}
-        start += size
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+        return content.dtype, content.shape, content.nbytes
+    return DTYPES[content.dtype], tuple(content.shape), content.nbytes
 
 
 def write_shard(path: Path, contents: Mapping[str, Content]) -> int:
     """Write a safetensors file and return the bytes of its tensors."""
+    entries = {name: _entry(content) for name, content in contents.items()}
     with open(path, "wb") as handle:
-        handle.write(_header(contents))
+        handle.write(header_of(entries))
         for content in contents.values():
             if isinstance(content, TensorInfo):
                 content.copy_to(handle)
             else:
                 handle.write(memoryview(content.contiguous().reshape(-1).view(torch.uint8).numpy()))
-    return sum(_entry(content)[2] for content in contents.values())
+    return sum(size for _, _, size in entries.values())
 
 
 def shard_name(number: int, count: int) -> str:

@@ -108,11 +108,12 @@ def _write_shards(folder: Path, export: _Export) -> None:
 def _contents(tensors: Mapping[str, TensorInfo], export: _Export) -> Iterator[tuple[str, Content]]:
     """Yield what is written in the place of a block's tensors, by name."""
     layers = {f"{layer.name}.weight": layer for layer in export.job.info.layers}
+    checkpoint = export.job.checkpoint
     for key, tensor in tensors.items():
         name = export.names.get(key)
         layer = layers.get(name)
-        if name is not None and tensor.dtype in FLOATS:
-            check_finite(export.job.checkpoint.read([name]), export.job.checkpoint.folder)
+        if name is not None and tensor.dtype in FLOATS and not checkpoint.known_finite(name):
+            check_finite(checkpoint.read([name]), checkpoint.folder)
         if layer is not None and not layer.protected:
             yield from _layer_contents(key, tensor, layer, export)
         else:

@@ -25,11 +25,6 @@ class Difference:
         """Whether the candidate damages less, beyond chance."""
         return self.high < 0
 
-    @property
-    def undecided(self) -> bool:
-        """Whether the interval holds 0."""
-        return self.low <= 0 <= self.high
-
 
 def difference(candidate: Sequence[float], incumbent: Sequence[float]) -> Difference:
     """Return the paired difference of the mean KL of windows, (W,) each. Of a single window the interval is endless."""

@@ -1,0 +1,100 @@
+"""The project that the flags of `bitplan quantize`, `plan`, `init` and `compare` describe."""
+
+import argparse
+
+import pytest
+import yaml
+
+from bitplan.config.completion import completed
+from bitplan.console import compare, init, plan, quantize
+from bitplan.console.project import configuration, project_of
+from bitplan.console.wishes import model_settings, wish_of
+from bitplan.core.errors import UserError
+from bitplan.core.places import workflow_folder
+from tests.families import TEXT
+
+HUB_ID = "organization/model-1b"
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def flags(command, *words: object) -> argparse.Namespace:
+    return command.build_parser().parse_args([str(word) for word in words])
+
+
+def quantize_flags(*words: object) -> argparse.Namespace:
+    return flags(quantize, HUB_ID, "--text", TEXT, "-o", "small.gguf", *words)
+
+
+def test_a_model_of_the_hub_keeps_its_id_and_revision(in_a_folder):
+    wanted = {"path": HUB_ID, "calibration": str(TEXT), "evaluation": str(TEXT)}
+    assert model_settings(quantize_flags()) == wanted
+    assert model_settings(quantize_flags("--revision", "v2")) == wanted | {"revision": "v2"}
+
+
+def test_a_folder_becomes_an_absolute_path(in_a_folder):
+    (in_a_folder / "model").mkdir()
+    settings = model_settings(flags(plan, "model", "--text", TEXT, "-o", "plan.json"))
+    assert settings["path"] == str(in_a_folder / "model")
+
+
+def test_two_folders_of_the_same_name_have_two_projects(in_a_folder):
+    for place in ("a", "b"):
+        (in_a_folder / place / "model").mkdir(parents=True)
+    first, second = (project_of(f"{place}/model", in_a_folder) for place in ("a", "b"))
+    assert first.folder != second.folder and first.name == second.name == "model"
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [
+        ([], {"same_size_as": "q4_k_m"}),
+        (["--same-size-as", "q3_k_s"], {"same_size_as": "q3_k_s"}),
+        (["--bits", "4.5"], {"target_avg_bits": 4.5}),
+    ],
+)
+def test_the_flags_of_a_size_become_the_settings_of_one_plan(words, size, in_a_folder):
+    args = quantize_flags(*words)
+    project = project_of(HUB_ID, in_a_folder)
+    made = configuration(project, model_settings(args), wish_of(args))
+    assert list(made["models"]) == ["model-1b"]
+    assert list(made["plans"].values()) == [{"method": "optimal", "rounding": "feedback", **size}]
+
+
+def test_quantize_compares_with_the_recipe_with_importance_matrix(in_a_folder):
+    args, project = quantize_flags("--same-size-as", "q3_k_s"), project_of(HUB_ID, in_a_folder)
+    wish = wish_of(args)
+    assert project.result("baselines", "q3_k_s_imatrix", "perplexity.json") in quantize.targets_of(project, wish)
+    config = completed(configuration(project, model_settings(args), wish), workflow_folder())
+    assert "q3_k_s_imatrix" in config["baselines"]
+
+
+def test_quantize_with_average_bits_needs_no_recipe(in_a_folder):
+    args, project = quantize_flags("--bits", "4.5"), project_of(HUB_ID, in_a_folder)
+    targets = quantize.targets_of(project, wish_of(args))
+    assert [path.name for path in targets] == ["model.gguf", "perplexity.json", "bits.json"]
+    assert all(project.result("plans", "optimal-4.5bit") in path.parents for path in targets)
+
+
+def test_a_plan_alone_is_rounded_to_nearest_as_no_weights_are_written(in_a_folder):
+    assert wish_of(flags(plan, HUB_ID, "--text", TEXT, "-o", "plan.json")).rounding == "nearest"
+
+
+def test_init_writes_a_configuration_that_is_valid_and_runs_nothing(in_a_folder, capsys):
+    init.main(flags(init, HUB_ID, "--text", TEXT, "--rounding", "nearest", "-o", "project"))
+    assert sorted(path.name for path in (in_a_folder / "project").iterdir()) == ["config.yaml"]
+    written = yaml.safe_load((in_a_folder / "project" / "config.yaml").read_text())
+    assert written["models"]["model-1b"]["path"] == HUB_ID
+    assert written["plans"] == {
+        "optimal-q4-k-m": {"method": "optimal", "rounding": "nearest", "same_size_as": "q4_k_m"}
+    }
+    assert "bitplan compare project" in capsys.readouterr().out
+
+
+def test_compare_of_a_folder_without_a_configuration_is_refused(in_a_folder):
+    with pytest.raises(UserError, match="INPUT-MISSING.*config.yaml.*bitplan init"):
+        compare.main(flags(compare, in_a_folder))

@@ -105,6 +105,7 @@ def content_hashes(path: Path) -> frozenset[str]:
     return _read(path)[0]
 
 
+@cache
 def imported_files(path: Path) -> frozenset[Path]:
     """Return the local files that a file imports, anywhere in it, and the packages around them; those without effect on results left out."""
     skipped = tuple(imported for importer, imported in WITHOUT_EFFECT if _below(path).startswith(importer))
@@ -116,6 +117,7 @@ def _below(path: Path) -> str:
     return min((path.relative_to(root).as_posix() for root in SCRIPTS if path.is_relative_to(root)), key=len)
 
 
+@cache
 def is_declaration(path: Path) -> bool:
     """Return whether a file only declares settings."""
     return any(fnmatchcase(_below(path), pattern) for pattern in DECLARATIONS)

@@ -28,7 +28,7 @@ def scripts(tmp_path, monkeypatch):
             path.unlink(missing_ok=True)
             if text is not None:
                 path.write_text(text)
-        for cached in (versions._read, versions._located, versions.templates_beside):
+        for cached in filter(lambda value: hasattr(value, "cache_clear"), vars(versions).values()):
             cached.cache_clear()
         return versions.code_version("a.py")
 

@@ -431,6 +431,7 @@ MODULES = {
     "runtimes/runtime.py": EXPORTS,
     "runtimes/speed.py": SPEEDS,
     "runtimes/verdicts.py": EXPORTS,
+    "runtimes/packed/*": PACKED,
     "runtimes/compressed_tensors/*": PACKED,
     "runtimes/compressed_tensors/runtime.py": "",
     "runtimes/compressed_tensors/scores.py": "plan_runtime_perplexity",

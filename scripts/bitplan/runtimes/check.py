@@ -38,7 +38,7 @@ def check_plan(runtime: Runtime, plan: Plan, info: ModelInfo) -> dict[str, Any]:
         for name, verdict in verdicts.items()
     ]
     params = sum(layers[name].params for name in verdicts)
-    groups = unlike(fusion_groups(runtime.verdict, plan, info)) if runtime.fuses else []
+    groups = unlike(fusion_groups(runtime.verdict, plan, info, runtime.fuses))
     return {
         "runtime": runtime.name,
         "layers": rows,

@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from bitplan.core.errors import Problem, UserError
+from bitplan.models.families import merged_name
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
-from bitplan.runtimes.runtime import Verdict
+from bitplan.runtimes.runtime import Fuses, Verdict
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class FusionGroup:
 Judge = Callable[[Layer, LayerPlan, ModelInfo], Verdict]
 
 
-def fusion_groups(verdict: Judge, plan: Plan, info: ModelInfo) -> list[FusionGroup]:
-    """Return the groups of two layers or more of a model, with what a runtime makes of them under a plan."""
+def fusion_groups(verdict: Judge, plan: Plan, info: ModelInfo, fuses: Fuses = "all") -> list[FusionGroup]:
+    """Return the groups of two layers or more that a runtime stores as one, with what it makes of them under a plan."""
     members: dict[str, list[Layer]] = {}
-    for layer in info.quantizable:
-        if layer.fusion_group:
+    for layer in info.quantizable if fuses else ():
+        if layer.fusion_group and (fuses == "all" or merged_name(layer.name) != layer.name):
             members.setdefault(layer.fusion_group, []).append(layer)
     return [
         FusionGroup(name, tuple(layers), tuple(verdict(each, plan.of(each.name), info) for each in layers))

@@ -15,6 +15,7 @@ from bitplan.runtimes.runtime import Runtime
 RUNTIMES: Mapping[str, str] = {
     "gguf": "bitplan.runtimes.gguf.runtime",
     "compressed_tensors": "bitplan.runtimes.compressed_tensors.runtime",
+    "mlx": "bitplan.runtimes.mlx.runtime",
 }
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from bitplan.reference.reference import Reference
 
 Status = Literal["exact", "exact_in_more_bits", "approximate", "refused"]
+# Which layers a runtime stores as one: none, the experts of a projection, or all that read one input.
+Fuses = Literal["", "experts", "all"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Runtime:
     the result of the model that it starts from; `beside` are more files that `write` leaves beside the artifact. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
     runtime that cannot has None. `how_to_run(artifact, name)` is text for the user, in which the model is
-    called `name`. A runtime that `fuses` stores layers that read one input as one, which must have one type. One with
+    called `name`. Layers that a runtime `fuses` are stored as one, and must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
     "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
     """
@@ -79,7 +81,7 @@ class Runtime:
     base: str = ""
     beside: tuple[str, ...] = ()
     is_folder: bool = False
-    fuses: bool = False
+    fuses: Fuses = ""
     whole_model: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
 

@@ -15,11 +15,13 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, describe
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
-from bitplan.runtimes.compressed_tensors.packing import check_unpacked, packed, unpacked
+from bitplan.runtimes.compressed_tensors.packing import packed, unpacked
 from bitplan.runtimes.compressed_tensors.runtime import RUNTIME
 from bitplan.runtimes.compressed_tensors.schemes import layer_verdict, scheme_of
 from bitplan.runtimes.compressed_tensors.scores import load_exact
+from bitplan.runtimes.compressed_tensors.write import PACKING
 from bitplan.runtimes.fusion import fusion_groups, repaired, unlike
+from bitplan.runtimes.packed.packing import check_unpacked
 from bitplan.runtimes.runtime import ExportJob
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.families import make_family
@@ -105,8 +107,8 @@ def test_the_library_unpacks_the_very_values_of_a_format(name):
     assert torch.equal(unpacked(tensors, scheme), wanted)
     bits = 8 * sum(each.numel() * each.element_size() for end, each in tensors.items() if end != "weight_shape")
     assert bits == pytest.approx(scheme.stored_bits * values.numel(), rel=0.01)
-    with pytest.raises(AssertionError, match="does not decompress"):
-        check_unpacked("a", tensors, scheme, wanted + 1)
+    with pytest.raises(AssertionError, match="compressed_tensors unpacks is not"):
+        check_unpacked(PACKING, "a", tensors, scheme, wanted + 1)
 
 
 # -------------------------------------------------------------------------------------------------------- whole models

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from bitplan.formats.base import Quantized, rows_of
 from bitplan.runtimes.compressed_tensors.schemes import Scheme
-
-E8M0_BIAS = 127
+from bitplan.runtimes.packed.values import e4m3_bytes, e8m0_bytes
 
 
 @cache
@@ -38,10 +37,10 @@ def packed(quantized: Quantized, scheme: Scheme) -> dict[str, Tensor]:
     parts = quantized.parts
     if scheme.kind == "int":
         return _packed_integers(parts, quantized.shape, scheme)
-    elements = rows_of(parts["elements"].to(torch.float32), quantized.shape).contiguous()
-    scale = (parts["exponent"].to(torch.int32) + E8M0_BIAS).to(torch.uint8)
+    scale = e8m0_bytes(quantized)
     if scheme.bits == 8:
-        return {"weight": elements.to(torch.float8_e4m3fn), "weight_scale": scale}
+        return {"weight": e4m3_bytes(quantized), "weight_scale": scale}
+    elements = rows_of(parts["elements"].to(torch.float32), quantized.shape).contiguous()
     return {"weight_packed": pack_fp4_to_uint8(elements), "weight_scale": scale}
 
 
@@ -68,9 +67,3 @@ def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
     }
     compressor = BaseCompressor.get_value_from_registry(scheme.packing)
     return compressor.decompress(widened, made)["weight"].to(torch.float32)
-
-
-def check_unpacked(name: str, tensors: Mapping[str, Tensor], scheme: Scheme, wanted: Tensor) -> None:
-    """Raise AssertionError unless the library decompresses the very values that the plan has, (out, in) float32."""
-    if not torch.equal(unpacked(tensors, scheme), wanted):
-        raise AssertionError(f"{name}: {scheme.packing} does not decompress to the plan's values")

@@ -22,9 +22,9 @@ def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
 
 def write(job: ExportJob) -> Mapping[str, Any]:
     """Write the checkpoint of a job, print what it holds of the plan, and return its report."""
-    from bitplan.runtimes.compressed_tensors.write import write_job
+    from bitplan.runtimes.compressed_tensors.write import write as write_folder
 
-    return write_job(job)
+    return write_folder(job)
 
 
 def how_to_run(artifact: Path, name: str) -> str:
@@ -62,7 +62,7 @@ RUNTIME = Runtime(
     environment="torch",
     settings=("fusion",),
     is_folder=True,
-    fuses=True,
+    fuses="all",
     whole_model=True,
     code={
         "write": "bitplan.runtimes.compressed_tensors.write",

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import Layer
 from bitplan.plans.plan import LayerPlan
+from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, refused, with_inputs
 from bitplan.runtimes.runtime import Verdict
 
 NAME = "compressed_tensors"
@@ -23,7 +23,6 @@ MX = {
     "mxfp6_e3m2": ("mxfp8-quantized", 8),
 }
 INTEGER = re.compile(r"int([2-8])(_asym)?")
-DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
 UNLOADABLE = "vLLM loads zero points; transformers 5.23 does not, and the workflow cannot score such a file"
 
 
@@ -65,7 +64,7 @@ def scheme_of(made: LayerPlan) -> Scheme | None:
 def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
     """Return why a layer cannot be stored; "" where it can."""
     if layer.is_embedding:
-        return "the embedding and the output matrix are stored in 16 bits alone"
+        return embedding_refusal(layer)
     if layer.transposed:
         return "the library packs the weights of Linear modules, and this is a Conv1D"
     if ".experts." in layer.name:
@@ -82,23 +81,16 @@ def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
 def layer_verdict(layer: Layer, made: LayerPlan) -> Verdict:
     """Return how a checkpoint of packed tensors holds a layer, before SmoothQuant's factors are looked at."""
     if made.wq in DENSE:
-        return _with_inputs("exact", made.wq, 16.0, [DENSE[made.wq]], made)
+        return dense_verdict(made)
     scheme = scheme_of(made)
     refusal = _refusal(layer, made, scheme)
     if refusal:
-        return Verdict("refused", "", 0.0, refusal)
+        return refused(refusal)
     wider = made.wq.startswith("mxfp6")
     reasons = ["every value is an E4M3 value"] if wider else []
     if not scheme.symmetric:
         reasons.append(UNLOADABLE)
-    return _with_inputs("exact_in_more_bits" if wider else "exact", scheme.label, scheme.stored_bits, reasons, made)
-
-
-def _with_inputs(status: str, stored: str, bits: float, reasons: list[str], made: LayerPlan) -> Verdict:
-    """Return a verdict; a layer whose inputs have a format is approximate: the runtime computes with 16-bit inputs."""
-    if made.aq != UNQUANTIZED:
-        status, reasons = "approximate", [*reasons, f"inputs stay at 16 bits, not {made.aq}"]
-    return Verdict(status, stored, bits, "; ".join(filter(None, reasons)))
+    return with_inputs(made, "exact_in_more_bits" if wider else "exact", scheme.label, scheme.stored_bits, reasons)
 
 
 def uses_integers(config: Mapping) -> bool:

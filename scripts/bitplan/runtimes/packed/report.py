@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.plans.plan import Plan
-from bitplan.runtimes.compressed_tensors.schemes import layer_verdict
-from bitplan.runtimes.fusion import FusionGroup
+from bitplan.runtimes.fusion import FusionGroup, Judge
 from bitplan.runtimes.runtime import ExportJob
 
 
 def report_of(
-    job: ExportJob, plan: Plan, repairs: Sequence[FusionGroup], codes: Mapping[str, int], size: int
+    judge: Judge, job: ExportJob, plan: Plan, repairs: Sequence[FusionGroup], codes: Mapping[str, int], size: int
 ) -> dict[str, Any]:
     """Return the content of report.json: every layer, the bytes of the weight files, and what is not as the plan has it."""
     asked = job.plan
@@ -28,7 +27,7 @@ def report_of(
             "why": verdict.reason,
         }
         for layer in job.info.quantizable
-        for verdict in [layer_verdict(layer, plan.of(layer.name))]
+        for verdict in [judge(layer, plan.of(layer.name), job.info)]
     ]
     return {
         "file_bytes": size,
@@ -51,7 +50,7 @@ def _smoothing(plan: Plan) -> dict[str, Any] | None:
     return {"folded": len(plan.smoothing.folded.groups), "not_stored": rest}
 
 
-def print_report(output: Path, report: Mapping[str, Any]) -> None:
+def print_report(runtime: str, output: Path, report: Mapping[str, Any]) -> None:
     """Print size and types of an exported checkpoint, and what it does not hold as the plan has it."""
     print(f"{output}: {report['file_bytes']:,} bytes of weights, {report['avg_bits_file']:.3f} bits per parameter")
     print(", ".join(f"{number} x {kind}" for kind, number in sorted(report["types"].items())))
@@ -59,7 +58,7 @@ def print_report(output: Path, report: Mapping[str, Any]) -> None:
         extra = sum(each["extra_bits"] for each in report["fusion"]) / 8
         number = len(report["fusion"])
         print(
-            f"{number} groups of layers that vLLM stores as one had unlike formats: the widest for all costs {extra:,.0f} bytes"
+            f"{number} groups of layers that {runtime} stores as one had unlike formats: the widest for all costs {extra:,.0f} bytes"
         )
         print(f"  first: {report['fusion'][0]['group']}: {report['fusion'][0]['asked']}")
     if report["smoothing"]:

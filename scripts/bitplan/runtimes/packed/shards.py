@@ -10,11 +10,13 @@ from torch import Tensor
 from bitplan.core.safetensors_io import TensorInfo, header_of
 
 DTYPES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.int32: "I32",
+    torch.uint32: "U32",
     torch.int64: "I64",
     torch.uint8: "U8",
 }
@@ -50,3 +52,9 @@ def shard_name(number: int, count: int) -> str:
 def file_bytes(folder: Path) -> int:
     """Return the bytes of the weight files in a folder."""
     return sum(os.path.getsize(path) for path in folder.glob("*.safetensors"))
+
+
+def tensor_of(stored: TensorInfo) -> Tensor:
+    """Return a tensor of the checkpoint in its own type."""
+    types = {name: dtype for dtype, name in DTYPES.items()}
+    return torch.frombuffer(bytearray(b"".join(stored.pieces())), dtype=types[stored.dtype]).reshape(stored.shape)

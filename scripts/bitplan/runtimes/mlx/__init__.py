@@ -1,0 +1,1 @@
+"""MLX on Apple silicon: folders that mlx-lm loads."""

@@ -1,0 +1,50 @@
+"""MLX: a plan as a folder that mlx-lm loads on Apple silicon."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
+
+if TYPE_CHECKING:
+    from bitplan.models.layers import Layer, ModelInfo
+    from bitplan.plans.plan import LayerPlan
+
+
+def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
+    """Return the mode that holds a layer's format, or why there is none."""
+    from bitplan.runtimes.mlx.schemes import layer_verdict
+
+    return layer_verdict(layer, made, info)
+
+
+def write(job: ExportJob) -> Mapping[str, Any]:
+    """Write the folder of a job, print what it holds of the plan, and return its report."""
+    from bitplan.runtimes.mlx.write import write as write_folder
+
+    return write_folder(job)
+
+
+def how_to_run(artifact: Path, name: str) -> str:
+    """Return the commands that run a folder with mlx-lm."""
+    return "\n".join(
+        [
+            f"Run it with mlx-lm:     mlx_lm.generate --model {artifact} --prompt 'Once upon a time'",
+            f"as a server:            mlx_lm.server --model {artifact} --port 8080",
+            "install:                pip install mlx-lm (on Linux: pip install 'mlx-lm[cpu]')",
+        ]
+    )
+
+
+RUNTIME = Runtime(
+    "mlx",
+    "model",
+    verdict,
+    write,
+    how_to_run,
+    environment="torch",
+    settings=("fusion",),
+    is_folder=True,
+    fuses="experts",
+    code={"write": "bitplan.runtimes.mlx.write"},
+)

@@ -1,0 +1,32 @@
+"""Parts of a verdict that all runtimes of packed checkpoints give alike."""
+
+from collections.abc import Sequence
+
+from bitplan.formats.facts import UNQUANTIZED
+from bitplan.models.layers import Layer
+from bitplan.plans.plan import LayerPlan
+from bitplan.runtimes.runtime import Status, Verdict
+
+DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
+
+
+def with_inputs(made: LayerPlan, status: Status, stored: str, bits: float, reasons: Sequence[str]) -> Verdict:
+    """Return a verdict; a layer whose inputs have a format is approximate: the runtime computes with 16-bit inputs."""
+    if made.aq != UNQUANTIZED:
+        status, reasons = "approximate", [*reasons, f"inputs stay at 16 bits, not {made.aq}"]
+    return Verdict(status, stored, bits, "; ".join(filter(None, reasons)))
+
+
+def dense_verdict(made: LayerPlan) -> Verdict:
+    """Return the verdict on a layer that is stored in 16 bits."""
+    return with_inputs(made, "exact", made.wq, 16.0, [DENSE[made.wq]])
+
+
+def refused(reason: str) -> Verdict:
+    """Return the verdict on a layer that cannot be stored."""
+    return Verdict("refused", "", 0.0, reason)
+
+
+def embedding_refusal(layer: Layer) -> str:
+    """Return why an embedding cannot be packed; "" for any other layer."""
+    return "the embedding and the output matrix are stored in 16 bits alone" if layer.is_embedding else ""

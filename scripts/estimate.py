@@ -9,12 +9,11 @@ from bitplan.config.flag_types import count
 
 def main(args) -> None:
     from bitplan.core.files import write_aside, write_json
-    from bitplan.workflow.estimate.make import estimate, measured
+    from bitplan.workflow.estimate.make import estimated
     from bitplan.workflow.estimate.read import cores_here, settings_for
 
     settings = settings_for(args.settings, args.name, args.model)
-    info, rates, counted = measured(args.model, args.name, settings)
-    made = estimate(args.name, info, settings, rates, counted, args.cores or cores_here())
+    made = estimated(args.model, args.name, settings, args.cores or cores_here())
     write_json(args.output, made.to_json())
     if args.text:
         with write_aside(args.text) as aside:

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitplan.config.settings import Settings
+from bitplan.config.settings import ModelSettings, Settings, WindowSettings
+from bitplan.core.files import read_json
 from bitplan.formats.pairs import parse_pair
-from bitplan.models.layers import ModelInfo
-from bitplan.workflow.estimate.rates import Rates
+from bitplan.models.layers import ModelInfo, model_info
+from bitplan.workflow.estimate.rates import Rates, rates_of
 from bitplan.workflow.estimate.rows import line_of, rows_of, table_of, total_of
 from bitplan.workflow.estimate.steps import Case, formats_of, steps_of
 
+# Tokens of the batch that is timed, of the first so many of the vocabulary.
+TOKENS, KNOWN = 2048, 100
 TEXTS = {"calibration": "calibration", "validation": "calibration", "evaluation": "evaluation"}
 
 
@@ -51,7 +54,9 @@ def timed_formats(settings: Settings) -> list[str]:
     return sorted({*plans, *table, *recipes, "int4"})
 
 
-def estimate(name: str, info: ModelInfo, settings: Settings, rates: Rates, counted: Mapping[str, Any], cores: int) -> Estimate:
+def estimate(
+    name: str, info: ModelInfo, settings: Settings, rates: Rates, counted: Mapping[str, Any], cores: int
+) -> Estimate:
     """Return the estimate of a model's steps; `counted` has hidden and vocabulary sizes, bytes of a value, tokens of the texts."""
     case = Case(name, info, settings, **counted)
     rows = rows_of(steps_of(case), rates)
@@ -64,6 +69,25 @@ def _resident() -> int:
     return psutil.Process(os.getpid()).memory_info().rss
 
 
+def _text_tokens(model: Any, texts: ModelSettings, settings: Settings) -> dict[str, int]:
+    """Return {text: tokens} of a model's texts, as far as the settings use them."""
+    from bitplan.workflow.estimate.measure import text_tokens
+
+    found = {}
+    for name, source in TEXTS.items():
+        section: WindowSettings = getattr(settings, name)
+        wanted = 10**9 if section.sequences is None else section.sequences * section.length
+        found[name] = text_tokens(model, Path(getattr(texts, source)), wanted)
+    return found
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    """Return what of a model is counted: hidden size, vocabulary, bytes of a stored value."""
+    config, bytes_in_all = model.model.module.config, sum(each.nbytes for each in model.checkpoint.tensors.values())
+    stored = max(1, round(bytes_in_all / max(1, model.info.parameters)))
+    return {"hidden": config.hidden_size, "vocabulary": config.vocab_size, "stored": stored}
+
+
 def measured(path: Path, name: str, settings: Settings) -> tuple[ModelInfo, Rates, dict[str, Any]]:
     """Return the description of a model, the rates timed on it, and what is counted. Raises `UserError`."""
     started = time.monotonic()
@@ -72,38 +96,44 @@ def measured(path: Path, name: str, settings: Settings) -> tuple[ModelInfo, Rate
     command = time.process_time()
     from bitplan.reference.opening import prepare_model
 
-    compute = settings.compute
+    compute, length = settings.compute, settings.calibration.length
     model = prepare_model(path, compute.dtype, compute.device, compute.threads, settings.bos)
     opened, memory = time.process_time(), _resident()
-    from bitplan.workflow.estimate.measure import Clock, block_rates, layer_rates, score_rate, text_tokens
+    from bitplan.workflow.estimate.measure import Clock, block_rates, layer_rates, score_rate
 
     clock = Clock(model.model.device.type == "cuda")
-    length = settings.calibration.length
-    rounded = any(plan.method == "sparsegpt" or settings.rounding_of(each) != "nearest" for each, plan in settings.plans.items())
-    began = time.process_time()
-    texts = settings.models[name]
-    wanted = {each: getattr(settings, each) for each in TEXTS}
-    tokens = {
-        each: text_tokens(model, Path(getattr(texts, TEXTS[each])), (section.sequences or 10**9) * section.length)
-        for each, section in wanted.items()
-    }
-    text = (time.process_time() - began) / len(TEXTS)
-    rows = model.info.layers[0].shape[0] if model.info.layers[0].token_table else 100
-    batch = torch.randint(0, min(rows, 1000), (max(1, 2048 // length), length), generator=torch.Generator().manual_seed(0))
+    tokens = _text_tokens(model, settings.models[name], settings)
+    text = (time.process_time() - opened) / len(TEXTS)
+    sizes = _sizes(model)
+    shape = (max(1, TOKENS // length), length)
+    batch = torch.randint(0, min(sizes["vocabulary"], KNOWN), shape, generator=torch.Generator().manual_seed(0))
+    rounded = any(
+        plan.method == "sparsegpt" or settings.rounding_of(each) != "nearest" for each, plan in settings.plans.items()
+    )
     seconds = {
-        "command": command,
-        "open": opened,
-        "text": text,
+        **{"command": command, "open": opened, "text": text},
         **block_rates(model, batch, clock),
         "score": score_rate(model, batch, clock),
         **layer_rates(model, timed_formats(settings), settings.imatrix, rounded, clock),
     }
-    config = model.model.module.config
-    counted = {
-        "hidden": config.hidden_size,
-        "vocabulary": config.vocab_size,
-        "stored": max(1, round(sum(t.nbytes for t in model.checkpoint.tensors.values()) / max(1, model.info.parameters))),
-        "tokens": tokens,
-    }
     rates = Rates(model.info.fingerprint, seconds, memory, time.monotonic() - started, compute.threads)
-    return model.info, rates, counted
+    return model.info, rates, {**sizes, "tokens": tokens}
+
+
+def estimated(path: Path, name: str, settings: Settings, cores: int) -> Estimate:
+    """Return the estimate of a model's steps after timing it here. Raises `UserError`."""
+    info, rates, counted = measured(path, name, settings)
+    return estimate(name, info, settings, rates, counted, cores)
+
+
+def estimated_before(folder: Path, name: str, settings: Settings, cores: int) -> Estimate | None:
+    """Return the estimate of other settings by the rates in a folder of results; None where the model was not timed there."""
+    if not ((folder / "estimate.json").is_file() and (folder / "model.json").is_file()):
+        return None
+    info, content = model_info(folder / "model.json"), read_json(folder / "estimate.json")
+    rates = rates_of(content, folder / "estimate.json")
+    return (
+        estimate(name, info, settings, rates, content["counted"], cores)
+        if rates.fingerprint == info.fingerprint
+        else None
+    )

@@ -183,7 +183,9 @@ def spectrum_rate(weight: Tensor, clock: Clock) -> float:
     return clock.of(lambda: spectrum(some)) / (min(some.shape) ** 2 * max(some.shape))
 
 
-def layer_rates(model: PreparedModel, formats: Iterable[str], importance: bool, rounded: bool, clock: Clock) -> dict[str, float]:
+def layer_rates(
+    model: PreparedModel, formats: Iterable[str], importance: bool, rounded: bool, clock: Clock
+) -> dict[str, float]:
     """Return the rates of what is done to weights, timed on the largest layer of the first block."""
     first = [layer for layer in model.info.quantizable if layer.block == model.info.quantizable[0].block]
     weight = _weight(model, max(first, key=lambda layer: layer.params))

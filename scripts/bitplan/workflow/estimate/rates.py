@@ -57,5 +57,7 @@ def rates_of(content: Mapping[str, Any], source: object) -> Rates:
         if not set(UNITS) <= set(rates.seconds_per):
             raise KeyError("seconds_per")
     except (KeyError, TypeError) as error:
-        raise user_error("ESTIMATE-INVALID", source, f"is no estimate: {error}", "Remove it and estimate again") from None
+        raise user_error(
+            "ESTIMATE-INVALID", source, f"is no estimate: {error}", "Remove it and estimate again"
+        ) from None
     return rates

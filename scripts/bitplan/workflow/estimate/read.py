@@ -26,7 +26,9 @@ def _content(text: str) -> Any:
         return yaml.safe_load(given)
     except (OSError, yaml.YAMLError) as error:
         first = next(iter(str(error).splitlines()), "")
-        raise user_error("ESTIMATE-NO-SETTINGS", f"--settings {text[:80]}", f"cannot be read: {first}", "Give a YAML file") from None
+        raise user_error(
+            "ESTIMATE-NO-SETTINGS", f"--settings {text[:80]}", f"cannot be read: {first}", "Give a YAML file"
+        ) from None
 
 
 def settings_for(given: str | None, name: str, model: Path) -> Settings:
@@ -38,6 +40,12 @@ def settings_for(given: str | None, name: str, model: Path) -> Settings:
     if not isinstance(content, dict):
         raise user_error("ESTIMATE-NO-SETTINGS", "--settings", "are not a mapping", "Give a YAML file as config.yaml")
     if name not in (content.get("models") or {}):
-        texts = dict(zip(("calibration", "evaluation"), (str(workflow_folder() / "demo" / each) for each in DEMO_TEXTS), strict=True))
+        texts = dict(
+            zip(
+                ("calibration", "evaluation"),
+                (str(workflow_folder() / "demo" / each) for each in DEMO_TEXTS),
+                strict=True,
+            )
+        )
         content = {**content, "models": {**(content.get("models") or {}), name: {"path": str(model), **texts}}}
     return parse_settings(completed(content, workflow_folder()))

@@ -154,7 +154,9 @@ def of_model(case: Case) -> Iterator[Step]:
     opened = {"open": 1, "text": 1}
     told = {"layer_stats": "calibration", "validation": "validation", "evaluation": "evaluation"}
     for rule, text in told.items():
-        more = {"spectrum": float(spectra), "forward": 0.5 * case.of(text) * case.blocks} if rule == "layer_stats" else {}
+        more = (
+            {"spectrum": float(spectra), "forward": 0.5 * case.of(text) * case.blocks} if rule == "layer_stats" else {}
+        )
         if rule == "validation" and not any(_decides(plan) for plan in case.settings.every_plan.values()):
             continue
         yield Step(rule, 1, added(opened, case.walk(case.of(text)), more), walk_memory(case, text), case.states(text))
@@ -171,7 +173,9 @@ def of_sensitivity(case: Case) -> Iterator[Step]:
         return
     candidates = candidates_of(case)
     formats, looked = sum(candidates.values()), min(tokens, section.tokens) / tokens
-    rows = added(case.walk(tokens, 2), {"forward": formats * 2 * looked * tokens * case.blocks}, quantizing(case, candidates))
+    rows = added(
+        case.walk(tokens, 2), {"forward": formats * 2 * looked * tokens * case.blocks}, quantizing(case, candidates)
+    )
     priced = case.settings.priced
     prices = added(
         {"gradient": float(tokens * case.blocks), "read": float(case.values * case.stored)},
@@ -234,7 +238,9 @@ def rounding_work(case: Case, descents: int, forwards: float) -> dict[str, float
 
 def _inputs(layer: Layer) -> float:
     """Return in^2 of a layer; those that share their inputs share the sum."""
-    shared = 3 if layer.category in ("attn_q", "attn_k", "attn_v") else 2 if layer.category in ("mlp_gate", "mlp_up") else 1
+    shared = (
+        3 if layer.category in ("attn_q", "attn_k", "attn_v") else 2 if layer.category in ("mlp_gate", "mlp_up") else 1
+    )
     return layer.shape[1] ** 2 / shared
 
 
@@ -245,7 +251,9 @@ def of_rounding(case: Case, name: str) -> Iterator[Step]:
         return
     tokens, aims = case.of("calibration"), section.reference_share > 0
     walks = case.walk(tokens, 5 if aims else 3)
-    tuned = {"gradient": 2.0 * section.steps * min(section.tokens_per_step, tokens) * case.blocks} if how == "tuned" else {}
+    tuned = (
+        {"gradient": 2.0 * section.steps * min(section.tokens_per_step, tokens) * case.blocks} if how == "tuned" else {}
+    )
     work = added({"open": 1}, walks, rounding_work(case, section.descents, 3 if aims else 1), tuned)
     held = walk_memory(case, "calibration") + 12.0 * max(layer.shape[1] for layer in case.info.quantizable) ** 2 * 4
     rule = "rounded_genetic_plan" if case.settings.every_plan[name].method == "genetic" else "rounded_plan"
@@ -265,7 +273,9 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     file = case.info.parameters * min(case.bits(name), 8.5) / 8
     for runtime in case.settings.models[case.name].runtimes:
         written = {"read": 2.0 * case.info.parameters * case.stored}
-        yield Step(f"plan_{runtime}", 1, added({"open": 1.3}, written, quantizing(case, quantized)), 6.0 * _largest(case), file)
+        yield Step(
+            f"plan_{runtime}", 1, added({"open": 1.3}, written, quantizing(case, quantized)), 6.0 * _largest(case), file
+        )
         yield from _in_runtime(case, runtime, file)
 
 

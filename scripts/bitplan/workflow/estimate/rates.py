@@ -58,6 +58,6 @@ def rates_of(content: Mapping[str, Any], source: object) -> Rates:
             raise KeyError("seconds_per")
     except (KeyError, TypeError) as error:
         raise user_error(
-            "ESTIMATE-INVALID", source, f"is no estimate: {error}", "Remove it and estimate again"
+            "ESTIMATE-INVALID", source, f"lacks the rates of an estimate: {error}", "Remove it and estimate again"
         ) from None
     return rates

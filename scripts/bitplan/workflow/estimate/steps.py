@@ -25,7 +25,9 @@ LLAMA_FORWARD = 2.5
 LLAMA_SCORE = 0.7
 GGML_SHARE = 0.5
 # Commands that draw charts, and that start another program for the conversion.
-PAGE, CONVERSION = 2.5, 1.5
+# A process that loads llama.cpp and no torch, in units of a command that loads torch.
+LLAMA_START = 0.3
+PAGE, CONVERSION = 2.5, 0.5
 MX = ("mxfp4", "mxfp8")
 
 
@@ -274,7 +276,7 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     for runtime in case.settings.models[case.name].runtimes:
         written = {"read": 2.0 * case.info.parameters * case.stored}
         yield Step(
-            f"plan_{runtime}", 1, added({"open": 1.3}, written, quantizing(case, quantized)), 6.0 * _largest(case), file
+            f"plan_{runtime}", 1, added({"open": 1.0}, written, quantizing(case, quantized)), 6.0 * _largest(case), file
         )
         yield from _in_runtime(case, runtime, file)
 
@@ -302,7 +304,7 @@ def speed_work(case: Case) -> dict[str, float]:
     rounds = section.warmup + section.repeats + 1
     # A token that is generated alone reads every weight: it costs as much as several of a window.
     tokens = PROMPT_TOKENS + 6 * prompts * section.max_tokens
-    return {"command": 1 + 2 * rounds, "forward": 2.0 * rounds * LLAMA_FORWARD * tokens * case.blocks}
+    return {"command": 1 + 2 * LLAMA_START * rounds, "forward": 2.0 * rounds * LLAMA_FORWARD * tokens * case.blocks}
 
 
 def of_files(case: Case) -> Iterator[Step]:

@@ -150,7 +150,7 @@ def walk_memory(case: Case, text: str) -> float:
 
 def of_model(case: Case) -> Iterator[Step]:
     """Yield the steps that every model has."""
-    hashing = {"command": 1.2, "read": 2.0 * case.info.parameters * case.stored}
+    hashing = {"open": 0.8, "read": 2.0 * case.info.parameters * case.stored}
     yield Step("model", 1, hashing, held=64e6, disk=1e5)
     spectra = sum(min(layer.shape) ** 2 * max(layer.shape) for layer in case.info.quantizable)
     opened = {"open": 1, "text": 1}

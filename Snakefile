@@ -32,6 +32,7 @@ include: "rules/studies.smk"
 rule all:
     default_target: True
     input:
+        targets.of_models(SETTINGS, "estimate.txt"),
         targets.comparison_files(SETTINGS),
 
 

@@ -120,6 +120,11 @@ def whole_machine(wildcards):
     return 1 if workflow.remote_exec else workflow.resource_settings.cores or 1
 
 
+def all_cores(wildcards, input):
+    """Return the cores of a run; asking for the inputs keeps them out of what Snakemake records."""
+    return whole_machine(wildcards)
+
+
 def on_slurm():
     """Return whether this process gives jobs to SLURM; a job itself does not."""
     executor = workflow.executor_plugin

@@ -23,6 +23,8 @@ rule model:
         model="results/{model}/model.json",
     log:
         "logs/{model}/model.log",
+    benchmark:
+        "results/{model}/benchmarks/model.tsv"
     localrule: True
     conda:
         "../envs/torch.yaml"
@@ -32,3 +34,32 @@ rule model:
         folder=on_wildcards(inputs.model_folder),
     shell:
         "python {params.script:q} --model {params.folder:q} --output {output.model} > {log} 2>&1"
+
+
+# A forecast, which no step reads: it is made once for a model, before its long steps, and says what they will take. No code version: an edit
+# would time the model again and change no result.
+rule estimate:
+    input:
+        model="results/{model}/model.json",
+    output:
+        json="results/{model}/estimate.json",
+        text="results/{model}/estimate.txt",
+    log:
+        "logs/{model}/estimate.log",
+    benchmark:
+        "results/{model}/benchmarks/estimate.tsv"
+    conda:
+        "../envs/torch.yaml"
+    priority: 100
+    threads: SETTINGS.compute.threads
+    resources:
+        gpu=GPUS,
+        mem_mb=on_attempt(resources.model_mem_mb),
+        runtime=time_limit(1, 1),
+    params:
+        script=script("estimate.py"),
+        settings=on_input(flags.settings_of_model),
+        cores=all_cores,
+    shell:
+        "python {params.script:q} --model {input.model} --name {wildcards.model:q} --settings {params.settings:q}"
+        " --cores {params.cores} --output {output.json} --text {output.text} > {log} 2>&1 && tail -n 1 {output.text}"

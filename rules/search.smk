@@ -39,6 +39,8 @@ rule random_plan:
         plan="results/{model}/plans/{plan}/plan.json",
     log:
         "logs/{model}/{plan}/search.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("random")),
     localrule: True
@@ -72,6 +74,8 @@ rule genetic_plan:
         ),
     log:
         "logs/{model}/{plan}/search.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("genetic")),
     conda:

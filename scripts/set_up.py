@@ -17,8 +17,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 RUNTIME = "llama-cpp-python"
-# Without GGML_NATIVE=OFF the build is tied to this processor; vision and TLS are not used.
-LEAN = "-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF"
+# Without GGML_NATIVE=OFF the build is tied to this processor; vision, TLS and the library of llama.cpp's programs are not used.
+WITHOUT_COMMON = ROOT / "scripts" / "llama_without_common.cmake"
+LEAN = f"-DGGML_NATIVE=OFF -DLLAVA_BUILD=OFF -DLLAMA_OPENSSL=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE='{WITHOUT_COMMON}'"
 CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
 
 

@@ -46,7 +46,7 @@ OF_A_PLAN = (
     "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_compressed_tensors plan_tasks comparison"
 )
 ROUNDED = "rounded_plan rounded_genetic_plan"
-ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study"
+ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study estimate"
 FOLLOWS = {
     "download": "model",
     "model": ALL_OF_A_MODEL,
@@ -80,6 +80,7 @@ FOLLOWS = {
     "baseline_speed": "comparison",
     "comparison": "",
     "study": "",
+    "estimate": "",
 }
 
 ON_A_DEVICE = (
@@ -308,6 +309,9 @@ FILES = {
     "results/hub/download.json": "hub/model",
 }
 
+# A forecast that no step reads and no change of settings or code makes again.
+MADE_ONCE = {"estimate"}
+
 # The rules that call each command.
 COMMANDS = {
     "download_model.py": "download",
@@ -487,4 +491,5 @@ MODULES = {
     "statistics/inputs.py": SMOOTHED,
     "workflow/*": "",
     "workflow/slurm/*": "",
+    "workflow/estimate/*": "",
 }

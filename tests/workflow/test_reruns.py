@@ -27,6 +27,7 @@ from tests.workflow.rerun_tables import (
     COMMANDS,
     CONFIG,
     FILES,
+    MADE_ONCE,
     MODULES,
     PLAN_SETTINGS,
     RUNTIME_TASKS,
@@ -133,7 +134,7 @@ def test_the_code_of_a_command_reruns_the_rules_that_call_it(everything, command
 
 def test_the_table_has_every_command_of_the_workflow(everything):
     called = {f"{job.split('/')[1].split('@')[0]}" for job in everything.ask("pending")["jobs"]}
-    assert called == {rule for rules in COMMANDS.values() for rule in rules.split()}
+    assert called - MADE_ONCE == {rule for rules in COMMANDS.values() for rule in rules.split()}
 
 
 @pytest.mark.parametrize("module", MODULE_NAMES)

@@ -1,4 +1,4 @@
-"""`bitplan doctor`: whether this machine has what the workflow needs."""
+"""`bitplan doctor`: whether this machine has what the workflow, or a model, needs."""
 
 import os
 import shutil
@@ -104,12 +104,28 @@ def line_of(finding: Finding) -> str:
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    return parser("Check whether this machine has what the workflow needs.")
+    flags = parser("Check whether this machine has what the workflow needs.")
+    told = "a model to estimate: what its steps will take here, and whether memory and disk are enough"
+    flags.add_argument("model", nargs="?", help=told)
+    return flags
+
+
+def _of_model(model: str) -> Iterator[Finding]:
+    """Yield what a model needs of this machine."""
+    import psutil
+
+    from bitplan.console.estimate import estimate_of
+
+    made = estimate_of(model)
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(Path.cwd()).free
+    needs = made.total["memory"], made.total["disk"]
+    advice = f"It needs {needs[0] / GIB:.1f} GiB of memory and {needs[1] / GIB:.1f} GiB of disk"
+    yield Finding("estimate", made.line, needs[0] < memory and needs[1] < disk, advice)
 
 
 def main(args: Namespace) -> None:
     """Print a line for each thing that was looked at; exit with 1 where one is missing."""
-    seen = list(findings())
+    seen = [*findings(), *(_of_model(args.model) if args.model else ())]
     print("\n".join(map(line_of, seen)))
     if not all(finding.good for finding in seen):
         sys.exit(1)

@@ -9,6 +9,7 @@ COMMANDS = {
     "plan": "find the plan only",
     "compare": "run a folder's config.yaml up to the comparison page",
     "init": "write a config.yaml for a model, to edit",
+    "estimate": "say what a model's steps will take here: time, memory, disk",
     "doctor": "check whether this machine has what is needed",
 }
 EXAMPLES = """examples:

@@ -1,6 +1,7 @@
 """`bitplan quantize`: from a model to a smaller file, with what it costs and how to run it."""
 
 import shutil
+import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def targets_of(project: Project, wish: Wish) -> list[Path]:
     """Return the results to compute: the file and its scores, and those of the recipe of the same size."""
     plan = project.result("plans", wish.name)
     names = (f"{RUNTIME}/model.gguf", f"{RUNTIME}/perplexity.json", "bits.json")
-    return [*(plan / name for name in names), *recipe_scores(project, wish)]
+    return [project.result("estimate.txt"), *(plan / name for name in names), *recipe_scores(project, wish)]
 
 
 def headline(name: str, size: int, bits: float, scores: dict) -> str:
@@ -59,9 +60,22 @@ def result_lines(project: Project, wish: Wish, output: Path) -> list[str]:
     return [*lines, f"Run it: llama-server -m {output}"]
 
 
+def earlier_estimate(project: Project, cores: int) -> str:
+    """Return what a run of the project's configuration takes by the rates of an earlier one, in a line; "" where there is none. A first
+    run times the model and prints this itself."""
+    from bitplan.workflow.estimate.make import estimated_before
+    from bitplan.workflow.estimate.read import settings_for
+
+    settings = settings_for(str(project.folder / "config.yaml"), project.name, project.folder)
+    made = estimated_before(project.result(), project.name, settings, cores)
+    return made.line if made else ""
+
+
 def main(args: Namespace) -> None:
     """Run the workflow for one plan, copy its file to the output and print three lines."""
     project, wish = prepared_project(args)
+    if line := earlier_estimate(project, args.cores):
+        print(f"{line}; finished steps are kept", file=sys.stderr)
     run_workflow(project, targets_of(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
     if args.dry_run:
         return

@@ -3,6 +3,7 @@
 Every function takes the settings first, and then what Snakemake passes to an input function: wildcards, or wildcards and inputs.
 """
 
+import json
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -110,6 +111,15 @@ def speed_flags(settings: Settings, wildcards: Any) -> str:
 def task_flags(settings: Settings, wildcards: Any) -> str:
     """Return which lm-eval tasks are run, and how."""
     return flags_of(settings, "tasks", "compute")
+
+
+def settings_of_model(settings: Settings, wildcards: Any, input: Any) -> str:
+    """Return the settings of one model as JSON, for its estimate: studies and other models left out.
+
+    An estimate is made once for a model: asking for the inputs keeps the settings out of what Snakemake records.
+    """
+    kept = settings.model_dump(mode="json", exclude_unset=True, exclude={"studies"})
+    return json.dumps({**kept, "models": {wildcards.model: kept["models"][wildcards.model]}}, sort_keys=True)
 
 
 def download_flags(settings: Settings, wildcards: Any) -> str:

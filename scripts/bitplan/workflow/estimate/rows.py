@@ -1,0 +1,89 @@
+"""From work and rates to an estimate: seconds, memory and disk of every step, and of the run."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from bitplan.core.tables import Column, text_table
+from bitplan.workflow.estimate.rates import Rates
+from bitplan.workflow.estimate.steps import Step
+
+MB, GB = 1e6, 1e9
+COLUMNS = (
+    Column("step", "step"),
+    Column("jobs", "jobs"),
+    Column("each", "each"),
+    Column("total", "in all"),
+    Column("memory_gb", "memory GB", "{:.1f}"),
+    Column("disk_mb", "disk MB", "{:,.0f}"),
+)
+
+
+def duration(seconds: float) -> str:
+    """Return a duration in words: `8 s`, `12 min`, `3.5 h`, `4.2 days`."""
+    for size, name, layout in ((86400.0, "days", "{:.1f}"), (3600.0, "h", "{:.1f}"), (60.0, "min", "{:.0f}")):
+        if seconds >= 2 * size:
+            return f"{layout.format(seconds / size)} {name}"
+    return f"{seconds:.0f} s"
+
+
+def seconds_of(step: Step, rates: Rates) -> float:
+    """Return the processor seconds of one job of a step."""
+    return sum(amount * rates.of(unit) for unit, amount in step.work.items())
+
+
+def rows_of(steps: Iterable[Step], rates: Rates) -> list[dict[str, Any]]:
+    """Return a row for each rule: jobs, seconds of one on average and of all, memory of the largest in bytes, disk of all in bytes."""
+    rows: dict[str, dict[str, Any]] = {}
+    for step in steps:
+        row = rows.setdefault(
+            step.rule, {"rule": step.rule, "jobs": 0, "seconds": 0.0, "memory": 0.0, "disk": 0.0, "alone": step.alone}
+        )
+        row["jobs"] += step.jobs
+        row["seconds"] += step.jobs * seconds_of(step, rates)
+        row["memory"] = max(row["memory"], rates.memory + step.held)
+        row["disk"] += step.jobs * step.disk
+    return list(rows.values())
+
+
+def total_of(rows: Sequence[Mapping[str, Any]], cores: int, threads: int = 1) -> dict[str, Any]:
+    """Return the run's processor seconds, seconds on so many cores, largest memory, disk, and the longest step.
+
+    As many steps run side by side as there are cores for their threads; timings run alone.
+    """
+    alone = sum(row["seconds"] for row in rows if row["alone"])
+    beside = sum(row["seconds"] for row in rows if not row["alone"])
+    longest = max(rows, key=lambda row: row["seconds"] / row["jobs"])
+    least = longest["seconds"] / longest["jobs"] / threads
+    return {
+        "processor_seconds": alone + beside,
+        "seconds": alone + max(beside / max(1, cores), least),
+        "cores": cores,
+        "memory": max(row["memory"] for row in rows),
+        "disk": sum(row["disk"] for row in rows),
+        "longest": longest["rule"],
+    }
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a table for a terminal."""
+    shown = (
+        {
+            "step": row["rule"].replace("_", " "),
+            "jobs": row["jobs"],
+            "each": duration(row["seconds"] / row["jobs"]),
+            "total": duration(row["seconds"]),
+            "memory_gb": row["memory"] / GB,
+            "disk_mb": row["disk"] / MB,
+        }
+        for row in rows
+    )
+    return text_table(shown, COLUMNS)
+
+
+def line_of(name: str, total: Mapping[str, Any]) -> str:
+    """Return the run's estimate in one line."""
+    return (
+        f"{name}: about {duration(total['seconds'])} on {total['cores']} cores ({duration(total['processor_seconds'])} of processor time,"
+        f" most of it {total['longest'].replace('_', ' ')}), {total['memory'] / GB:.1f} GB of memory for the largest step,"
+        f" {total['disk'] / GB:.2g} GB of disk"
+    )

@@ -1,0 +1,81 @@
+"""An estimate: work counted from a description and settings, priced by rates, and compared with what was measured."""
+
+from dataclasses import replace
+
+import pytest
+
+from bitplan.config.completion import completed
+from bitplan.config.settings import parse_settings
+from bitplan.core.errors import UserError
+from bitplan.models.layers import Layer, ModelInfo
+from bitplan.workflow.estimate.compare import compared, rule_of
+from bitplan.workflow.estimate.rates import UNITS, Rates, rates_of
+from bitplan.workflow.estimate.rows import duration, rows_of, total_of
+from bitplan.workflow.estimate.steps import Case, Step, steps_of
+from tests.conftest import ROOT
+
+TEXTS = {"calibration": "c.txt", "evaluation": "e.txt"}
+RATES = Rates("f", dict.fromkeys(UNITS, 1.0), 10**9, 1.0)
+
+
+def case(blocks: int = 2, **changes) -> Case:
+    layers = tuple(
+        Layer(f"l.{block}.{name}", name, (256, 256), block, "", False)
+        for block in range(blocks)
+        for name in ("attn_q", "mlp_up")
+    )
+    config = {"models": {"m": {"path": "m", **TEXTS}}, "plans": {"p": {"method": "optimal", "same_size_as": "q4_k_m"}}}
+    settings = parse_settings(completed({**config, **changes}, ROOT))
+    info = ModelInfo("m", "f", "A", "llama", sum(layer.params for layer in layers), layers)
+    return Case("m", info, settings, hidden=256, vocabulary=1000)
+
+
+def work(made: Case, rule: str, unit: str) -> float:
+    return sum(step.jobs * step.work.get(unit, 0.0) for step in steps_of(made) if step.rule == rule)
+
+
+def test_the_work_of_a_walk_grows_with_blocks_and_tokens():
+    once = work(case(), "evaluation", "forward")
+    assert work(case(4), "evaluation", "forward") == 2 * once
+    assert work(case(evaluation={"sequences": 64}), "evaluation", "forward") == 2 * once
+
+
+def test_draws_cost_a_way_back_each():
+    few, many = (work(case(sensitivity={"draws": draws}), "sensitivity", "draw") for draws in (4, 16))
+    assert many == 4 * few > 0
+
+
+def test_shards_share_the_table():
+    made = case(sensitivity={"shards": 3})
+    assert [step.jobs for step in steps_of(made) if step.rule == "sensitivity_shard"] == [3]
+    assert work(made, "sensitivity_shard", "draw") == pytest.approx(work(case(), "sensitivity", "draw"))
+
+
+def test_a_short_text_counts_with_the_windows_it_has():
+    assert replace(case(), tokens={"evaluation": 1100}).of("evaluation") == 1024
+
+
+def test_timings_run_alone_and_all_else_side_by_side():
+    rows = rows_of([Step("a", 4, {"open": 10.0}), Step("b", 1, {"open": 5.0}, held=1e9, disk=7.0, alone=True)], RATES)
+    total = total_of(rows, cores=2)
+    assert (total["processor_seconds"], total["seconds"], total["memory"], total["disk"]) == (45.0, 25.0, 2e9, 7.0)
+
+
+def test_durations_are_in_words():
+    assert [duration(each) for each in (8, 300, 9000, 400_000)] == ["8 s", "5 min", "2.5 h", "4.6 days"]
+
+
+def test_a_file_without_rates_is_refused():
+    with pytest.raises(UserError, match="ESTIMATE-INVALID"):
+        rates_of({}, "estimate.json")
+
+
+def test_an_estimate_is_compared_with_the_benchmark_files_of_its_rule(tmp_path):
+    for folder in ("baselines/f16", "plans/a.b", "benchmarks"):
+        (tmp_path / folder).mkdir(parents=True)
+    names = {"f16.speed": "baseline_speed", "a.b.bits": "bits", "a.b.gguf": "plan_gguf", "gone.bits": None,
+             "a.b.gguf.perplexity": "plan_runtime_perplexity", "layer_stats": "layer_stats"}  # fmt: skip
+    assert {name: rule_of(tmp_path, f"{name}.tsv") for name in names} == names
+    (tmp_path / "benchmarks" / "a.b.bits.tsv").write_text("s\tmax_rss\tcpu_time\n4\t100\t2.0\n")
+    row = {"rule": "bits", "jobs": 2, "seconds": 6.0, "memory": 1e9}
+    assert [each["factor"] for each in compared({"steps": [row]}, tmp_path)] == [1.5]

@@ -70,7 +70,7 @@ def test_a_missing_model_is_named(workflow):
         "--config",
         "models={m: {path: nowhere, calibration: demo/calibration.txt, evaluation: demo/evaluation.txt}}",
     )
-    assert made.returncode == 1 and "nowhere/config.json" in made.stdout
+    assert made.returncode == 1 and "[INPUT-MISSING] models.m.path: nowhere" in made.stdout + made.stderr
 
 
 def test_the_demo_runs_in_another_directory_and_finds_its_model_and_texts(workflow, tmp_path):

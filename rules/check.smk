@@ -7,6 +7,8 @@ rule bits:
         bits="results/{model}/plans/{plan}/bits.json",
     log:
         "logs/{model}/{plan}/bits.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.bits.tsv"
     localrule: True
     conda:
         "../envs/torch.yaml"

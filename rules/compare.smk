@@ -8,6 +8,8 @@ rule plan_speed:
         speed="results/{model}/plans/{plan}/{runtime}/speed.json",
     log:
         "logs/{model}/{plan}/{runtime}_speed.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.{runtime}_speed.tsv"
     conda:
         "../envs/llama.yaml"
     threads: whole_machine
@@ -34,6 +36,8 @@ use rule plan_speed as baseline_speed with:
         speed="results/{model}/baselines/{baseline}/speed.json",
     log:
         "logs/{model}/{baseline}/speed.log",
+    benchmark:
+        "results/{model}/benchmarks/{baseline}.gguf_speed.tsv"
 
 
 rule comparison:
@@ -55,6 +59,8 @@ rule comparison:
         ),
     log:
         "logs/{model}/comparison.log",
+    benchmark:
+        "results/{model}/benchmarks/comparison.tsv"
     localrule: True
     conda:
         "../envs/report.yaml"

@@ -67,6 +67,8 @@ rule plan_runtime_perplexity:
         scores="results/{model}/plans/{plan}/{runtime}/perplexity.json",
     log:
         "logs/{model}/{plan}/{runtime}_perplexity.log",
+    benchmark:
+        "results/{model}/benchmarks/{plan}.{runtime}_perplexity.tsv"
     conda:
         on_wildcards(inputs.environment_of, ROOT)
     threads: 1
@@ -95,6 +97,8 @@ use rule plan_runtime_perplexity as baseline_perplexity with:
         scores="results/{model}/baselines/{baseline}/perplexity.json",
     log:
         "logs/{model}/{baseline}/perplexity.log",
+    benchmark:
+        "results/{model}/benchmarks/{baseline}.gguf_perplexity.tsv"
 
 
 # lm-eval's tasks are optional: no target asks for these files unless the settings name some.

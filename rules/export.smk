@@ -6,6 +6,8 @@ rule base_gguf:
         gguf=ensure("results/{model}/base.gguf", non_empty=True),
     log:
         "logs/{model}/base_gguf.log",
+    benchmark:
+        "results/{model}/benchmarks/base_gguf.tsv"
     conda:
         "../envs/llama.yaml"
     threads: 1
@@ -84,6 +86,8 @@ rule baseline_gguf:
         gguf=ensure("results/{model}/baselines/{baseline}/model.gguf", non_empty=True),
     log:
         "logs/{model}/{baseline}/gguf.log",
+    benchmark:
+        "results/{model}/benchmarks/{baseline}.gguf.tsv"
     conda:
         "../envs/llama.yaml"
     threads: 1

@@ -23,6 +23,8 @@ rule model:
         model="results/{model}/model.json",
     log:
         "logs/{model}/model.log",
+    benchmark:
+        "results/{model}/benchmarks/model.tsv"
     localrule: True
     conda:
         "../envs/torch.yaml"

@@ -35,6 +35,8 @@ rule validation:
         saved="results/{model}/validation.safetensors",
     log:
         "logs/{model}/validation.log",
+    benchmark:
+        "results/{model}/benchmarks/validation.tsv"
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads

@@ -44,6 +44,8 @@ class Shape:
     heads: int
     kv_heads: int
     vocabulary: int
+    # Whether the output matrix is the token embedding.
+    tied: bool = False
 
     def block(self) -> dict[str, tuple[int, ...]]:
         """Return the shapes (out, in) of a block's tensors by name."""
@@ -67,12 +69,17 @@ class Shape:
             for i in range(blocks)
         }
         table = (self.vocabulary, self.hidden)
-        head = {"lm_head.weight": table, "model.norm.weight": (self.hidden,)}
+        own = {} if self.tied else {"lm_head.weight": table}
+        head = {**own, "model.norm.weight": (self.hidden,)}
         return {**inside, "embedding.safetensors": {"model.embed_tokens.weight": table}, "head.safetensors": head}
 
 
-# Qwen2.5-7B; and the sizes of Llama 3 70B.
-SHAPES = {"7b": Shape(3584, 18944, 28, 4, 152064), "70b": Shape(8192, 28672, 64, 8, 128256)}
+# Qwen2.5-0.5B (24 blocks), Qwen2.5-7B (28), and the sizes of Llama 3 70B (80).
+SHAPES = {
+    "0.5b": Shape(896, 4864, 14, 2, 151936, tied=True),
+    "7b": Shape(3584, 18944, 28, 4, 152064),
+    "70b": Shape(8192, 28672, 64, 8, 128256),
+}
 
 
 def make_settings(folder: Path, shape: Shape, blocks: int) -> None:
@@ -84,7 +91,7 @@ def make_settings(folder: Path, shape: Shape, blocks: int) -> None:
     config |= {
         "hidden_size": shape.hidden, "intermediate_size": shape.inner, "num_hidden_layers": blocks,
         "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "vocab_size": shape.vocabulary,
-        "tie_word_embeddings": False, "dtype": "bfloat16",
+        "tie_word_embeddings": shape.tied, "dtype": "bfloat16",
         "max_position_embeddings": 32768, "max_window_layers": blocks, "layer_types": ["full_attention"] * blocks,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1))
@@ -224,14 +231,19 @@ def rows_of(model: Path, out: Path, blocks: int, args: argparse.Namespace) -> It
             )
 
 
+def make_model(folder: Path, shape: str, blocks: int) -> None:
+    """Write a checkpoint of a shape's name; the weights in a process of its own, which gives their memory back."""
+    folder.mkdir(parents=True, exist_ok=True)
+    make_settings(folder, SHAPES[shape], blocks)
+    call = f"from pathlib import Path; import size; size.make_weights(Path({str(folder)!r}), size.SHAPES[{shape!r}], {blocks})"
+    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", call], check=True, env=place)
+
+
 def run(folder: Path, args: argparse.Namespace) -> None:
     """Make the checkpoints in a folder and print the table."""
     whole, most, shape = folder / f"model-{args.shape}", max(args.blocks), SHAPES[args.shape]
-    whole.mkdir(parents=True, exist_ok=True)
-    make_settings(whole, shape, most)
-    call = f"from pathlib import Path; import size; size.make_weights(Path({str(whole)!r}), size.SHAPES[{args.shape!r}], {most})"
-    place = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    subprocess.run([sys.executable, "-c", call], check=True, env=place)
+    make_model(whole, args.shape, most)
     print(*COLUMNS, sep="\t", flush=True)
     for blocks in args.blocks:
         out = folder / f"{args.shape}-{blocks}"

@@ -33,6 +33,7 @@ rule all:
     default_target: True
     input:
         targets.comparison_files(SETTINGS),
+        targets.cards(SETTINGS),
 
 
 rule stats:
@@ -55,6 +56,11 @@ rule perplexity:
 rule exports:
     input:
         targets.artifacts(SETTINGS),
+
+
+rule cards:
+    input:
+        targets.cards(SETTINGS),
 
 
 rule gguf:

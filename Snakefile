@@ -34,6 +34,7 @@ rule all:
     input:
         targets.of_models(SETTINGS, "estimate.txt"),
         targets.comparison_files(SETTINGS),
+        targets.cards(SETTINGS),
 
 
 rule stats:
@@ -56,6 +57,11 @@ rule perplexity:
 rule exports:
     input:
         targets.artifacts(SETTINGS),
+
+
+rule cards:
+    input:
+        targets.cards(SETTINGS),
 
 
 rule gguf:

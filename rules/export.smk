@@ -78,6 +78,30 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             " {params.imatrix} {params.calibration} --threads {threads} --output {output.artifact} --report {output.report} > {log} 2>&1"
 
 
+# Apart from the export, so that scores of another text change the card and not the file.
+rule plan_card:
+    input:
+        model="results/{model}/model.json",
+        plan=on_wildcards(inputs.used_plan),
+        report="results/{model}/plans/{plan}/{runtime}/report.json",
+        scores=on_wildcards(inputs.card_scores),
+        calibration=on_wildcards(inputs.export_calibration),
+    output:
+        card="results/{model}/plans/{plan}/{runtime}/README.md",
+    log:
+        "logs/{model}/{plan}/{runtime}_card.log",
+    localrule: True
+    conda:
+        "../envs/torch.yaml"
+    params:
+        code=code_version("model_card.py"),
+        script=script("model_card.py"),
+        calibration=on_input(flags.calibration_flag),
+    shell:
+        "python {params.script:q} --model {input.model} --plan {input.plan} --report {input.report} --scores {input.scores}"
+        " {params.calibration} --output {output.card} > {log} 2>&1"
+
+
 rule baseline_gguf:
     input:
         unpack(on_wildcards(inputs.baseline_importance)),

@@ -10,8 +10,8 @@ from bitplan.cli.parser import parser, run
 def main(args) -> None:
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
+    from bitplan.models.checkpoint_files import RECORD
     from bitplan.models.hub.download import download
-    from bitplan.models.hub.listing import RECORD
 
     started = time.monotonic()
     source = download(args.id, args.revision, args.output)

@@ -45,7 +45,7 @@ MODEL, REPORT = (
     ("baseline_perplexity", "baseline_speed", "comparison"),
 )
 SEARCHES = ("adaptive_plan", "random_plan", "genetic_plan", "optimal_plan", "sparsegpt_plan")
-OF_PLANS = ("bits", "plan_gguf", "plan_perplexity", "plan_runtime_perplexity", "plan_speed", "plan_tasks")
+OF_PLANS = ("bits", "plan_card", "plan_gguf", "plan_perplexity", "plan_runtime_perplexity", "plan_speed", "plan_tasks")
 EVERY_RULE = (*MODEL, *SEARCHES, *OF_PLANS, *REPORT)
 ALL = os.environ.get("BITPLAN_CRASHES") == "all"
 # A measurement that keeps passes, a search that keeps evaluations, one that keeps blocks, one that keeps nothing; and the files that they need.

@@ -69,7 +69,10 @@ def test_speeds_and_the_comparison_are_made_on_the_cluster(finished):
 
 def test_every_step_but_the_cheap_ones_was_a_job(finished):
     submitted = finished.said.count("has been submitted with SLURM jobid")
-    cheap = sum(finished.said.count(f"localrule {rule}:") for rule in ("model", "bits", "random_plan", "comparison"))
+    cheap = sum(
+        finished.said.count(f"localrule {rule}:")
+        for rule in ("model", "bits", "random_plan", "plan_card", "comparison")
+    )
     total = finished.said.count("Finished jobid")
     assert cheap == 6 and submitted + cheap + 1 == total, "1 is the rule all"
 

@@ -42,9 +42,7 @@ CONFIG: dict[str, Any] = {
 # Jobs that follow a job because they read what it makes. Between jobs of plans (or of baselines) only those of the same name follow, unless the
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
 IMPORTANCE = "plan_perplexity plan_gguf plan_compressed_tensors plan_tasks baseline_gguf@q4_k_m_imatrix"
-OF_A_PLAN = (
-    "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_compressed_tensors plan_tasks comparison"
-)
+OF_A_PLAN = "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_compressed_tensors plan_card plan_tasks comparison"
 ROUNDED = "rounded_plan rounded_genetic_plan"
 ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study estimate"
 FOLLOWS = {
@@ -59,17 +57,18 @@ FOLLOWS = {
     "genetic_plan": OF_A_PLAN,
     "optimal_plan": OF_A_PLAN,
     "sparsegpt_plan": OF_A_PLAN,
-    "rounded_plan": "plan_perplexity plan_gguf plan_compressed_tensors plan_tasks comparison",
-    "rounded_genetic_plan": "plan_perplexity plan_gguf plan_compressed_tensors plan_tasks comparison",
+    "rounded_plan": "plan_perplexity plan_gguf plan_compressed_tensors plan_card plan_tasks comparison",
+    "rounded_genetic_plan": "plan_perplexity plan_gguf plan_compressed_tensors plan_card plan_tasks comparison",
     "bits": "comparison",
     "bits@widths.*": "study@widths",
     "evaluation": "plan_perplexity plan_runtime_perplexity baseline_perplexity",
     "plan_perplexity": "comparison",
     "plan_perplexity@widths.*": "study@widths",
     "base_gguf": "plan_gguf baseline_gguf",
-    "plan_gguf": "plan_runtime_perplexity plan_speed comparison",
-    "plan_compressed_tensors": "plan_runtime_perplexity comparison",
-    "plan_runtime_perplexity": "comparison",
+    "plan_gguf": "plan_runtime_perplexity plan_speed plan_card comparison",
+    "plan_compressed_tensors": "plan_runtime_perplexity plan_card comparison",
+    "plan_runtime_perplexity": "plan_card comparison",
+    "plan_card": "",
     "plan_tasks": "comparison",
     "model_tasks": "comparison",
     "plan_speed": "comparison",
@@ -333,6 +332,7 @@ COMMANDS = {
     "export_plan.py": "plan_gguf plan_compressed_tensors",
     "baseline_gguf.py": "baseline_gguf",
     "compare_real_quant.py": "plan_speed baseline_speed",
+    "model_card.py": "plan_card",
     "report.py": "comparison",
     "study_report.py": "study",
 }
@@ -354,7 +354,7 @@ EXPORTS = f"plan_gguf {PACKED}"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 REFERENCE = "validation evaluation"
 RUN_A_MODEL = f"layer_stats {REFERENCE} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {SPEEDS}"
-QUANTIZE = f"layer_stats sensitivity {SEARCHES} {ROUNDED} bits {PERPLEXITY} {TASKS} {GGUF} {PACKED}"
+QUANTIZE = f"layer_stats sensitivity {SEARCHES} {ROUNDED} bits {PERPLEXITY} {TASKS} {GGUF} {PACKED} plan_card"
 QUANTIZE_WALKING = f"layer_stats sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {GGUF} {PACKED}"
 READ_WEIGHTS = f"{QUANTIZE} {REFERENCE} {SPEEDS} base_gguf"
 READ_A_MODEL = f"{READ_WEIGHTS} model comparison"
@@ -410,7 +410,7 @@ MODULES = {
     "plans/bits.py": "bits",
     "plans/names.py": EXPORTS,
     "search/allocation/patterns.py": "optimal_plan",
-    "plans/torch_config.py": f"genetic_plan {ROUNDED} bits {PERPLEXITY} {TASKS} {EXPORTS}",
+    "plans/torch_config.py": f"genetic_plan {ROUNDED} bits {PERPLEXITY} {TASKS} {EXPORTS} plan_card",
     "reference/*": f"{RUN_A_MODEL} {CHECKED}",
     "reference/datasets.py": f"sparsegpt_plan {ROUNDED}",
     "reference/opening.py": RUN_A_MODEL,
@@ -430,6 +430,7 @@ MODULES = {
     "rounding/sweep.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED}",
     "rounding/gguf_blocks.py": f"{GGUF} sensitivity optimal_plan {ROUNDED}",
     "rounding/gguf_codes.py": f"{GGUF} optimal_plan",
+    "runtimes/card/*": f"{EXPORTS} plan_card",
     "runtimes/export.py": EXPORTS,
     "runtimes/registry.py": "",
     "runtimes/runtime.py": EXPORTS,

@@ -42,7 +42,9 @@ def test_the_layers_are_shared_among_as_many_jobs_as_the_settings_say(workflow, 
     assert made.stdout.count("--anchors 2") == max(1, jobs) and "--report results/demo/agreement.json" in made.stdout
 
 
-@pytest.mark.parametrize("target", ["stats", "plans", "perplexity", "exports", "gguf", "speed", "report", "studies"])
+@pytest.mark.parametrize(
+    "target", ["stats", "plans", "perplexity", "exports", "cards", "gguf", "speed", "report", "studies"]
+)
 def test_named_targets_exist(workflow, target):
     assert snakemake(workflow, "--dry-run", target).returncode == 0
 

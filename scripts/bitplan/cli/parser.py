@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bitplan.cli.bundled_text import TextFlag, fill_texts_
-from bitplan.cli.inputs import check_files, input_file, outputs_of
+from bitplan.cli.inputs import check_files, input_file, output_file, outputs_of
 from bitplan.config.flag_types import count, number, or_word
 from bitplan.config.flags import add_settings_flags
 from bitplan.config.settings import (
@@ -160,6 +160,7 @@ def add_export_flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--model-name", help="name of the model in the file; the folder's by default")
     made.add_argument("--plan-name", help="name of the plan in the file; by default that of its file or folder")
     made.add_argument("--scores", type=input_file, help="the plan's perplexity.json, for the KL in the file")
+    made.add_argument("--card", type=output_file, help="README.md to write: a model card, with the KL of --scores")
     made.add_argument("--calibration", type=input_file, help="the calibration text, for its SHA-256 in the file")
     add_base_kl_flag(made)
     add_threads_flag(made)

@@ -11,6 +11,7 @@ from bitplan.console.project import Project, Wish
 from bitplan.console.snakemake_run import run_workflow
 from bitplan.console.wishes import add_rounding_flag, add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
+from bitplan.models.checkpoint_files import CARD
 
 RUNTIME = "gguf"
 
@@ -34,8 +35,13 @@ def recipe_scores(project: Project, wish: Wish) -> list[Path]:
 def targets_of(project: Project, wish: Wish) -> list[Path]:
     """Return the results to compute: the file and its scores, and those of the recipe of the same size."""
     plan = project.result("plans", wish.name)
-    names = (f"{RUNTIME}/model.gguf", f"{RUNTIME}/perplexity.json", "bits.json")
+    names = (f"{RUNTIME}/model.gguf", f"{RUNTIME}/perplexity.json", f"{RUNTIME}/{CARD}", "bits.json")
     return [project.result("estimate.txt"), *(plan / name for name in names), *recipe_scores(project, wish)]
+
+
+def card_beside(output: Path) -> Path:
+    """Return where the model card of a file stands: beside it, by its name, so that nobody's README.md is replaced."""
+    return output.with_name(f"{output.stem}.{CARD}")
 
 
 def headline(name: str, size: int, bits: float, scores: dict) -> str:
@@ -72,13 +78,15 @@ def earlier_estimate(project: Project, cores: int) -> str:
 
 
 def main(args: Namespace) -> None:
-    """Run the workflow for one plan, copy its file to the output and print three lines."""
+    """Run the workflow for one plan, copy its file to the output and its model card, and print three lines."""
     project, wish = prepared_project(args)
     if line := earlier_estimate(project, args.cores):
         print(f"{line}; finished steps are kept", file=sys.stderr)
     run_workflow(project, targets_of(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
     if args.dry_run:
         return
-    with write_aside(args.output) as aside:
-        shutil.copyfile(project.result("plans", wish.name, RUNTIME, "model.gguf"), aside)
+    plan = project.result("plans", wish.name, RUNTIME)
+    for name, copy in (("model.gguf", args.output), (CARD, card_beside(args.output))):
+        with write_aside(copy) as aside:
+            shutil.copyfile(plan / name, aside)
     print("\n".join(result_lines(project, wish, args.output)))

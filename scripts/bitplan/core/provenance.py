@@ -11,7 +11,7 @@ from typing import Any
 from bitplan import __version__
 from bitplan.core.files import write_json
 
-PACKAGES = ("torch", "transformers", "numpy", "gguf", "llama-cpp-python")
+PACKAGES = ("torch", "transformers", "numpy", "gguf", "llama-cpp-python", "compressed-tensors")
 
 
 def _version(package: str) -> str | None:
@@ -21,6 +21,12 @@ def _version(package: str) -> str | None:
         return None
 
 
+def versions() -> dict[str, str | None]:
+    """Return {package: version} of bitplan, Python and the packages that decide results; None for one that is not there."""
+    packages = {package: _version(package) for package in PACKAGES}
+    return {"bitplan": __version__, "python": platform.python_version(), **packages}
+
+
 def write_provenance(output: Path, started: float, **facts: Any) -> None:
     """Write `<output>.meta.json`: command line, versions, machine, seconds since `started` (time.monotonic), `facts`."""
     output = Path(output)
@@ -28,11 +34,7 @@ def write_provenance(output: Path, started: float, **facts: Any) -> None:
         output.with_name(output.name + ".meta.json"),
         {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            "versions": {
-                "bitplan": __version__,
-                "python": platform.python_version(),
-                **{p: _version(p) for p in PACKAGES},
-            },
+            "versions": versions(),
             "machine": platform.machine(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - started, 2),

@@ -20,6 +20,10 @@ SETTINGS_AND_TOKENIZER = (
 # Files that may contain weights, of the model or of something else.
 OTHER_WEIGHTS = ("*.safetensors", f"*{INDEX_END}", "pytorch_model*.bin", "consolidated*.pth", "adapter_*.bin")
 PARTS = (*WEIGHTS, *SETTINGS_AND_TOKENIZER)
+# A model's description on its hub, which names its license.
+CARD = "README.md"
+# What a download from a hub was: id, revision, commit, files.
+RECORD = ".download.json"
 
 
 def match_names(names: Iterable[str], patterns: Iterable[str] = PARTS) -> list[str]:

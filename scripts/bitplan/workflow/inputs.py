@@ -198,6 +198,12 @@ def artifact(settings: Settings, wildcards: Any) -> str:
     return results(wildcards, "plans", wildcards.plan, wildcards.runtime, runtime_named(wildcards.runtime).artifact)
 
 
+def card_scores(settings: Settings, wildcards: Any) -> str:
+    """Return the scores that a model card shows: of the file in its runtime, or of the simulated plan where that cannot run here."""
+    in_runtime = (wildcards.runtime,) if runtime_named(wildcards.runtime).score else ()
+    return results(wildcards, "plans", wildcards.plan, *in_runtime, "perplexity.json")
+
+
 def artifact_report(settings: Settings, wildcards: Any) -> str | list[str]:
     """Return the report with the digest of an artifact that is a folder, which Snakemake cannot compare by content; none for a file."""
     report = results(wildcards, "plans", wildcards.plan, wildcards.runtime, "report.json")

@@ -31,6 +31,11 @@ def artifacts(settings: Settings) -> list[str]:
     return of_runtimes(settings, lambda runtime: [runtime.artifact])
 
 
+def cards(settings: Settings) -> list[str]:
+    """Return the model card of every plan in every runtime."""
+    return of_runtimes(settings, lambda runtime: ["README.md"])
+
+
 def runtime_files(settings: Settings, name: str) -> list[str]:
     """Return one result, as perplexity.json, of every plan in every runtime that has it."""
     return of_runtimes(settings, lambda runtime: [name] if name in runtime.files else [])

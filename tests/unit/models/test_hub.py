@@ -35,7 +35,7 @@ def hub(tmp_path, monkeypatch) -> Hub:
     (source / "tokenizer.model").write_bytes(os.urandom(30_000))
     (source / "config.json").write_text('{"model_type": "llama"}')
     (source / "tokenizer.json").write_text('{"version": "1.0"}')
-    for unwanted in ("pytorch_model.bin", "modeling.py", "flax_model.msgpack", "README.md", "consolidated.safetensors"):
+    for unwanted in ("pytorch_model.bin", "modeling.py", "flax_model.msgpack", "consolidated.safetensors"):
         (source / unwanted).write_bytes(b"unwanted")
     (source / "onnx" / WEIGHTS).write_bytes(b"unwanted")
     for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from bitplan.core.errors import UserError, user_error
 from bitplan.core.files import read_json, write_json
-from bitplan.models.checkpoint_files import match_names
-from bitplan.models.hub.listing import HASHES, PROGRAM, RECORD, Source, check_request, explained, listed, quiet, token
+from bitplan.models.checkpoint_files import CARD, PARTS, RECORD, match_names
+from bitplan.models.hub.listing import HASHES, PROGRAM, Source, check_request, explained, listed, quiet, token
 from bitplan.models.hub.transfer import HubFile, is_whole, obtain, part_of, size_of
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def _clear(folder: Path, source: Source) -> dict[Path, HubFile]:
     """
     missing = {folder / file.name: file for file in source.files if not is_whole(folder / file.name, file)}
     whole = {file.name for file in source.files} - {target.name for target in missing}
-    present = set(match_names(path.name for path in folder.iterdir()))
+    present = set(match_names((path.name for path in folder.iterdir()), (*PARTS, CARD)))
     earlier = read_record(folder / RECORD)
     ours = {file.name for file in earlier.files} if earlier else set()
     _refuse_foreign(folder, present - whole - ours)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitplan import __version__
 from bitplan.core.errors import UserError, user_error
-from bitplan.models.checkpoint_files import INDEX, WEIGHTS, match_names
+from bitplan.models.checkpoint_files import CARD, INDEX, PARTS, WEIGHTS, match_names
 from bitplan.models.hub.transfer import CONTACTS, HubFile, pause_asked, retried
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]*")
 HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "blob_id": re.compile(r"[0-9a-f]{40}")}
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-RECORD = ".download.json"
 PROGRAM = {"library_name": "bitplan", "library_version": __version__}
 
 
@@ -119,7 +118,8 @@ def wanted(model_id: str, names: list[str]) -> list[str]:
     _refuse_without_weights(model_id, root)
     # Beside its own shards a repository may hold the weights a second time, for another program.
     own = {"model.safetensors", INDEX} & set(root)
-    return sorted(name for name in match_names(root) if not (own and name.startswith("consolidated")))
+    found = match_names(root, (*PARTS, CARD))
+    return sorted(name for name in found if not (own and name.startswith("consolidated")))
 
 
 def _hub_file(model_id: str, sibling: Any) -> HubFile:

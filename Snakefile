@@ -16,6 +16,9 @@ OWN = Path(workflow.current_basedir) / HERE
 configfile: str(HERE if HERE.exists() or workflow.overwrite_configfiles else OWN)
 
 
+report: "docs/report.rst"
+
+
 include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/stats.smk"

@@ -38,9 +38,10 @@ from bitplan.search.damage import PlanDamage  # noqa: E402
 from bitplan.search.genetic.algorithm import GeneticSettings  # noqa: E402
 from bitplan.search.genetic.algorithm import search as genetic  # noqa: E402
 from bitplan.search.knapsack.choices import total_size  # noqa: E402
+from bitplan.search.optimal.candidates import chosen_table  # noqa: E402
 from bitplan.search.optimal.command import budgets_of  # noqa: E402
 from bitplan.search.optimal.paired import difference  # noqa: E402
-from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table  # noqa: E402
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings  # noqa: E402
 from bitplan.sensitivity.table import read_sensitivity_table  # noqa: E402
 from bitplan.statistics.importance import read_importance  # noqa: E402
 

@@ -46,16 +46,28 @@ rule comparison:
         on_wildcards(inputs.compared_baselines),
         on_wildcards(inputs.compared_model),
         on_wildcards(inputs.compared_agreement),
+        on_wildcards(inputs.compared_table),
         model="results/{model}/model.json",
     output:
         table="results/{model}/comparison.tsv",
         json="results/{model}/comparison.json",
-        text="results/{model}/comparison.txt",
-        page="results/{model}/comparison.html",
+        text=report(
+            "results/{model}/comparison.txt",
+            caption="../docs/table.rst",
+            category="Comparison",
+            labels={"model": "{model}", "what": "tables"},
+        ),
+        page=report(
+            "results/{model}/comparison.html",
+            caption="../docs/page.rst",
+            category="Comparison",
+            labels={"model": "{model}", "what": "interactive page"},
+        ),
         figure=report(
             "results/{model}/comparison.svg",
             caption="../docs/figure.rst",
             category="Comparison",
+            labels={"model": "{model}", "what": "figure"},
         ),
     log:
         "logs/{model}/comparison.log",

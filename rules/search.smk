@@ -71,6 +71,7 @@ rule genetic_plan:
             "results/{model}/plans/{plan}/history.svg",
             caption="../docs/history.rst",
             category="Searches",
+            labels={"model": "{model}", "plan": "{plan}"},
         ),
     log:
         "logs/{model}/{plan}/search.log",

@@ -3,11 +3,17 @@ rule study:
         on_wildcards(inputs.study_cells),
     output:
         table="results/{model}/studies/{study}.tsv",
-        text="results/{model}/studies/{study}.txt",
+        text=report(
+            "results/{model}/studies/{study}.txt",
+            caption="../docs/study.rst",
+            category="Studies",
+            labels={"model": "{model}", "study": "{study}", "what": "table"},
+        ),
         figure=report(
             "results/{model}/studies/{study}.svg",
             caption="../docs/study.rst",
             category="Studies",
+            labels={"model": "{model}", "study": "{study}", "what": "figure"},
         ),
     log:
         "logs/{model}/studies/{study}.log",

@@ -13,14 +13,19 @@ def main(args) -> None:
     from bitplan.report.answers import answers_of
     from bitplan.report.comparison import COLUMNS, comparison_json, comparison_table, damage
     from bitplan.report.figure import draw
-    from bitplan.report.front import axes_of, dominated, headlines
-    from bitplan.report.page.charts import front_charts, plan_charts
+    from bitplan.report.front import axes_of, dominated, headlines, with_best
+    from bitplan.report.page.charts import front_charts, predicted_values
+    from bitplan.report.page.heat_maps import plan_charts, price_charts
+    from bitplan.report.page.offers import offers, predicted_offers
     from bitplan.report.page.render import Content, links_to, page
+    from bitplan.report.predicted import file_overhead, measured_over_predicted, read_prediction
     from bitplan.report.results import Entry, check_results, reference_speed, row_of
+    from bitplan.report.steps import steps_table
     from bitplan.report.tables import texts, write_text
     from bitplan.report.tasks import task_columns, task_rows, tasks_table
 
     info = model_info(args.model)
+    known = read_prediction(args.sensitivity, args.palette, info) if args.sensitivity else None
     taus = read_agreement(args.agreement) if args.agreement else {}
     entries = [Entry(name, args.results / "plans" / name, True) for name in args.plan]
     baselines = args.baseline or []
@@ -28,6 +33,8 @@ def main(args) -> None:
     check_results(entries, with_files=bool(baselines))
     reference = reference_speed(args.results / "baselines" / baselines[0], baselines[0]) if baselines else None
     rows = [row_of(entry, info.parameters, reference) for entry in entries]
+    axes = axes_of(rows)
+    rows = with_best(rows, axes)
     by_name = {row["name"]: row for row in rows}
     tasks = task_rows(args.model_tasks, entries) if args.model_tasks else []
     title = f"{args.results.name}: plans compared"
@@ -36,22 +43,30 @@ def main(args) -> None:
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     if args.json:
         write_json(args.json, comparison_json(figures))
-    axes = axes_of(rows)
     best_first = sorted(entries, key=lambda entry: damage(by_name[entry.name]))
     draw(rows, args.figure, title, axes)
     tables = [each for each in (comparison_table(rows), tasks_table(tasks), agreement_table(taus)) if each]
     sentences = headlines(rows, axes)
     text = texts(sentences, tables)
     write_text(args.text, text)
+    overhead = file_overhead(rows, axes)
+    curve = predicted_values(known, overhead) if known else ()
     content = Content(
         title=title,
         tables=tables,
         figure=args.figure.read_text(encoding="utf-8"),
         headlines=sentences,
-        charts={**front_charts(rows, axes), **plan_charts(best_first, info.layers)},
+        charts={
+            **front_charts(rows, axes, curve),
+            **plan_charts(best_first, info.layers),
+            **price_charts(info.layers, known),
+        },
         answers=answers_of(best_first) if baselines else {},
         aside=frozenset(dominated(rows, axes)),
         links=links_to(best_first, args.page),
+        offers={**offers(rows, axes, info), **predicted_offers(known, info, args.calibration_name, overhead)},
+        steps=steps_table(args.results, args.plan),
+        predicted=measured_over_predicted(rows, axes) if known else "",
     )
     write_text(args.page, page(content))
     print(text)
@@ -68,6 +83,11 @@ def build_parser() -> ArgumentParser:
     )
     flags.add_argument("--model-tasks", type=input_file, help="the model's tasks.json, where the plans have theirs too")
     flags.add_argument("--agreement", type=input_file, help="the agreement.json of a measured sensitivity table")
+    flags.add_argument(
+        "--sensitivity", type=input_file, help="sensitivity.tsv with KL: the page shows what it predicts"
+    )
+    flags.add_argument("--palette", action="append", default=[], help="a format of the predicted plans; several times")
+    flags.add_argument("--calibration-name", default="TEXT", help="calibration text that the page's command names")
     flags.add_argument("--output", type=output_file, required=True, help="comparison.tsv to write")
     flags.add_argument("--json", type=output_file, help="comparison.json to write: the rows, and what the metrics are")
     flags.add_argument("--text", type=output_file, required=True, help="readable table to write")

@@ -9,11 +9,12 @@ from bitplan.report.tables import Row, Table
 
 NAME = Column("name", "plan")
 ROUNDING = Column("rounding", "rounding")
-COLUMNS = ("name", "method", ROUNDING.key, "rounded_to_nearest", *(metric.key for metric in METRICS))
+BEST = Column("best_at_size", "best at its size")
+COLUMNS = ("name", "method", ROUNDING.key, "rounded_to_nearest", BEST.key, *(metric.key for metric in METRICS))
 SPEEDS = ("tokens_per_second", "ratio_to_reference")
 NOTE = (
     "Without \"file\": the plan with its activation formats, simulated. file ...: the GGUF in llama.cpp, which keeps activations "
-    "whole. unstable: the speed varied too much between rounds; min and max are its range. rounding: how weights are rounded (docs/rounding.md)."
+    "whole. unstable: the speed varied too much between rounds; min and max are its range. best at its size: the row of at most this size with the lowest KL. rounding: how weights are rounded (docs/rounding.md)."
 )  # fmt: skip
 
 
@@ -41,7 +42,8 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     """Return the comparison, by rising KL, with the metrics that some row has."""
     metrics = tuple(m for m in SHOWN if any(row.get(m.key) is not None for row in rows))
     ordered = [_shown(row) for row in sorted(rows, key=damage)]
-    shown = (NAME, *[ROUNDING] * any(row.get(ROUNDING.key) is not None for row in rows), *metrics)
+    words = [column for column in (BEST, ROUNDING) if any(row.get(column.key) is not None for row in rows)]
+    shown = (NAME, *words, *metrics)
     return Table("", shown, ordered, " ".join((legend_of(metrics), NOTE, *rounding_notes(rows))))
 
 

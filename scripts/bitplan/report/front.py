@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bitplan.report.results import BASELINE_METHOD
 from bitplan.report.tables import Row
@@ -11,6 +12,8 @@ from bitplan.report.tables import Row
 LOSSLESS_KL = 1e-6
 # An error bar as a share of its KL, at most: a logarithmic axis has no 0.
 LARGEST_ERROR = 0.9
+# What a row that is the best of at most its size has in the column that names the best.
+ITSELF = "this one"
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,18 @@ def dominated(rows: Sequence[Row], axes: Axes) -> set[str]:
     return {
         name for name, size, kl in places if any(s <= size and k <= kl and (s < size or k < kl) for _, s, k in places)
     }
+
+
+def with_best(rows: Sequence[Row], axes: Axes) -> list[dict[str, Any]]:
+    """Return the rows with `best_at_size`: which row of at most their size has the lowest KL; None for one without size or KL."""
+    known = [row for row in rows if axes.has(row)]
+
+    def best(row: Row) -> str | None:
+        small = [other for other in known if axes.has(row) and other[axes.size] <= row[axes.size]]
+        name = min(small, key=lambda other: (other[axes.kl], other[axes.size]))["name"] if small else None
+        return ITSELF if name == row["name"] else name
+
+    return [{**row, "best_at_size": best(row)} for row in rows]
 
 
 @dataclass(frozen=True)

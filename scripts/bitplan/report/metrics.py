@@ -71,6 +71,7 @@ METRICS = (
     Metric("ratio_max", "max", "", "{:.2f}", "largest ratio of a round", "", "speed.ratio.max"),
     Metric("speed_stable", "", "", "{}", "whether the speeds of the rounds were alike", "", "speed.stable"),
     Metric("search_evaluations", "", "plans", "{}", "plans that the search evaluated", "lower", "plan.cost.evaluations"),
+    Metric("kl_predicted", "", NATS, "{:.6f}", "sum of the layers' KL in the sensitivity table", "lower", "plan.predicted"),
     Metric("search_block_forward_tokens", "", "tokens", "{}", "tokens through blocks during the search", "lower",
            "plan.cost.block_forward_tokens"),
 )  # fmt: skip

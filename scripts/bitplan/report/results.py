@@ -73,10 +73,11 @@ class Reader:
     reference: ReferenceSpeed | None
 
     def plan(self, path: Path) -> dict[str, Any]:
-        """Return the method of a plan.json and what its search cost."""
+        """Return the method of a plan.json, the KL that its search expected, and what the search cost."""
         plan = read_json(path)
         summary = plan.get("summary", {})
-        return {"method": summary.get("method"), "cost": {"evaluations": None, **summary.get("cost", {})}}
+        cost = {"evaluations": None, **summary.get("cost", {})}
+        return {"method": summary.get("method"), "predicted": summary.get("kld_predicted"), "cost": cost}
 
     def file(self, path: Path) -> dict[str, Any]:
         """Return the bytes of a file, and 8 x bytes / parameters."""

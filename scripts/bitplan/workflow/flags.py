@@ -14,7 +14,14 @@ from bitplan.core.section import Section
 from bitplan.runtimes.registry import runtime_named
 from bitplan.search.plan_settings import PlanSettings
 from bitplan.search.registry import METHODS
-from bitplan.workflow.inputs import BASELINES, compared_agreement, results
+from bitplan.workflow.inputs import (
+    BASELINES,
+    calibration_text,
+    compared_agreement,
+    compared_table,
+    predicted_palette,
+    results,
+)
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
 CHECKED_BEFORE = {"allow-base-kl": "inf"}
@@ -165,6 +172,13 @@ def baseline_flags(settings: Settings, wildcards: Any, input: Any) -> str:
     return cli_flags({"recipe": wildcards.baseline.removesuffix(IMATRIX_SUFFIX), **given})
 
 
+def _predicted(settings: Settings, wildcards: Any) -> dict[str, Any]:
+    """Return what a comparison predicts plans from: the table, the palette, and the text that the page's command names."""
+    table = compared_table(settings, wildcards)
+    text = calibration_text(settings, wildcards)
+    return {"sensitivity": table, "palette": predicted_palette(settings), "calibration-name": text} if table else {}
+
+
 def report_flags(settings: Settings, wildcards: Any) -> str:
     """Return what the comparison of a model shows."""
     runtimes = settings.models[wildcards.model].runtimes
@@ -174,6 +188,7 @@ def report_flags(settings: Settings, wildcards: Any) -> str:
             "baseline": settings.baselines if BASELINES in runtimes else None,
             "model-tasks": results(wildcards, "tasks.json") if settings.tasks.names else None,
             "agreement": compared_agreement(settings, wildcards) or None,
+            **_predicted(settings, wildcards),
         }
     )
 

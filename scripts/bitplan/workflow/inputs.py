@@ -243,6 +243,18 @@ def compared_agreement(settings: Settings, wildcards: Any) -> list[str]:
     return [results(wildcards, "agreement.json")] if measured else []
 
 
+def predicted_palette(settings: Settings) -> list[str]:
+    """Return the formats whose plans a comparison predicts: the palette of the first plan that chooses from a table by size; none
+    where that has no KL."""
+    chosen = (getattr(plan, "palette", []) for plan in settings.plans.values())
+    return next(filter(None, chosen), []) if settings.has_kld else []
+
+
+def compared_table(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the sensitivity table that a comparison predicts plans from; none where no plan has a palette."""
+    return [results(wildcards, TABLE)] if predicted_palette(settings) else []
+
+
 def study_cells(settings: Settings, wildcards: Any) -> list[str]:
     """Return the files of the plans that a study compares."""
     cells = settings.studies[wildcards.study].cells(wildcards.study)

@@ -49,8 +49,9 @@ from bitplan.search.genetic.algorithm import GeneticSettings
 from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.search.genetic.run import Target as GeneticTarget
 from bitplan.search.genetic.run import genetic_plan
+from bitplan.search.optimal.candidates import chosen_table
 from bitplan.search.optimal.command import budgets_of
-from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, summary_of
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, summary_of
 from bitplan.sensitivity.candidates import MeasureSettings, wanted_pieces
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
 from bitplan.sensitivity.measure import merged

@@ -7,12 +7,16 @@ import pytest
 from bitplan.models.layers import Layer
 from bitplan.report.answers import Answer, compared
 from bitplan.report.comparison import comparison_table
-from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of
+from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of, with_best
 from bitplan.report.metrics import METRICS
-from bitplan.report.page.charts import cells_of, front_charts, heat_map
+from bitplan.report.page.charts import front_charts, predicted_values
+from bitplan.report.page.heat_maps import cells_of, heat_map, price_charts
+from bitplan.report.page.offers import offers, predicted_offers
 from bitplan.report.page.render import Content, links_to, page
 from bitplan.report.results import Entry
+from bitplan.report.steps import steps_table
 from tests.browser import CHROMIUM, browser
+from tests.unit.report.test_predicted import INFO, known
 
 EMPTY = dict.fromkeys(metric.key for metric in METRICS)
 
@@ -38,6 +42,16 @@ def test_a_row_is_dominated_by_one_that_is_no_larger_and_no_worse():
     twins = [row("a", "random", 4.0, 0.1), row("b", "random", 4.0, 0.1)]
     assert dominated(twins, OF_FILES) == set()
     assert axes_of([{**EMPTY, "avg_bits": 4.0, "kl": 0.1}]) == OF_PLANS
+
+
+def test_every_row_names_the_best_of_at_most_its_size():
+    best = {row["name"]: row["best_at_size"] for row in with_best(ROWS, OF_FILES)}
+    assert (
+        best["q4_k_m"] == best["worse"] == "best"
+        and best["best"] == best["f16"] == "this one"
+        and best["broken"] is None
+    )
+    assert "best at its size" in comparison_table(with_best(ROWS, OF_FILES)).text()
 
 
 def test_the_headline_compares_the_best_plan_of_at_most_a_recipes_size():
@@ -88,15 +102,23 @@ def test_the_experts_of_a_block_are_one_cell():
     assert chart["encoding"]["color"]["scale"]["domain"] == ["q4_k", "q6_k", "bf16"]
 
 
+KNOWN = known()
+OVERHEAD = 0.25
 CONTENT = Content(
     "demo: plans compared",
     [comparison_table(ROWS)],
     "<svg/>",
     headlines(ROWS, OF_FILES),
-    {**front_charts(ROWS, OF_FILES), "formats": heat_map({"one": ONE, "other": OTHER}, {})},
+    {
+        **front_charts(ROWS, OF_FILES, predicted_values(KNOWN, OVERHEAD)),
+        "formats": heat_map({"one": ONE, "other": OTHER}, {}),
+        **price_charts(INFO.layers, KNOWN),
+    },
     {name: [Answer("Once", "a cat sat", compared("a cat sat", f"a {name} sat"))] for name in ("best", "worse")},
     frozenset(dominated(ROWS, OF_FILES)),
     {"best": {"plan.json": "plans/best/plan.json"}, "f16": {}},
+    {**offers(ROWS, OF_FILES, INFO), **predicted_offers(KNOWN, INFO, "my text.txt", OVERHEAD)},
+    predicted="They have 0.5 times it.",
 )
 
 
@@ -128,7 +150,7 @@ def drawn(view) -> None:
     view.wait("[...document.querySelectorAll('.chart')].every(chart => chart.dataset.drawn)")
 
 
-POINTS = "[...document.querySelectorAll('[data-spec=front-spec] path[aria-label*=\"plan: \"]')]"
+POINTS = "[...document.querySelectorAll('[data-spec=front-spec] path[aria-label*=\"method: \"]')]"
 CELLS = "[...document.querySelectorAll('[data-spec=formats-spec] path[aria-label*=\"block: \"]')]"
 
 
@@ -179,13 +201,66 @@ def test_rows_are_filtered_by_text_and_by_the_front(shown):
     assert len(shown.value(NAMES)) == len(ROWS)
 
 
-def test_the_slider_names_the_best_file_of_at_most_a_size(shown):
-    def slide(value: int) -> str:
-        shown.value(f"afford.value = {value}; afford.dispatchEvent(new Event('input'))")
-        return shown.value("afforded.textContent")
+def slide(view, value: int) -> list[str]:
+    view.value(f"afford.value = {value}; afford.dispatchEvent(new Event('input'))")
+    return view.value("[afforded, made, expected, order].map(each => each.textContent)")
 
-    assert slide(0).startswith("4.80 bits per parameter: best, KL 0.001000")
-    assert slide(1000).startswith("16.00 bits per parameter: f16, KL 0.000000") and "large <b>" in slide(300)
+
+def test_the_slider_names_the_best_file_and_the_best_predicted_plan_of_at_most_a_size(shown):
+    size, made, expected, order = slide(shown, 0)
+    assert (size[:4], made) == (f"{KNOWN.front[0].bits + OVERHEAD:.2f}", "Made here: nothing as small.")
+    assert expected == f"Predicted: KL about 0.020000 at {KNOWN.front[0].bits + OVERHEAD:.2f} bits (q4_0 x 2)"
+    assert order == "bitplan quantize some/model --text 'my text.txt' --bits 4.5 -o small.gguf"
+    size, made, expected, _ = slide(shown, 1000)
+    assert size.startswith("16.00 bits per parameter") and made == "Made here: f16, KL 1.0e-8, 16,000 bytes"
+    assert "(q8_0 x 2)" in expected and "large <b>" in slide(shown, 720)[1]
+
+
+def test_the_plan_at_the_slider_can_be_downloaded(shown):
+    slide(shown, 0)
+    plan = shown.value("JSON.parse(decodeURIComponent(chosen.href.replace(/^[^,]*,/, '')))")
+    assert plan["overrides"][0] == {"pattern": "model.layers.0.mlp.up_proj", "wq": "q4_0"}
+    assert plan["default"] == {"skip": True}
+
+
+def test_the_size_of_the_slider_is_marked_on_the_front(shown):
+    rule = "document.querySelector('[data-spec=front-spec] .layer_4_marks line, [data-spec=front-spec] [stroke-dasharray=\"2,3\"]')"
+    slide(shown, 100)
+    low = shown.value(f"{rule}.getBoundingClientRect().x")
+    slide(shown, 900)
+    shown.wait(f"{rule}.getBoundingClientRect().x > {low}")
+
+
+def test_what_is_predicted_is_drawn_and_said_to_be_so(shown):
+    names = shown.value(
+        "[...document.querySelectorAll('[data-spec=front-spec] path[aria-label*=\"predicted KL\"]')].map(each => each.getAttribute('aria-label'))"
+    )
+    assert any("all q4_0" in name for name in names) and any("plan: predicted" in name for name in names)
+    assert shown.value("document.body.textContent.includes('predicted, not made')")
+    assert shown.value("document.body.textContent.includes('They have 0.5 times it.')")
+
+
+def test_the_prices_of_the_chosen_format_are_drawn_beside_the_plan(shown):
+    cells = "[...document.querySelectorAll('[data-spec=prices-spec] path[aria-label*=\"block: \"]')].map(each => each.getAttribute('aria-label'))"
+    assert len(shown.value(cells)) == 2 and "KL: 0.015" in shown.value(cells)[0]
+    tops = shown.value(
+        "['formats', 'prices'].map(name => document.querySelector(`[data-spec=${name}-spec]`).getBoundingClientRect().x)"
+    )
+    assert tops[0] < tops[1]
+
+
+def test_the_long_steps_are_shown_with_their_times(tmp_path):
+    assert steps_table(tmp_path, ["a"]) is None
+    (tmp_path / "benchmarks").mkdir()
+    for name, seconds in (("layer_stats", "3.5"), ("a.search", "12.25"), ("gone.search", "1"), ("sensitivity", "-")):
+        (tmp_path / f"benchmarks/{name}.tsv").write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t100.4\t2\n")
+    table = steps_table(tmp_path, ["a"])
+    assert [(row["step"], row["seconds"]) for row in table.rows] == [
+        ("a.search", 12.25),
+        ("layer_stats", 3.5),
+        ("sensitivity", None),
+    ]
+    assert "12.2" in table.text() and "100" in table.text()
 
 
 def test_the_page_links_to_the_files_that_are_there(shown, tmp_path):

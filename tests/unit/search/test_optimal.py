@@ -24,10 +24,11 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.knapsack.choices import Choices, total_size
 from bitplan.search.knapsack.exact import optimal
 from bitplan.search.knapsack.levels import levels_of, neighbours
+from bitplan.search.optimal.candidates import chosen_table
 from bitplan.search.optimal.correction import corrected, prospect, steps_around
 from bitplan.search.optimal.paired import difference
 from bitplan.search.optimal.refinement import RefinementSettings, offspring_of, refine
-from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings
 from bitplan.sensitivity.table import SensitivityTable
 from tests.families import TEXT, make_family
 

@@ -17,7 +17,8 @@ from bitplan.search.genetic.algorithm import GeneticSettings
 from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.search.genetic.run import Target as GeneticTarget
 from bitplan.search.genetic.run import genetic_plan
-from bitplan.search.optimal.run import chosen_table, plan_maker
+from bitplan.search.optimal.candidates import chosen_table
+from bitplan.search.optimal.run import plan_maker
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import SensitivitySettings, activation_choices, choice_named
 from bitplan.sensitivity.run import make_table

@@ -1,20 +1,16 @@
-"""The page's charts as Vega-Lite, made with altair: the front of KL against size, and the formats of a plan's layers."""
+"""The page's front of KL against size as Vega-Lite, made with altair, and what its slider offers."""
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bitplan.core.colours import GREY
-from bitplan.core.files import read_json
 from bitplan.core.tables import cell
-from bitplan.formats.facts import UNQUANTIZED
-from bitplan.models.layers import Layer
 from bitplan.report.figure import COLOURS
 from bitplan.report.front import Axes, Point, points_of
 from bitplan.report.metrics import BY_KEY, SHOWN
-from bitplan.report.results import Entry
+from bitplan.report.predicted import Prediction
 from bitplan.report.tables import Row
 
 if TYPE_CHECKING:
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 BITS = (1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 32)
 # A label stands on the right above its point, or in the right half on the left below it, where the line does not cross it.
 SIDE, SHIFT, LIFT = (f"datum.at_right ? {right} : {left}" for right, left in (("'right'", "'left'"), (-4, 9), (15, -9)))
-INPUT, OUTPUT, ELSEWHERE = "in", "out", "other"
 
 
 def _value(point: Point, row: Row, axes: Axes, middle: float) -> dict[str, Any]:
@@ -35,22 +30,38 @@ def _value(point: Point, row: Row, axes: Axes, middle: float) -> dict[str, Any]:
     return {**asdict(point), **ends, "text": text, "at_right": point.size > middle}
 
 
-def front_charts(rows: Sequence[Row], axes: Axes) -> dict[str, dict[str, Any]]:
+def front_charts(
+    rows: Sequence[Row], axes: Axes, predicted: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, dict[str, Any]]:
     """Return {"front": KL against size as a Vega-Lite specification}; nothing where no row has both.
 
     Each row is a point with its standard error. Dominated ones are grey, the others have names and a line through them.
+    `predicted` are the values of `predicted_values`: a thin line, and hollow points for plans of one format.
     """
     import altair as alt
 
     by_name, points = {row["name"]: row for row in rows}, points_of(rows, axes)
     if not points:
         return {}
-    middle = math.sqrt(points[0].size * points[-1].size)
+    middle, lowest = math.sqrt(points[0].size * points[-1].size), min(point.kl for point in points)
     values = [_value(point, by_name[point.name], axes, middle) for point in points]
+    shown = [value for value in predicted if value["kl"] >= lowest]
+    base = _placed(alt, values, axes)
+    layers = [
+        *_predicted_layers(alt, _placed(alt, shown, axes), shown),
+        _slider_rule(alt, middle),
+        *_measured_layers(alt, base, rows, axes),
+    ]
+    return {"front": finished(alt.layer(*layers), 400)}
+
+
+def _measured_layers(alt: Any, base: "altair.Chart", rows: Sequence[Row], axes: Axes) -> list["altair.Chart"]:
+    """Return the layers of the points that were measured, as one: their line, error bars, marks and names."""
+    points = points_of(rows, axes)
     methods = sorted({point.method for point in points})
     colours = [COLOURS.get(method, GREY) for method in methods]
     chosen = alt.selection_point(fields=["method"], bind="legend")
-    base = _placed(alt, values, axes).encode(opacity=alt.condition(chosen, alt.value(1), alt.value(0.15)))
+    base = base.encode(opacity=alt.condition(chosen, alt.value(1), alt.value(0.15)))
     best, rest = base.transform_filter("!datum.dominated"), base.transform_filter("datum.dominated")
     shape = alt.Shape("method:N", title="method", scale=alt.Scale(domain=methods))
     colour = alt.Color("method:N", title="method", scale=alt.Scale(domain=methods, range=colours))
@@ -63,7 +74,44 @@ def front_charts(rows: Sequence[Row], axes: Axes) -> dict[str, dict[str, Any]]:
     ]
     if any(point.dominated for point in points):
         layers.insert(2, rest.mark_point(size=90, filled=True, color=GREY).encode(**dots))
-    return {"front": _finished(alt.layer(*layers), 380)}
+    return layers
+
+
+def _predicted_layers(alt: Any, base: "altair.Chart", values: Sequence[Mapping[str, Any]]) -> list["altair.Chart"]:
+    """Return the layers of what the sensitivity table predicts; none without values."""
+    tooltip = [
+        alt.Tooltip("name:N", title="plan"),
+        *(alt.Tooltip(f"{key}:N") for key in ("bits", "predicted KL", "formats")),
+    ]
+    line, dots = (base.transform_filter(f"{sign}datum.uniform") for sign in ("!", ""))
+    if not values:
+        return []
+    return [
+        line.mark_line(color=COLOURS["optimal"], strokeWidth=1.5, opacity=0.55),
+        line.mark_circle(size=40, opacity=0).encode(tooltip=tooltip),
+        dots.mark_point(size=70, filled=False, shape="diamond", color=COLOURS["uniform"]).encode(tooltip=tooltip),
+        dots.mark_text(align="left", dx=8, dy=4, fontSize=9, opacity=0.8).encode(text="name:N"),
+    ]
+
+
+def _slider_rule(alt: Any, start: float) -> "altair.Chart":
+    """Return a line at the size that the slider is at: the page sets the parameter `afforded`."""
+    at = alt.param(name="afforded", value=start)
+    rule = alt.Chart(alt.Data(values=[{}])).transform_calculate(size="afforded")
+    return rule.mark_rule(color=GREY, strokeDash=[2, 3]).encode(x="size:Q").add_params(at)
+
+
+def predicted_values(known: Prediction, overhead: float) -> list[dict[str, Any]]:
+    """Return what the chart and the slider know of the predicted plans; `overhead` is added to their bits."""
+    plans = [*((plan, False) for plan in known.front), *((plan, True) for plan in known.uniform)]
+    return [
+        {
+            **{"name": plan.name, "uniform": uniform, "size": plan.bits + overhead, "kl": plan.kl},
+            **{"bits": f"{plan.bits:.3f}", "predicted KL": f"{plan.kl:.6f}", "formats": known.formats(plan)},
+        }
+        for plan, uniform in plans
+        if plan.kl > 0
+    ]
 
 
 def _placed(alt: Any, values: Sequence[Mapping[str, Any]], axes: Axes) -> "altair.Chart":
@@ -83,60 +131,6 @@ def _tooltip(alt: Any, rows: Sequence[Row]) -> list[Any]:
     return [alt.Tooltip(f"{field}:N", title=title) for field, title in fields]
 
 
-def _finished(chart: "altair.TopLevelMixin", height: int) -> dict[str, Any]:
+def finished(chart: "altair.TopLevelMixin", height: int) -> dict[str, Any]:
+    """Return a chart as wide as its place, as a specification."""
     return chart.properties(width="container", height=height, background="transparent").to_dict()
-
-
-def _place(layer: Layer) -> str:
-    ends = {"embedding": INPUT, "lm_head": OUTPUT}
-    return str(layer.block) if layer.block >= 0 else ends.get(layer.category, ELSEWHERE)
-
-
-def cells_of(layers: Iterable[Layer], formats: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Return a cell for each block and kind of layer: the format that most of its layers have, and how many have which.
-
-    The experts of a block are one cell. `formats` maps layers to weight formats.
-    """
-    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
-    for layer in layers:
-        counts[_place(layer), layer.category][formats.get(layer.name, UNQUANTIZED)] += 1
-    return [
-        {
-            **{"block": block, "kind": kind, "format": count.most_common(1)[0][0]},
-            "formats": ", ".join(name if len(count) == 1 else f"{name} x {many}" for name, many in count.most_common()),
-        }
-        for (block, kind), count in counts.items()
-    ]
-
-
-def heat_map(plans: Mapping[str, list[dict[str, Any]]], bits: Mapping[str, float]) -> dict[str, Any]:
-    """Return the formats of the plans as a Vega-Lite specification, one plan at a time; `bits` of a format order the colours."""
-    import altair as alt
-
-    values = [{"plan": name, **each} for name, cells in plans.items() for each in cells]
-    formats = sorted({each["format"] for each in values}, key=lambda name: (bits.get(name, 16.0), name))
-    blocks = sorted({each["block"] for each in values}, key=lambda name: (name != INPUT, not name.isdigit(), int(name) if name.isdigit() else 0, name))  # fmt: skip
-    kinds = list(dict.fromkeys(each["kind"] for each in values))
-    plan = alt.param(name="plan", value=next(iter(plans)), bind=alt.binding_select(options=list(plans), name="plan "))
-    colour = alt.Color("format:N", sort=formats, scale=alt.Scale(domain=formats, scheme="viridis"), title="weights")
-    tooltip = [alt.Tooltip(f"{key}:N") for key in ("kind", "block", "formats")]
-    chart = alt.Chart(alt.Data(values=values)).add_params(plan).transform_filter("datum.plan == plan")
-    chart = chart.mark_rect(stroke="#8888", strokeWidth=0.5).encode(
-        x=alt.X("block:N", sort=blocks, title="block", axis=alt.Axis(labelAngle=0, labelOverlap=True)),
-        y=alt.Y("kind:N", sort=kinds, title=None),
-        color=colour,
-        tooltip=tooltip,
-    )
-    return _finished(chart, 22 * len(kinds))
-
-
-def plan_charts(entries: Iterable[Entry], layers: Sequence[Layer]) -> dict[str, dict[str, Any]]:
-    """Return {"formats": the formats of the plans} from their plan.json and bits.json; nothing without a plan."""
-    plans, bits = {}, {}
-    for entry in (each for each in entries if each.is_plan):
-        files = entry.files()
-        overrides = read_json(files["plan"]).get("overrides", ())
-        plans[entry.name] = cells_of(layers, {each["pattern"]: each.get("wq", UNQUANTIZED) for each in overrides})
-        parts = read_json(files["bits"]).get("distribution", {})
-        bits |= {name: part["bits"] for name, part in parts.items() if "bits" in part}
-    return {"formats": heat_map(plans, bits)} if plans else {}

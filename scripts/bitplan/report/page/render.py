@@ -20,7 +20,8 @@ FOLDER = Path(__file__).parent
 class Content:
     """What a page shows: sentences first, then charts by the place that they have in the page, tables and answers; `figure` is an
     SVG for readers without scripts. `aside` are the names of rows that the first table may leave out, `links` the files of each row
-    as {name: {file: address}}."""
+    as {name: {file: address}}, `offers` what the slider chooses from, `steps` the table of times, and `predicted` what is to be said of
+    the plans that are only predicted."""
 
     title: str
     tables: Sequence[Table]
@@ -30,6 +31,9 @@ class Content:
     answers: Mapping[str, Sequence[Answer]] = field(default_factory=dict)
     aside: frozenset[str] = frozenset()
     links: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    offers: Mapping[str, Any] = field(default_factory=dict)
+    steps: Table | None = None
+    predicted: str = ""
 
 
 def links_to(entries: Iterable[Entry], page: Path) -> dict[str, dict[str, str]]:

@@ -12,8 +12,9 @@ from bitplan.reference.opening import PreparedModel, open_held_out_reference, op
 from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.file import layer_names, read_gguf
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
+from bitplan.search.optimal.candidates import chosen_table
 from bitplan.search.optimal.refinement import RefinementSettings
-from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, chosen_table, file_budget
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, file_budget
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import SensitivitySettings, choice_named
 from bitplan.sensitivity.run import make_table

@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitplan.core.errors import Problem, UserError, user_error
-from bitplan.formats.facts import GGUF_TYPES
-from bitplan.formats.fitting import fitting_format, fitting_formats
+from bitplan.core.errors import user_error
 from bitplan.formats.pairs import parse_pair
-from bitplan.models.families import merged_name
-from bitplan.models.layers import Layer, ModelInfo
+from bitplan.models.layers import ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import substitute_note
 from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
@@ -24,15 +21,15 @@ from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, 
 from bitplan.search.damage import PlanDamage, part_of
 from bitplan.search.evaluations import Evaluations
 from bitplan.search.knapsack.choices import as_choice
+from bitplan.search.optimal.candidates import sharing
 from bitplan.search.optimal.correction import Prospect, corrected, prospect
 from bitplan.search.optimal.paired import Difference, difference
 from bitplan.search.optimal.refinement import RefinementSettings, refine
-from bitplan.sensitivity.table import SensitivityTable, check_known
+from bitplan.sensitivity.table import SensitivityTable
 
 log = logging.getLogger(__name__)
 FEWEST_WINDOWS = 4
 CORRECTION = "correction"
-GROUPS = ("experts", "fusion", "none")
 
 Choice = NDArray[np.intp]
 
@@ -55,17 +52,7 @@ class OptimalSettings:
 
     def groups_of(self, info: ModelInfo, layers: Sequence[str]) -> tuple[str, ...]:
         """Return the group of each layer of a table, "" for a layer alone."""
-        kind = self.groups or ("experts" if set(self.palette) <= set(GGUF_TYPES) else "fusion")
-        known = {layer.name: layer for layer in info.layers}
-        chosen = (known.get(name) for name in layers)
-        return tuple(
-            layer.fusion_group if layer and (kind == "fusion" or _is_merged(layer, kind)) else "" for layer in chosen
-        )
-
-
-def _is_merged(layer: Layer, kind: str) -> bool:
-    """Return whether layers that a file stores as one tensor are a group, and this is one of them; a shared expert is not."""
-    return kind == "experts" and layer.fusion_group == merged_name(layer.name)
+        return sharing(self.palette, info, layers, self.groups)
 
 
 @dataclass(frozen=True)
@@ -97,40 +84,6 @@ class Stage:
             "evaluations": self.evaluations,
             "block_forward_tokens": self.block_forward_tokens,
         }
-
-
-def chosen_table(table: SensitivityTable, palette: Sequence[str], info: ModelInfo, source: object) -> SensitivityTable:
-    """Return the table's palette for the layers of the model, each with the formats of it that fit its rows.
-
-    Layers outside the blocks have all that was measured for them. Raises `UserError` where a format or a layer is absent.
-    """
-    columns = {layer.name: layer.shape[1] for layer in info.quantizable}
-    own = {name: fitting_formats(palette, length) for name, length in columns.items()}
-    problems = [
-        Problem(
-            "SENSITIVITY-NO-FORMAT",
-            f"--palette {form}",
-            f"has no rows in {source}",
-            f"It has {', '.join(table.formats)}",
-        )
-        for form in palette
-        if all(fitting_format(form, length) not in table.formats for length in columns.values())
-    ]
-    absent = [name for name in columns if name not in table.layers]
-    if absent:
-        problems.append(
-            Problem(
-                "SENSITIVITY-NO-ROW",
-                str(source),
-                f"has no rows for {absent[0]}",
-                "Create it again with scripts/sensitivity.py",
-            )
-        )
-    if problems:
-        raise UserError(problems)
-    check_known(table.layers, info, source)
-    may = np.array([[name not in own or form in own[name] for form in table.formats] for name in table.layers])
-    return table.limited(may, (*palette, *(form for forms in own.values() for form in forms)))
 
 
 def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:

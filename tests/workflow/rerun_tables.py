@@ -15,7 +15,7 @@ CONFIG: dict[str, Any] = {
             "revision": "main",
             "calibration": "demo/other.txt",
             "evaluation": "demo/evaluation.txt",
-            "runtimes": ["compressed_tensors"],
+            "runtimes": ["compressed_tensors", "mlx", "auto_round"],
         },
     },
     "plans": {
@@ -152,7 +152,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "export.unquantized": ("export.unquantized", "bf16", "plan_gguf"),
     "export.match": ("export.match", "distortion", "plan_gguf"),
     "export.max_error": ("export.max_error", 0.01, "plan_gguf"),
-    "export.fusion": ("export.fusion", "refuse", "plan_compressed_tensors"),
+    "export.fusion": ("export.fusion", "refuse", "plan_compressed_tensors plan_mlx plan_auto_round"),
     "speed.max_tokens": ("speed.max_tokens", 8, SPEEDS),
     "speed.repeats": ("speed.repeats", 8, SPEEDS),
     "speed.max_repeats": ("speed.max_repeats", 8, SPEEDS),
@@ -284,7 +284,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
     "a model is taken out": ("models.hub", None, ""),
     "a model that llama.cpp turns out to know": (
         "models.hub.runtimes",
-        ["compressed_tensors", "gguf"],
+        ["compressed_tensors", "mlx", "auto_round", "gguf"],
         "hub/plan_gguf hub/baseline_gguf@f16 hub/baseline_gguf@q4_k_m_imatrix hub/baseline_perplexity hub/baseline_speed",
     ),
     "a baseline is taken out": ("baselines", ["f16", "q4_k_m"], "demo/comparison"),
@@ -299,7 +299,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
 # Files that jobs read: another content, and the first jobs that rerun.
 FILES = {
     "demo/calibration.txt": "demo/layer_stats demo/validation demo/plan_gguf",
-    "demo/other.txt": "hub/layer_stats hub/validation hub/plan_compressed_tensors",
+    "demo/other.txt": "hub/layer_stats hub/validation hub/plan_compressed_tensors hub/plan_mlx hub/plan_auto_round",
     "demo/evaluation.txt": "evaluation",
     "demo/model/config.json": "demo/model",
     "demo/model/model.safetensors": "demo/model",
@@ -329,7 +329,7 @@ COMMANDS = {
     "eval_with_lm_eval.py": "plan_tasks model_tasks",
     "convert_gguf.py": "base_gguf",
     "round_model.py": ROUNDED,
-    "export_plan.py": "plan_gguf plan_compressed_tensors",
+    "export_plan.py": "plan_gguf plan_compressed_tensors plan_mlx plan_auto_round",
     "baseline_gguf.py": "baseline_gguf",
     "compare_real_quant.py": "plan_speed baseline_speed",
     "model_card.py": "plan_card",
@@ -341,6 +341,8 @@ COMMANDS = {
 RUNTIME_TASKS = {
     "plan_gguf": ("write", "gguf"),
     "plan_compressed_tensors": ("write", "compressed_tensors"),
+    "plan_mlx": ("write", "mlx"),
+    "plan_auto_round": ("write", "auto_round"),
     "plan_runtime_perplexity": ("score", "gguf", "compressed_tensors"),
     "baseline_perplexity": ("score", "gguf"),
     "plan_speed": ("time", "gguf"),
@@ -349,7 +351,7 @@ RUNTIME_TASKS = {
 
 PERPLEXITY = "plan_perplexity plan_runtime_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
-PACKED = "plan_compressed_tensors"
+PACKED = "plan_compressed_tensors plan_mlx plan_auto_round"
 EXPORTS = f"plan_gguf {PACKED}"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 REFERENCE = "validation evaluation"
@@ -437,10 +439,15 @@ MODULES = {
     "runtimes/speed.py": SPEEDS,
     "runtimes/verdicts.py": EXPORTS,
     "runtimes/packed/*": PACKED,
-    "runtimes/compressed_tensors/*": PACKED,
+    "runtimes/auto_round/*": "plan_auto_round",
+    "runtimes/auto_round/runtime.py": "",
+    "runtimes/compressed_tensors/*": "plan_compressed_tensors",
     "runtimes/compressed_tensors/runtime.py": "",
     "runtimes/compressed_tensors/scores.py": "plan_runtime_perplexity",
     "runtimes/fusion.py": PACKED,
+    "runtimes/mlx/*": "plan_mlx",
+    "runtimes/mlx/runtime.py": "",
+    "runtimes/packed/bits.py": "plan_mlx plan_auto_round",
     "runtimes/check.py": "",
     "runtimes/gguf/*": f"base_gguf {GGUF}",
     "runtimes/gguf/base_check.py": f"{PERPLEXITY} {CHECKED}",

@@ -136,7 +136,7 @@ class ExportSettings(Section):
     )
     fusion: Literal["repair", "refuse", "keep"] = Field(
         "repair",
-        description="compressed_tensors: what becomes of layers that vLLM stores as one (q, k, v; gate, up) and whose formats differ: the widest for all, an error, or kept apart, which transformers alone loads",
+        description="packed checkpoints: what becomes of layers that a runtime stores as one (vLLM: q, k, v; gate, up; MLX: the experts of a projection) and whose formats differ: the widest for all, an error, or kept apart, which transformers alone loads and MLX refuses",
     )
 
 

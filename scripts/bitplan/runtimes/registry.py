@@ -16,6 +16,7 @@ RUNTIMES: Mapping[str, str] = {
     "gguf": "bitplan.runtimes.gguf.runtime",
     "compressed_tensors": "bitplan.runtimes.compressed_tensors.runtime",
     "mlx": "bitplan.runtimes.mlx.runtime",
+    "auto_round": "bitplan.runtimes.auto_round.runtime",
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bitplan.core.errors import UserError
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.plans.plan import LayerPlan, uniform_plan
@@ -175,6 +176,10 @@ def test_experts_of_one_projection_get_one_format_and_other_layers_keep_theirs(t
     assert (
         written["model.layers.0.self_attn.q_proj"] == "mxfp8" and written["model.layers.0.self_attn.k_proj"] == "mxfp4"
     )
+
+    for fusion in ("refuse", "keep"):
+        with pytest.raises(UserError, match="is one matrix in mlx"):
+            exported(RUNTIME, made, mixed, tmp_path / fusion, fusion)
 
 
 # ------------------------------------------------------------------------------------------------- names, texts, verdicts

@@ -49,11 +49,15 @@ class _Export:
 
 
 def fused_plan(packing: Packing, job: ExportJob) -> tuple[Plan, list[FusionGroup]]:
-    """Return the plan as the runtime can hold it, and the groups that were changed. Raises `UserError` with `fusion: refuse`."""
+    """Return the plan as the runtime can hold it, and the groups that were changed.
+
+    Raises `UserError` for groups that differ with `fusion: refuse`, and with `keep` for experts, which are one tensor in the file itself.
+    """
     groups = unlike(fusion_groups(packing.judge, job.plan, job.info, packing.fuses))
     if not groups:
         return job.plan, []
-    if job.settings["fusion"] == "refuse":
+    apart = job.settings["fusion"] == "keep" and packing.fuses != "experts"
+    if job.settings["fusion"] != "repair" and not apart:
         refuse_unlike(packing.runtime, groups)
     if job.settings["fusion"] == "repair":
         return repaired(job.plan, groups), groups

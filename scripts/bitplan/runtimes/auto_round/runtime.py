@@ -1,0 +1,50 @@
+"""AutoRound's format, which transformers and vLLM load: integers in GPTQ's packing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
+
+if TYPE_CHECKING:
+    from bitplan.models.layers import Layer, ModelInfo
+    from bitplan.plans.plan import LayerPlan
+
+
+def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
+    """Return the integers that hold a layer's format, or why there are none."""
+    from bitplan.runtimes.auto_round.schemes import layer_verdict
+
+    return layer_verdict(layer, made, info)
+
+
+def write(job: ExportJob) -> Mapping[str, Any]:
+    """Write the folder of a job, print what it holds of the plan, and return its report."""
+    from bitplan.runtimes.auto_round.write import write as write_folder
+
+    return write_folder(job)
+
+
+def how_to_run(artifact: Path, name: str) -> str:
+    """Return the commands that run a folder, in float16 as its scales are."""
+    return "\n".join(
+        [
+            f"Run it with vLLM:       vllm serve {artifact} --served-model-name {name} --dtype float16",
+            f"with transformers:      AutoModelForCausalLM.from_pretrained({str(artifact)!r}, dtype='float16')",
+            "                        (pip install auto-round)",
+        ]
+    )
+
+
+RUNTIME = Runtime(
+    "auto_round",
+    "model",
+    verdict,
+    write,
+    how_to_run,
+    environment="torch",
+    settings=("fusion",),
+    is_folder=True,
+    fuses="all",
+    code={"write": "bitplan.runtimes.auto_round.write"},
+)

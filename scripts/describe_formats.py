@@ -12,13 +12,13 @@ def main(args) -> None:
     from bitplan.formats.describe import BEGIN, END, describe, draws, insert_table, markdown_table
     from bitplan.formats.table import FORMATS, get_format
     from bitplan.reference.text import read_text
-    from bitplan.runtimes.gguf.format_types import file_type, is_exact
+    from bitplan.runtimes.gguf.format_types import stored_as
 
     formats = [get_format(name) for name in args.formats or FORMATS]
     old = read_text(args.output) if args.output and args.output.exists() else f"{BEGIN}\n{END}\n"
     insert_table(old, "", args.output)  # refuses a file without a place for the table before anything slow
     samples = draws(args.values, args.seed)
-    table = markdown_table(describe(form, samples, (file_type(form), is_exact(form))) for form in formats)
+    table = markdown_table(describe(form, samples, stored_as(form)) for form in formats)
     print(table)
     if args.output:
         with write_aside(args.output) as aside:

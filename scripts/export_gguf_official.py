@@ -43,7 +43,10 @@ def build_parser() -> ArgumentParser:
         "--config", type=input_file, default=Path("mixed_precision_config.pt"), help="the search's configuration"
     )
     flags.add_argument(
-        "--match", choices=("bits", "distortion"), default="bits", help="q4_0 for W4, or the type of nearest distortion"
+        "--match",
+        choices=("exact", "bits", "distortion"),
+        default="exact",
+        help="the type for W4: the one that holds its codes, the table's, or the one of nearest error",
     )
     add_base_kl_flag(flags)
     add_threads_flag(flags)

@@ -458,6 +458,7 @@ MODULES = {
     "runtimes/gguf/llama_runtime.py": f"{PERPLEXITY} {SPEEDS} base_gguf {GGUF}",
     "runtimes/gguf/metadata.py": "plan_gguf",
     "runtimes/gguf/options.py": f"{GGUF} optimal_plan",
+    "runtimes/gguf/packed_tensors.py": GGUF,
     "runtimes/gguf/recipe_importance.py": "baseline_gguf",
     "runtimes/gguf/recipes.py": "baseline_gguf",
     "runtimes/gguf/rounded_tensors.py": GGUF,

@@ -128,8 +128,9 @@ class ExportSettings(Section):
     """How plans become files of runtimes."""
 
     unquantized: Literal["f16", "bf16"] = Field("f16", description="type of layers that a plan leaves at 16 bits")
-    match: Literal["bits", "distortion"] = Field(
-        "bits", description="how the type for a format that GGUF lacks is chosen"
+    match: Literal["exact", "bits", "distortion"] = Field(
+        "exact",
+        description="the type for a format that GGUF lacks: the one that holds its codes, even in more bits; the table's; or the one of nearest error",
     )
     max_error: float = Field(
         1e-3, gt=0, description="squared error, as a share, that a type may make on weights with a width per channel"

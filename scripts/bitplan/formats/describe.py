@@ -34,13 +34,13 @@ class FormatSummary:
     sqnr: Mapping[str, float]
     for_activations: bool
     stored_type: str
-    exact: bool
+    exact: str
 
     def cells(self) -> tuple[str, ...]:
         """Return the row's cells under `HEADINGS`."""
         scales = "inside" if self.scales is None else f"{self.scales:.9g}"
         figures = (f"{self.sqnr[name]:.1f}" for name in DRAWS)
-        facts = (_yes(self.for_activations), self.stored_type, _yes(self.exact))
+        facts = (_yes(self.for_activations), self.stored_type, self.exact)
         return (self.name, f"{self.bits:.9g}", self.block, scales, *figures, *facts)
 
 
@@ -63,10 +63,10 @@ def sqnr(values: Tensor, quantized: Tensor) -> float:
     return 10 * math.log10(values.double().square().sum().item() / noise) if noise else math.inf
 
 
-def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, bool]) -> FormatSummary:
+def describe(form: Format, samples: Mapping[str, Tensor], stored: tuple[str, str]) -> FormatSummary:
     """Return the row of a format, with its own block; `samples` maps each distribution to (rows, 1024) float32.
 
-    `stored` is the type that a file has for the format, and whether it holds it exactly.
+    `stored` is the type that a file has for the format, and whether it holds it exactly (a cell).
     """
     ratios = {name: sqnr(values, form.roundtrip(values)) for name, values in samples.items()}
     scales = None if form.family == "gguf" else form.bits_per_value() - form.element_bits

@@ -4,54 +4,34 @@ A converter may permute the rows of a matrix (llama.cpp does so for the queries 
 their full-precision values.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType, dequantize
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.formats.ggml import TYPES, block_of
+from bitplan.formats.ggml import TYPES
 from bitplan.plans.rounded import RoundedLayer, RoundedModel
-from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
+from bitplan.rounding.gguf_packing import pack, packing_of
 
-# Formats whose codes and scales a GGUF type with the same block represents exactly.
-BLOCK = 32
-TWINS = {
-    **{f"mxfp4{rule}": "MXFP4" for rule in ("", "_rceil", "_mse")},
-    **{"int4": "Q4_0", "int5": "Q5_0", "int7": "Q8_0", "int8": "Q8_0"},
-}
 BASE = "Omit the base file or convert it again in the checkpoint's precision"
 
 
-def represents(form: str, group: int, kind: str) -> bool:
+def represents(form: str, group: int, columns: int, kind: str) -> bool:
     """Return whether a GGUF type represents the codes and scales of a format with blocks of `group` values exactly."""
     if form in TYPES:
         return TYPES[form] == kind
-    return group == BLOCK and TWINS.get(form) == kind
+    packing = packing_of(form, group, columns)
+    return packing is not None and packing.kind == kind
 
 
-def _scale_bytes(parts: Mapping[str, Tensor]) -> Tensor:
-    """Return the first bytes of each block (blocks, n) uint8: the scale, E8M0 for MX and float16 for integer formats."""
-    if "exponent" in parts:
-        return (parts["exponent"].to(torch.int32) + 127).to(torch.uint8).reshape(-1, 1)
-    return parts["scale"].reshape(-1, 1).contiguous().view(torch.uint8)
-
-
-def block_bytes(layer: RoundedLayer, kind: str) -> np.ndarray:
-    """Return a rounded layer as rows of bytes of a GGUF type that `holds` it, (out, bytes per row) uint8."""
-    parts = layer.quantized.parts
-    if "data" in parts:
-        return parts["data"].numpy()
-    layout, scales = BLOCKS[kind], _scale_bytes(parts)
-    blocks = torch.zeros(len(scales), block_of(GGMLQuantizationType[kind])[1], dtype=torch.uint8)
-    blocks[:, : scales.shape[1]] = scales
-    # MXFP4's table has doubled elements.
-    elements = parts["codes"] if "codes" in parts else 2 * parts["elements"].to(torch.float32)
-    write_codes_(blocks, codes_of(elements.reshape(len(blocks), -1), layout), layout)
-    return blocks.reshape(layer.quantized.shape[0], -1).numpy()
+def block_bytes(layer: RoundedLayer) -> np.ndarray:
+    """Return a rounded layer as rows of bytes of the GGUF type that holds it, (out, bytes per row) uint8."""
+    if layer.form in TYPES:
+        return layer.quantized.parts["data"].numpy()
+    return pack(layer.quantized, layer.form, layer.group)
 
 
 def row_order(own: np.ndarray, stored: np.ndarray) -> list[int] | None:
@@ -85,7 +65,7 @@ class TensorCodes:
             what = f"differs from the checkpoint's {name}, for which the codes were computed"
             raise user_error("GGUF-OTHER-VALUES", f"tensor {self.tensor}", what, BASE)
         self._orders[number] = order
-        return block_bytes(self.rounded.layer(name), self.kind)[order]
+        return block_bytes(self.rounded.layer(name))[order]
 
     def check(self, data: np.ndarray) -> None:
         """Raise AssertionError unless the tensor's data in the file decode exactly to the rounded values."""

@@ -20,7 +20,7 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, average_bits, expand
 from bitplan.runtimes.gguf.file import TensorRecord, choose_type, file_type_of
-from bitplan.runtimes.gguf.format_types import file_type, is_exact
+from bitplan.runtimes.gguf.format_types import file_type, is_exact, stored_as
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 ELEMENTS = {
@@ -463,7 +463,7 @@ def test_an_unknown_format_names_the_nearest():
 @pytest.mark.parametrize(
     ("name", "kind", "why"),
     [
-        ("mxfp4", "MXFP4", "exact ties are rounded towards zero, not to even"),
+        ("mxfp4", "MXFP4", "mxfp4 is not a GGUF type, MXFP4 is the closest"),
         ("mxfp4_rceil", "MXFP4", "mxfp4_rceil is not a GGUF type, MXFP4 is the closest"),
         ("mxfp4_mse", "MXFP4", "mxfp4_mse is not a GGUF type, MXFP4 is the closest"),
         ("mxfp6_e3m2", "Q6_K", "mxfp6_e3m2 is not a GGUF type, Q6_K is the closest; blocks of 256 values, not 32"),
@@ -514,7 +514,7 @@ def test_a_format_of_ones_own_goes_through_plans_bits_and_weights():
 @pytest.fixture(scope="module")
 def described() -> dict:
     samples = draws(512 * 1024, seed=0)
-    return {name: describe(form, samples, (file_type(form), is_exact(form))) for name, form in FORMATS.items()}
+    return {name: describe(form, samples, stored_as(form)) for name, form in FORMATS.items()}
 
 
 def table_of(text: str) -> dict[str, dict[str, str]]:

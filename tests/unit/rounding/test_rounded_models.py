@@ -310,7 +310,7 @@ def test_a_gguf_holds_the_very_codes_wherever_its_converter_puts_rows(family, tm
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("mxfp4_mse", "MXFP4"), ("int4", "Q4_0"), ("int5", "Q5_0"), ("int8", "Q8_0")]
+    ("name", "kind"), [("mxfp4_mse", "MXFP4"), ("int3", "Q4_0"), ("int5", "Q5_0"), ("mxfp6_e2m3", "Q8_0")]
 )
 def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_llama, name, kind, tmp_path):
     plan = rounded(llama, uniform_plan(llama.info, name, group_size=32), tmp_path / "r")
@@ -322,7 +322,7 @@ def test_formats_of_ours_go_into_the_type_that_holds_their_codes(llama, base_of_
 
 
 def test_codes_that_no_type_holds_are_said_not_to_be_in_the_file(llama, base_of_llama, tmp_path):
-    plan = rounded(llama, uniform_plan(llama.info, "int3", group_size=32), tmp_path / "r")
+    plan = rounded(llama, uniform_plan(llama.info, "int3_asym", group_size=32), tmp_path / "r")
     report = export_plan(base_of_llama, tmp_path / "o.gguf", llama.info, plan)
     assert report["rounded"] == {"rounding": "feedback", "layers": len(llama.info.quantizable), "exact": 0}
     reasons = [record["why"] for record in report["tensors"] if record["layer"] in plan.rounded]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, dequantize
 
 from bitplan.core.errors import UserError
 from bitplan.demo.stories import text_of
@@ -28,6 +28,8 @@ from bitplan.runtimes.gguf.options import GGUFOptions, TensorContents
 from bitplan.runtimes.gguf.recipe_importance import importance_by_tensor
 from bitplan.runtimes.gguf.recipes import quantize_by_recipe
 from bitplan.runtimes.gguf.scores import score_gguf
+from bitplan.runtimes.registry import runtime_named
+from bitplan.runtimes.verdicts import plan_verdicts
 from tests.families import make_family
 
 TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "gguf_mxfp4")
@@ -249,13 +251,85 @@ def test_report_json_is_valid_without_nan(mixed_file):
 
 
 def test_the_fake_quantized_weight_is_the_weight_in_the_file(model, base, mixed, mixed_file):
-    from gguf import dequantize
-
     layer = model[1].quantizable[-1]
     stored = next(t for t in GGUFReader(mixed_file[0]).tensors if t.name == f"blk.{layer.block}.ffn_down.weight")
     weight = model[0].read([f"{layer.name}.weight"])[f"{layer.name}.weight"].float()
     simulated = QuantizedWeights().get(layer.name, weight, mixed.of(layer.name))
     assert torch.equal(simulated, torch.from_numpy(dequantize(stored.data, stored.tensor_type)))
+
+
+# -------------------------------------------------------------------------------------------- codes of formats of ours
+
+OURS = (
+    *(("int2", 32), ("int3", 128), ("int4", None), ("int5", 64), ("int6", None), ("int7", 32), ("int8", None)),
+    *(("mxfp4", None), ("mxfp4_mse", 64), ("mxfp6_e2m3", None), ("mxfp6_e2m3_mse", None), ("mxfp6_e2m3_rceil", 128)),
+)
+
+
+def of_ours(info) -> Plan:
+    layers = enumerate(info.quantizable)
+    return Plan({layer.name: LayerPlan(wq, group_size=group) for i, layer in layers for wq, group in [OURS[i % 12]]})
+
+
+@pytest.fixture(scope="module")
+def packed(model, base, importance, tmp_path_factory):
+    """Every format whose codes a type holds, exported with importance: (file, report)."""
+    path = tmp_path_factory.mktemp("packed") / "model.gguf"
+    return path, export_plan(base, path, model[1], of_ours(model[1]), GGUFOptions(importance=importance))
+
+
+def sorted_rows(values: np.ndarray) -> np.ndarray:
+    """The rows in an order of their own: llama.cpp permutes those of queries and keys."""
+    return values[np.lexsort(values.T)]
+
+
+def test_a_file_holds_the_very_values_of_integers_and_mx_formats(model, importance, packed):
+    checkpoint, info = model
+    stored = {tensor.name: tensor for tensor in GGUFReader(packed[0]).tensors}
+    weights = QuantizedWeights(importance={name: torch.from_numpy(each) for name, each in importance.items()})
+    records = {record["layer"]: record for record in packed[1]["tensors"]}
+    for layer in info.quantizable:
+        weight = checkpoint.read([f"{layer.name}.weight"], torch.float32)[f"{layer.name}.weight"]
+        simulated = weights.get(layer.name, weight, of_ours(info).of(layer.name)).numpy()
+        record = records[layer.name]
+        tensor = stored[record["tensor"]]
+        assert np.array_equal(sorted_rows(dequantize(tensor.data, tensor.tensor_type)), sorted_rows(simulated))
+        assert record["packed"] and not record["why"]
+
+
+def test_the_report_says_what_is_packed_and_that_types_alone_do_not_make_it(model, packed):
+    report = packed[1]
+    assert report["packed"]["tensors"] == len(model[1].quantizable) and report["packed"]["extra_bytes"] > 0
+    assert "packed directly" in report["tensor_types"]["without"]
+    kinds = {record["written"] for record in report["tensors"] if record["packed"]}
+    assert kinds == {"Q4_0", "Q5_0", "Q8_0", "MXFP4"}
+
+
+def test_what_is_said_of_a_layer_before_the_export_is_what_becomes_of_it(model, packed):
+    verdicts = plan_verdicts(runtime_named("gguf"), of_ours(model[1]), model[1])
+    written = {record["layer"]: record["written"] for record in packed[1]["tensors"]}
+    assert {verdict.status for verdict in verdicts.values()} == {"exact", "exact_in_more_bits"}
+    assert all(verdict.stored_type == written[name] for name, verdict in verdicts.items())
+
+
+def test_codes_that_no_type_holds_go_into_the_nearest_type_and_the_report_says_why(model, base, tmp_path, monkeypatch):
+    names = [layer.name for layer in model[1].quantizable]
+    plan = Plan({names[0]: LayerPlan("int3", group_size=48), names[1]: LayerPlan("mxfp6_e2m3")})
+    monkeypatch.setattr("bitplan.rounding.gguf_packing.HALF_EXPONENTS", (0, 1))
+    report = export_plan(base, tmp_path / "o.gguf", model[1], plan)
+    records = {record["layer"]: record for record in report["tensors"]}
+    assert records[names[0]]["written"] == "Q3_K" and "groups of 48 values" in records[names[0]]["why"]
+    assert records[names[1]]["written"] == "Q6_K" and "float16" in records[names[1]]["why"]
+    assert report["packed"] is None and report["tensor_types"]["without"] == ""
+
+
+def test_by_bits_a_wider_type_is_not_taken_for_exact_values(model, base, tmp_path):
+    names = [layer.name for layer in model[1].quantizable]
+    plan = Plan({names[0]: LayerPlan("int2"), names[1]: LayerPlan("int4")})
+    report = export_plan(base, tmp_path / "o.gguf", model[1], plan, GGUFOptions(match="bits"))
+    records = {record["layer"]: record for record in report["tensors"]}
+    assert (records[names[0]]["written"], records[names[0]]["packed"]) == ("Q2_K", False)
+    assert (records[names[1]]["written"], records[names[1]]["packed"]) == ("Q4_0", True)
 
 
 # ----------------------------------------------------------------------------------------------- llama-quantize's lines
@@ -268,7 +342,7 @@ def lines_in(path) -> dict[str, str]:
 def test_the_lines_beside_a_file_make_llama_cpp_write_its_very_bytes(base, model, tmp_path):
     info = model[1]
     names = [layer.name for layer in info.quantizable]
-    kinds = ("q8_0", "q4_0", "mxfp4", "q5_1", "bf16", "iq4_nl")
+    kinds = ("q8_0", "q4_0", "gguf_mxfp4", "q5_1", "bf16", "iq4_nl")
     plan = Plan({name: LayerPlan(kinds[place % len(kinds)]) for place, name in enumerate(names)})
     report = export_plan(base, tmp_path / "model.gguf", info, plan)
     lines = lines_in(tmp_path / "tensor_types.txt")

@@ -18,6 +18,7 @@ from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.file import TensorRecord, is_part, layer_names, plan_tensors, read_gguf, report, rewrite
 from bitplan.runtimes.gguf.folding import column_factors
 from bitplan.runtimes.gguf.options import DEFAULTS, GGUFOptions, LayerTypes, TensorContents
+from bitplan.runtimes.gguf.packed_tensors import packed_plans, packed_report, packed_types, with_packed
 from bitplan.runtimes.gguf.rounded_tensors import exact_layers, rounded_report, tensor_codes, with_unused
 from bitplan.runtimes.gguf.tensor_types import nearest_types, smallest_types
 from bitplan.runtimes.gguf.type_lines import NAME, more_than_types, type_lines, write_beside
@@ -83,26 +84,33 @@ def export_plan(
     """Write the plan's GGUF and return its report.
 
     Layers with a width per channel get the smallest type within `options.max_error`; `base` holds them compressed (`base_file`).
-    Layers of a rounded plan have its very codes where a type holds them; their rows are found by the values of the `checkpoint`, by
+    Layers in a format whose codes a type holds are stored as these (`options.match`). Those of a rounded plan have its very codes; their rows are found by the values of the `checkpoint`, by
     default the one of `info`. Raises `UserError` when `base` lacks a layer that the plan changes.
     """
     reader = read_gguf(base)
     check_shapes(reader, base, info)
     factors = column_factors(reader, info, plan.smoothing)
-    types = nearest_types(reader, info, plan, factors) if options.match == "distortion" else {}
+    packed = packed_types(reader, info, plan, options.match, factors)
+    types = {}
+    if options.match == "distortion":
+        types = nearest_types(reader, info, plan, factors, held=packed.exact)
     types |= smallest_types(reader, info, plan, options.max_error) if plan.compressed else {}
-    exact = exact_layers(info, plan)
-    types = {name: kind for name, kind in types.items() if name not in exact}
-    records = plan_tensors(reader, info, plan, options.unquantized, instead=LayerTypes(types, exact))
+    exact = exact_layers(info, plan, packed.exact)
+    types = {name: kind for name, kind in types.items() if name not in exact} | packed.types
+    instead = LayerTypes(types, exact | packed.exact, packed.reasons)
+    records = plan_tensors(reader, info, plan, options.unquantized, instead=instead)
     _check_complete(base, records, plan, info)
     codes = tensor_codes(records, plan, exact, checkpoint or Checkpoint.open(Path(info.path)), info) if exact else {}
-    records = with_unused(records, plan, codes)
-    rewrite(base, output, records, TensorContents(options.importance, factors, codes), options.threads, options.keys)
+    plans = packed_plans(records, plan, packed.types, codes)
+    records = with_packed(with_unused(records, plan, codes), plans)
+    contents = TensorContents(options.importance, factors, codes, plans)
+    rewrite(base, output, records, contents, options.threads, options.keys)
     write_beside(output, type_lines(records))
     beside = {
         "smoothing": _smoothing_report(plan),
         "rounded": rounded_report(records, plan, codes),
-        "tensor_types": {"file": beside_file(output, NAME).name, "without": more_than_types(plan)},
+        "packed": packed_report(records, plan),
+        "tensor_types": {"file": beside_file(output, NAME).name, "without": more_than_types(plan, bool(plans))},
         "channels": _channels_report(records, plan, info, options.max_error),
     }
     return {**report(records, output, info), **beside}
@@ -165,6 +173,11 @@ def print_report(output: Path, report: Mapping[str, Any]) -> None:
         print(
             f"no GGUF type has a width per channel: {told['tensors']} tensors have the smallest type with an error of at most"
             f" {told['max_error']:g} of their squares, {sizes} ({told['extra_avg_bits']:+.3f} bits per parameter)"
+        )
+    if report["packed"]:
+        told = report["packed"]
+        print(
+            f"{told['tensors']} tensors hold the plan's own codes in {told['extra_bytes']:+,d} bytes (export.match: exact)"
         )
     if report["rounded"]:
         told = report["rounded"]

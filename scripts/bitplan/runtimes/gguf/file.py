@@ -58,7 +58,7 @@ class TensorRecord:
     """One tensor of the file: what the plan asked for, what was written, and why they differ ("" where they do not).
 
     A tensor that holds the experts of a projection stands for several `layers`; `extra_bytes` is what it costs that they all
-    have the type of the most precise one.
+    have the type of the most precise one. `packed`: the type holds the codes of the plan's own format.
     """
 
     tensor: str
@@ -71,6 +71,7 @@ class TensorRecord:
     why: str
     layers: tuple[str, ...] = ()
     extra_bytes: int = 0
+    packed: bool = False
 
 
 def read_gguf(path: Path) -> GGUFReader:
@@ -156,9 +157,7 @@ def choose_type(
     reasons = [noted] if noted else []
     if made.wq == PER_CHANNEL:
         return kind, f"no type has a width per channel; {kind.name} is the smallest that holds the values"
-    if asked is GGMLQuantizationType.MXFP4 and made.wq == "mxfp4":
-        reasons.append("exact ties are rounded towards zero, not to even")
-    elif not is_exact(form):
+    if not is_exact(form):
         reasons.append(f"{made.wq} is not a GGUF type, {asked.name} is the closest")
     if not is_exact(form) and form.group(made.group_size) != block_of(asked)[0]:
         reasons.append(f"blocks of {block_of(asked)[0]} values, not {form.group(made.group_size)}")
@@ -174,9 +173,10 @@ def _bytes_of(shape: Iterable[int], kind: GGMLQuantizationType) -> int:
     return int(np.prod([int(n) for n in shape])) // values * size
 
 
-def _most_precise(asked: Iterable[LayerPlan], formats: Mapping[str, Format]) -> LayerPlan:
-    """Return the plan with most bits per value: what a tensor that several layers share is written in."""
-    return max(asked, key=lambda made: formats[made.wq].bits_per_value(made.group_size))
+def most_precise(asked: Sequence[LayerPlan], formats: Mapping[str, Format] = IN_PLANS) -> int:
+    """Return the place of the plan with most bits per value: what a tensor that several layers share is written in."""
+    bits = [formats[made.wq].bits_per_value(made.group_size) for made in asked]
+    return bits.index(max(bits))
 
 
 def _asked(plans: Sequence[LayerPlan], field: str) -> str:
@@ -189,14 +189,14 @@ def _record(
     tensor: ReaderTensor,
     layers: tuple[str, ...],
     plans: Sequence[LayerPlan],
-    choose: Callable[[LayerPlan], tuple[GGMLQuantizationType, str]],
+    choose: Callable[[int], tuple[GGMLQuantizationType, str]],
     formats: Mapping[str, Format],
 ) -> TensorRecord:
-    """Return the record of a tensor that holds the matrices of some layers."""
-    made = _most_precise(plans, formats)
-    kind, why = choose(made)
+    """Return the record of a tensor that holds the matrices of some layers; `choose` takes the place of one of them."""
+    place = most_precise(plans, formats)
+    made, (kind, why) = plans[place], choose(place)
     reasons, size = [why] if why else [], _bytes_of(tensor.shape, kind)
-    apart = sum(_bytes_of(tensor.shape, choose(each)[0]) for each in plans) // len(plans)
+    apart = sum(_bytes_of(tensor.shape, choose(other)[0]) for other in range(len(plans))) // len(plans)
     if len({each.wq for each in plans}) > 1:
         reasons.append(f"experts are stored as one tensor: {made.wq} is the most precise format asked for")
     inputs = sorted({each.aq for each in plans} - {UNQUANTIZED})
@@ -232,12 +232,17 @@ def plan_tensors(
             )
             continue
 
-        def choose(made: LayerPlan, tensor=tensor, layers=layers) -> tuple[GGMLQuantizationType, str]:
-            given = instead.types.get(layers[0])
-            kind, why = choose_type(tensor, made, formats[made.wq], layers[0] in protected, sixteen, given)
-            return kind, "" if all(layer in instead.exact for layer in layers) else why
+        plans = [plan.of(layer) for layer in layers]
 
-        records.append(_record(tensor, layers, [plan.of(layer) for layer in layers], choose, formats))
+        def choose(place: int, tensor=tensor, layers=layers, plans=plans) -> tuple[GGMLQuantizationType, str]:
+            made, layer = plans[place], layers[place]
+            given = instead.types.get(layer)
+            kind, why = choose_type(tensor, made, formats[made.wq], layer in protected, sixteen, given)
+            if layer in instead.exact:
+                return kind, ""
+            return kind, "; ".join(filter(None, (why, instead.reasons.get(layer))))
+
+        records.append(_record(tensor, layers, plans, choose, formats))
         release_pages(reader)
     return records
 
@@ -300,7 +305,8 @@ def rewrite(
             columns = columns_of(tensor, record.layers, contents.importance)
             kind, factor = GGMLQuantizationType[record.written], contents.factors.get(tensor.name)
             held = contents.codes.get(tensor.name)
-            writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor, held))
+            packed = contents.packed.get(tensor.name)
+            writer.write_tensor_data(TensorData(tensor, kind, record.bytes, columns, threads, factor, held, packed))
             release_pages(reader)
         writer.close()
         check_written(aside, records, output)

@@ -7,11 +7,11 @@ from gguf import GGMLQuantizationType
 from bitplan.formats.base import Format
 from bitplan.formats.ggml import TYPES, block_of
 from bitplan.formats.table import PER_CHANNEL
+from bitplan.rounding.gguf_packing import packing_of
 
 _WIDTHS = ("Q2_K", "Q3_K", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "Q8_0")
 _WITH_OFFSET = ("Q2_K", "Q3_K", "Q4_1", "Q5_1", "Q6_K", "Q8_0", "Q8_0")
 _MX = {"mxfp4": "MXFP4", "mxfp6_e2m3": "Q6_K", "mxfp6_e3m2": "Q6_K", "mxfp8": "Q8_0", "mxfp8_e5m2": "Q8_0"}
-# mxfp4's type has the same codes and scales; only exact ties round differently (to even here, towards 0 there).
 FILE_TYPES: Mapping[str, str] = {
     **{"bf16": "BF16", "fp16": "F16", PER_CHANNEL: "Q8_0"},
     **{f"{name}{rule}": kind for name, kind in _MX.items() for rule in ("", "_rceil", "_mse")},
@@ -36,6 +36,15 @@ def file_type(form: Format) -> str:
 def is_exact(form: Format) -> bool:
     """Return whether the file's type holds every value of the format as it is."""
     return form.family in EXACT_FAMILIES
+
+
+def stored_as(form: Format) -> tuple[str, str]:
+    """Return the type that an export stores a format as by default, and whether exactly: "yes", "in 8.5 bits" or "no"."""
+    packing = packing_of(form.name, form.block, form.block) if form.scope == "block" else None
+    if packing is None:
+        return file_type(form), "yes" if is_exact(form) else "no"
+    bits = bits_of_type(packing.kind)
+    return packing.kind, "yes" if bits == form.bits_per_value() else f"in {bits:g} bits"
 
 
 def bits_of_type(kind: str) -> float:

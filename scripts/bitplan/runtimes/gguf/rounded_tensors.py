@@ -1,6 +1,6 @@
 """Which tensors of a GGUF file are written with the codes of a rounded plan, and what the report says of the others."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,41 +8,46 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from bitplan.formats.ggml import block_of
+from bitplan.formats.ggml import TYPES, block_of
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import Plan
 from bitplan.rounding.gguf_codes import TensorCodes, represents
-from bitplan.runtimes.gguf.format_types import file_type
 
 if TYPE_CHECKING:
     from bitplan.runtimes.gguf.file import TensorRecord
 
-UNUSED = "the plan's rounded codes fit no type: rounded to nearest"
+UNUSED = "the plan's rounded codes are not stored: rounded to nearest"
 
 
-def exact_layers(info: ModelInfo, plan: Plan) -> frozenset[str]:
-    """Return the rounded layers whose codes the GGUF type of their format holds exactly.
+def exact_layers(info: ModelInfo, plan: Plan, packed: Container[str] = frozenset()) -> frozenset[str]:
+    """Return the rounded layers whose codes a GGUF type holds exactly: of the GGUF types themselves, and the `packed` ones.
 
     A layer whose input would have to be divided is none: its codes are for the divided input.
     """
     if plan.rounded is None:
         return frozenset()
-    return frozenset(layer.name for layer in info.quantizable if layer.name in plan.rounded and _fits(layer, plan))
+    names = (layer.name for layer in info.quantizable if layer.name in plan.rounded)
+    own = {layer.name for layer in info.quantizable if _fits(layer, plan)}
+    return frozenset(name for name in names if (name in packed or name in own) and not _divided(name, plan))
+
+
+def _divided(name: str, plan: Plan) -> bool:
+    return plan.smoothing is not None and plan.smoothing.input_divisor(name) is not None
 
 
 def _fits(layer: Layer, plan: Plan) -> bool:
-    if plan.smoothing is not None and plan.smoothing.input_divisor(layer.name) is not None:
-        return False
-    kind = file_type(IN_PLANS[plan.of(layer.name).wq])
-    whole = layer.shape[1] % block_of(GGMLQuantizationType[kind])[0] == 0
-    return whole and _held(layer.name, plan, kind)
+    kind = TYPES.get(plan.of(layer.name).wq)
+    return kind is not None and layer.shape[1] % block_of(GGMLQuantizationType[kind])[0] == 0
 
 
-def _held(name: str, plan: Plan, kind: str) -> bool:
-    made = plan.of(name)
-    return represents(made.wq, IN_PLANS[made.wq].group(made.group_size), kind)
+def _held(record: "TensorRecord", plan: Plan, columns: Mapping[str, int]) -> bool:
+    """Return whether a tensor's type represents the codes of all of its layers."""
+    return all(
+        represents(made.wq, IN_PLANS[made.wq].group(made.group_size), columns[name], record.written)
+        for name, made in ((name, plan.of(name)) for name in record.layers)
+    )
 
 
 def _original(checkpoint: Checkpoint, info: ModelInfo) -> Callable[[str], Tensor]:
@@ -59,11 +64,11 @@ def tensor_codes(
     records: Iterable["TensorRecord"], plan: Plan, exact: frozenset[str], checkpoint: Checkpoint, info: ModelInfo
 ) -> dict[str, TensorCodes]:
     """Return {tensor: codes} for the tensors whose layers are all in `exact` and of the type that is written."""
-    original = _original(checkpoint, info)
+    original, columns = _original(checkpoint, info), {layer.name: layer.shape[1] for layer in info.layers}
     return {
         record.tensor: TensorCodes(record.tensor, record.layers, record.written, plan.rounded, original)
         for record in records
-        if record.layers and all(name in exact and _held(name, plan, record.written) for name in record.layers)
+        if record.layers and exact.issuperset(record.layers) and _held(record, plan, columns)
     }
 
 

@@ -7,11 +7,15 @@ from types import MappingProxyType
 from typing import BinaryIO
 
 import numpy as np
+import torch
 from gguf import GGMLQuantizationType, GGUFReader, ReaderTensor, dequantize, quantize
 
 from bitplan.core.errors import user_error
 from bitplan.formats.ggml import encode
+from bitplan.formats.table import FORMATS
+from bitplan.plans.plan import LayerPlan
 from bitplan.rounding.gguf_codes import TensorCodes
+from bitplan.rounding.gguf_packing import pack
 
 VALUES_AT_ONCE = 1 << 24
 # cast(values (rows, columns) float32) -> the same rows as they are stored
@@ -45,7 +49,8 @@ class TensorData:
     """A tensor in type `kind`, its columns multiplied by `factor` (in,), as `GGUFWriter.write_tensor_data` takes it.
 
     `importance` has mean x^2 (in,) for each of the tensor's matrices, or None; an expert that no calibration token reached has none
-    either, and is quantized as without. With `codes` these are written, and nothing is rounded.
+    either, and is quantized as without. With `codes` these are written, and nothing is rounded; with `packed` the values are quantized
+    in that plan's format, whose codes the type holds.
     """
 
     tensor: ReaderTensor
@@ -55,6 +60,7 @@ class TensorData:
     threads: int = 1
     factor: np.ndarray | None = None
     codes: TensorCodes | None = None
+    packed: LayerPlan | None = None
 
     def tofile(self, handle: BinaryIO) -> None:
         """Write the data. Raises `UserError` when the tensor contains NaN or Inf, or not the values that codes were rounded for."""
@@ -90,5 +96,24 @@ class TensorData:
             values = values * self.factor
         elif self.kind is stored:
             return rows
+        if self.packed is not None:
+            return packed_rows(values, self.packed, self.kind, weight)
         cast = FLOATS.get(self.kind)
         return cast(values) if cast else encode(values, self.kind, weight, self.threads)
+
+
+def packed_rows(
+    values: np.ndarray, made: LayerPlan, kind: GGMLQuantizationType, weight: np.ndarray | None = None
+) -> np.ndarray:
+    """Return `values` (out, in) float32 in a plan's format as rows of bytes of a type that holds its codes.
+
+    Raises AssertionError unless gguf's own decoder makes the format's very values of them.
+    """
+    form = FORMATS[made.wq]
+    group = form.group(made.group_size)
+    importance = None if weight is None else torch.from_numpy(np.ascontiguousarray(weight, np.float32))
+    quantized = form.quantize(torch.from_numpy(np.ascontiguousarray(values, np.float32)), group, importance)
+    rows = pack(quantized, made.wq, group)
+    if not np.array_equal(dequantize(rows, kind), form.dequantize(quantized, group).numpy()):
+        raise AssertionError(f"{kind.name} does not hold the values of {made.wq}")
+    return rows

@@ -1,7 +1,7 @@
 """Which GGUF type stands for weights that no type holds: the one whose error is nearest to a format's, or the smallest within an error."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType
 
 import numpy as np
@@ -45,16 +45,17 @@ def nearest_types(
     plan: Plan,
     factors: Mapping[str, np.ndarray] = MappingProxyType({}),
     formats: Mapping[str, Format] = IN_PLANS,
+    held: Container[str] = frozenset(),
 ) -> dict[str, str]:
     """Return {layer: GGUF type} for the layers whose format no type holds exactly, each judged on up to 256 of its rows.
 
-    `factors` are those of the tensors' columns that are folded into the file.
+    `factors` are those of the tensors' columns that are folded into the file; layers of `held` are not looked at.
     """
     layers, found = layer_names(reader, info), {}
     for tensor in reader.tensors:
         for place, layer in enumerate(layers.get(tensor.name, ())):
             made = plan.of(layer)
-            if not made.weights_change or is_exact(formats[made.wq]) or made.wq == PER_CHANNEL:
+            if layer in held or not made.weights_change or is_exact(formats[made.wq]) or made.wq == PER_CHANNEL:
                 continue
             values = _some_rows(tensor, place, len(layers[tensor.name])) * factors.get(tensor.name, np.float32(1))
             found[layer] = nearest_type(np.ascontiguousarray(values, np.float32), made, formats[made.wq])

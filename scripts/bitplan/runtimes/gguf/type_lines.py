@@ -1,7 +1,7 @@
 """A plan as lines for `llama-quantize --tensor-type-file`: an anchored regular expression and a type for every matrix of the file.
 
 With a base type of q8_0 and `--pure`, llama.cpp then writes the bytes of our export, from the same base file and with the same importance
-matrix (`--imatrix`). It can't where a plan has more than types: folded smoothing, rounded codes, a width per channel.
+matrix (`--imatrix`). It can't where a plan has more than types: folded smoothing, rounded or directly packed codes, a width per channel.
 """
 
 from collections.abc import Iterable, Mapping
@@ -38,11 +38,15 @@ def write_beside(output: Path, lines: Mapping[str, str]) -> None:
             aside.write_text(text, encoding="utf-8")
 
 
-def more_than_types(plan: Plan) -> str:
-    """Return what of a plan its types alone do not say; "" where llama.cpp would write the same bytes."""
+def more_than_types(plan: Plan, packed: bool = False) -> str:
+    """Return what of a plan its types alone do not say; "" where llama.cpp would write the same bytes.
+
+    `packed`: some tensors hold codes of the plan's own formats.
+    """
     held = {
-        "folded smoothing": plan.smoothing,
-        "rounded codes": plan.rounded,
-        "layers with a width per channel": plan.compressed,
+        "folded smoothing": plan.smoothing is not None,
+        "rounded codes": plan.rounded is not None,
+        "layers with a width per channel": plan.compressed is not None,
+        "codes of formats that are none of llama.cpp's, packed directly": packed,
     }
-    return ", ".join(name for name, value in held.items() if value is not None)
+    return ", ".join(name for name, holds in held.items() if holds)

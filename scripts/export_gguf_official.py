@@ -45,7 +45,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--match",
         choices=("exact", "bits", "distortion"),
-        default="exact",
+        default="bits",
         help="the type for W4: the one that holds its codes, the table's, or the one of nearest error",
     )
     add_base_kl_flag(flags)

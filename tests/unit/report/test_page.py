@@ -220,7 +220,7 @@ def test_the_plan_at_the_slider_can_be_downloaded(shown):
     slide(shown, 0)
     plan = shown.value("JSON.parse(decodeURIComponent(chosen.href.replace(/^[^,]*,/, '')))")
     assert plan["overrides"][0] == {"pattern": "model.layers.0.mlp.up_proj", "wq": "q4_0"}
-    assert plan["default"] == {"skip": True}
+    assert plan["default"] == {"wq": "bf16"}
 
 
 def test_the_size_of_the_slider_is_marked_on_the_front(shown):

@@ -48,9 +48,16 @@ def test_what_is_printed_has_a_line_for_each_layer_and_one_for_each_group(info, 
 
 
 def test_gguf_says_which_type_comes_nearest_and_which_rows_do_not_fit(info):
-    report = rows(check_plan(runtime_named("gguf"), uniform_plan(info, "int4"), info))
-    assert {row["stored"] for row in report.values()} == {"Q4_0"}
+    report = rows(check_plan(runtime_named("gguf"), uniform_plan(info, "int4_asym"), info))
+    assert {row["stored"] for row in report.values()} == {"Q4_1"}
     assert all(row["verdict"] == "approximate" and "nearest" in row["why"] for row in report.values())
+
+
+def test_gguf_says_which_type_holds_the_codes_of_a_format_and_in_how_many_bits(info):
+    report = rows(check_plan(runtime_named("gguf"), uniform_plan(info, "int4"), info))
+    assert {(row["stored"], row["verdict"], row["stored_bits"]) for row in report.values()} == {
+        ("Q4_0", "exact_in_more_bits", 4.5)
+    }
 
 
 def test_the_command_prints_verdicts_writes_no_model_and_ends_with_2_where_a_layer_is_refused(command, demo, tmp_path):

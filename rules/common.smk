@@ -105,14 +105,10 @@ def beside(function, *more):
     """Return a function that gives input files. Folders of weights are ancient: Snakemake cannot compare their content, and
     a file beside each has its digest."""
 
-    def files(wildcards):
-        found = function(SETTINGS, wildcards, *more)
-        return [
-            ancient(path) if inputs.is_folder_with_digest(path) else path
-            for path in ([found] if isinstance(found, str) else found)
-        ]
-
-    return files
+    return lambda wildcards: [
+        ancient(path) if inputs.is_folder_with_digest(path) else path
+        for path in function(SETTINGS, wildcards, *more)
+    ]
 
 
 def whole_machine(wildcards):

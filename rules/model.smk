@@ -48,9 +48,9 @@ rule estimate:
         "logs/{model}/estimate.log",
     benchmark:
         "results/{model}/benchmarks/estimate.tsv"
+    priority: 100
     conda:
         "../envs/torch.yaml"
-    priority: 100
     threads: SETTINGS.compute.threads
     resources:
         gpu=GPUS,
@@ -62,4 +62,4 @@ rule estimate:
         cores=all_cores,
     shell:
         "python {params.script:q} --model {input.model} --name {wildcards.model:q} --settings {params.settings:q}"
-        " --cores {params.cores} --output {output.json} --text {output.text} > {log} 2>&1 && tail -n 1 {output.text}"
+        " --cores {params.cores} --threads {threads} --output {output.json} --text {output.text} > {log} 2>&1 && tail -n 1 {output.text}"

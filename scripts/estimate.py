@@ -10,9 +10,9 @@ from bitplan.config.flag_types import count
 def main(args) -> None:
     from bitplan.core.files import write_aside, write_json
     from bitplan.workflow.estimate.make import estimated
-    from bitplan.workflow.estimate.read import cores_here, settings_for
+    from bitplan.workflow.estimate.read import cores_here, settings_for, with_threads
 
-    settings = settings_for(args.settings, args.name, args.model)
+    settings = with_threads(settings_for(args.settings, args.name, args.model), args.threads)
     made = estimated(args.model, args.name, settings, args.cores or cores_here())
     write_json(args.output, made.to_json())
     if args.text:
@@ -29,6 +29,7 @@ def build_parser() -> ArgumentParser:
     told = "file with settings of the workflow, or their text; without: one optimal plan at the size of Q4_K_M"
     flags.add_argument("--settings", help=told)
     flags.add_argument("--cores", type=count, help="processor cores of the run; all by default")
+    flags.add_argument("--threads", type=count, help="threads of a step; those of the settings by default")
     flags.add_argument("--output", type=output_file, required=True, help="estimate.json to write")
     flags.add_argument("--text", type=output_file, help="text file to write: the table and the total")
     return flags

@@ -14,11 +14,9 @@ def main(args) -> None:
     from bitplan.report.comparison import COLUMNS, comparison_json, comparison_table, damage
     from bitplan.report.figure import draw
     from bitplan.report.front import axes_of, dominated, headlines, with_best
-    from bitplan.report.page.charts import front_charts, predicted_values
-    from bitplan.report.page.heat_maps import plan_charts, price_charts
-    from bitplan.report.page.offers import offers, predicted_offers
+    from bitplan.report.page.content import charts_of, offers_of
     from bitplan.report.page.render import Content, links_to, page
-    from bitplan.report.predicted import file_overhead, measured_over_predicted, read_prediction
+    from bitplan.report.predicted import measured_over_predicted, read_prediction
     from bitplan.report.results import Entry, check_results, reference_speed, row_of
     from bitplan.report.steps import steps_table
     from bitplan.report.tables import texts, write_text
@@ -49,22 +47,16 @@ def main(args) -> None:
     sentences = headlines(rows, axes)
     text = texts(sentences, tables)
     write_text(args.text, text)
-    overhead = file_overhead(rows, axes)
-    curve = predicted_values(known, overhead) if known else ()
     content = Content(
         title=title,
         tables=tables,
         figure=args.figure.read_text(encoding="utf-8"),
         headlines=sentences,
-        charts={
-            **front_charts(rows, axes, curve),
-            **plan_charts(best_first, info.layers),
-            **price_charts(info.layers, known),
-        },
+        charts=charts_of(rows, axes, best_first, info, known),
         answers=answers_of(best_first) if baselines else {},
         aside=frozenset(dominated(rows, axes)),
         links=links_to(best_first, args.page),
-        offers={**offers(rows, axes, info), **predicted_offers(known, info, args.calibration_name, overhead)},
+        offers=offers_of(rows, axes, info, known, args.calibration_name),
         steps=steps_table(args.results, args.plan),
         predicted=measured_over_predicted(rows, axes) if known else "",
     )

@@ -41,8 +41,10 @@ CONFIG: dict[str, Any] = {
 
 # Jobs that follow a job because they read what it makes. Between jobs of plans (or of baselines) only those of the same name follow, unless the
 # rule on the left has a name of its own. bits.json of a plan is read by the comparison and by studies alone: for the others it only has to be there.
-IMPORTANCE = "plan_perplexity plan_gguf plan_compressed_tensors plan_tasks baseline_gguf@q4_k_m_imatrix"
-OF_A_PLAN = "bits rounded_plan rounded_genetic_plan plan_perplexity plan_gguf plan_compressed_tensors plan_card plan_tasks comparison"
+PACKED = "plan_compressed_tensors plan_mlx plan_auto_round"
+EXPORTS = f"plan_gguf {PACKED}"
+IMPORTANCE = f"plan_perplexity {EXPORTS} plan_tasks baseline_gguf@q4_k_m_imatrix"
+OF_A_PLAN = f"bits rounded_plan rounded_genetic_plan plan_perplexity {EXPORTS} plan_card plan_tasks comparison"
 ROUNDED = "rounded_plan rounded_genetic_plan"
 ALL_OF_A_MODEL = "layer_stats validation evaluation sensitivity sensitivity_shard *_plan bits plan_* model_tasks base_gguf baseline_* comparison study estimate"
 FOLLOWS = {
@@ -57,16 +59,19 @@ FOLLOWS = {
     "genetic_plan": OF_A_PLAN,
     "optimal_plan": OF_A_PLAN,
     "sparsegpt_plan": OF_A_PLAN,
-    "rounded_plan": "plan_perplexity plan_gguf plan_compressed_tensors plan_card plan_tasks comparison",
-    "rounded_genetic_plan": "plan_perplexity plan_gguf plan_compressed_tensors plan_card plan_tasks comparison",
+    "rounded_plan": f"plan_perplexity {EXPORTS} plan_card plan_tasks comparison",
+    "rounded_genetic_plan": f"plan_perplexity {EXPORTS} plan_card plan_tasks comparison",
     "bits": "comparison",
     "bits@widths.*": "study@widths",
     "evaluation": "plan_perplexity plan_runtime_perplexity baseline_perplexity",
-    "plan_perplexity": "comparison",
+    # The card of a file that no program scores here has the figures of the simulated plan.
+    "plan_perplexity": "comparison hub/plan_card",
     "plan_perplexity@widths.*": "study@widths",
     "base_gguf": "plan_gguf baseline_gguf",
     "plan_gguf": "plan_runtime_perplexity plan_speed plan_card comparison",
     "plan_compressed_tensors": "plan_runtime_perplexity plan_card comparison",
+    "plan_mlx": "plan_card comparison",
+    "plan_auto_round": "plan_card comparison",
     "plan_runtime_perplexity": "plan_card comparison",
     "plan_card": "",
     "plan_tasks": "comparison",
@@ -152,7 +157,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "export.unquantized": ("export.unquantized", "bf16", "plan_gguf"),
     "export.match": ("export.match", "distortion", "plan_gguf"),
     "export.max_error": ("export.max_error", 0.01, "plan_gguf"),
-    "export.fusion": ("export.fusion", "refuse", "plan_compressed_tensors plan_mlx plan_auto_round"),
+    "export.fusion": ("export.fusion", "refuse", PACKED),
     "speed.max_tokens": ("speed.max_tokens", 8, SPEEDS),
     "speed.repeats": ("speed.repeats", 8, SPEEDS),
     "speed.max_repeats": ("speed.max_repeats", 8, SPEEDS),
@@ -329,7 +334,7 @@ COMMANDS = {
     "eval_with_lm_eval.py": "plan_tasks model_tasks",
     "convert_gguf.py": "base_gguf",
     "round_model.py": ROUNDED,
-    "export_plan.py": "plan_gguf plan_compressed_tensors plan_mlx plan_auto_round",
+    "export_plan.py": EXPORTS,
     "baseline_gguf.py": "baseline_gguf",
     "compare_real_quant.py": "plan_speed baseline_speed",
     "model_card.py": "plan_card",
@@ -351,8 +356,6 @@ RUNTIME_TASKS = {
 
 PERPLEXITY = "plan_perplexity plan_runtime_perplexity baseline_perplexity"
 GGUF = "plan_gguf baseline_gguf"
-PACKED = "plan_compressed_tensors plan_mlx plan_auto_round"
-EXPORTS = f"plan_gguf {PACKED}"
 SEARCHES = "adaptive_plan random_plan genetic_plan optimal_plan sparsegpt_plan"
 REFERENCE = "validation evaluation"
 RUN_A_MODEL = f"layer_stats {REFERENCE} sensitivity adaptive_plan genetic_plan optimal_plan sparsegpt_plan {ROUNDED} {PERPLEXITY} {TASKS} {SPEEDS}"
@@ -406,6 +409,7 @@ MODULES = {
     "models/walk.py": READ_WEIGHTS,
     "models/hub/*": "download",
     "models/hub/cache.py": "",
+    "models/hub/ids.py": "download plan_card",
     "plans/*": QUANTIZE,
     "plans/apply.py": QUANTIZE_WALKING,
     "plans/apply_embeddings.py": f"sensitivity adaptive_plan optimal_plan sparsegpt_plan {PERPLEXITY} {TASKS} {GGUF} {PACKED}",
@@ -432,7 +436,8 @@ MODULES = {
     "rounding/sweep.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED}",
     "rounding/gguf_blocks.py": f"{GGUF} sensitivity optimal_plan {ROUNDED}",
     "rounding/gguf_codes.py": f"{GGUF} optimal_plan",
-    "runtimes/card/*": f"{EXPORTS} plan_card",
+    "rounding/gguf_packing.py": f"{GGUF} optimal_plan",
+    "runtimes/card/*": "plan_card",
     "runtimes/export.py": EXPORTS,
     "runtimes/registry.py": "",
     "runtimes/runtime.py": EXPORTS,

@@ -7,7 +7,7 @@ from typing import Any
 
 from bitplan.config.settings import Settings
 from bitplan.core.errors import Problem, UserError
-from bitplan.models.hub.listing import looks_like_id
+from bitplan.models.hub.ids import looks_like_id
 
 DEMO = "demo"
 

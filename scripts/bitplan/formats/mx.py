@@ -27,6 +27,7 @@ from torch import Tensor
 from bitplan.formats.base import Dequantize, Pack, Quantize, Quantized, blocks_of, rows_of
 
 E8M0_LIMIT = 127
+E8M0_BIAS = 127  # a stored scale is e + 127
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from bitplan.core.files import read_table
 from bitplan.core.tables import Column
+from bitplan.report.benchmarks import read_benchmark
 from bitplan.report.tables import Row, Table
 
 FOLDER = "benchmarks"
@@ -22,27 +22,18 @@ NOTE = (
 SHARED = ("", "sensitivity")
 
 
-def _number(text: str | None) -> float | None:
-    """Return a number from a benchmark; None for what Snakemake could not measure."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return None
-
-
 def step_rows(folder: Path, plans: Iterable[str]) -> Iterator[Row]:
     """Yield a row for each benchmark in a folder, but for those of other plans than some; nothing without the folder."""
     wanted = {*SHARED, *plans}
     for path in sorted(folder.glob("*.tsv")):
-        if path.stem.rpartition(".")[0] in wanted:
-            for row in read_table(path):
-                seconds, megabytes, processor = (_number(row.get(key)) for key in ("s", "max_rss", "cpu_time"))
-                yield {
-                    "step": path.stem,
-                    "seconds": seconds,
-                    "processor_seconds": processor,
-                    "megabytes": megabytes,
-                }
+        measured = read_benchmark(path) if path.stem.rpartition(".")[0] in wanted else None
+        if measured:
+            yield {
+                "step": path.stem,
+                "seconds": measured.seconds,
+                "processor_seconds": measured.processor_seconds,
+                "megabytes": None if measured.peak_bytes is None else measured.peak_bytes / 1e6,
+            }
 
 
 def steps_table(results: Path, plans: Iterable[str]) -> Table | None:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bitplan.formats.base import Quantized, rows_of
 from bitplan.formats.ggml import block_of
+from bitplan.formats.mx import E8M0_BIAS
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 
 BLOCK = 32
 # Exponents of the powers of two that are float16 numbers, but for the last on either side: the `mse` rule may choose the next one.
 HALF_EXPONENTS = (-23, 14)
-E8M0_BIAS = 127
 
 
 @dataclass(frozen=True)

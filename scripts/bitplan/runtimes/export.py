@@ -39,8 +39,9 @@ def export(runtime: Runtime, args: Namespace) -> Mapping[str, Any]:
     report = {"runtime": runtime.name, "model": names[0], "plan": names[1], **runtime.write(job)}
     if runtime.is_folder:
         report["sha256"] = digest_of_files(sorted(path for path in args.output.rglob("*") if path.is_file()))
-    text = runtime.how_to_run(args.output, suggested_name(names, report))
-    report |= _for_the_card(runtime, job, text, suggested_name(names, report))
+    name = suggested_name(names, report)
+    text = runtime.how_to_run(args.output, name)
+    report |= _for_the_card(runtime, job, text, name)
     write_json(args.report, report)
     if args.card:
         write_card(args.card, make_card(info, (args.plan, plan), report, scores, args.calibration))

@@ -25,9 +25,11 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 TABLES = "bitplan/core/tables"
 # Imports that change no result, as (importer, imported), each the beginning of a path: how a model is fetched, since the files are
 # checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls;
-# which other runtimes there are, as `runtime_code` counts the one that a job is for; what is imported for its type alone.
+# which other runtimes there are, as `runtime_code` counts the one that a job is for; what is imported for its type alone; the card that an
+# export writes for `--card`, which no rule passes.
 WITHOUT_EFFECT = (
     ("bitplan/cli/parser.py", "bitplan/models/hub"),
+    ("bitplan/runtimes/export.py", "bitplan/runtimes/card"),
     *(
         (printing, TABLES)
         for printing in ("bitplan/plans/", "bitplan/search/", "bitplan/runtimes/", "eval_with_lm_eval.py")

@@ -11,7 +11,7 @@ from typing import Any
 from bitplan.config.settings import IMATRIX_SUFFIX, Settings
 from bitplan.formats.facts import uses_importance
 from bitplan.models.checkpoint_files import PARTS, match_names
-from bitplan.models.hub.listing import looks_like_id
+from bitplan.models.hub.ids import looks_like_id
 from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.registry import METHODS, TABLE, Method
@@ -193,9 +193,9 @@ def export_base(settings: Settings, wildcards: Any) -> str | list[str]:
     return results(wildcards, base) if base else []
 
 
-def artifact(settings: Settings, wildcards: Any) -> str:
-    """Return what a runtime loads of a plan: a file or a folder."""
-    return results(wildcards, "plans", wildcards.plan, wildcards.runtime, runtime_named(wildcards.runtime).artifact)
+def artifact(settings: Settings, wildcards: Any) -> list[str]:
+    """Return what a runtime loads of a plan, a file or a folder, as the only item of a list."""
+    return [results(wildcards, "plans", wildcards.plan, wildcards.runtime, runtime_named(wildcards.runtime).artifact)]
 
 
 def card_scores(settings: Settings, wildcards: Any) -> str:

@@ -76,7 +76,13 @@ def test_quantize_compares_with_the_recipe_with_importance_matrix(in_a_folder):
 def test_quantize_with_average_bits_needs_no_recipe(in_a_folder):
     args, project = quantize_flags("--bits", "4.5"), project_of(HUB_ID, in_a_folder)
     targets = quantize.targets_of(project, wish_of(args))
-    assert [path.name for path in targets] == ["estimate.txt", "model.gguf", "perplexity.json", "README.md", "bits.json"]
+    assert [path.name for path in targets] == [
+        "estimate.txt",
+        "model.gguf",
+        "perplexity.json",
+        "README.md",
+        "bits.json",
+    ]
     assert all(project.result("plans", "optimal-4.5bit") in path.parents for path in targets[1:])
 
 

@@ -14,6 +14,7 @@ import pytest
 from bitplan.core.errors import UserError
 from bitplan.models.hub import cache, transfer
 from bitplan.models.hub import download as library
+from bitplan.models.hub.ids import looks_like_id
 from tests.conftest import ROOT, SCRIPTS
 from tests.hub_stand_in import Fault, Hub, serving
 from tests.workflow.conftest import copy_workflow
@@ -105,7 +106,7 @@ def holds(folder: Path, text: str) -> list[Path]:
     ],
 )
 def test_an_id_has_the_form_that_the_hub_asks_for(text, is_id):
-    assert cache.looks_like_id(text) is is_id
+    assert looks_like_id(text) is is_id
 
 
 def test_a_download_is_the_source_byte_for_byte_and_its_record_says_what_it_is(hub, tmp_path):

@@ -100,7 +100,7 @@ def test_a_plan_has_a_folder_for_every_runtime_of_its_model():
     files = inputs.compared_plans(settings(), job())
     assert "results/m/plans/w4/gguf/model.gguf" in files and "results/m/plans/w4/gguf/report.json" in files
     assert targets.runtime_files(settings(), "speed.json")[0] == "results/m/plans/threshold/gguf/speed.json"
-    assert inputs.artifact(settings(), job(plan="w4", runtime="gguf")) == "results/m/plans/w4/gguf/model.gguf"
+    assert inputs.artifact(settings(), job(plan="w4", runtime="gguf")) == ["results/m/plans/w4/gguf/model.gguf"]
 
 
 def test_an_export_gets_the_settings_that_its_runtime_reads():

@@ -7,6 +7,7 @@ from pathlib import Path
 from bitplan.core.errors import user_error
 from bitplan.models.checkpoint_files import match_names
 from bitplan.models.hub.download import download, obtain_all
+from bitplan.models.hub.ids import looks_like_id
 from bitplan.models.hub.listing import (
     HASHES,
     Source,
@@ -14,7 +15,6 @@ from bitplan.models.hub.listing import (
     explained,
     host,
     listed,
-    looks_like_id,
     quiet,
     token,
     wanted,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from bitplan import __version__
 from bitplan.core.errors import UserError, user_error
 from bitplan.models.checkpoint_files import CARD, INDEX, PARTS, WEIGHTS, match_names
+from bitplan.models.hub.ids import looks_like_id
 from bitplan.models.hub.transfer import CONTACTS, HubFile, pause_asked, retried
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-ID = re.compile(f"{PART}/{PART}")
 REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./+@-]*")
 HASHES = {"sha256": re.compile(r"[0-9a-f]{64}"), "blob_id": re.compile(r"[0-9a-f]{40}")}
 
@@ -50,11 +49,6 @@ class Source:
         """Return the content of the record of a download."""
         content = {"id": self.id, "revision": self.revision, "commit": self.commit}
         return {**content, "files": [file.to_json() for file in self.files]}
-
-
-def looks_like_id(text: str) -> bool:
-    """Return whether `text` has the form organization/name by the hub's rules. A .json is the file of an earlier step."""
-    return bool(ID.fullmatch(text)) and not re.search(r"--|\.\.|\.git$|\.json$", text)
 
 
 def token() -> str | bool:

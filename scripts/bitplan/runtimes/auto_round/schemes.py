@@ -4,19 +4,17 @@ Integers of 2, 3, 4 and 8 bits in groups, with a float16 scale and a zero point 
 scale. auto-round 0.16 reads 5 to 7 bits besides, other readers do not, so these are stored in 8.
 """
 
-import re
 from dataclasses import dataclass
 
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import LayerPlan
-from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, refused, with_inputs
+from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, integer_of, refused, with_inputs
 from bitplan.runtimes.runtime import Verdict
 
 NAME = "auto_round"
 GROUP, WORD = 128, 32
 # Bits of a code as it is stored.
 WIDTHS = {2: 2, 3: 3, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
-INTEGER = re.compile(r"int([2-8])(_asym)?")
 
 
 @dataclass(frozen=True)
@@ -45,10 +43,11 @@ class Scheme:
 
 def scheme_of(made: LayerPlan) -> Scheme | None:
     """Return the scheme that stores a layer's format; None for a format that is no integer with a group."""
-    integer = INTEGER.fullmatch(made.wq)
+    integer = integer_of(made.wq)
     if integer is None:
         return None
-    return Scheme(WIDTHS[int(integer[1])], made.group_size or GROUP, integer[2] is None)
+    bits, symmetric = integer
+    return Scheme(WIDTHS[bits], made.group_size or GROUP, symmetric)
 
 
 def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
@@ -75,7 +74,7 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo) -> Verdict:
     scheme = scheme_of(made)
     if refusal := _refusal(layer, made, scheme):
         return refused(refusal)
-    own = int(INTEGER.fullmatch(made.wq)[1])
+    own, _ = integer_of(made.wq)
     reasons = [f"not every reader has {own} bits"] if own != scheme.bits else []
     if scheme.symmetric:
         reasons.append("a zero point beside each scale")

@@ -1,6 +1,5 @@
 """What a checkpoint's folder says of where it comes from: its id on the model hub and its license."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,7 @@ import yaml
 from bitplan.core.errors import UserError
 from bitplan.core.files import read_json
 from bitplan.models.checkpoint_files import CARD, RECORD
-
-ID = re.compile(r"[\w.-]+/[\w.-]+")
+from bitplan.models.hub.ids import looks_like_id
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,6 @@ def source_of(folder: Path) -> Source:
     """Return where a checkpoint comes from: its download's record, else the name in its config.json; its license from its card, else that file."""
     record, config = _json(folder / RECORD), _json(folder / "config.json")
     named = _word(config.get("_name_or_path"))
-    found = _word(record.get("id")) or (named if ID.fullmatch(named) else "")
+    found = _word(record.get("id")) or (named if looks_like_id(named) else "")
     license = _word(_card(folder).get("license")) or _word(config.get("license"))
     return Source(folder.resolve().name, found, _word(record.get("commit")), license)

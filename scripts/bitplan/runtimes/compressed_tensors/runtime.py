@@ -17,7 +17,7 @@ def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
     """Return the packing that holds a layer's format, or why there is none."""
     from bitplan.runtimes.compressed_tensors.schemes import layer_verdict
 
-    return layer_verdict(layer, made)
+    return layer_verdict(layer, made, info)
 
 
 def write(job: ExportJob) -> Mapping[str, Any]:

@@ -5,13 +5,20 @@ nibbles, low one first, and MXFP8 as E4M3 bytes; an MX scale is one byte, e + 12
 stored as MXFP8: the same values in more bits.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bitplan.models.layers import Layer
+from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import LayerPlan
-from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, refused, with_inputs
+from bitplan.runtimes.packed.verdicts import (
+    DENSE,
+    dense_verdict,
+    element_of,
+    embedding_refusal,
+    integer_of,
+    refused,
+    with_inputs,
+)
 from bitplan.runtimes.runtime import Verdict
 
 NAME = "compressed_tensors"
@@ -22,7 +29,6 @@ MX = {
     "mxfp6_e2m3": ("mxfp8-quantized", 8),
     "mxfp6_e3m2": ("mxfp8-quantized", 8),
 }
-INTEGER = re.compile(r"int([2-8])(_asym)?")
 UNLOADABLE = "vLLM loads zero points; transformers 5.23 does not, and the workflow cannot score such a file"
 
 
@@ -51,14 +57,15 @@ class Scheme:
 
 def scheme_of(made: LayerPlan) -> Scheme | None:
     """Return the scheme that stores a layer's format; None for a format that the library has none for, and for 16 bits."""
-    element = re.sub("_(rceil|mse)$", "", made.wq)
+    element = element_of(made.wq)
     if element in MX:
         packing, bits = MX[element]
         return Scheme(packing, "float", bits, made.group_size or MX_GROUP)
-    integer = INTEGER.fullmatch(made.wq)
+    integer = integer_of(made.wq)
     if integer is None:
         return None
-    return Scheme("pack-quantized", "int", int(integer[1]), made.group_size or INT_GROUP, integer[2] is None)
+    bits, symmetric = integer
+    return Scheme("pack-quantized", "int", bits, made.group_size or INT_GROUP, symmetric)
 
 
 def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
@@ -78,7 +85,7 @@ def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
     return ""
 
 
-def layer_verdict(layer: Layer, made: LayerPlan) -> Verdict:
+def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo | None = None) -> Verdict:
     """Return how a checkpoint of packed tensors holds a layer, before SmoothQuant's factors are looked at."""
     if made.wq in DENSE:
         return dense_verdict(made)

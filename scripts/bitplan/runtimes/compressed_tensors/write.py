@@ -3,18 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.compressed_tensors.config import quantization_config
 from bitplan.runtimes.compressed_tensors.packing import packed, unpacked
 from bitplan.runtimes.compressed_tensors.schemes import NAME, Scheme, layer_verdict, scheme_of
 from bitplan.runtimes.packed.packing import Packing
 from bitplan.runtimes.packed.write import write_job
-from bitplan.runtimes.runtime import ExportJob, Verdict
-
-
-def _judge(layer: Layer, made: LayerPlan, info: ModelInfo) -> Verdict:
-    return layer_verdict(layer, made)
+from bitplan.runtimes.runtime import ExportJob
 
 
 def _configure(job: ExportJob, schemes: Mapping[str, Scheme], matrices: Sequence[str]) -> Mapping[str, Any]:
@@ -22,7 +16,7 @@ def _configure(job: ExportJob, schemes: Mapping[str, Scheme], matrices: Sequence
     return {"quantization_config": quantization_config(schemes, whole)}
 
 
-PACKING = Packing(NAME, _judge, scheme_of, packed, unpacked, _configure, fuses="all")
+PACKING = Packing(NAME, layer_verdict, scheme_of, packed, unpacked, _configure, fuses="all")
 
 
 def write(job: ExportJob) -> Mapping[str, Any]:

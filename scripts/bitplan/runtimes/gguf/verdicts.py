@@ -45,8 +45,12 @@ def _packed(layer: Layer, made: LayerPlan, form: Format) -> Verdict | None:
     if packing is None:
         return None
     bits = bits_of_type(packing.kind)
-    status = "exact" if bits == form.bits_per_value(made.group_size) else "exact_in_more_bits"
-    return Verdict(status, packing.kind, bits, SCALES if scales_vary(made.wq) else "")
+    wider = bits > form.bits_per_value(made.group_size)
+    reasons = (
+        f"the codes of {made.wq} in a wider type" if wider else "",
+        SCALES if scales_vary(made.wq) else "",
+    )
+    return Verdict("exact_in_more_bits" if wider else "exact", packing.kind, bits, "; ".join(filter(None, reasons)))
 
 
 def _with_inputs(verdict: Verdict, made: LayerPlan) -> Verdict:

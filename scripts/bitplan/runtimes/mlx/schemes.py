@@ -5,13 +5,20 @@ scale + bias, and the MX formats in blocks of 32. A symmetric integer is an affi
 is the bias -zero x scale. Every E2M3 and E3M2 value is an E4M3 value, so MXFP6 is stored as MXFP8.
 """
 
-import re
 from dataclasses import dataclass
 
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.mlx.names import FAMILIES
-from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, refused, with_inputs
+from bitplan.runtimes.packed.verdicts import (
+    DENSE,
+    dense_verdict,
+    element_of,
+    embedding_refusal,
+    integer_of,
+    refused,
+    with_inputs,
+)
 from bitplan.runtimes.runtime import Verdict
 
 NAME = "mlx"
@@ -25,7 +32,6 @@ FLOATS = {
 }
 # Bits of a code as MLX stores it.
 WIDTHS = {2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 8, 8: 8}
-INTEGER = re.compile(r"int([2-8])(_asym)?")
 BESIDE_SCALES = {True: "a bias of 16 bits beside each scale", False: "a bias of 32 bits beside each scale"}
 
 
@@ -58,15 +64,15 @@ class Scheme:
 
 def scheme_of(made: LayerPlan) -> Scheme | None:
     """Return the scheme that stores a layer's format; None for a format that MLX has none for, and for 16 bits."""
-    element = re.sub("_(rceil|mse)$", "", made.wq)
+    element = element_of(made.wq)
     if element in FLOATS:
         mode, bits, block = FLOATS[element]
         return Scheme(mode, bits, made.group_size or block)
-    integer = INTEGER.fullmatch(made.wq)
+    integer = integer_of(made.wq)
     if integer is None:
         return None
-    own = int(integer[1])
-    return Scheme(AFFINE, WIDTHS[own], made.group_size or INT_GROUP, own, integer[2] is None)
+    own, symmetric = integer
+    return Scheme(AFFINE, WIDTHS[own], made.group_size or INT_GROUP, own, symmetric)
 
 
 def _groups_of(scheme: Scheme) -> tuple[int, ...]:

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from bitplan.formats.base import Quantized, rows_of
-from bitplan.formats.mx import power_of_two
+from bitplan.formats.mx import E8M0_BIAS, power_of_two
 
-E8M0_BIAS = 127
 E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 SIGN = 8
 

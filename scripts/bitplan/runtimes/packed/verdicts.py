@@ -1,5 +1,6 @@
-"""Parts of a verdict that all runtimes of packed checkpoints give alike."""
+"""Parts of a verdict that all runtimes of packed checkpoints give alike, and the names of formats as these read them."""
 
+import re
 from collections.abc import Sequence
 
 from bitplan.formats.facts import UNQUANTIZED
@@ -8,6 +9,18 @@ from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.runtime import Status, Verdict
 
 DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
+_INTEGER = re.compile(r"int([2-8])(_asym)?")
+
+
+def integer_of(form: str) -> tuple[int, bool] | None:
+    """Return (bits, whether it is symmetric) of an integer format in groups, as int4_asym; None for any other format."""
+    integer = _INTEGER.fullmatch(form)
+    return (int(integer[1]), integer[2] is None) if integer else None
+
+
+def element_of(form: str) -> str:
+    """Return an MX format's name without its rule of scales: mxfp4 of mxfp4_mse. Other names stay as they are."""
+    return re.sub("_(rceil|mse)$", "", form)
 
 
 def with_inputs(made: LayerPlan, status: Status, stored: str, bits: float, reasons: Sequence[str]) -> Verdict:

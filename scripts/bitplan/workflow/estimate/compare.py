@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bitplan.core.files import read_json, read_table
+from bitplan.core.files import read_json
 from bitplan.core.tables import Column, text_table
+from bitplan.report.benchmarks import read_benchmark
 
-SECONDS = "cpu_time"
 COLUMNS = (
     Column("step", "step"),
     Column("jobs", "jobs"),
@@ -48,22 +48,14 @@ def measured_of(folder: Path) -> dict[str, dict[str, float]]:
     """Return {rule: {jobs, seconds of the processor in all, largest memory in bytes}} of a model's folder of results."""
     found: dict[str, dict[str, float]] = {}
     for path in sorted((folder / "benchmarks").glob("*.tsv")):
-        rule, rows = rule_of(folder, path.name), read_table(path)
-        seconds = _number(rows[-1].get(SECONDS)) if rows else None
-        if rule is None or seconds is None:
+        rule, measured = rule_of(folder, path.name), read_benchmark(path)
+        if rule is None or measured is None or measured.processor_seconds is None:
             continue
         one = found.setdefault(rule, {"jobs": 0, "seconds": 0.0, "memory": 0.0})
         one["jobs"] += 1
-        one["seconds"] += seconds
-        one["memory"] = max(one["memory"], 2**20 * (_number(rows[-1].get("max_rss")) or 0.0))
+        one["seconds"] += measured.processor_seconds
+        one["memory"] = max(one["memory"], measured.peak_bytes or 0.0)
     return found
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text or "")
-    except ValueError:
-        return None
 
 
 def compared(content: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:

@@ -19,6 +19,13 @@ def cores_here() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def with_threads(settings: Settings, threads: int | None) -> Settings:
+    """Return the settings with so many threads for a step; unchanged without a number."""
+    if threads is None:
+        return settings
+    return settings.model_copy(update={"compute": settings.compute.model_copy(update={"threads": threads})})
+
+
 def _content(text: str) -> Any:
     """Return what a YAML file, or a YAML text that begins with a brace, holds. Raises `UserError`."""
     try:

@@ -24,10 +24,8 @@ USUAL = {"linear": 10, "bisect": 6}
 LLAMA_FORWARD = 2.5
 LLAMA_SCORE = 0.7
 GGML_SHARE = 0.5
-# Commands that draw charts, and that start another program for the conversion.
-# A process that loads llama.cpp and no torch, in units of a command that loads torch.
-LLAMA_START = 0.3
-PAGE, CONVERSION = 2.5, 0.5
+# In units of a command that loads torch: a process that loads llama.cpp alone, one that draws charts, and the program that converts a model.
+LLAMA_START, PAGE, CONVERSION = 0.3, 2.5, 0.5
 MX = ("mxfp4", "mxfp8")
 
 

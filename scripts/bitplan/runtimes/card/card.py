@@ -31,6 +31,11 @@ class Card:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def base(self) -> str:
+        """The base model's id on the hub, else the name that the export has for it."""
+        return self.source.id or str(self.report.get("model") or self.source.name)
+
+    @property
     def tags(self) -> list[str]:
         """The words by which a hub finds the model."""
         names = (self.report["runtime"].replace("_", "-"), "bitplan", "quantized", self.method)

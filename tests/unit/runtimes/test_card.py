@@ -41,7 +41,12 @@ def test_a_card_has_the_figures_with_their_errors_and_what_it_takes_to_make_the_
     text = card_text(make_card(info, plan, REPORT, SCORES, demo / "calibration.txt"))
     for shown in (
         *("# tiny-best-4.51bpw", "| plan | best, method optimal |", "4.510 of the file", "1,234,567 bytes"),
-        *("2 x F16, 12 x Q4_K", "0.012346 ± 0.0005 nats", "7.25 ± 0.1 (base model 7.1)", "the file, in its own runtime, 508 tokens"),
+        *(
+            "2 x F16, 12 x Q4_K",
+            "0.012346 ± 0.0005 nats",
+            "7.25 ± 0.1 (base model 7.1)",
+            "the file, in its own runtime, 508 tokens",
+        ),
         *("llama-server -m model.gguf", "export_plan.py --runtime gguf", "torch 2", info.fingerprint),
     ):
         assert shown in text, shown

@@ -4,6 +4,7 @@ CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+RUNTIMES := $(VENV)/.runtimes
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: setup run test test-slurm test-crash check format bench demo clean
@@ -19,8 +20,13 @@ run: $(STAMP)
 	@echo "The bundled model through the whole workflow: 12 to 16 minutes on 2 cores. Finished steps are kept."
 	PYTHONPATH=scripts snakemake --cores $(CORES) --logger steps $(SNAKEMAKE)
 
-test: $(STAMP)
+test: $(RUNTIMES)
 	python -m pytest $(PYTEST)
+
+# Where these cannot be installed, the tests that load files in them are skipped.
+$(RUNTIMES): tests/runtimes.lock $(STAMP)
+	@if python -m pip install --quiet --disable-pip-version-check --no-deps -r $<; then touch $@; \
+	else echo "The programs of $< could not be installed: tests that load files in them are skipped."; fi
 
 test-slurm: $(STAMP)
 	tests/slurm/run.sh $(PYTEST)

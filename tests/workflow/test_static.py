@@ -185,10 +185,22 @@ def test_requirements_are_those_of_the_lock_file():
     assert locked(ROOT / "requirements.txt") == locked(ROOT / "requirements.lock")
 
 
-def test_the_lock_file_pins_everything_and_names_no_place():
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize(
+    ("lock", "known"), [("requirements.lock", "torch==2.13.0"), ("tests/runtimes.lock", "mlx==0.32.4")]
+)
+def test_a_lock_file_pins_everything_and_names_no_place(lock, known):
+    lines = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", line) for line in lines)
-    assert "torch==2.13.0" in lines
+    assert known in lines
+
+
+def test_what_only_tests_use_is_not_installed_with_the_project():
+    from set_up import locked
+
+    names = [
+        {pin.split("==")[0] for pin in locked(ROOT / lock)} for lock in ("requirements.lock", "tests/runtimes.lock")
+    ]
+    assert not names[0] & names[1]
 
 
 def test_set_up_names_what_the_machine_lacks(monkeypatch):

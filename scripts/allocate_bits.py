@@ -1,4 +1,10 @@
-"""The optimal formats of all layers for a size, or for a limit on damage, from any table of sensitivities."""
+"""The optimal formats of all layers for a size, or for a limit on damage, from any table of sensitivities.
+
+For example:
+
+    python scripts/allocate_bits.py --sensitivity sensitivity.tsv --target-avg-bits 3.5 4 4.5 --output front.json --figure front.svg
+    python scripts/allocate_bits.py --sensitivity sensitivity.tsv --max-kld 0.01 --protect '*.down_proj=q6_k' --output front.json
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Round the weights of a plan with error feedback: later columns make up for the errors of earlier ones, in the same number of bytes."""
+"""Round the weights of a plan with error feedback: later columns make up for the errors of earlier ones, in the same number of bytes.
+
+For example:
+
+    python scripts/round_model.py --model demo/model --plan plan.json --calibration demo/calibration.txt --output rounded-plan
+"""
 
 import time
 from argparse import ArgumentParser

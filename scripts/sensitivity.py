@@ -1,5 +1,10 @@
 """Measure for every layer and format what it does to the layer's output and, with --anchors or --metric gradient, to the model's: KL of
-one layer alone."""
+one layer alone.
+
+For example:
+
+    python scripts/sensitivity.py --model demo/model --palette q3_k q4_k q6_k --metric gradient --draws 4 --output sensitivity.tsv
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,6 +1,10 @@
 """Make the virtual environment: pinned packages, llama-cpp-python built lean, llama.cpp's converter from the same source.
 
 Uses the standard library only. Says what is missing on the machine before it downloads anything.
+
+For example:
+
+    python scripts/set_up.py --venv .venv
 """
 
 import argparse
@@ -130,7 +134,7 @@ def set_up(place: Path) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
     parser.add_argument(
         "--converter-only", action="store_true", help="only the converter, into this interpreter's environment"

@@ -1,4 +1,9 @@
-"""Write config.yaml, config.schema.json and docs/errors.md from their sources, or check that they match."""
+"""Write config.yaml, config.schema.json and docs/errors.md from their sources, or check that they match.
+
+For example:
+
+    python scripts/write_config.py --fix
+"""
 
 from argparse import ArgumentParser
 from pathlib import Path

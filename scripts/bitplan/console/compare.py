@@ -10,10 +10,17 @@ from bitplan.console.snakemake_run import run_workflow
 from bitplan.console.wishes import add_run_flags
 from bitplan.core.errors import user_error
 
+ABOUT = """Run the workflow on a folder's config.yaml, up to the comparison of its plans.
+
+For example:
+
+    bitplan compare project
+"""
+
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = parser("Run the workflow on a folder's config.yaml, up to the comparison of its plans.")
+    flags = parser(ABOUT)
     flags.add_argument("folder", type=input_folder, nargs="?", default=Path(), help="folder with a config.yaml")
     add_run_flags(flags)
     return flags

@@ -8,10 +8,17 @@ from bitplan.console.snakemake_run import run_workflow
 from bitplan.console.wishes import add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
 
+ABOUT = """Find the best number format for each weight matrix and write the plan.
+
+For example:
+
+    bitplan plan ./model --text my-text.txt --bits 4.5 -o plan.json
+"""
+
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = wish_parser("Find the best number format for each weight matrix and write the plan.")
+    flags = wish_parser(ABOUT)
     add_work_flag(flags)
     add_run_flags(flags)
     flags.add_argument("-o", "--output", type=output_file, required=True, help="plan.json to write")

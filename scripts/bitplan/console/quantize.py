@@ -14,11 +14,18 @@ from bitplan.core.files import read_json, write_aside
 from bitplan.models.checkpoint_files import CARD
 
 RUNTIME = "gguf"
+ABOUT = """Find the best number format for each weight matrix and write the quantized model.
+
+For example:
+
+    bitplan quantize ./model --text my-text.txt --same-size-as q4_k_m -o small.gguf
+    bitplan quantize organization/name --text my-text.txt --bits 4.5 -o small.gguf
+"""
 
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = wish_parser("Find the best number format for each weight matrix and write the quantized model.")
+    flags = wish_parser(ABOUT)
     add_rounding_flag(flags)
     add_work_flag(flags)
     add_run_flags(flags)

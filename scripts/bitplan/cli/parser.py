@@ -173,8 +173,8 @@ def add_model_id_flag(made: argparse.ArgumentParser) -> None:
     made.aliases["--model-id"] = "--model"
 
 
-def _configure_logging(verbose: bool) -> None:
-    level = logging.DEBUG if verbose else logging.INFO
+def _configure_logging(verbose: bool, quiet: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
@@ -252,7 +252,7 @@ def _of_the_system(error: Exception, outputs: Sequence[Path]) -> Problem | None:
 def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parse the flags, run `main` and exit: 0 done, 1 interrupted, 2 something the user has to change."""
     args = made.parse_args()
-    _configure_logging(args.verbose)
+    _configure_logging(args.verbose, getattr(args, "quiet", False))
     os.environ.update({**ENVIRONMENT, **os.environ})
     try:
         check_files(made, args)

@@ -40,9 +40,10 @@ def add_rounding_flag(flags: ArgumentParser) -> None:
 
 
 def add_run_flags(flags: ArgumentParser) -> None:
-    """Add --cores and --dry-run."""
+    """Add --cores, --dry-run and --quiet."""
     flags.add_argument("--cores", type=count, default=ALL_CORES, help="processor cores to use")
     flags.add_argument("--dry-run", action="store_true", help="print the steps and run none")
+    flags.add_argument("--quiet", action="store_true", help="print the result, warnings and errors only")
 
 
 def add_work_flag(flags: ArgumentParser) -> None:

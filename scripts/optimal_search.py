@@ -1,4 +1,4 @@
-"""Find the plan of least damage for average bits or a file size: exactly, from the KL of each layer alone, then corrected and refined on fresh text.
+"""Find the plan with the lowest KL for average bits or a file size: exactly, from the KL of each layer alone, then corrected and refined on fresh text.
 
 For example:
 

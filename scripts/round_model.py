@@ -56,7 +56,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn of a longer text")
     add_settings_flags(flags, RoundingSettings, default={"default": "feedback", "help": "how weights are rounded"})
     flags.add_argument("--output", type=output_folder, required=True,
-                       help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
+                       help="folder for plan.json, the codes and rounding.tsv; an interrupted run resumes there")  # fmt: skip
     return flags
 
 

@@ -1,4 +1,4 @@
-"""Compress a model with SparseGPT: prune its layers, and give each of their input channels a width of its own.
+"""Compress a model with SparseGPT: prune its layers, and give each of their input channels its own width.
 
 For example:
 

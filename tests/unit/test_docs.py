@@ -129,6 +129,26 @@ def test_every_make_target_shown_exists(page):
     assert shown <= targets
 
 
+def test_generated_files_are_current():
+    """config.yaml, the schema, and the pages written from error codes, settings and parsers."""
+    import write_config
+
+    stale = [name for name, text in write_config.generated().items() if (ROOT / name).read_text("utf-8") != text]
+    assert stale == [], "run scripts/write_config.py --fix"
+
+
+def test_generated_pages_are_the_same_on_every_machine():
+    pages = [(ROOT / "docs" / "reference" / name).read_text("utf-8") for name in ("flags.md", "settings.md")]
+    assert str(ROOT) not in "".join(pages) and "all cores" in pages[0]
+
+
+def test_every_page_of_docs_is_in_the_sites_navigation():
+    listed = re.findall(r"^ +- .+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text("utf-8"), flags=re.MULTILINE)
+    there = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    outside = ["index.md", *(page.name for page in ROOT.glob("*.md") if page.name != "README.md")]
+    assert sorted(listed) == sorted([*there, *outside])
+
+
 def whole_commands(page: Path) -> list[str]:
     """The lines of a page that show a whole command, as `python scripts/NAME.py --flag value`."""
     shown = [SEPARATOR.split(line)[0].strip() for line in blocks_of(page)]

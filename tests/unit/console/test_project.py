@@ -101,6 +101,13 @@ def test_init_writes_a_configuration_that_is_valid_and_runs_nothing(in_a_folder,
     assert "bitplan compare project" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [quantize, plan, init])
+def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, in_a_folder):
+    with pytest.raises(UserError, match=r"INPUT-MISSING.*models\.nowhere\.path: nowhere: does not exist"):
+        command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made"))
+    assert not (in_a_folder / "made").exists()
+
+
 def test_compare_of_a_folder_without_a_configuration_is_refused(in_a_folder):
     with pytest.raises(UserError, match="INPUT-MISSING.*config.yaml.*bitplan init"):
         compare.main(flags(compare, in_a_folder))

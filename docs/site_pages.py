@@ -7,8 +7,10 @@ names, and any other file that a page links to (config.yaml, a profile) is copie
 import posixpath
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs/"
@@ -43,8 +45,10 @@ def led(target: str, page: str) -> str:
     return posixpath.relpath(in_site(path), posixpath.dirname(page) or ".")
 
 
-def on_files(files: Files, config) -> Files:
+def on_files(files: "Files", config) -> "Files":
     """Take in the pages outside docs/, and every other file outside it that a page links to."""
+    from mkdocs.structure.files import File
+
     for path, site in PAGES.items():
         files.append(File.generated(config, site, abs_src_path=str(ROOT / path)))
     for page in [each for each in files if each.is_documentation_page()]:
@@ -68,7 +72,7 @@ def with_lists(text: str) -> str:
     return "\n".join(lines)
 
 
-def on_page_markdown(markdown: str, page, config, files: Files) -> str:
+def on_page_markdown(markdown: str, page, config, files: "Files") -> str:
     """Return a page with its links led to their places in the site, and its lists set apart."""
     site = page.file.src_uri
 

@@ -1,12 +1,14 @@
 """The pages: every relative link leads to a file and a heading, and every command that a page shows is one that exists, with its flags."""
 
 import importlib
+import importlib.util
 import re
 import shlex
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import pytest
@@ -147,6 +149,44 @@ def test_every_page_of_docs_is_in_the_sites_navigation():
     there = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
     outside = ["index.md", "demo/README.md", *(page.name for page in ROOT.glob("*.md") if page.name != "README.md")]
     assert sorted(listed) == sorted([*there, *outside])
+
+
+def test_every_command_is_named_on_the_page_of_commands():
+    page = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    commands = [path.name for path in SCRIPTS.glob("*.py") if '__name__ == "__main__"' in path.read_text("utf-8")]
+    assert [name for name in commands if f"`{name}`" not in page] == []
+
+
+@pytest.fixture(scope="module")
+def site():
+    """The module that makes a site of the pages."""
+    spec = importlib.util.spec_from_file_location("site_pages", ROOT / "docs" / "site_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("page", "target", "led"),
+    [
+        ("index.md", "docs/tutorial.md", "tutorial.md"),
+        ("index.md", "config.yaml", "config.yaml"),
+        ("tutorial.md", "../README.md", "index.md"),
+        ("tutorial.md", "errors.md", "errors.md"),
+        ("reference/settings.md", "../../config.yaml", "../config.yaml"),
+        ("reference/flags.md", "../commands.md", "../commands.md"),
+        ("README.zh-CN.md", "README.md", "index.md"),
+    ],
+)
+def test_a_link_of_the_repository_leads_to_the_same_page_in_the_site(site, page, target, led):
+    assert site.led(target, page) == led
+
+
+def test_links_in_code_stay_and_lists_are_set_apart(site):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="index.md"))
+    text = "Never:\n- a [page](docs/faq.md#limits)\n  of `[x](docs/y.md)`\n- b\n"
+    made = site.on_page_markdown(text, page, None, None)
+    assert made == "Never:\n\n- a [page](faq.md#limits)\n  of `[x](docs/y.md)`\n- b\n"
 
 
 def whole_commands(page: Path) -> list[str]:

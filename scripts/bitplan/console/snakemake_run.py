@@ -48,8 +48,9 @@ def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Se
     With --quiet, Snakemake's own lines are not printed; warnings, errors and the tables that a run ends with are, when it has ended.
     """
     line = command(project, targets, cores, more)
-    kept = subprocess.PIPE if QUIET in more else None
-    done = subprocess.run(line, env=environment(os.environ), stderr=kept, text=True, check=False)
+    # What steps print besides, the estimate, goes to stdout.
+    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if QUIET in more else {}
+    done = subprocess.run(line, env=environment(os.environ), text=True, check=False, **quietly)
     print("".join(_without_noise(done.stderr or "")), end="", file=sys.stderr)
     if status := done.returncode:
         what = f"the workflow stopped with exit code {status}; the lines above say which step failed"

@@ -1,13 +1,14 @@
-# make run: the bundled model through the whole workflow. make test: the tests; make test-slurm: those on a SLURM cluster of their own; make test-crash: every rule killed. Each does its own set-up.
+# make run: the bundled model through the whole workflow. make test: the tests; make test-slurm: those on a SLURM cluster of their own; make test-crash: every rule killed. make docs: the documentation as a site. Each does its own set-up.
 PYTHON ?= python3
 CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
 RUNTIMES := $(VENV)/.runtimes
+DOCS := .venv-docs
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup run test test-slurm test-crash check format bench demo clean
+.PHONY: setup run test test-slurm test-crash check format bench demo docs clean
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -49,5 +50,14 @@ bench: $(STAMP)
 demo: $(STAMP)
 	python scripts/make_demo.py --output demo
 
+# A link that leads nowhere stops it. Its packages have an environment of their own, so that set-up does not wait for them.
+docs: $(DOCS)/.complete
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/.complete: docs/requirements.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r docs/requirements.txt
+	touch $@
+
 clean:
-	rm -rf results logs .snakemake .pytest_cache .ruff_cache
+	rm -rf results logs site .snakemake .pytest_cache .ruff_cache

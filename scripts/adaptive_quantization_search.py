@@ -1,4 +1,9 @@
-"""Adaptive Alpha-Hill threshold search: as few bits as a limit on perplexity allows, in mxfp4, mxfp8 and bf16."""
+"""Adaptive Alpha-Hill threshold search: as few bits as a limit on perplexity allows, in mxfp4, mxfp8 and bf16.
+
+For example:
+
+    python scripts/adaptive_quantization_search.py --model demo/model --ppl-threshold 0.005 --output-config config.json --output-plan plan.json
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,10 @@
-"""The optimal formats of all layers for a size, or for a limit on damage, from any table of sensitivities."""
+"""The optimal formats of all layers for a size, or for a limit on the sum of KL, from any table of sensitivities.
+
+For example:
+
+    python scripts/allocate_bits.py --sensitivity sensitivity.tsv --target-avg-bits 3.5 4 4.5 --output front.json --figure front.svg
+    python scripts/allocate_bits.py --sensitivity sensitivity.tsv --max-kld 0.01 --protect '*.down_proj=q6_k' --output front.json
+"""
 
 import time
 from argparse import ArgumentParser
@@ -62,12 +68,10 @@ def build_parser() -> ArgumentParser:
         "--target-avg-bits",
         type=positive,
         **lists,
-        help="least damage within 8 x bytes / params over the table's layers",
+        help="lowest KL within 8 x bytes / params over the table's layers",
     )
-    flags.add_argument(
-        "--target-bytes", type=number(1), **lists, help="least damage within a size of all layers in bytes"
-    )
-    flags.add_argument("--max-kld", type=number(0.0), **lists, help="fewest bytes within a sum of damages in nats")
+    flags.add_argument("--target-bytes", type=number(1), **lists, help="lowest KL within a size of all layers in bytes")
+    flags.add_argument("--max-kld", type=number(0.0), **lists, help="fewest bytes within a sum of KL in nats")
     flags.add_argument(
         "--groups", **lists, help="layers that share a format: a table (layer, group), a model.json, or PATTERN,PATTERN"
     )
@@ -86,7 +90,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--output", type=output_file, required=True, help="front.json to write: the plan of every target"
     )
-    flags.add_argument("--figure", type=output_file, help="SVG of damage against average bits to write")
+    flags.add_argument("--figure", type=output_file, help="SVG of KL against average bits to write")
     return flags
 
 

@@ -1,4 +1,9 @@
-"""Quantize a GGUF file by one of llama.cpp's own recipes (f16, q4_k_m ...), to compare plans with."""
+"""Quantize a GGUF file by one of llama.cpp's own recipes (f16, q4_k_m ...), to compare plans with.
+
+For example:
+
+    python scripts/baseline_gguf.py --base base.gguf --recipe q4_k_m --output q4_k_m.gguf
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Average bits of a configuration: over all parameters, over the layers, and of the GGUF file if there is one."""
+"""Average bits of a configuration: over all parameters, over the layers, and of the GGUF file if there is one.
+
+For example:
+
+    python scripts/calculate_avg_bits.py --config plan.json --model demo/model --target-avg-bits 8
+"""
 
 from argparse import ArgumentParser
 

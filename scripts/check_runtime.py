@@ -1,4 +1,9 @@
-"""Say how well a runtime holds each layer of a plan, before anything is written."""
+"""Say how well a runtime holds each layer of a plan, before anything is written.
+
+For example:
+
+    python scripts/check_runtime.py --model demo/model --plan plan.json --runtime compressed_tensors
+"""
 
 from argparse import ArgumentParser
 

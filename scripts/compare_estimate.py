@@ -1,4 +1,9 @@
-"""Compare the estimate of a model with the times and memory of its finished steps."""
+"""Compare the estimate of a model with the times and memory of its finished steps.
+
+For example:
+
+    python scripts/compare_estimate.py --results results/demo
+"""
 
 from argparse import ArgumentParser
 

@@ -1,4 +1,9 @@
-"""Mean KL, perplexity and bits of a model with every layer in one format, format by format."""
+"""Mean KL, perplexity and bits of a model with every layer in one format, format by format.
+
+For example:
+
+    python scripts/compare_formats.py --model demo/model --formats mxfp4 q4_k q6_k
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,6 +1,10 @@
 """Compare GGUF files in llama.cpp: size, load time, tokens per second, memory, and what they answer.
 
 Without --models: the original checkpoint in transformers, a Q4_K_M file and a mixed-precision file, with perplexity and KL.
+
+For example:
+
+    python scripts/compare_real_quant.py --models q4=Q4_K_M.gguf mine=small.gguf
 """
 
 import time

@@ -1,12 +1,16 @@
-"""Write a model as GGUF in its own precision, with llama.cpp's converter."""
+"""Write a model as GGUF in its own precision, with llama.cpp's converter.
 
-import os
+For example:
+
+    python scripts/convert_gguf.py --model demo/model --output base.gguf
+"""
+
 import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import output_file
 from bitplan.cli.parser import add_base_kl_flag, add_model_flag, parser, run
-from bitplan.config.flag_types import count, number
+from bitplan.config.flag_types import ALL_CORES, count, number
 
 
 def main(args) -> None:
@@ -32,7 +36,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--no-check", action="store_true", help="do not check that llama.cpp computes the same model")
     flags.add_argument("--length", type=number(2, kind=int), default=256, help="tokens per window of that check")
     add_base_kl_flag(flags)
-    flags.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads of the check")
+    flags.add_argument("--threads", type=count, default=ALL_CORES, help="processor threads of the check")
     flags.add_argument("--output", type=output_file, required=True, help="GGUF file to write")
     return flags
 

@@ -1,4 +1,9 @@
-"""Bits, scales, signal to noise ratio and GGUF type of each number format, as a table."""
+"""Bits, scales, signal to noise ratio and GGUF type of each number format, as a table.
+
+For example:
+
+    python scripts/describe_formats.py --formats mxfp4 q4_k
+"""
 
 from argparse import ArgumentParser
 

@@ -1,4 +1,9 @@
-"""List a model's layers: names, categories, shapes, fusion groups, parameters."""
+"""List a model's layers: names, categories, shapes, fusion groups, parameters.
+
+For example:
+
+    python scripts/describe_model.py --model demo/model --output model.json
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Fetch a model from a model hub into a folder: safetensors, settings and tokenizer, every file checked by size and hash."""
+"""Fetch a model from a model hub into a folder: safetensors, settings and tokenizer, every file checked by size and hash.
+
+For example:
+
+    python scripts/download_model.py --model organization/name --revision main --output checkpoint
+"""
 
 import time
 from argparse import ArgumentParser

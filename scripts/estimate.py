@@ -1,4 +1,9 @@
-"""Estimate time, memory and disk of every step of a model on this machine, from one block timed."""
+"""Estimate time, memory and disk of every step of a model on this machine, from one block timed.
+
+For example:
+
+    python scripts/estimate.py --model demo/model --name demo --output estimate.json
+"""
 
 from argparse import ArgumentParser
 

@@ -1,4 +1,9 @@
-"""Run lm-eval tasks on a model, or on a model under a plan: bundled tasks, your own, or the harness's."""
+"""Run lm-eval tasks on a model, or on a model under a plan: bundled tasks, your own, or the harness's.
+
+For example:
+
+    python scripts/eval_with_lm_eval.py --model demo/model --plan plan.json --tasks demo_stories --limit 50 --output tasks.json
+"""
 
 import time
 from argparse import ArgumentParser

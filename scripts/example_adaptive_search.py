@@ -1,4 +1,9 @@
-"""Run the three presets of the adaptive search, conservative, balanced and aggressive, on a model."""
+"""Run the three presets of the adaptive search, conservative, balanced and aggressive, on a model.
+
+For example:
+
+    python scripts/example_adaptive_search.py --model demo/model
+"""
 
 from argparse import ArgumentParser
 from pathlib import Path

@@ -1,4 +1,9 @@
-"""Write a plan as a GGUF file, each tensor in the type that holds its format or comes nearest, and report every tensor."""
+"""Write a plan as a GGUF file, each tensor in the type that holds its format or comes nearest, and report every tensor.
+
+For example:
+
+    python scripts/export_gguf.py --model demo/model --plan plan.json --output model.gguf --report report.json
+"""
 
 from argparse import ArgumentParser
 

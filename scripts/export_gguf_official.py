@@ -1,4 +1,9 @@
-"""Write the configuration of the W4 + A4/A8 search as a GGUF file: W4 layers in q4_0, the rest in f16, smoothing folded in."""
+"""Write the configuration of the W4 + A4/A8 search as a GGUF file: W4 layers in q4_0, the rest in f16, smoothing folded in.
+
+For example:
+
+    python scripts/export_gguf_official.py --model demo/model --config mixed_precision_config.pt --output mixed.gguf
+"""
 
 import time
 from argparse import ArgumentParser

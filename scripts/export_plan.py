@@ -1,4 +1,9 @@
-"""Write a plan in the file format of a runtime (gguf ...), and report what it holds of every layer."""
+"""Write a plan in the file format of a runtime (gguf ...), and report what it holds of every layer.
+
+For example:
+
+    python scripts/export_plan.py --model demo/model --plan plan.json --runtime mlx --output packed --report report.json
+"""
 
 from argparse import ArgumentParser
 

@@ -1,4 +1,9 @@
-"""Statistics of every layer: spectrum and moments of the weights, size of the activations on calibration text."""
+"""Statistics of every layer: spectrum and moments of the weights, size of the activations on calibration text.
+
+For example:
+
+    python scripts/layer_stats.py --model demo/model --output layer_stats.tsv
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Train the bundled model from a seed: text, tokenizer, model."""
+"""Train the bundled model from a seed: text, tokenizer, model.
+
+For example:
+
+    python scripts/make_demo.py --output demo --steps 100
+"""
 
 import json
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Join the sensitivity tables of shards: the table that one run without --shard writes, byte for byte."""
+"""Join the sensitivity tables of shards: the table that one run without --shard writes, byte for byte.
+
+For example:
+
+    python scripts/merge_sensitivity.py --model demo/model --tables shard-1.tsv shard-2.tsv --output sensitivity.tsv
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,10 @@
-"""Search W4 weights with A4 or A8 activations for every layer: sensitivity, SmoothQuant, a genetic search under a compression."""
+"""Search W4 weights with A4 or A8 activations for every layer: sensitivity, SmoothQuant, a genetic search under a compression.
+
+For example:
+
+    python scripts/mixed_precision_ptq.py --model demo/model --target-compression 0.75 --output mixed_precision_config.pt
+    python scripts/mixed_precision_ptq.py --model demo/model --palette q4_k q5_k q6_k --target-avg-bits 5 --output-plan plan.json
+"""
 
 import time
 from argparse import ArgumentParser

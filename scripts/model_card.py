@@ -1,4 +1,9 @@
-"""Write the model card (README.md) of an exported plan: what it is, what it costs, how to run it and how to make it again."""
+"""Write the model card (README.md) of an exported plan: what it is, what it costs, how to run it and how to make it again.
+
+For example:
+
+    python scripts/model_card.py --model demo/model --plan plan.json --report report.json --scores perplexity.json --output README.md
+"""
 
 import time
 from argparse import ArgumentParser

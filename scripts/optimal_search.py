@@ -1,4 +1,10 @@
-"""Find the plan of least damage for average bits or a file size: exactly, from the KL of each layer alone, then corrected and refined on fresh text."""
+"""Find the plan with the lowest KL for average bits or a file size: exactly, from the KL of each layer alone, then corrected and refined on fresh text.
+
+For example:
+
+    python scripts/optimal_search.py --model demo/model --target-avg-bits 4 5 --output-plan 'plans/{target}.json'
+    python scripts/optimal_search.py --model demo/model --same-size-as Q4_K_M.gguf --output-plan plan.json
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,10 @@
-"""Perplexity of a model, of a plan, or of a file in its runtime, and its KL divergence from the full-precision model."""
+"""Perplexity of a model, of a plan, or of a file in its runtime, and its KL divergence from the full-precision model.
+
+For example:
+
+    python scripts/perplexity.py --model demo/model --plan plan.json --output perplexity.json
+    python scripts/perplexity.py --model demo/model --gguf small.gguf --output perplexity.json
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Apply a configuration to a model: print the formats of every layer, and write a checkpoint with the quantized values."""
+"""Apply a configuration to a model: print the formats of every layer, and write a checkpoint with the quantized values.
+
+For example:
+
+    python scripts/quantize_model.py --model demo/model --layer-config config.json --output checkpoint
+"""
 
 import time
 from argparse import ArgumentParser

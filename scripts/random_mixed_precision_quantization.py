@@ -1,4 +1,9 @@
-"""Random mixed precision: shares of mxfp4 and bf16 drawn by seed, experts and attention first, the rest mxfp8."""
+"""Random mixed precision: shares of mxfp4 and bf16 drawn by seed, experts and attention first, the rest mxfp8.
+
+For example:
+
+    python scripts/random_mixed_precision_quantization.py --model demo/model --mxfp4-ratio 0.25 --bf16-ratio 0.25 --seed 456 --output-config config.json
+"""
 
 import time
 from argparse import ArgumentParser

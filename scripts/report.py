@@ -1,4 +1,9 @@
-"""Put all plans and baselines of a model into one table, one page and one figure."""
+"""Put all plans and baselines of a model into one table, one page and one figure.
+
+For example:
+
+    python scripts/report.py --model results/demo/model.json --results results/demo --plan optimal-q4 --baseline q4_k_m --output comparison.tsv --text comparison.txt --page comparison.html --figure comparison.svg
+"""
 
 from argparse import ArgumentParser
 

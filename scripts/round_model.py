@@ -1,4 +1,9 @@
-"""Round the weights of a plan with error feedback: later columns make up for the errors of earlier ones, in the same number of bytes."""
+"""Round the weights of a plan with error feedback: later columns make up for the errors of earlier ones, in the same number of bytes.
+
+For example:
+
+    python scripts/round_model.py --model demo/model --plan plan.json --calibration demo/calibration.txt --output rounded-plan
+"""
 
 import time
 from argparse import ArgumentParser
@@ -51,7 +56,7 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn of a longer text")
     add_settings_flags(flags, RoundingSettings, default={"default": "feedback", "help": "how weights are rounded"})
     flags.add_argument("--output", type=output_folder, required=True,
-                       help="folder for plan.json, the codes and rounding.tsv; a run that was stopped goes on there")  # fmt: skip
+                       help="folder for plan.json, the codes and rounding.tsv; an interrupted run resumes there")  # fmt: skip
     return flags
 
 

@@ -1,5 +1,10 @@
 """Measure for every layer and format what it does to the layer's output and, with --anchors or --metric gradient, to the model's: KL of
-one layer alone."""
+one layer alone.
+
+For example:
+
+    python scripts/sensitivity.py --model demo/model --palette q3_k q4_k q6_k --metric gradient --draws 4 --output sensitivity.tsv
+"""
 
 import time
 from argparse import ArgumentParser
@@ -89,12 +94,12 @@ def build_parser() -> ArgumentParser:
     flags.add_argument("--no-smoothing", action="store_true", help="measure without SmoothQuant")
     flags.add_argument("--norms-only", action="store_true", help="smooth only what can be folded into a norm")
     flags.add_argument(
-        "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; found anew when absent"
+        "--layer-stats", type=input_file, help="layer_stats.tsv, for the column alpha; computed when absent"
     )
     add_imatrix_flag(flags)
     flags.add_argument("--report", type=output_file, help="JSON of what agrees with measured KL to write")
     flags.add_argument(
-        "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors stand beside it"
+        "--output", type=output_file, required=True, help="sensitivity.tsv to write; smoothing factors go next to it"
     )
     return flags
 

@@ -1,10 +1,15 @@
 """Make the virtual environment: pinned packages, llama-cpp-python built lean, llama.cpp's converter from the same source.
 
 Uses the standard library only. Says what is missing on the machine before it downloads anything.
+
+For example:
+
+    python scripts/set_up.py --venv .venv
 """
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -89,6 +94,21 @@ def unpack_converter(archive: Path, target: Path) -> None:
         shutil.copytree(source, target)
 
 
+def program(python: Path) -> str:
+    """Return the text of the `bitplan` program for an environment: the code of this checkout, run by the environment's Python. A shell
+    script, because a path with spaces cannot stand after `#!`."""
+    run = f"exec {shlex.quote(str(python))} -m bitplan.console.main"
+    where = f"PYTHONPATH={shlex.quote(str(ROOT / 'scripts'))}${{PYTHONPATH:+:$PYTHONPATH}}"
+    return f'#!/bin/sh\n# Written by scripts/set_up.py.\n{where} {run} "$@"\n'
+
+
+def write_program(place: Path) -> None:
+    """Write the `bitplan` program into the environment at `place`."""
+    path = place / "bin" / "bitplan"
+    path.write_text(program(place / "bin" / "python"), encoding="utf-8")
+    path.chmod(0o755)
+
+
 def _has_pip(python: Path) -> bool:
     """Return whether an environment is whole enough to go on with: one that was interrupted may lack pip."""
     known = [str(python), "-m", "pip", "--version"]
@@ -124,13 +144,14 @@ def set_up(place: Path) -> None:
             _pip(python, "install", "--no-deps", str(next(Path(folder).glob("*.whl")))), "installing llama-cpp-python"
         )
     _finish(_pip(python, "check"), "checking the packages")
+    write_program(place)
     (place / ".complete").write_text("\n".join(pins) + "\n", encoding="utf-8")
     _say(f"done, {place}", started)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's flags."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="folder of the environment")
     parser.add_argument(
         "--converter-only", action="store_true", help="only the converter, into this interpreter's environment"

@@ -1,6 +1,10 @@
 """List, await or cancel the jobs that a run of the workflow in this folder has in SLURM's queue.
 
 After Snakemake was killed its jobs go on. Await them (what they finish counts) or cancel them, then `snakemake --unlock` and start again.
+
+For example:
+
+    python scripts/slurm_jobs.py --wait
 """
 
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Compress a model with SparseGPT: prune its layers, and give each of their input channels a width of its own."""
+"""Compress a model with SparseGPT: prune its layers, and give each of their input channels its own width.
+
+For example:
+
+    python scripts/sparsegpt_enhanced.py demo/model demo/calibration.txt --seqlen 512 --nsamples 16 --sparsity 0.5 --target-avg-bits 4 --save compressed
+"""
 
 import logging
 import time

@@ -1,4 +1,9 @@
-"""Put the cells of a study into a table and a figure."""
+"""Put the cells of a study into a table and a figure.
+
+For example:
+
+    python scripts/study_report.py --results results/demo --study bits --cell bits.3 target_avg_bits=3.0 --cell bits.4 target_avg_bits=4.0 --x target_avg_bits --output bits.tsv --text bits.txt --figure bits.svg
+"""
 
 from argparse import ArgumentParser
 

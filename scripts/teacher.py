@@ -1,4 +1,9 @@
-"""Save a text's tokens and the full-precision model's final hidden states, with which plans are compared."""
+"""Save a text's tokens and the full-precision model's final hidden states, with which plans are compared.
+
+For example:
+
+    python scripts/teacher.py --model demo/model --text demo/evaluation.txt --output evaluation.safetensors
+"""
 
 import time
 from argparse import ArgumentParser

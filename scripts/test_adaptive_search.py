@@ -1,4 +1,9 @@
-"""Run the tests of the adaptive search."""
+"""Run the tests of the adaptive search.
+
+For example:
+
+    python scripts/test_adaptive_search.py
+"""
 
 from argparse import ArgumentParser
 

@@ -1,4 +1,9 @@
-"""Run the tests of SparseGPT with a width per channel."""
+"""Run the tests of SparseGPT with a width per channel.
+
+For example:
+
+    python scripts/test_enhanced.py
+"""
 
 from argparse import ArgumentParser
 

@@ -1,4 +1,9 @@
-"""Try a configuration of the W4 + A4/A8 search, simulated: perplexity, KL and generated text against full precision."""
+"""Try a configuration of the W4 + A4/A8 search, simulated: perplexity, KL and generated text against full precision.
+
+For example:
+
+    python scripts/test_mixed_precision.py --model demo/model --config mixed_precision_config.pt
+"""
 
 import time
 from argparse import ArgumentParser

@@ -1,4 +1,9 @@
-"""Run the tests of the random method: classification of layers, draws, files, edge cases."""
+"""Run the tests of the random method: classification of layers, draws, files, edge cases.
+
+For example:
+
+    python scripts/test_random_mixed_precision.py
+"""
 
 from argparse import ArgumentParser
 

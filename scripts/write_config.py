@@ -1,21 +1,53 @@
-"""Write config.yaml, config.schema.json and docs/errors.md from their sources, or check that they match."""
+"""Write config.yaml, config.schema.json and the generated pages of docs/ from their sources, or check that they match.
+
+For example:
+
+    python scripts/write_config.py --fix
+"""
 
 from argparse import ArgumentParser
+from importlib import import_module
 from pathlib import Path
 
 from bitplan.cli.parser import parser, run
 
-ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parent
+ROOT = SCRIPTS.parent
+
+
+def parsers() -> dict[str, ArgumentParser]:
+    """Return the parsers of `bitplan`'s commands and of all scripts, by the names that are typed."""
+    from bitplan.console.main import COMMANDS
+
+    commands = [path.stem for path in sorted(SCRIPTS.glob("*.py")) if '__name__ == "__main__"' in path.read_text()]
+    modules = {
+        **{f"bitplan {name}": f"bitplan.console.{name}" for name in COMMANDS},
+        **{f"{name}.py": name for name in commands},
+    }
+    return {name: import_module(module).build_parser() for name, module in modules.items()}
+
+
+def generated() -> dict[str, str]:
+    """Return the generated files, by their paths from the project's folder."""
+    from bitplan.cli.reference import flags_page
+    from bitplan.config.settings_page import settings_page
+    from bitplan.config.yaml_file import config_text, schema_text
+    from bitplan.core.error_codes import errors_page
+
+    return {
+        "config.yaml": config_text(),
+        "config.schema.json": schema_text(),
+        "docs/errors.md": errors_page(),
+        "docs/reference/settings.md": settings_page(),
+        "docs/reference/flags.md": flags_page(parsers()),
+    }
 
 
 def main(args) -> None:
-    from bitplan.config.yaml_file import config_text, schema_text
-    from bitplan.core.error_codes import errors_page
     from bitplan.core.errors import user_error
     from bitplan.core.files import write_aside
 
-    generated = {"config.yaml": config_text(), "config.schema.json": schema_text(), "docs/errors.md": errors_page()}
-    for name, text in generated.items():
+    for name, text in generated().items():
         path = ROOT / name
         if args.fix:
             with write_aside(path) as aside:

@@ -1,7 +1,8 @@
-"""A logger plugin of Snakemake: `snakemake --logger steps` prints one line for each finished step, with its time and the time left.
+"""A logger plugin of Snakemake: `snakemake --logger steps` prints one line for each finished step, with its time and the time left; a
+dry run prints one line for each step that would run.
 
 Warnings and errors are printed in full, and Snakemake's own log file still has everything. Snakemake finds the plugin by its
-name wherever `scripts/` is on Python's path.
+name wherever `scripts/` is on Python's path. With `--quiet` only warnings and errors are printed.
 """
 
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
+from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
@@ -74,6 +76,7 @@ class LogHandler(LogHandlerBase):
 
     def __post_init__(self) -> None:
         self.steps = Run(time.monotonic())
+        self.quiet = bool({Quietness.PROGRESS, Quietness.ALL} & {*(self.common_settings.quiet or ())})
         self.by_event = {
             LogEvent.RUN_INFO: self._plan,
             LogEvent.JOB_INFO: self._start,
@@ -86,18 +89,22 @@ class LogHandler(LogHandlerBase):
         if event in self.by_event:
             self.by_event[event](record)
         elif record.msg == NOTHING_TO_BE_DONE_MSG:
-            self._print(record.msg)
+            self._tell(record.msg)
         elif record.levelno >= logging.WARNING and (text := self.format(record)) not in ("", "None"):
             self._print(text)
 
     def _plan(self, record: logging.LogRecord) -> None:
+        before = self.steps.total
         self.steps.plan_(record.stats)
-        if self.steps.total:
-            self._print(f"{self.steps.total} steps")
+        # A dry run says it twice.
+        if self.steps.total not in (0, before):
+            self._tell(f"{self.steps.total} steps")
 
     def _start(self, record: logging.LogRecord) -> None:
         name = " ".join(str(value) for value in dict(record.wildcards or {}).values())
         self.steps.start_(record.jobid, record.rule_name, name, time.monotonic())
+        if self.common_settings.dryrun and record.rule_name != TARGET:
+            self._tell(f"{record.rule_name.replace('_', ' ')} {name}")
 
     def _finish(self, record: logging.LogRecord) -> None:
         now = time.monotonic()
@@ -109,7 +116,12 @@ class LogHandler(LogHandlerBase):
         waiting = self.steps.total - self.steps.finished
         ending = f", about {duration(left)} left" if left is not None and waiting > 0 else ""
         count = f"{self.steps.finished:{len(str(self.steps.total))}}/{self.steps.total}"
-        self._print(f"{count} {rule.replace('_', ' ')} {name}: {duration(seconds)}{ending}")
+        self._tell(f"{count} {rule.replace('_', ' ')} {name}: {duration(seconds)}{ending}")
+
+    def _tell(self, text: str) -> None:
+        """Print how far the run is, unless it is to be quiet."""
+        if not self.quiet:
+            self._print(text)
 
     def _print(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)

@@ -210,6 +210,17 @@ def test_set_up_names_what_the_machine_lacks(monkeypatch):
     assert ["install g++" in set_up.problems()[0], "install cmake" in set_up.problems()[1]] == [True, True]
 
 
+def test_set_up_puts_the_program_into_the_environment(tmp_path):
+    import set_up
+
+    place = tmp_path / "a folder"
+    (place / "bin").mkdir(parents=True)
+    (place / "bin" / "python").symlink_to(sys.executable)
+    set_up.write_program(place)
+    made = subprocess.run([place / "bin" / "bitplan", "--help"], capture_output=True, text=True, check=True)
+    assert made.stdout.startswith("usage: bitplan COMMAND")
+
+
 RULES = {
     name: body
     for path in (ROOT / "rules").glob("*.smk")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from bitplan.cli.bundled_text import TextFlag, fill_texts_
+from bitplan.cli.help import HelpFormatter, help_text, split_description
 from bitplan.cli.inputs import check_files, input_file, output_file, outputs_of
-from bitplan.config.flag_types import count, number, or_word
+from bitplan.config.flag_types import ALL_CORES, count, number, or_word
 from bitplan.config.flags import add_settings_flags
 from bitplan.config.settings import (
     CalibrationWindows,
@@ -31,29 +32,6 @@ QWEN = "Qwen/Qwen2.5-7B-Instruct"
 ENVIRONMENT = {"MKL_CBWR": "AUTO,STRICT", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-class _HelpFormatter(argparse.HelpFormatter):
-    """Help that marks required flags and shows the defaults that say something."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        words = action.help or ""
-        if action.required and action.option_strings:
-            return f"{words} (required)"
-        shown = _shown(action)
-        return f"{words} (default: {shown})" if shown else words
-
-
-def _shown(action: argparse.Action) -> str:
-    """Return a flag's default as it would be typed; "" where there is nothing to show."""
-    default = action.default
-    if isinstance(action, argparse.BooleanOptionalAction):
-        return "on" if default else "off"
-    if default is None or default is False or default == argparse.SUPPRESS or default == []:
-        return ""
-    words = default if isinstance(default, list) else [default]
-    text = " ".join("=".join(map(str, word)) if isinstance(word, tuple) else str(word) for word in words)
-    return text.replace("%", "%%")
-
-
 class _OneLineParser(argparse.ArgumentParser):
     """A parser that says what is wrong with a flag in one line, as every other error; `--help` has the usage."""
 
@@ -63,6 +41,12 @@ class _OneLineParser(argparse.ArgumentParser):
         # Other spellings of flags, from the documents: accepted, and not shown.
         self.aliases: dict[str, str] = {}
         self.words: list[str] = []
+        # Whole commands, shown at the end of the help.
+        self.examples: list[str] = []
+
+    def format_help(self) -> str:
+        """Return the help: flags in groups, examples at the end."""
+        return help_text(self, self.examples)
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
         """Parse flags in either spelling, --max_tokens and --max-tokens: documents and habits differ; help shows the dashes."""
@@ -92,8 +76,11 @@ class _OneLineParser(argparse.ArgumentParser):
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Return a parser that shows defaults, refuses abbreviated flags and knows `--verbose`."""
-    made = _OneLineParser(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+    """Return a parser that shows defaults, refuses abbreviated flags and knows `--verbose`. Examples stand below `For example:` in the
+    description."""
+    words, examples = split_description(description)
+    made = _OneLineParser(description=words, formatter_class=HelpFormatter, allow_abbrev=False)
+    made.examples = examples
     made.add_argument("--verbose", action="store_true", help="log details")
     return made
 
@@ -103,13 +90,13 @@ def add_compute_flags(made: argparse.ArgumentParser, dtype: str = "fp32", device
     dtypes = ("fp32", "fp16", "bf16", "auto")
     told = "number type to compute in; auto: bf16 where the processor computes in it, else fp32"
     how = {"device": {"default": device}, "dtype": {"default": dtype, "choices": dtypes, "help": told}}
-    all_cores = {"default": os.cpu_count() or 1, "help": "processor threads"}
-    add_settings_flags(made, ComputeSettings, **how, threads=all_cores)
+    threads = {"default": ALL_CORES, "help": "processor threads"}
+    add_settings_flags(made, ComputeSettings, **how, threads=threads)
 
 
 def add_threads_flag(made: argparse.ArgumentParser) -> None:
     """Add --threads, by default all that the machine has."""
-    made.add_argument("--threads", type=count, default=os.cpu_count() or 1, help="processor threads")
+    made.add_argument("--threads", type=count, default=ALL_CORES, help="processor threads")
 
 
 def add_window_flags(
@@ -186,8 +173,8 @@ def add_model_id_flag(made: argparse.ArgumentParser) -> None:
     made.aliases["--model-id"] = "--model"
 
 
-def _configure_logging(verbose: bool) -> None:
-    level = logging.DEBUG if verbose else logging.INFO
+def _configure_logging(verbose: bool, quiet: bool) -> None:
+    level = logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
@@ -265,7 +252,7 @@ def _of_the_system(error: Exception, outputs: Sequence[Path]) -> Problem | None:
 def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parse the flags, run `main` and exit: 0 done, 1 interrupted, 2 something the user has to change."""
     args = made.parse_args()
-    _configure_logging(args.verbose)
+    _configure_logging(args.verbose, getattr(args, "quiet", False))
     os.environ.update({**ENVIRONMENT, **os.environ})
     try:
         check_files(made, args)

@@ -1,6 +1,7 @@
 """The argparse types of numbers, words and lists that flags are made of."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -8,6 +9,12 @@ from typing import Any
 
 from bitplan.core.sizes import parse_size
 
+
+class AllCores(int):
+    """The number of this machine's cores, as a default: pages that are the same everywhere show words in its place."""
+
+
+ALL_CORES = AllCores(os.cpu_count() or 1)
 MOST = 2**31 - 1  # what torch and llama.cpp take as a count or a seed
 
 

@@ -21,9 +21,9 @@ BOUNDS = {"ge": ("low", "open_low", False), "gt": ("low", "open_low", True), "le
 
 
 def _is_flag(name: str, field: FieldInfo) -> bool:
-    """Return whether a setting is a flag: no section of its own, and no method's name."""
+    """Return whether a setting is a flag: no section of its own, no method's name, and nothing that another step reads."""
     nested = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-    return name != "method" and not nested
+    return name != "method" and not nested and not style_of(field).other_step
 
 
 def style_of(field: FieldInfo) -> Flag:

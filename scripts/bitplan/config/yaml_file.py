@@ -20,7 +20,7 @@ HEAD = (
 EXAMPLE = {"path": "path/to/checkpoint", "calibration": "calibration.txt", "evaluation": "evaluation.txt"}
 
 
-def _range(field: FieldInfo) -> str:
+def range_of(field: FieldInfo) -> str:
     """Return a field's bounds or choices in words."""
     words = {
         "Ge": "at least {0.ge:g}",
@@ -41,7 +41,8 @@ def _choices(annotation: Any) -> tuple:
     return parts if get_origin(annotation) is Literal else tuple(value for part in parts for value in _choices(part))
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Return a value as YAML in one line."""
     return (
         yaml.safe_dump(value, default_flow_style=True, width=10_000, sort_keys=False)
         .strip()
@@ -51,7 +52,7 @@ def _value(value: Any) -> str:
 
 
 def _comment(field: FieldInfo) -> str:
-    bounds = _range(field)
+    bounds = range_of(field)
     return f"# {field.description}{f' ({bounds})' if bounds else ''}"
 
 
@@ -60,7 +61,7 @@ def _section(model: type[BaseModel], values: Mapping[str, Any], indent: int) -> 
     for name, field in model.model_fields.items():
         value = values.get(name, field.get_default(call_default_factory=True))
         value = value.model_dump() if isinstance(value, BaseModel) else value
-        yield f"{' ' * indent}{name}: {_value(value)} {_comment(field)}"
+        yield f"{' ' * indent}{name}: {value_text(value)} {_comment(field)}"
 
 
 def _method_lines() -> Iterator[str]:
@@ -71,7 +72,7 @@ def _method_lines() -> Iterator[str]:
         for key in (*own, *PlanSettings.model_fields):
             default = fields[key].get_default(call_default_factory=True)
             shown = default.model_dump() if isinstance(default, BaseModel) else default
-            yield f"  #   {key}: {_value(shown)} {_comment(fields[key])}"
+            yield f"  #   {key}: {value_text(shown)} {_comment(fields[key])}"
 
 
 def _lines() -> Iterator[str]:
@@ -85,7 +86,7 @@ def _lines() -> Iterator[str]:
     for key, field in type_of("studies").model_fields.items():
         yield f"  #   {key}: {_comment(field).removeprefix('# ')}"
     for name in ("baselines", "imatrix", "bos"):
-        yield f"\n{name}: {_value(fields[name].default)} {_comment(fields[name])}"
+        yield f"\n{name}: {value_text(fields[name].default)} {_comment(fields[name])}"
     for name in (
         "compute",
         "calibration",

@@ -6,14 +6,21 @@ from pathlib import Path
 from bitplan.cli.inputs import input_folder
 from bitplan.cli.parser import parser
 from bitplan.console.project import Project
-from bitplan.console.snakemake_run import run_workflow
+from bitplan.console.snakemake_run import flags_of, run_workflow
 from bitplan.console.wishes import add_run_flags
 from bitplan.core.errors import user_error
+
+ABOUT = """Run the workflow on a folder's config.yaml, up to the comparison of its plans.
+
+For example:
+
+    bitplan compare project
+"""
 
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = parser("Run the workflow on a folder's config.yaml, up to the comparison of its plans.")
+    flags = parser(ABOUT)
     flags.add_argument("folder", type=input_folder, nargs="?", default=Path(), help="folder with a config.yaml")
     add_run_flags(flags)
     return flags
@@ -27,4 +34,4 @@ def main(args: Namespace) -> None:
         raise user_error(
             "INPUT-MISSING", project.folder / "config.yaml", "does not exist", "Write one with bitplan init"
         )
-    run_workflow(project, [], args.cores, ["--dry-run"] if args.dry_run else [])
+    run_workflow(project, [], args.cores, flags_of(args))

@@ -12,6 +12,13 @@ from bitplan.cli.parser import parser
 from bitplan.core.places import scripts_folder
 
 GIB = 2**30
+ABOUT = """Check whether this machine has what the workflow needs.
+
+For example:
+
+    bitplan doctor
+    bitplan doctor ./model
+"""
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def line_of(finding: Finding) -> str:
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = parser("Check whether this machine has what the workflow needs.")
+    flags = parser(ABOUT)
     told = "a model to estimate: what its steps will take here, and whether memory and disk are enough"
     flags.add_argument("model", nargs="?", help=told)
     return flags

@@ -10,10 +10,18 @@ from bitplan.console.project import model_name
 from bitplan.workflow.estimate.make import Estimate, estimated
 from bitplan.workflow.estimate.read import cores_here, settings_for
 
+ABOUT = """Estimate time, memory and disk of every step of a model on this machine; takes some seconds.
+
+For example:
+
+    bitplan estimate ./model
+    bitplan estimate ./model --settings mine.yaml --cores 8
+"""
+
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = parser("Estimate time, memory and disk of every step of a model on this machine; takes some seconds.")
+    flags = parser(ABOUT)
     flags.add_argument("model", help="folder of a checkpoint, or an id on the model hub (organization/name)")
     flags.add_argument("--revision", help="branch, tag or commit on the model hub")
     told = "config.yaml with the plans to make; without: what `bitplan quantize` does"

@@ -7,10 +7,17 @@ from bitplan.cli.inputs import new_folder
 from bitplan.console.project import Project, configuration, model_name, write_configuration
 from bitplan.console.wishes import add_rounding_flag, model_settings, wish_of, wish_parser
 
+ABOUT = """Write a configuration for a model, to edit and to run with `bitplan compare`.
+
+For example:
+
+    bitplan init ./model --text my-text.txt --same-size-as q4_k_m -o project
+"""
+
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = wish_parser("Write a configuration for a model, to edit and to run with `bitplan compare`.")
+    flags = wish_parser(ABOUT)
     add_rounding_flag(flags)
     flags.add_argument("-o", "--output", type=new_folder, default=Path("bitplan-project"), help="folder to make")
     return flags

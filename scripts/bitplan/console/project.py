@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from bitplan.config.completion import completed
+from bitplan.config.paths import check_places, placed_settings
 from bitplan.config.settings import parse_settings
 from bitplan.core.files import write_aside
 from bitplan.core.places import workflow_folder
@@ -84,8 +85,9 @@ def configuration(project: Project, model: Mapping[str, Any], wish: Wish) -> dic
 
 
 def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
-    """Write a configuration into a project's folder and return its path. Raises `UserError` for settings that are not valid."""
-    parse_settings(completed(config, workflow_folder()))
+    """Write a configuration into a project's folder and return its path. Raises `UserError` for settings that are not valid, and for
+    paths that lead to no model or text."""
+    check_places(placed_settings(parse_settings(completed(config, workflow_folder())), workflow_folder()))
     path = project.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:

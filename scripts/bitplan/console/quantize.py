@@ -8,17 +8,24 @@ from pathlib import Path
 from bitplan.cli.inputs import output_file
 from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.console.project import Project, Wish
-from bitplan.console.snakemake_run import run_workflow
+from bitplan.console.snakemake_run import flags_of, run_workflow
 from bitplan.console.wishes import add_rounding_flag, add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
 from bitplan.models.checkpoint_files import CARD
 
 RUNTIME = "gguf"
+ABOUT = """Find the best number format for each weight matrix and write the quantized model.
+
+For example:
+
+    bitplan quantize ./model --text my-text.txt --same-size-as q4_k_m -o small.gguf
+    bitplan quantize organization/name --text my-text.txt --bits 4.5 -o small.gguf
+"""
 
 
 def build_parser() -> ArgumentParser:
     """Return the command's flags."""
-    flags = wish_parser("Find the best number format for each weight matrix and write the quantized model.")
+    flags = wish_parser(ABOUT)
     add_rounding_flag(flags)
     add_work_flag(flags)
     add_run_flags(flags)
@@ -80,9 +87,9 @@ def earlier_estimate(project: Project, cores: int) -> str:
 def main(args: Namespace) -> None:
     """Run the workflow for one plan, copy its file to the output and its model card, and print three lines."""
     project, wish = prepared_project(args)
-    if line := earlier_estimate(project, args.cores):
+    if not args.quiet and (line := earlier_estimate(project, args.cores)):
         print(f"{line}; finished steps are kept", file=sys.stderr)
-    run_workflow(project, targets_of(project, wish), args.cores, ["--dry-run"] if args.dry_run else [])
+    run_workflow(project, targets_of(project, wish), args.cores, flags_of(args))
     if args.dry_run:
         return
     plan = project.result("plans", wish.name, RUNTIME)

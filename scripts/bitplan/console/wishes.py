@@ -1,13 +1,12 @@
 """The flags that the commands of the `bitplan` program share, and the project that they describe."""
 
-import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import get_args
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
-from bitplan.config.flag_types import count, number
+from bitplan.config.flag_types import ALL_CORES, count, number
 from bitplan.config.recipes import QUANTIZED_RECIPES
 from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
 from bitplan.search.plan_settings import Rounding
@@ -41,9 +40,10 @@ def add_rounding_flag(flags: ArgumentParser) -> None:
 
 
 def add_run_flags(flags: ArgumentParser) -> None:
-    """Add --cores and --dry-run."""
-    flags.add_argument("--cores", type=count, default=os.cpu_count() or 1, help="processor cores to use")
+    """Add --cores, --dry-run and --quiet."""
+    flags.add_argument("--cores", type=count, default=ALL_CORES, help="processor cores to use")
     flags.add_argument("--dry-run", action="store_true", help="print the steps and run none")
+    flags.add_argument("--quiet", action="store_true", help="print the result, warnings and errors only")
 
 
 def add_work_flag(flags: ArgumentParser) -> None:

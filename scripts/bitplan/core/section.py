@@ -35,6 +35,7 @@ class Flag:
     `name`: the flag's name without dashes if it differs from the setting's. `null`: the word for null; without one, null gives no flag.
     `empty`: the switch that stands for an empty list. `switch`: given when true, absent when false. `when`: a setting of the same
     section and the value that it must have for the flag to be given. `by_rule`: a rule passes it in its own way, as a file, or beside what Snakemake records.
+    `other_step`: the section's command does not take it; a later step reads it from the settings.
     """
 
     name: str = ""
@@ -43,3 +44,4 @@ class Flag:
     switch: bool = False
     when: tuple[str, str] | None = None
     by_rule: bool = False
+    other_step: bool = False

@@ -48,7 +48,7 @@ class RoundablePlan(PlanSettings):
     """The settings of a plan whose formats leave a choice of codes."""
 
     # A step between the search and the scores rounds; the search does not.
-    rounding: Annotated[Rounding | None, Flag(by_rule=True)] = Field(
+    rounding: Annotated[Rounding | None, Flag(other_step=True)] = Field(
         None,
         description="how weights are rounded at the same size: docs/rounding.md; as rounding.default says when absent",
     )

@@ -13,7 +13,7 @@ import bitplan.cli.inputs
 import bitplan.cli.parser
 import bitplan.core.errors  # noqa: F401  # before any test takes modules away: the parser catches the errors of this import
 from bitplan.cli.parser import _of_the_system, parser
-from bitplan.config.flags import flag_name
+from bitplan.config.flags import flag_name, style_of
 from tests.conftest import SCRIPTS
 
 COMMANDS = sorted(
@@ -93,7 +93,8 @@ def test_every_setting_is_a_flag_of_its_command(monkeypatch):
     }
     for command, models in sections.items():
         flags = {flag.lstrip("-") for flag in flags_of(command, monkeypatch)}
-        names = {flag_name(key, field) for model in models for key, field in model.model_fields.items()}
+        fields = [each for model in models for each in model.model_fields.items() if not style_of(each[1]).other_step]
+        names = {flag_name(key, field) for key, field in fields}
         assert names - {"method", "check"} <= flags, f"{command}: {names - flags}"
 
 

@@ -2,9 +2,12 @@
 
 import argparse
 import importlib
+import shlex
 
 import pytest
 
+from bitplan.cli.help import grouped
+from bitplan.console import main as console
 from tests.conftest import SCRIPTS
 
 COMMANDS = sorted(path.stem for path in SCRIPTS.glob("*.py") if '__name__ == "__main__"' in path.read_text())
@@ -35,6 +38,38 @@ def test_help_marks_what_is_required_and_shows_no_default_that_says_nothing(name
     required = [action for action in parser._actions if action.required and action.option_strings]
     assert shown.count("(required)") == len(required)
     assert "(default: None)" not in shown and "(default: [])" not in shown
+
+
+PROGRAMS = [*sorted(set(COMMANDS) - {"set_up"}), *(f"bitplan.console.{name}" for name in console.COMMANDS)]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_ends_with_examples_that_the_parser_takes(name):
+    parser = parser_of(name)
+    script = {"opt_enhanced": "sparsegpt_enhanced"}.get(name, name)  # the same command under another name
+    called = ("bitplan", name.rpartition(".")[2]) if "." in name else ("python", f"scripts/{script}.py")
+    assert parser.examples and "\n\nexamples:\n" in parser.format_help()
+    for example in parser.examples:
+        first, second, *words = shlex.split(example)
+        assert (first, second) == called
+        parser_of(name).parse_args(words)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_help_shows_every_flag_once_in_a_group(name):
+    parser = parser_of(name)
+    shown = [(group, action.dest) for group, actions in grouped(parser._actions) for action in actions]
+    assert sorted(dest for _, dest in shown) == sorted(action.dest for action in parser._actions)
+    assert ("other", "help") in shown
+
+
+def test_flags_are_grouped_by_what_they_are_for():
+    groups = {
+        group: [action.dest for action in actions] for group, actions in grouped(parser_of("perplexity")._actions)
+    }
+    assert list(groups) == ["inputs", "outputs", "settings", "text", "machine", "other"]
+    assert groups["inputs"][0] == "model" and groups["outputs"] == ["output"]
+    assert groups["text"] == ["length", "sequences", "bos"] and groups["machine"] == ["device", "dtype", "threads"]
 
 
 def test_the_documents_spellings_are_accepted():

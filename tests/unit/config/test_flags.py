@@ -33,6 +33,7 @@ class Sample(Section):
     alphas: Annotated[list[float], Flag(empty="no-alphas")] = Field([0.5], description="empty has a flag of its own")
     draws: Annotated[int, Flag(when=("order", "down"))] = Field(16, description="only when counting down")
     size_of: Annotated[str | None, Flag(by_rule=True)] = Field(None, description="the rule passes a file")
+    later: Annotated[str | None, Flag(other_step=True)] = Field(None, description="another step reads it")
     names: Annotated[list[str], Flag(name="tasks")] = Field([], description="another name")
     inner: Inner = Inner()
 
@@ -48,7 +49,7 @@ def test_defaults_are_those_of_the_model():
     given = parsed()
     assert (given.step_size, given.pieces, given.windows, given.order, given.target) == (0.5, None, 4, "up", 0.75)
     assert (given.widths, given.weights, given.sym, given.quick) == ([2, 4], [("a", 0.25)], True, False)
-    assert not {"method", "inner", "depth"} & set(vars(given))
+    assert not {"method", "inner", "depth", "later"} & set(vars(given))
 
 
 def test_values_have_the_types_of_the_model():

@@ -1,12 +1,14 @@
 """The project that the flags of `bitplan quantize`, `plan`, `init` and `compare` describe."""
 
 import argparse
+import sys
+from contextlib import nullcontext
 
 import pytest
 import yaml
 
 from bitplan.config.completion import completed
-from bitplan.console import compare, init, plan, quantize
+from bitplan.console import compare, init, plan, quantize, snakemake_run
 from bitplan.console.project import configuration, project_of
 from bitplan.console.wishes import model_settings, wish_of
 from bitplan.core.errors import UserError
@@ -101,6 +103,23 @@ def test_init_writes_a_configuration_that_is_valid_and_runs_nothing(in_a_folder,
     assert "bitplan compare project" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", [quantize, plan, init])
+def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, in_a_folder):
+    with pytest.raises(UserError, match=r"INPUT-MISSING.*models\.nowhere\.path: nowhere: does not exist"):
+        command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made"))
+    assert not (in_a_folder / "made").exists()
+
+
 def test_compare_of_a_folder_without_a_configuration_is_refused(in_a_folder):
     with pytest.raises(UserError, match="INPUT-MISSING.*config.yaml.*bitplan init"):
         compare.main(flags(compare, in_a_folder))
+
+
+@pytest.mark.parametrize(("status", "raised"), [(0, False), (1, True)])
+def test_a_quiet_run_prints_what_snakemake_says_without_its_own_noise(status, raised, in_a_folder, monkeypatch, capfd):
+    said = "Using workflow specific profile profiles/default for setting default command line arguments.\nsomething is odd\n"
+    program = f"import sys; print('a step'); sys.stderr.write({said!r}); sys.exit({status})"
+    monkeypatch.setattr(snakemake_run, "command", lambda *_: [sys.executable, "-c", program])
+    with pytest.raises(UserError, match="WORKFLOW-FAILED") if raised else nullcontext():
+        snakemake_run.run_workflow(project_of(HUB_ID, in_a_folder), [], 1, ["--quiet"])
+    assert capfd.readouterr() == ("", "something is odd\n")

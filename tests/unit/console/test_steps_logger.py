@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
+from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_logger_plugin_steps import LogHandler, Run, duration
 
@@ -48,8 +49,8 @@ def test_steps_that_run_side_by_side_end_sooner():
     assert run.seconds_left(10.0) == pytest.approx(10.0), "two of 10 s each were done in 10 s, and two are left"
 
 
-def handler() -> LogHandler:
-    made = LogHandler(SimpleNamespace(dryrun=False), None)
+def handler(quiet=None, dryrun=False) -> LogHandler:
+    made = LogHandler(SimpleNamespace(dryrun=dryrun, quiet=quiet), None)
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
 
@@ -81,3 +82,23 @@ def test_warnings_and_errors_are_printed_and_other_messages_are_not(capsys):
 def test_a_run_with_nothing_to_do_says_so(capsys):
     handler().emit(record(message=NOTHING_TO_BE_DONE_MSG))
     assert "Nothing to be done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quiet", [{Quietness.PROGRESS, Quietness.RULES}, {Quietness.ALL}])
+def test_a_quiet_run_prints_warnings_and_errors_alone(capsys, quiet):
+    steps = handler(quiet)
+    steps.emit(record(LogEvent.RUN_INFO, stats={"plan_gguf": 1, "all": 1, "total": 2}))
+    steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="plan_gguf", wildcards={"model": "demo", "plan": "best"}))
+    steps.emit(record(LogEvent.JOB_FINISHED, job_id=7))
+    steps.emit(record(message=NOTHING_TO_BE_DONE_MSG))
+    steps.emit(record(message="something is odd", level=logging.WARNING))
+    assert capsys.readouterr().err.splitlines() == ["something is odd"]
+
+
+def test_a_dry_run_names_each_step_once_and_counts_them_once(capsys):
+    steps = handler(dryrun=True)
+    for _ in range(2):
+        steps.emit(record(LogEvent.RUN_INFO, stats={"plan_gguf": 1, "all": 1, "total": 2}))
+    steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="plan_gguf", wildcards={"model": "demo", "plan": "best"}))
+    steps.emit(record(LogEvent.JOB_INFO, jobid=8, rule_name="all", wildcards={}))
+    assert capsys.readouterr().err.splitlines() == ["1 steps", "plan gguf demo best"]

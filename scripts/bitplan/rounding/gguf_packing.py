@@ -1,6 +1,6 @@
 """Formats whose codes a GGUF type holds as they are: the same values, in as many bits or in more.
 
-Symmetric integers are the integers of Q4_0, Q5_0 and Q8_0 under the same float16 scale. Elements of MXFP4 are E2M1's. A value of E2M3 is a
+Symmetric integers are the integers of Q4_0, Q5_0 and Q8_0 under the same float16 scale; the scales of `_bf16s` are float16 numbers too. Elements of MXFP4 are E2M1's. A value of E2M3 is a
 multiple of 1/8 up to 7.5, so 8 x element is an integer of Q8_0 under the scale 2^(e - 3). A scale of more values is repeated.
 """
 
@@ -35,7 +35,11 @@ _RULES = ("", "_rceil", "_mse")
 # MXFP4's table in ggml has doubled elements under half the scale; the stored exponent is the same.
 PACKINGS: Mapping[str, Packing] = MappingProxyType(
     {
-        **{f"int{bits}": Packing(kind) for bits, kind in enumerate(("Q4_0",) * 3 + ("Q5_0",) + ("Q8_0",) * 3, 2)},
+        **{
+            f"int{bits}{scales}": Packing(kind)
+            for bits, kind in enumerate(("Q4_0",) * 3 + ("Q5_0",) + ("Q8_0",) * 3, 2)
+            for scales in ("", "_bf16s")
+        },
         **{f"mxfp4{rule}": Packing("MXFP4", 2) for rule in _RULES},
         **{f"mxfp6_e2m3{rule}": Packing("Q8_0", 8) for rule in _RULES},
     }
@@ -84,7 +88,7 @@ def _scale_bytes(parts: Mapping[str, Tensor], packing: Packing) -> Tensor:
     if "exponent" in parts:
         scale = torch.exp2(_shifted(parts["exponent"], packing).to(torch.float32)).to(torch.float16)
     else:
-        scale = parts["scale"]
+        scale = parts["scale"].to(torch.float16)
     return scale.unsqueeze(-1).contiguous().view(torch.uint8)
 
 

@@ -5,9 +5,10 @@ nibbles, low one first, and MXFP8 as E4M3 bytes; an MX scale is one byte, e + 12
 stored as MXFP8: the same values in more bits.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from bitplan.core.safetensors_io import read_header
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.packed.verdicts import (
@@ -100,7 +101,9 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo | None = None) 
     return with_inputs(made, "exact_in_more_bits" if wider else "exact", scheme.label, scheme.stored_bits, reasons)
 
 
-def uses_integers(config: Mapping) -> bool:
-    """Return whether a checkpoint's `config.json` has integer layers, whose float16 scales a bfloat16 server would round."""
-    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
-    return any(group["weights"]["type"] == "int" for group in groups)
+def has_half_scales(folder: Path) -> bool:
+    """Return whether a checkpoint's integers have float16 scales, which a bfloat16 server would round; those of `_bf16s` it keeps."""
+    headers = map(read_header, folder.glob("*.safetensors"))
+    return any(
+        name.endswith(".weight_scale") and info.dtype == "F16" for held in headers for name, info in held.items()
+    )

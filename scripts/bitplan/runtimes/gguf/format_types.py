@@ -15,8 +15,8 @@ _MX = {"mxfp4": "MXFP4", "mxfp6_e2m3": "Q6_K", "mxfp6_e3m2": "Q6_K", "mxfp8": "Q
 FILE_TYPES: Mapping[str, str] = {
     **{"bf16": "BF16", "fp16": "F16", PER_CHANNEL: "Q8_0"},
     **{f"{name}{rule}": kind for name, kind in _MX.items() for rule in ("", "_rceil", "_mse")},
-    **{f"int{bits}": kind for bits, kind in enumerate(_WIDTHS, 2)},
-    **{f"int{bits}_asym": kind for bits, kind in enumerate(_WITH_OFFSET, 2)},
+    **{f"int{bits}{scales}": kind for bits, kind in enumerate(_WIDTHS, 2) for scales in ("", "_bf16s")},
+    **{f"int{bits}_asym{scales}": kind for bits, kind in enumerate(_WITH_OFFSET, 2) for scales in ("", "_bf16s")},
     **{f"int4_{scope}": "Q4_1" for scope in ("token", "tensor")},
     **{f"int8_{scope}": "Q8_0" for scope in ("token", "tensor")},
     **TYPES,

@@ -9,11 +9,11 @@ from bitplan.plans.plan import LayerPlan
 from bitplan.runtimes.runtime import Status, Verdict
 
 DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
-_INTEGER = re.compile(r"int([2-8])(_asym)?")
+_INTEGER = re.compile(r"int([2-8])(_asym)?(?:_bf16s)?")
 
 
 def integer_of(form: str) -> tuple[int, bool] | None:
-    """Return (bits, whether it is symmetric) of an integer format in groups, as int4_asym; None for any other format."""
+    """Return (bits, whether it is symmetric) of an integer format in groups, as int4_asym_bf16s; None for any other format."""
     integer = _INTEGER.fullmatch(form)
     return (int(integer[1]), integer[2] is None) if integer else None
 

@@ -144,7 +144,9 @@ def test_the_configuration_names_every_layer_once(mixed, bundled):
     assert config["format"] == "mixed-precision" and config["quant_method"] == "compressed-tensors"
 
 
-BRAIN = tuple(LayerPlan(f"int{bits}_bf16s", group_size=group) for bits, group in zip(range(2, 9), (32, 128) * 4))
+BRAIN = tuple(
+    LayerPlan(f"int{bits}_bf16s", group_size=group) for bits, group in zip(range(2, 9), (32, 128) * 4, strict=False)
+)
 
 
 def in_bfloat16(folder):

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from bitplan.config.recipes import IMATRIX_SUFFIX
+from bitplan.config.runtime_palettes import with_runtime_palettes
 from bitplan.search.registry import METHODS
 
 DEMO_FILE = Path("demo") / "config.yaml"
@@ -114,4 +115,4 @@ def completed(config: Config, workflow: Path) -> dict[str, Any]:
     sections = (config.get(name) for name in (*SECTIONS, "sensitivity"))
     if not all(section is None or isinstance(section, Mapping) for section in sections):
         return dict(config)
-    return with_formats(with_recipes(with_models_and_plans(config, workflow)))
+    return with_formats(with_runtime_palettes(with_recipes(with_models_and_plans(config, workflow))))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.sizes import SIZES, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -160,6 +161,11 @@ class Formats(Mapping[str, "Format"]):
 FORMATS: Mapping[str, "Format"] = Formats(BUILDERS)
 # What a plan may name: the table, and the format of weights that are not rounded to it.
 IN_PLANS: Mapping[str, "Format"] = Formats({**BUILDERS, PER_CHANNEL: _channels})
+
+
+def size_of(name: str) -> Sized:
+    """Return the size of a format that a plan may name; one that `SIZES` lacks is built, which loads torch."""
+    return SIZES[name] if name in SIZES else IN_PLANS[name]
 
 
 def get_format(name: str, formats: Mapping[str, "Format"] = FORMATS) -> "Format":

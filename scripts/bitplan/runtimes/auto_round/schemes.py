@@ -7,7 +7,7 @@ scale. auto-round 0.16 reads 5 to 7 bits besides, other readers do not, so these
 from dataclasses import dataclass
 
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, integer_of, refused, with_inputs
 from bitplan.runtimes.runtime import Verdict
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bitplan.core.safetensors_io import read_header
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.packed.verdicts import (
     DENSE,
     dense_verdict,
@@ -30,6 +30,7 @@ MX = {
     "mxfp6_e2m3": ("mxfp8-quantized", 8),
     "mxfp6_e3m2": ("mxfp8-quantized", 8),
 }
+HALF = "in float16 and float32; a bfloat16 model rounds its scales"
 UNLOADABLE = "vLLM loads zero points; transformers 5.23 does not, and the workflow cannot score such a file"
 
 
@@ -95,10 +96,12 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo | None = None) 
     if refusal:
         return refused(refusal)
     wider = made.wq.startswith("mxfp6")
-    reasons = ["every value is an E4M3 value"] if wider else []
-    if not scheme.symmetric:
-        reasons.append(UNLOADABLE)
-    return with_inputs(made, "exact_in_more_bits" if wider else "exact", scheme.label, scheme.stored_bits, reasons)
+    limits = [] if scheme.symmetric else [UNLOADABLE]
+    if scheme.kind == "int" and not made.wq.endswith("_bf16s"):
+        limits.append(HALF)
+    reasons = [*(["every value is an E4M3 value"] if wider else []), *limits]
+    status = "exact_in_more_bits" if wider else "exact"
+    return with_inputs(made, status, scheme.label, scheme.stored_bits, reasons, always=not limits)
 
 
 def has_half_scales(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.models.layers import Layer
-from bitplan.plans.plan import LayerPlan
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.runtime import Status, Verdict
 
 DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
@@ -23,16 +23,18 @@ def element_of(form: str) -> str:
     return re.sub("_(rceil|mse)$", "", form)
 
 
-def with_inputs(made: LayerPlan, status: Status, stored: str, bits: float, reasons: Sequence[str]) -> Verdict:
+def with_inputs(
+    made: LayerPlan, status: Status, stored: str, bits: float, reasons: Sequence[str], always: bool = True
+) -> Verdict:
     """Return a verdict; a layer whose inputs have a format is approximate: the runtime computes with 16-bit inputs."""
     if made.aq != UNQUANTIZED:
         status, reasons = "approximate", [*reasons, f"inputs stay at 16 bits, not {made.aq}"]
-    return Verdict(status, stored, bits, "; ".join(filter(None, reasons)))
+    return Verdict(status, stored, bits, "; ".join(filter(None, reasons)), always)
 
 
 def dense_verdict(made: LayerPlan) -> Verdict:
     """Return the verdict on a layer that is stored in 16 bits."""
-    return with_inputs(made, "exact", made.wq, 16.0, [DENSE[made.wq]])
+    return with_inputs(made, "exact", made.wq, 16.0, [DENSE[made.wq]], always=not DENSE[made.wq])
 
 
 def refused(reason: str) -> Verdict:

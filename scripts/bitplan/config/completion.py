@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 
 from bitplan.config.recipes import IMATRIX_SUFFIX
-from bitplan.config.runtime_palettes import with_runtime_palettes
+from bitplan.config.runtime_palettes import held_embeddings, with_runtime_palettes
+from bitplan.search.plan_settings import OF_RUNTIMES, as_palette
 from bitplan.search.registry import METHODS
 
 DEMO_FILE = Path("demo") / "config.yaml"
@@ -98,15 +99,16 @@ def with_recipes(config: Config) -> dict[str, Any]:
 def with_formats(config: Config) -> dict[str, Any]:
     """Return the configuration with the sensitivity of every format that a plan may choose.
 
-    Formats of the embedding and the output matrix are added where a plan is optimal and the configuration does not say which.
+    Formats of the embedding and the output matrix are added where a plan is optimal, the configuration does not say which, and some
+    model's runtimes store them.
     """
     plans, section = _plans(config), config.get("sensitivity")
     sensitivity = dict(section) if isinstance(section, Mapping) else {}
-    palettes = [_list(_value(plan, "palette")) for plan in plans]
+    palettes = [[name for name in _list(as_palette(_value(plan, "palette"))) if name != OF_RUNTIMES] for plan in plans]
     if any(palettes):
         sensitivity["palette"] = _in_order(_list(sensitivity.get("palette")), *palettes)
     if any(plan["method"] == "optimal" for plan in plans) and sensitivity.get("embeddings") is None:
-        sensitivity["embeddings"] = list(EMBEDDINGS)
+        sensitivity["embeddings"] = held_embeddings(config, EMBEDDINGS)
     return {**config, "sensitivity": sensitivity} if sensitivity else dict(config)
 
 

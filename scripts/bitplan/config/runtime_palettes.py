@@ -34,6 +34,17 @@ def with_runtime_palettes(config: Config) -> dict[str, Any]:
     return found
 
 
+def held_embeddings(config: Config, formats: Sequence[str]) -> list[str]:
+    """Return the formats in which the runtimes of some model all store the token embedding: others are not worth measuring."""
+    models = [model for model in (config.get("models") or {}).values() if isinstance(model, Mapping)]
+    runtimes = [[runtime_named(name) for name in _named_runtimes([model])] for model in models]
+    return [name for name in formats if any(all(_stores(each, name) for each in one) for one in runtimes)]
+
+
+def _stores(runtime: Runtime, embedding: str) -> bool:
+    return runtime.holds(embedding, embedding=True).status != "refused"
+
+
 def _named_runtimes(models: Iterable[Config]) -> list[str]:
     """Return the runtimes of all models once; names that are none are left for the settings to say."""
     listed = (model.get("runtimes", DEFAULT_RUNTIMES) for model in models)

@@ -186,7 +186,7 @@ class SensitivitySettings(Section):
     )
     embeddings: list[FormatName] | None = Field(
         None,
-        description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal",
+        description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal and runtimes store them",
     )
     memory_limit: Annotated[Amount, Flag(by_rule=True)] = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"

@@ -79,7 +79,7 @@ class Runtime:
     runtime that cannot has None. `how_to_run(artifact, name)` is text for the user, in which the model is
     called `name`. Layers that a runtime `fuses` are stored as one, and must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
-    "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
+    "score", "time" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
     name: str

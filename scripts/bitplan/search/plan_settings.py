@@ -25,7 +25,7 @@ CandidateName = Annotated[str, AfterValidator(lambda name: parse_pair(name).name
 OF_RUNTIMES = "runtime"
 
 
-def _palette(value: Any) -> Any:
+def as_palette(value: Any) -> Any:
     """Return a palette as a list: one word stands for one format, or for what runtimes hold."""
     return [value] if isinstance(value, str) else value
 
@@ -43,7 +43,7 @@ def _alone(palette: list[str]) -> list[str]:
 
 
 Palette = Annotated[
-    list[Annotated[str, AfterValidator(_palette_name)]], BeforeValidator(_palette), AfterValidator(_alone)
+    list[Annotated[str, AfterValidator(_palette_name)]], BeforeValidator(as_palette), AfterValidator(_alone)
 ]
 
 

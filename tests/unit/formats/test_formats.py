@@ -15,6 +15,7 @@ from bitplan.core.errors import UserError
 from bitplan.formats import ggml, mx
 from bitplan.formats.base import Format, Quantized, blocks_of, rows_of
 from bitplan.formats.describe import BEGIN, END, HEADINGS, describe, draws, insert_table, sqnr
+from bitplan.formats.sizes import SIZES
 from bitplan.formats.table import FORMATS, get_format
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
@@ -475,6 +476,13 @@ def test_columns_that_are_no_multiple_of_the_block_are_refused_before_any_work()
 )
 def test_fallbacks_are_those_of_llama_cpp(kind, columns, expected):
     assert ggml.fallback(GGMLQuantizationType[kind], columns).name == expected
+
+
+def test_sizes_that_are_known_without_torch_are_those_of_the_formats():
+    facts = ("element_bits", "scale_bits", "block", "fixed_block", "scope")
+    assert set(SIZES) == set(FORMATS)
+    for name, form in FORMATS.items():
+        assert [getattr(SIZES[name], fact) for fact in facts] == [getattr(form, fact) for fact in facts], name
 
 
 def test_an_unknown_format_names_the_nearest():

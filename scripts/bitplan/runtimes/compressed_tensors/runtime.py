@@ -65,5 +65,6 @@ RUNTIME = Runtime(
     code={
         "write": "bitplan.runtimes.compressed_tensors.write",
         "score": "bitplan.runtimes.compressed_tensors.scores",
+        "verdict": "bitplan.runtimes.compressed_tensors.schemes",
     },
 )

@@ -25,7 +25,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 TABLES = "bitplan/core/tables"
 # Imports that change no result, as (importer, imported), each the beginning of a path: how a model is fetched, since the files are
 # checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls;
-# which other runtimes there are, as `runtime_code` counts the one that a job is for, and `search_code` those that a search is told; what is imported for its type alone; the card that an
+# which other runtimes there are, as `runtime_code` counts the one that a job is for, and `search_code` those that a search is told; what is imported for its type alone, or for `Runtime.holds`, which no step asks; the card that an
 # export writes for `--card`, which no rule passes.
 WITHOUT_EFFECT = (
     ("bitplan/cli/parser.py", "bitplan/models/hub"),
@@ -43,7 +43,10 @@ WITHOUT_EFFECT = (
             "perplexity.py",
         )
     ),
-    *(("bitplan/runtimes/runtime.py", module) for module in ("bitplan/evaluate", "bitplan/reference")),
+    *(
+        ("bitplan/runtimes/runtime.py", module)
+        for module in ("bitplan/evaluate", "bitplan/reference", "bitplan/formats/pairs")
+    ),
     *(("bitplan/report/three_way.py", module) for module in ("bitplan/report/metrics", TABLES)),
 )
 # Models of settings: a rule passes every value as a flag, which Snakemake compares, so that a declaration by itself changes no result.

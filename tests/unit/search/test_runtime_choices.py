@@ -14,7 +14,8 @@ from bitplan.runtimes.verdicts import plan_verdicts, refuse_unheld
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import BYTES, Target, allocate, allocation_problem, reach
 from bitplan.search.knapsack.choices import as_choice
-from bitplan.search.optimal.candidates import held_table, shared_in, sharing
+from bitplan.search.optimal.candidates import sharing
+from bitplan.search.optimal.held import held_table, shared_in
 from bitplan.search.optimal.run import plan_maker
 from bitplan.sensitivity.table import SensitivityTable
 from tests.families import make_family

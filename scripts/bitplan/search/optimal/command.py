@@ -15,7 +15,8 @@ from bitplan.runtimes.palette import palette_of_runtimes, quantizes
 from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
-from bitplan.search.optimal.candidates import chosen_table, held_table, shared_in
+from bitplan.search.optimal.candidates import chosen_table
+from bitplan.search.optimal.held import held_table, shared_in
 from bitplan.search.optimal.refinement import RefinementSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, file_budget
 from bitplan.search.plan_settings import OF_RUNTIMES

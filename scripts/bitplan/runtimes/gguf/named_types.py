@@ -47,7 +47,7 @@ def _kinds(formats: Mapping[str, str]) -> dict[str, Kind | None]:
         kinds[form] = None if form.lower() == UNQUANTIZED else Kind.__members__.get(name)
         if kinds[form] is None and form.lower() != UNQUANTIZED:
             hint = nearest(form.lower(), OWN) or "Use types of llama.cpp alone, as --palette q4_k q6_k"
-            problems.append(Problem("ALLOCATE-NO-TYPE", f"format {form}", "is no type of llama.cpp", hint))
+            problems.append(Problem("ALLOCATE-NO-TYPE", f"format {form}", "is not a type of llama.cpp", hint))
     if problems:
         raise UserError(problems)
     return kinds
@@ -59,7 +59,7 @@ def _check_names(names: Mapping[str, str]) -> None:
     wrong = [name for name in names if not TENSOR.match(name)]
     if wrong:
         raise UserError(
-            Problem("ALLOCATE-NO-TENSOR", f"layer {name}", "is no tensor of a GGUF file", hint) for name in wrong[:3]
+            Problem("ALLOCATE-NO-TENSOR", f"layer {name}", "does not name a tensor of a GGUF file", hint) for name in wrong[:3]
         )
 
 

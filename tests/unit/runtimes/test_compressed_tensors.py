@@ -25,6 +25,7 @@ from bitplan.runtimes.fusion import fusion_groups, repaired, unlike
 from bitplan.runtimes.packed.packing import check_unpacked
 from bitplan.runtimes.runtime import ExportJob
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from bitplan.runtimes.verdicts import plan_verdicts
 from tests.families import make_family
 from tests.unit.plans.test_smoothing import Opened as Smoothed
 from tests.unit.rounding.test_rounded_models import rounded
@@ -205,7 +206,10 @@ def test_it_is_scored_in_transformers(mixed, demo):
     assert 0 < figures["kl_mean"] < 1
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox", "mistral", "gemma2", "gemma3_text", "bloom"],
+)
 def test_families_with_biases_tied_matrices_and_fused_layers_load_as_simulated(family, tmp_path):
     made = Opened(make_family(family, tmp_path / "model"))
     formats = ("mxfp4", "int4", "mxfp8", "int8")
@@ -221,6 +225,14 @@ def test_families_with_biases_tied_matrices_and_fused_layers_load_as_simulated(f
     assert report["fusion"] == []
     theirs = load_exact(tmp_path / "packed")
     assert_same(simulated(made.checkpoint, made.info, plan, tmp_path / "simulated"), theirs)
+
+
+@pytest.mark.parametrize(("family", "reason"), [("gpt2", "Conv1D"), ("mixtral", "experts"), ("falcon", "FalconLinear")])
+def test_conv1d_experts_and_other_modules_are_refused_in_words(family, reason, tmp_path):
+    info = Opened(make_family(family, tmp_path / "model")).info
+    verdicts = plan_verdicts(RUNTIME, uniform_plan(info, "int4", group_size=32), info)
+    reasons = {verdict.reason for verdict in verdicts.values() if verdict.status == "refused"}
+    assert len(reasons) == 1 and reason in reasons.pop()
 
 
 @pytest.mark.parametrize("name", ["int3", "int3_bf16s"])

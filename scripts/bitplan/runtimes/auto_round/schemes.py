@@ -8,7 +8,15 @@ from dataclasses import dataclass
 
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.layer_plan import LayerPlan
-from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, integer_of, refused, with_inputs
+from bitplan.runtimes.packed.verdicts import (
+    DENSE,
+    dense_verdict,
+    embedding_refusal,
+    family_refusal,
+    integer_of,
+    refused,
+    with_inputs,
+)
 from bitplan.runtimes.runtime import Verdict
 
 NAME = "auto_round"
@@ -72,7 +80,7 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo) -> Verdict:
     if made.wq in DENSE:
         return dense_verdict(made)
     scheme = scheme_of(made)
-    if refusal := _refusal(layer, made, scheme):
+    if refusal := _refusal(layer, made, scheme) or family_refusal(info):
         return refused(refusal)
     own, _ = integer_of(made.wq)
     reasons = [f"not every reader has {own} bits"] if own != scheme.bits else []

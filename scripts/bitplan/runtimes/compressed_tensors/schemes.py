@@ -16,6 +16,7 @@ from bitplan.runtimes.packed.verdicts import (
     dense_verdict,
     element_of,
     embedding_refusal,
+    family_refusal,
     integer_of,
     refused,
     with_inputs,
@@ -92,8 +93,7 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo | None = None) 
     if made.wq in DENSE:
         return dense_verdict(made)
     scheme = scheme_of(made)
-    refusal = _refusal(layer, made, scheme)
-    if refusal:
+    if refusal := _refusal(layer, made, scheme) or family_refusal(info):
         return refused(refusal)
     wider = made.wq.startswith("mxfp6")
     limits = [] if scheme.symmetric else [UNLOADABLE]

@@ -59,7 +59,8 @@ def _check_names(names: Mapping[str, str]) -> None:
     wrong = [name for name in names if not TENSOR.match(name)]
     if wrong:
         raise UserError(
-            Problem("ALLOCATE-NO-TENSOR", f"layer {name}", "does not name a tensor of a GGUF file", hint) for name in wrong[:3]
+            Problem("ALLOCATE-NO-TENSOR", f"layer {name}", "does not name a tensor of a GGUF file", hint)
+            for name in wrong[:3]
         )
 
 

@@ -4,11 +4,14 @@ import re
 from collections.abc import Sequence
 
 from bitplan.formats.facts import UNQUANTIZED
-from bitplan.models.layers import Layer
+from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.runtime import Status, Verdict
 
 DENSE = {UNQUANTIZED: "", "fp16": "exact in float16 and float32 alone"}
+# Families with a module for matrices that is no plain Linear. transformers 5.23 fails while it loads their packed layers, and auto-round
+# leaves these modules as they were, with random weights.
+OWN_MODULES = {"falcon": "FalconLinear"}
 _INTEGER = re.compile(r"int([2-8])(_asym)?(?:_bf16s)?")
 
 
@@ -40,6 +43,16 @@ def dense_verdict(made: LayerPlan) -> Verdict:
 def refused(reason: str) -> Verdict:
     """Return the verdict on a layer that cannot be stored."""
     return Verdict("refused", "", 0.0, reason)
+
+
+def family_refusal(info: ModelInfo | None) -> str:
+    """Return why the matrices of a family cannot be packed; "" for any other family."""
+    module = OWN_MODULES.get(info.model_type, "") if info else ""
+    return (
+        f"the matrices of {info.model_type} are modules of class {module}, which readers do not replace"
+        if module
+        else ""
+    )
 
 
 def embedding_refusal(layer: Layer) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from bitplan.config.recipes import IMATRIX_SUFFIX
-from bitplan.config.runtime_palettes import held_embeddings, with_runtime_palettes
+from bitplan.config.runtime_palettes import DEFAULT_RUNTIMES, held_embeddings, named_runtimes, with_runtime_palettes
 from bitplan.search.plan_settings import OF_RUNTIMES, as_palette
 from bitplan.search.registry import METHODS
 
@@ -53,8 +53,14 @@ def with_models_and_plans(config: Config, workflow: Path) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if key not in SECTIONS or _named(config, key) or value}
     demo = demo_config(workflow)
     if set(own.get("models") or {}) - set(demo["models"]):
-        return own if "plans" in own else {**own, "plans": DEFAULT_PLANS}
+        return own if "plans" in own else {**own, "plans": _default_plans(own)}
     return _below({"models": demo["models"]} if "plans" in own else demo, own)
+
+
+def _default_plans(config: Config) -> dict[str, Any]:
+    """Return the plans of models that come without any: of GGUF types, or of what all runtimes hold where others are named."""
+    palette = {} if set(named_runtimes(config)) <= set(DEFAULT_RUNTIMES) else {"palette": OF_RUNTIMES}
+    return {name: {**plan, **palette} for name, plan in DEFAULT_PLANS.items()}
 
 
 def _plans(config: Config) -> list[Config]:

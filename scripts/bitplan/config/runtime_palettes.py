@@ -4,7 +4,7 @@ Models share plans, so `palette: runtime` is what the runtimes of all models hol
 are validated; where there is none, the word stays, and `check_palettes` says why.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bitplan.core.errors import Problem, UserError
@@ -23,8 +23,7 @@ Config = Mapping[str, Any]
 
 def with_runtime_palettes(config: Config) -> dict[str, Any]:
     """Return the configuration with the formats that the models' runtimes hold for `palette: runtime`, where there are any."""
-    models = [model for model in (config.get("models") or {}).values() if isinstance(model, Mapping)]
-    palette = palette_of_runtimes([runtime_named(name) for name in _named_runtimes(models)])
+    palette = palette_of_runtimes([runtime_named(name) for name in named_runtimes(config)])
     if not quantizes(palette):
         return dict(config)
     found = {**config, "plans": _with_palette(config.get("plans"), palette)}
@@ -36,8 +35,8 @@ def with_runtime_palettes(config: Config) -> dict[str, Any]:
 
 def held_embeddings(config: Config, formats: Sequence[str]) -> list[str]:
     """Return the formats in which the runtimes of some model all store the token embedding: others are not worth measuring."""
-    models = [model for model in (config.get("models") or {}).values() if isinstance(model, Mapping)]
-    runtimes = [[runtime_named(name) for name in _named_runtimes([model])] for model in models]
+    models = [{"models": {name: model}} for name, model in (config.get("models") or {}).items()]
+    runtimes = [[runtime_named(name) for name in named_runtimes(model)] for model in models]
     return [name for name in formats if any(all(_stores(each, name) for each in one) for one in runtimes)]
 
 
@@ -45,8 +44,9 @@ def _stores(runtime: Runtime, embedding: str) -> bool:
     return runtime.holds(embedding, embedding=True).status != "refused"
 
 
-def _named_runtimes(models: Iterable[Config]) -> list[str]:
+def named_runtimes(config: Config) -> list[str]:
     """Return the runtimes of all models once; names that are none are left for the settings to say."""
+    models = (model for model in (config.get("models") or {}).values() if isinstance(model, Mapping))
     listed = (model.get("runtimes", DEFAULT_RUNTIMES) for model in models)
     names = (name for each in listed if isinstance(each, (list, tuple)) for name in each)
     return [name for name in dict.fromkeys(map(str, names)) if name in RUNTIMES]

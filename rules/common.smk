@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from bitplan.core.errors import UserError
 from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.workflow import flags, inputs, resources, targets
-from bitplan.workflow.code_versions import code_version, runtime_code
+from bitplan.workflow.code_versions import code_version, runtime_code, search_code
 from bitplan.workflow.session import (
     comparisons_since,
     held_out_from,

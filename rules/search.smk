@@ -119,7 +119,7 @@ rule optimal_plan:
         mem_mb=on_attempt(resources.method_mem_mb),
         runtime=on_attempt(resources.method_time),
     params:
-        code=code_version("optimal_search.py"),
+        code=on_wildcards(search_code, "optimal_search.py"),
         script=script("optimal_search.py"),
         flags=on_wildcards(flags.plan_flags),
         same_size=on_input(flags.size_flag),

@@ -12,6 +12,8 @@ from argparse import ArgumentParser
 from bitplan.cli.inputs import input_file, output_file
 from bitplan.cli.parser import parser, run
 from bitplan.config.flag_types import number, positive
+from bitplan.config.flags import add_settings_flags
+from bitplan.config.settings import ExportSettings
 
 
 def main(args) -> None:
@@ -23,6 +25,7 @@ def main(args) -> None:
     from bitplan.search.allocation.groups import group_file, layer_groups
     from bitplan.search.allocation.problem import allocate, allocation_problem
     from bitplan.search.allocation.report import digest, front, printed, targets_of
+    from bitplan.search.allocation.tensor_types import type_files, write_type_files
     from bitplan.sensitivity.table import of_palette, read_sensitivity_table
 
     started = time.monotonic()
@@ -31,8 +34,10 @@ def main(args) -> None:
         raise user_error(
             "ALLOCATE-NO-TARGET", "targets", "no target is given", "Give --target-avg-bits, --target-bytes or --max-kld"
         )
+    files = type_files(args.tensor_types, targets) if args.tensor_types else []
     grouped = [path for path in map(group_file, args.groups or ()) if path]
-    refuse(clashes([path for path in (args.output, args.figure) if path], [args.sensitivity, *grouped]))
+    outputs = [path for path in (args.output, args.figure, *files) if path]
+    refuse(clashes(outputs, [path for path in (args.sensitivity, args.base, *grouped) if path]))
     palette = tuple(args.palette or ())
     read = read_sensitivity_table(args.sensitivity, palette)
     table = of_palette(read, palette) if palette else read
@@ -43,13 +48,14 @@ def main(args) -> None:
     )
     problem = allocation_problem(table, constraints)
     made = allocate(problem, targets)
+    commands = list(write_type_files(files, made, args.base, args.unquantized)) if files else []
     if args.figure:
         from bitplan.search.allocation.figure import draw_front
 
         draw_front(problem, made, args.figure, "Optimal allocation")
     write_json(args.output, front(problem, constraints, made, {"sensitivity_sha256": digest(args.sensitivity)}))
     write_provenance(args.output, started)
-    print("\n".join(printed(problem, constraints, made)))
+    print("\n".join([*printed(problem, constraints, made), *commands]))
 
 
 def build_parser() -> ArgumentParser:
@@ -90,6 +96,11 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--output", type=output_file, required=True, help="front.json to write: the plan of every target"
     )
+    lines = "file to write for llama-quantize --tensor-type-file; {target} in its name is the target"
+    flags.add_argument("--tensor-types", type=output_file, help=lines)
+    base = "GGUF file of the model, that --tensor-types has a line for each matrix and may name the checkpoint's layers"
+    flags.add_argument("--base", type=input_file, help=base)
+    add_settings_flags(flags, ExportSettings, only=("unquantized",))
     flags.add_argument("--figure", type=output_file, help="SVG of KL against average bits to write")
     return flags
 

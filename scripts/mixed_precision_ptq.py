@@ -91,7 +91,8 @@ def build_parser() -> ArgumentParser:
     add_calibration_window_flags(flags)
     # The command reads tables of others too, whose damage may be measured KL.
     metrics = (*choices_of(GeneticPlan, "metric"), "kld")
-    add_settings_flags(flags, GeneticPlan, metric={"choices": metrics})
+    palette = {"help": "formats, or weights/inputs, to choose from, with target_avg_bits"}
+    add_settings_flags(flags, GeneticPlan, metric={"choices": metrics}, palette=palette)
     flags.add_argument("--sensitivity", type=input_file, help="table of scripts/sensitivity.py; measured when absent")
     add_text_flag(
         flags,

@@ -58,6 +58,8 @@ def build_parser() -> ArgumentParser:
     told = "bound on average bits over all parameters; several give several plans"
     size_of = {"type": input_file, "help": "GGUF file of the same model whose size is the bound instead"}
     add_settings_flags(flags, OptimalPlan, target_avg_bits={**several, "help": told}, same_size_as=size_of)
+    runtimes = "runtimes that are to hold the plan: choices that one of them refuses are left out"
+    flags.add_argument("--runtimes", **several, help=runtimes)
     flags.add_argument("--sensitivity", type=input_file, help="table with KL; made when absent")
     told = "where KL comes from without --sensitivity: measured, or from a few backward passes"
     memory = {"type": size, "help": "memory for quantized weights, and for hidden states while measuring"}

@@ -179,6 +179,7 @@ def test_every_module_is_behind_some_command_but_for_what_the_rules_themselves_u
     of_the_rules = {module for module in every if module.startswith("bitplan/workflow/")} | {
         "bitplan/config/completion.py",
         "bitplan/config/paths.py",
+        "bitplan/config/runtime_palettes.py",
         "bitplan/runtimes/registry.py",
         "bitplan/config/unique_keys.py",
         "bitplan/models/hub/cache.py",

@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 from bitplan.config.recipes import IMATRIX_SUFFIX
+from bitplan.config.runtime_palettes import DEFAULT_RUNTIMES, held_embeddings, named_runtimes, with_runtime_palettes
+from bitplan.search.plan_settings import OF_RUNTIMES, as_palette
 from bitplan.search.registry import METHODS
 
 DEMO_FILE = Path("demo") / "config.yaml"
@@ -51,8 +53,14 @@ def with_models_and_plans(config: Config, workflow: Path) -> dict[str, Any]:
     own = {key: value for key, value in config.items() if key not in SECTIONS or _named(config, key) or value}
     demo = demo_config(workflow)
     if set(own.get("models") or {}) - set(demo["models"]):
-        return own if "plans" in own else {**own, "plans": DEFAULT_PLANS}
+        return own if "plans" in own else {**own, "plans": _default_plans(own)}
     return _below({"models": demo["models"]} if "plans" in own else demo, own)
+
+
+def _default_plans(config: Config) -> dict[str, Any]:
+    """Return the plans of models that come without any: of GGUF types, or of what all runtimes hold where others are named."""
+    palette = {} if set(named_runtimes(config)) <= set(DEFAULT_RUNTIMES) else {"palette": OF_RUNTIMES}
+    return {name: {**plan, **palette} for name, plan in DEFAULT_PLANS.items()}
 
 
 def _plans(config: Config) -> list[Config]:
@@ -97,15 +105,16 @@ def with_recipes(config: Config) -> dict[str, Any]:
 def with_formats(config: Config) -> dict[str, Any]:
     """Return the configuration with the sensitivity of every format that a plan may choose.
 
-    Formats of the embedding and the output matrix are added where a plan is optimal and the configuration does not say which.
+    Formats of the embedding and the output matrix are added where a plan is optimal, the configuration does not say which, and some
+    model's runtimes store them.
     """
     plans, section = _plans(config), config.get("sensitivity")
     sensitivity = dict(section) if isinstance(section, Mapping) else {}
-    palettes = [_list(_value(plan, "palette")) for plan in plans]
+    palettes = [[name for name in _list(as_palette(_value(plan, "palette"))) if name != OF_RUNTIMES] for plan in plans]
     if any(palettes):
         sensitivity["palette"] = _in_order(_list(sensitivity.get("palette")), *palettes)
     if any(plan["method"] == "optimal" for plan in plans) and sensitivity.get("embeddings") is None:
-        sensitivity["embeddings"] = list(EMBEDDINGS)
+        sensitivity["embeddings"] = held_embeddings(config, EMBEDDINGS)
     return {**config, "sensitivity": sensitivity} if sensitivity else dict(config)
 
 
@@ -114,4 +123,4 @@ def completed(config: Config, workflow: Path) -> dict[str, Any]:
     sections = (config.get(name) for name in (*SECTIONS, "sensitivity"))
     if not all(section is None or isinstance(section, Mapping) for section in sections):
         return dict(config)
-    return with_formats(with_recipes(with_models_and_plans(config, workflow)))
+    return with_formats(with_runtime_palettes(with_recipes(with_models_and_plans(config, workflow))))

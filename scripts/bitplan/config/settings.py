@@ -14,7 +14,7 @@ from bitplan.core.errors import UserError
 from bitplan.core.section import Flag, Name, PathName, Section
 from bitplan.core.sizes import parse_size
 from bitplan.runtimes.registry import known_runtime
-from bitplan.search.plan_settings import CandidateName, FormatName, Rounding
+from bitplan.search.plan_settings import OF_RUNTIMES, CandidateName, FormatName, Rounding
 from bitplan.search.registry import AnyPlan
 
 # Tokens of a window, and windows of each text.
@@ -186,7 +186,7 @@ class SensitivitySettings(Section):
     )
     embeddings: list[FormatName] | None = Field(
         None,
-        description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal",
+        description="formats in which KL of the token embedding and of the output matrix is found; null: q4_k to q8_0 where a plan is optimal and runtimes store them",
     )
     memory_limit: Annotated[Amount, Flag(by_rule=True)] = Field(
         "4GB", description="memory for the hidden states carried to measure KL, as 4GB or 512MB"
@@ -330,7 +330,8 @@ class Settings(Section):
             if inputs and self.sensitivity.smooth_alpha:
                 what = f"plan {name} may choose {inputs[0]}, whose inputs are not smoothed"
                 raise ValueError(f"{what}: set sensitivity.smooth_alpha to []")
-            absent = [form for form in getattr(plan, "palette", []) if form not in self.sensitivity.palette]
+            wanted = [form for form in getattr(plan, "palette", []) if form != OF_RUNTIMES]
+            absent = [form for form in wanted if form not in self.sensitivity.palette]
             if absent:
                 raise ValueError(f"plan {name} may choose {absent[0]}, which sensitivity.palette does not measure")
         return self

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitplan.formats.sizes import Sized
+
 
 @dataclass(frozen=True)
 class Quantized:
@@ -34,7 +36,7 @@ def keep_parts(quantized: Quantized) -> Quantized:
 
 
 @dataclass(frozen=True)
-class Format:
+class Format(Sized):
     """A number format of the table.
 
     `element_bits` are the bits of one value; `scale_bits` are stored once per block of `block` values along `in`
@@ -55,19 +57,11 @@ class Format:
     pack: Pack = keep_parts
     scope: str = "block"
 
-    def group(self, group_size: int | None) -> int:
-        """Return the block length in use: the plan's `group_size`, unless the format has a fixed block."""
-        return self.block if self.fixed_block or group_size is None else group_size
-
     def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
         """Return the exact stored size of an `(out, in)` matrix in bits; a short last block has a full scale."""
         rows, columns = shape
         scales = {"block": rows * -(-columns // self.group(group_size)), "row": rows, "tensor": 1}[self.scope]
         return rows * columns * self.element_bits + scales * self.scale_bits
-
-    def bits_per_value(self, group_size: int | None = None) -> float:
-        """Return bits per value in rows that are a multiple of the block, e.g. 4.25 for mxfp4; without scales for other scopes."""
-        return self.element_bits + (self.scale_bits / self.group(group_size) if self.scope == "block" else 0)
 
     def roundtrip(self, values: Tensor, group_size: int | None = None, importance: Tensor | None = None) -> Tensor:
         """Return `values` (..., in) quantized and dequantized, float32."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from bitplan.core.errors import nearest, user_error
 from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.sizes import SIZES, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,20 +40,24 @@ def _mx(name: str, element: str, bits: int, rule: str) -> "Format":
     return Format(name, "mx", bits, 8, 32, quantize, mx.DEQUANTIZE, True, pack=pack)
 
 
-def _int(name: str, bits: int) -> "Format":
+def _int(name: str, bits: int, scales: str = "float16") -> "Format":
+    import torch
+
     from bitplan.formats import integer
     from bitplan.formats.base import Format
 
-    quantize = integer.symmetric(bits)
+    quantize = integer.symmetric(bits, getattr(torch, scales))
     return Format(name, "int", bits, 16, 128, quantize, integer.DEQUANTIZE, False)
 
 
-def _asymmetric(name: str, bits: int) -> "Format":
+def _asymmetric(name: str, bits: int, scales: str = "float16") -> "Format":
+    import torch
+
     from bitplan.formats import integer
     from bitplan.formats.base import Format
 
-    quantize, dequantize = integer.asymmetric(bits), integer.DEQUANTIZE_ASYMMETRIC
-    return Format(name, "int", bits, 16 + bits, 128, quantize, dequantize, True)
+    quantize, dequantize = integer.asymmetric(bits, getattr(torch, scales)), integer.DEQUANTIZE_ASYMMETRIC
+    return Format(name, "int", bits, 16 + bits, 128, quantize, dequantize, scales == "float16")
 
 
 def _dynamic(name: str, bits: int, scope: str) -> "Format":
@@ -101,6 +106,8 @@ _MX = (
 )
 _SUFFIXES = {"": "floor", "_rceil": "rceil", "_mse": "mse"}
 _BITS = range(2, 9)
+# The type of scales that the end of an integer format's name stands for.
+_SCALES = {"": "float16", "_bf16s": "bfloat16"}
 _SCOPES = {"token": "row", "tensor": "tensor"}
 
 BUILDERS: Mapping[str, Builder] = {
@@ -111,8 +118,12 @@ BUILDERS: Mapping[str, Builder] = {
         for name, element, bits in _MX
         for suffix, rule in _SUFFIXES.items()
     },
-    **{f"int{bits}": partial(_int, f"int{bits}", bits) for bits in _BITS},
-    **{f"int{bits}_asym": partial(_asymmetric, f"int{bits}_asym", bits) for bits in _BITS},
+    **{
+        f"int{bits}{kind}{suffix}": partial(build, f"int{bits}{kind}{suffix}", bits, scales)
+        for suffix, scales in _SCALES.items()
+        for kind, build in (("", _int), ("_asym", _asymmetric))
+        for bits in _BITS
+    },
     **{
         f"int{bits}_{scope}": partial(_dynamic, f"int{bits}_{scope}", bits, shared)
         for scope, shared in _SCOPES.items()
@@ -150,6 +161,11 @@ class Formats(Mapping[str, "Format"]):
 FORMATS: Mapping[str, "Format"] = Formats(BUILDERS)
 # What a plan may name: the table, and the format of weights that are not rounded to it.
 IN_PLANS: Mapping[str, "Format"] = Formats({**BUILDERS, PER_CHANNEL: _channels})
+
+
+def size_of(name: str) -> Sized:
+    """Return the size of a format that a plan may name; one that `SIZES` lacks is built, which loads torch."""
+    return SIZES[name] if name in SIZES else IN_PLANS[name]
 
 
 def get_format(name: str, formats: Mapping[str, "Format"] = FORMATS) -> "Format":

@@ -19,50 +19,13 @@ from bitplan.plans.compressed import FOLDER as COMPRESSED
 from bitplan.plans.compressed import Compressed, read_compressed
 from bitplan.plans.config_check import NOTES, SEARCH_SUMMARY, SUMMARY, check_config
 from bitplan.plans.fitting import fit_layers, warn_of_plan
+from bitplan.plans.layer_plan import LayerPlan as LayerPlan
+from bitplan.plans.layer_plan import formats_of
 from bitplan.plans.rounded import FOLDER as ROUNDED
 from bitplan.plans.rounded import RoundedModel, read_rounded
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
 
 UNQUANTIZED_BITS = 16
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """The formats of one layer: weights `wq`, input activations `aq`, values per block along `in` (None: the format's default).
-
-    `stored_bits` is the layer's size if its format is `per_channel`. `embeddings` lifts the protection of the token embedding or
-    the output matrix.
-    """
-
-    wq: str = UNQUANTIZED
-    aq: str = UNQUANTIZED
-    group_size: int | None = None
-    notes: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    stored_bits: int | None = None
-    embeddings: bool = False
-
-    @property
-    def quantized(self) -> bool:
-        """Whether weights or activations are quantized."""
-        return (self.wq, self.aq) != (UNQUANTIZED, UNQUANTIZED)
-
-    @property
-    def weights_change(self) -> bool:
-        """Whether the weights are quantized."""
-        return self.wq != UNQUANTIZED
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the keys of an override: the formats, or "skip" for a layer that is not quantized."""
-        return {**(_formats_of(self) if self.quantized else {"skip": True}), **self.notes}
-
-
-def _formats_of(choice: LayerPlan) -> dict[str, Any]:
-    extra = {
-        "group_size": choice.group_size,
-        "stored_bits": choice.stored_bits,
-        "embeddings": choice.embeddings or None,
-    }
-    return {"wq": choice.wq, "aq": choice.aq, **{key: value for key, value in extra.items() if value is not None}}
 
 
 @dataclass(frozen=True)
@@ -230,7 +193,7 @@ def _write(
     path: Path, default: LayerPlan, overrides: list[dict], plan: Plan, info: ModelInfo, summary_key: str = SUMMARY
 ) -> None:
     content = {
-        "default": _formats_of(default),
+        "default": formats_of(default),
         "overrides": overrides,
         summary_key: dict(plan.summary),
         "model_fingerprint": info.fingerprint,

@@ -14,7 +14,8 @@ from torch import Tensor
 from bitplan.core.errors import user_error
 from bitplan.formats.ggml import TYPES
 from bitplan.plans.rounded import RoundedLayer, RoundedModel
-from bitplan.rounding.gguf_packing import pack, packing_of
+from bitplan.rounding.gguf_holders import packing_of
+from bitplan.rounding.gguf_packing import pack
 
 BASE = "Omit the base file or convert it again in the checkpoint's precision"
 

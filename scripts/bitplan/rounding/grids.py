@@ -108,8 +108,8 @@ GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
         **{name: _gguf(BLOCKS[kind]) for name, kind in TYPES.items()},
         **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
-        **{f"int{bits}": _integer(bits) for bits in range(2, 9)},
-        **{f"int{bits}_asym": _asymmetric(bits) for bits in range(2, 9)},
+        **{f"int{bits}{scales}": _integer(bits) for bits in range(2, 9) for scales in ("", "_bf16s")},
+        **{f"int{bits}_asym{scales}": _asymmetric(bits) for bits in range(2, 9) for scales in ("", "_bf16s")},
     }
 )  # fmt: skip
 

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 Status = Literal["exact", "exact_in_more_bits", "approximate", "refused"]
 # Which layers a runtime stores as one: none, the experts of a projection, or all that read one input.
 Fuses = Literal["", "experts", "all"]
+# Columns that every format's own block divides; name, category and block of the layers of a Llama that a format is judged in.
+BLOCKS_FIT = 4096
+ORDINARY = {
+    "linear": ("model.layers.0.mlp.down_proj", "mlp_down", 0),
+    "embedding": ("model.embed_tokens", "embedding", -1),
+}
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,19 @@ class Verdict:
     """What a runtime makes of a layer's format: how well it holds the values, as which type, in how many bits per weight, and why.
 
     "exact_in_more_bits" keeps every value in a wider type. Of a "refused" layer nothing is stored, and no plan with one is written.
+    `always`: the status holds for all weights and for whatever loads the file, in float16 and in bfloat16; else the reason says when.
     """
 
     status: Status
     stored_type: str
     stored_bits: float
     reason: str = ""
+    always: bool = True
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is kept."""
+        return self.status in ("exact", "exact_in_more_bits")
 
 
 @dataclass(frozen=True)
@@ -66,7 +79,7 @@ class Runtime:
     runtime that cannot has None. `how_to_run(artifact, name)` is text for the user, in which the model is
     called `name`. Layers that a runtime `fuses` are stored as one, and must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
-    "score" and "time", so that a change of one does not repeat the others; by default it is the module in the table.
+    "score", "time" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
     name: str
@@ -84,6 +97,22 @@ class Runtime:
     fuses: Fuses = ""
     whole_model: bool = False
     code: Mapping[str, str] = field(default_factory=dict)
+
+    def holds(self, candidate: str, embedding: bool = False) -> Verdict:
+        """Return the verdict on a candidate of a palette, as int4_g32 or mxfp4/mxfp8, in a layer that its blocks fit, or in the token embedding.
+
+        It is `verdict`'s own, and needs no heavy package. Raises ValueError for what is no candidate.
+        """
+        from bitplan.formats.pairs import parse_pair
+        from bitplan.models.layers import Layer, ModelInfo
+        from bitplan.plans.layer_plan import LayerPlan
+
+        pair = parse_pair(candidate)
+        shape = (BLOCKS_FIT, BLOCKS_FIT * (pair.group_size or 1))
+        name, category, block = ORDINARY["embedding" if embedding else "linear"]
+        layer = Layer(name, category, shape, block, "", protected=embedding)
+        info = ModelInfo("", "", "LlamaForCausalLM", "llama", layer.params, (layer,))
+        return self.verdict(layer, LayerPlan(pair.wq, pair.aq, pair.group_size, embeddings=embedding), info)
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from bitplan.core.errors import nearest
 from bitplan.core.section import Flag, Section
@@ -21,6 +21,30 @@ def _known_format(name: str) -> str:
 FormatName = Annotated[str, AfterValidator(_known_format)]
 # A weight format, or weights/inputs: pairs.py.
 CandidateName = Annotated[str, AfterValidator(lambda name: parse_pair(name).name)]
+# The palette of what the models' runtimes hold. A start puts the formats in its place: config/runtime_palettes.py.
+OF_RUNTIMES = "runtime"
+
+
+def as_palette(value: Any) -> Any:
+    """Return a palette as a list: one word stands for one format, or for what runtimes hold."""
+    return [value] if isinstance(value, str) else value
+
+
+def _palette_name(name: str) -> str:
+    """Return the name of a candidate, or the word for what runtimes hold."""
+    return name if name == OF_RUNTIMES else parse_pair(name).name
+
+
+def _alone(palette: list[str]) -> list[str]:
+    """Return a palette. Raises ValueError where formats stand beside the word for what runtimes hold."""
+    if OF_RUNTIMES in palette and len(palette) > 1:
+        raise ValueError(f"{OF_RUNTIMES} stands alone: leave out the formats, or name them all")
+    return palette
+
+
+Palette = Annotated[
+    list[Annotated[str, AfterValidator(_palette_name)]], BeforeValidator(as_palette), AfterValidator(_alone)
+]
 
 
 # How the weights of a plan are rounded: docs/rounding.md.

@@ -38,7 +38,7 @@ COMPUTE = Shared("compute")
 @dataclass(frozen=True)
 class Method:
     """A search method. `inputs`: results of the model that its search reads besides model.json. `beside`: what stands beside config.json
-    and plan.json and belongs to them, `{of}` being config or plan. `memory`: a function of workflow/resources.py. `time`: hours, and
+    and plan.json and belongs to them, `{of}` being config or plan. `runtimes`: whether its search is told which runtimes are to hold the plan. `memory`: a function of workflow/resources.py. `time`: hours, and
     minutes for each GB of weights. `colour`: its points in figures."""
 
     settings: type[PlanSettings]
@@ -49,6 +49,7 @@ class Method:
     beside: str = ""
     memory: str = "model_mem_mb"
     time: tuple[int, int] = (1, 0)
+    runtimes: bool = False
 
     @property
     def name(self) -> str:
@@ -71,7 +72,8 @@ _ALL = (
         SparseGPTPlan, "sparsegpt_enhanced.py", PURPLE, (CALIBRATION,), (COMPUTE,), "compressed", "sparsegpt_mem_mb", (24, 20)
     ),
     Method(
-        OptimalPlan, "optimal_search.py", RED, (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(12, 20)
+        OptimalPlan, "optimal_search.py", RED, (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(12, 20),
+        runtimes=True,
     ),
 )  # fmt: skip
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.places import PACKAGE, scripts_folder
-from bitplan.runtimes.registry import RUNTIMES
-from bitplan.workflow.inputs import runtime_of
+from bitplan.runtimes.registry import RUNTIMES, runtime_named
+from bitplan.workflow.inputs import runtime_of, told_runtimes
 
 # Where local modules are looked for: beside the commands, and where the library is (the same folder in a checkout).
 SCRIPTS = (scripts_folder(), PACKAGE.parent)
@@ -25,7 +25,7 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 TABLES = "bitplan/core/tables"
 # Imports that change no result, as (importer, imported), each the beginning of a path: how a model is fetched, since the files are
 # checked against the hub's hashes; how a step's table is laid out on the terminal; what `three_way` prints, which no rule calls;
-# which other runtimes there are, as `runtime_code` counts the one that a job is for; what is imported for its type alone; the card that an
+# which other runtimes there are, as `runtime_code` counts the one that a job is for, and `search_code` those that a search is told; what is imported for its type alone, or for `Runtime.holds`, which no step asks; the card that an
 # export writes for `--card`, which no rule passes.
 WITHOUT_EFFECT = (
     ("bitplan/cli/parser.py", "bitplan/models/hub"),
@@ -36,9 +36,17 @@ WITHOUT_EFFECT = (
     ),
     *(
         (importer, "bitplan/runtimes/registry")
-        for importer in ("bitplan/runtimes/speed.py", "export_plan.py", "perplexity.py")
+        for importer in (
+            "bitplan/runtimes/speed.py",
+            "bitplan/search/optimal/command.py",
+            "export_plan.py",
+            "perplexity.py",
+        )
     ),
-    *(("bitplan/runtimes/runtime.py", module) for module in ("bitplan/evaluate", "bitplan/reference")),
+    *(
+        ("bitplan/runtimes/runtime.py", module)
+        for module in ("bitplan/evaluate", "bitplan/reference", "bitplan/formats/pairs")
+    ),
     *(("bitplan/report/three_way.py", module) for module in ("bitplan/report/metrics", TABLES)),
 )
 # Models of settings: a rule passes every value as a flag, which Snakemake compares, so that a declaration by itself changes no result.
@@ -141,6 +149,12 @@ def runtime_code(settings: Any, wildcards: Any, command: str, task: str) -> str:
     """Return the version of the code behind a command and a task ("write", "score", "time") of the runtime that a job is for."""
     runtime = runtime_of(wildcards)
     return code_version(command, runtime.code.get(task, RUNTIMES[runtime.name]))
+
+
+def search_code(settings: Any, wildcards: Any, command: str) -> str:
+    """Return the version of the code behind a search, and behind the verdicts of the runtimes that it is told."""
+    told = told_runtimes(settings, wildcards)
+    return code_version(command, *(runtime_named(name).code.get("verdict", RUNTIMES[name]) for name in told))
 
 
 @cache

@@ -21,6 +21,7 @@ from bitplan.workflow.inputs import (
     compared_table,
     predicted_palette,
     results,
+    told_runtimes,
 )
 
 # The base file was checked: one of a plan or a recipe may be as far from the model as it was allowed to be.
@@ -60,7 +61,8 @@ def _shared_values(settings: Settings, plan: PlanSettings) -> dict[str, Any]:
 def plan_flags(settings: Settings, wildcards: Any) -> str:
     """Return the flags of the command that searches a plan."""
     plan = settings.every_plan[wildcards.plan]
-    return cli_flags({**flag_values(plan), **_shared_values(settings, plan)})
+    told = {"runtimes": told_runtimes(settings, wildcards) or None}
+    return cli_flags({**flag_values(plan), **_shared_values(settings, plan), **told})
 
 
 def size_flag(settings: Settings, wildcards: Any, input: Any) -> str:

@@ -172,6 +172,22 @@ def runtime_results(settings: Settings, wildcards: Any) -> list[str]:
     return [f"{runtime.name}/{name}" for runtime in runtimes for name in runtime.files]
 
 
+def told_runtimes(settings: Settings, wildcards: Any) -> list[str]:
+    """Return the runtimes of a job's model that its search is told: all where sizes are what they store, else those that refuse embeddings.
+
+    Other runtimes leave its choices as they are, so that adding one to a model repeats no search.
+    """
+    plan, names = settings.every_plan[wildcards.plan], settings.models[wildcards.model].runtimes
+    if not METHODS[plan.method].runtimes:
+        return []
+    return names if plan.sizes == "stored" else [name for name in names if _refuses_embeddings(settings, name)]
+
+
+def _refuses_embeddings(settings: Settings, runtime: str) -> bool:
+    formats = settings.sensitivity.embeddings or []
+    return any(runtime_named(runtime).holds(name, embedding=True).status == "refused" for name in formats)
+
+
 def runtime_of(wildcards: Any) -> Runtime:
     """Return the runtime that a file belongs to; baselines are llama.cpp's."""
     return runtime_named(wildcards.get("runtime", BASELINES))

@@ -6,6 +6,7 @@ from typing import Any
 
 from bitplan.config.completion import completed
 from bitplan.config.paths import check_places, placed_settings, tokens_seen
+from bitplan.config.runtime_palettes import check_palettes
 from bitplan.config.settings import Settings, parse_settings
 from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.core.errors import Problem, UserError
@@ -20,6 +21,7 @@ def settings_of(config: Mapping[str, Any], files: Iterable[str], root: Path) -> 
         check_duplicate_keys(Path(path))
     settings = placed_settings(parse_settings(completed(config, root)), root)
     _check_revisions(settings)
+    check_palettes(settings)
     check_places(settings)
     return settings
 

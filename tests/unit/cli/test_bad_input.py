@@ -130,6 +130,7 @@ SENSITIVITY = "sensitivity.py --model {tiny} --calibration {text} --length 16 --
 MERGE = "merge_sensitivity.py --model {tiny} --output {tmp}/s.tsv --tables"
 SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
 ALLOCATE = "allocate_bits.py --target-avg-bits 6 --output {tmp}/front.json --figure {tmp}/front.svg --sensitivity"
+OPTIMAL = "optimal_search.py --model {tiny} --calibration {text} --target-avg-bits 12 --output-plan {tmp}/p.json"
 SPARSEGPT = "sparsegpt_enhanced.py --seqlen 16 --nsamples 2 --output-plan {tmp}/p.json --output-stats {tmp}/l.tsv"
 MEASURED = f"{SEARCH} --calibration {{text}}"
 FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
@@ -340,6 +341,10 @@ CASES = [
     ),
     ("a file to time that is cut short", f"{SPEED} a={{gguf_cut_in_the_data}}", "gguf_cut_in_the_data", "GGUF-NOT-LOADED"),
     ("an unknown runtime", f"{OF_RUNTIME} ggfu", "runtime 'ggfu'", "RUNTIME-UNKNOWN"),
+    ("a palette of no runtimes", f"{OPTIMAL} --palette runtime", "--palette runtime", "RUNTIME-NO-PALETTE"),
+    ("sizes of no runtimes", f"{OPTIMAL} --sizes stored", "--sizes stored", "RUNTIME-NO-PALETTE"),
+    ("a search for an unknown runtime", f"{OPTIMAL} --palette runtime --runtimes ggfu", "runtime 'ggfu'", "RUNTIME-UNKNOWN"),
+    ("a palette of runtimes and a format", f"{OPTIMAL} --palette runtime q8_0 --runtimes gguf", "--palette runtime", "SENSITIVITY-BAD-PALETTE"),
     ("a folder of packed tensors that is in use", f"{OF_RUNTIME} compressed_tensors --output {{full_folder}}", "full_folder", "OUTPUT-EXISTS"),
     ("an artifact that is not there", f"{PPL} --artifact {{tmp}}/m --runtime compressed_tensors", "/m", "INPUT-MISSING"),
     ("a text to export from", f"{EXPORT} {{tiny}} --base {{text}}", "calibration.txt", "GGUF-NOT-GGUF"),
@@ -744,6 +749,12 @@ SETTINGS = [
     ),
     ("an unknown format in a plan", plan(formats=["mxfp44"]), "plans.one.formats.0", "SETTINGS-INVALID"),
     ("formats that are a word", plan(formats="mxfp4"), "plans.one.formats", "SETTINGS-INVALID"),
+    (
+        "a palette of runtimes and more",
+        {"plans": {"one": {"method": "optimal", "target_avg_bits": 6, "palette": ["runtime", "q4_k"]}}},
+        "plans.one.palette",
+        "SETTINGS-INVALID",
+    ),
     ("anchors of three", {"sensitivity": {"anchors": 3}}, "sensitivity.anchors", "SETTINGS-NOT-A-CHOICE"),
     ("anchors that are yes", {"sensitivity": {"anchors": True}}, "sensitivity.anchors", "SETTINGS-INVALID"),
     ("anchors of no palette", {"sensitivity": {"anchors": "2"}}, "sensitivity", "SETTINGS-INVALID"),
@@ -806,6 +817,18 @@ CONFIGS = [
         "plans: {one: {method: random, mxfp4_ratio: 2}}",
         "plans.one.mxfp4_ratio",
         "[SETTINGS-OUT-OF-RANGE] ",
+    ),
+    (
+        "formats that a runtime refuses",
+        "{models: {demo: {runtimes: [mlx]}}, plans: {one: {method: optimal, target_avg_bits: 6}}}",
+        "plans.one.palette: has q2_k, q3_k, q4_k, q5_k, q6_k, q8_0, which mlx of model demo cannot store",
+        "[RUNTIME-REFUSED] ",
+    ),
+    (
+        "a palette of runtimes where there are none",
+        "{models: {demo: {runtimes: []}}, plans: {one: {method: optimal, target_avg_bits: 6, palette: runtime}}}",
+        "plans.one.palette: is runtime, and models demo name no runtime",
+        "[RUNTIME-NO-PALETTE] ",
     ),
     ("a list", "[models]", "Config file must be", "keys at top level"),
 ]

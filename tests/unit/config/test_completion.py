@@ -4,6 +4,7 @@ import pytest
 
 from bitplan.config.completion import DEFAULT_PLANS, completed, demo_config
 from bitplan.config.paths import check_places
+from bitplan.config.runtime_palettes import check_palettes
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
 from tests.conftest import ROOT
@@ -35,6 +36,14 @@ def test_the_models_and_plans_that_a_file_names_are_all_that_runs():
 def test_plans_alone_are_tried_on_the_demo_and_models_alone_get_an_optimal_plan():
     assert list(settings(plans={"one": {"method": "random"}}).models) == ["demo"]
     assert list(settings(models=MINE).plans) == list(DEFAULT_PLANS)
+
+
+def test_models_of_other_runtimes_get_a_plan_that_these_hold():
+    texts = {key: MINE["mine"][key] for key in ("path", "calibration", "evaluation")}
+    own = settings(models={"mine": {**texts, "runtimes": ["compressed_tensors"]}})
+    (plan,) = own.plans.values()
+    check_palettes(own)
+    assert "int4_bf16s" in plan.palette and plan.sizes == "stored"
 
 
 def test_a_setting_of_the_demos_model_changes_that_model():

@@ -15,6 +15,7 @@ from bitplan.core.errors import UserError
 from bitplan.formats import ggml, mx
 from bitplan.formats.base import Format, Quantized, blocks_of, rows_of
 from bitplan.formats.describe import BEGIN, END, HEADINGS, describe, draws, insert_table, sqnr
+from bitplan.formats.sizes import SIZES
 from bitplan.formats.table import FORMATS, get_format
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
@@ -33,6 +34,7 @@ ELEMENTS = {
 MX = [name + suffix for name in ELEMENTS for suffix in ("", "_rceil", "_mse")]
 SYMMETRIC = [f"int{bits}" for bits in range(2, 9)]
 ASYMMETRIC = [f"int{bits}_asym" for bits in range(2, 9)]
+BRAIN_SCALES = [f"{name}_bf16s" for name in (*SYMMETRIC, *ASYMMETRIC)]
 
 CASTS = [
     (mx.E2M1, ml_dtypes.float4_e2m1fn),
@@ -232,7 +234,7 @@ def test_a_block_of_zeros_stays_zero_and_its_neighbour_is_its_own_block():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", [*MX, *SYMMETRIC, *ASYMMETRIC])
+@pytest.mark.parametrize("name", [*MX, *SYMMETRIC, *ASYMMETRIC, *BRAIN_SCALES])
 def test_a_block_that_is_not_finite_is_nan_and_no_other(name, bad):
     values = torch.ones(1, 64)
     values[0, 5] = bad
@@ -299,7 +301,28 @@ def test_scales_that_float16_cannot_hold_are_the_nearest_that_it_can(name):
     assert (quantized[0, 256:] == 0).all()
 
 
-@pytest.mark.parametrize("name", [*MX, *SYMMETRIC, *ASYMMETRIC])
+@pytest.mark.parametrize("name", BRAIN_SCALES)
+def test_scales_of_8_significant_bits_are_numbers_of_both_16_bit_types_at_any_magnitude(name):
+    magnitudes = torch.logspace(-12, 7, 96).unsqueeze(1)
+    quantized = FORMATS[name].quantize(torch.cat([normal(96, 128) * magnitudes, torch.zeros(1, 128)]), 64, None)
+    scale = quantized.parts["scale"]
+    assert scale.dtype is torch.bfloat16 and (scale > 0).all()
+    assert torch.equal(scale.to(torch.float16).float(), scale.float())
+
+
+@pytest.mark.parametrize("name", [*SYMMETRIC, *ASYMMETRIC])
+def test_the_type_of_scales_changes_values_by_the_rounding_of_scales_and_no_more(name):
+    values = normal(16, 256)
+    one, other = FORMATS[name], FORMATS[f"{name}_bf16s"]
+    assert other.bits_of((16, 256), 32) == one.bits_of((16, 256), 32)
+    scales = [form.quantize(values, 32, None).parts["scale"].float() for form in (one, other)]
+    # bfloat16 rounds by up to 2^-8 of the scale, float16 by up to 2^-11.
+    assert ((scales[1] / scales[0] - 1).abs() <= 2.0**-8 + 2.0**-10).all() and not torch.equal(*scales)
+    errors = [(form.roundtrip(values, 32) - values).square().mean().item() for form in (one, other)]
+    assert errors[1] == pytest.approx(errors[0], rel=0.12)
+
+
+@pytest.mark.parametrize("name", [*MX, *SYMMETRIC, *ASYMMETRIC, *BRAIN_SCALES])
 def test_zeros_stay_zeros(name):
     assert not FORMATS[name].roundtrip(torch.zeros(2, 200)).any()
 
@@ -453,6 +476,13 @@ def test_columns_that_are_no_multiple_of_the_block_are_refused_before_any_work()
 )
 def test_fallbacks_are_those_of_llama_cpp(kind, columns, expected):
     assert ggml.fallback(GGMLQuantizationType[kind], columns).name == expected
+
+
+def test_sizes_that_are_known_without_torch_are_those_of_the_formats():
+    facts = ("element_bits", "scale_bits", "block", "fixed_block", "scope")
+    assert set(SIZES) == set(FORMATS)
+    for name, form in FORMATS.items():
+        assert [getattr(SIZES[name], fact) for fact in facts] == [getattr(form, fact) for fact in facts], name
 
 
 def test_an_unknown_format_names_the_nearest():

@@ -6,7 +6,8 @@ from gguf import GGMLQuantizationType, dequantize
 
 from bitplan.formats.base import Quantized
 from bitplan.formats.table import FORMATS
-from bitplan.rounding.gguf_packing import PACKINGS, pack, packing_of, scales_fit, why_not_packed
+from bitplan.rounding.gguf_holders import PACKINGS, packing_of, why_not_packed
+from bitplan.rounding.gguf_packing import pack, scales_fit
 
 HELD = {"int2": "Q4_0", "int4": "Q4_0", "int5": "Q5_0", "int6": "Q8_0", "int8": "Q8_0", "mxfp4": "MXFP4"}
 

@@ -107,7 +107,10 @@ def test_scales_are_found_on_weights_that_have_every_earlier_error(name):
     assert torch.allclose(result, layer.values(columns.quantized()), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["q2_k", "q4_k", "q6_k", "iq4_xs", "q5_1", "mxfp4", "mxfp8", "int3", "int4_asym"])
+@pytest.mark.parametrize(
+    "name",
+    ["q2_k", "q4_k", "q6_k", "iq4_xs", "q5_1", "mxfp4", "mxfp8", "int3", "int4_asym", "int3_bf16s", "int4_asym_bf16s"],
+)
 def test_each_descent_lowers_the_error_of_the_layer(name):
     layer, _ = layer_to_round(name)
     factors = damped_factors(layer.hessian, 0.01)
@@ -260,7 +263,7 @@ def test_a_weight_of_zeros_stays_zero():
         assert result.error == 0 and not layer.values(result.quantized).any(), name
 
 
-@pytest.mark.parametrize("name", ["q4_k", "mxfp6_e3m2", "int5_asym"])
+@pytest.mark.parametrize("name", ["q4_k", "mxfp6_e3m2", "int5_asym", "int5_bf16s"])
 def test_sizes_are_those_of_rounding_to_nearest(name):
     layer, _ = layer_to_round(name)
     result, plain = round_layer(layer).quantized, layer.nearest()
@@ -294,7 +297,7 @@ def test_the_choice_of_each_weight_is_between_two_neighbours_and_begins_where_fe
         assert torch.equal(above[inside], choice.upper[some][inside])
 
 
-@pytest.mark.parametrize("name", ["q2_k", "q4_k", "iq4_xs", "mxfp4", "int4_asym"])
+@pytest.mark.parametrize("name", ["q2_k", "q4_k", "iq4_xs", "mxfp4", "int4_asym", "int4_bf16s"])
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
 def test_tuning_lowers_the_error_of_a_blocks_output_and_its_codes_give_the_error_that_it_returns(name, kind):
     layer, inputs, columns = found_by_feedback(name)

@@ -73,7 +73,10 @@ def test_what_is_written_unpacks_to_the_very_values_of_a_format_in_the_bits_that
     assert bits == pytest.approx(scheme.stored_bits * values.numel(), rel=1e-9)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox", "mistral", "gemma2", "gemma3_text", "bloom"],
+)
 def test_families_load_in_auto_round_as_simulated(auto_round, family, tmp_path):
     made = described(make_family(family, tmp_path / "model"))
     plan = dealt(made.info, FEW)
@@ -82,8 +85,8 @@ def test_families_load_in_auto_round_as_simulated(auto_round, family, tmp_path):
     assert_as_simulated(made, plan, tmp_path / "packed", tmp_path / "simulated")
 
 
-@pytest.mark.parametrize(("family", "reason"), [("gpt2", "Conv1D"), ("mixtral", "experts")])
-def test_conv1d_and_experts_are_refused_in_words(family, reason, tmp_path):
+@pytest.mark.parametrize(("family", "reason"), [("gpt2", "Conv1D"), ("mixtral", "experts"), ("falcon", "FalconLinear")])
+def test_conv1d_experts_and_other_modules_are_refused_in_words(family, reason, tmp_path):
     made = described(make_family(family, tmp_path / "model"))
     verdicts = plan_verdicts(RUNTIME, uniform_plan(made.info, "int4", group_size=32), made.info)
     reasons = {verdict.reason for verdict in verdicts.values() if verdict.status == "refused"}

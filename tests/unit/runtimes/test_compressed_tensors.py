@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compressed_tensors.compressors import BaseCompressor
 from transformers import AutoModelForCausalLM
 
 from bitplan.core.errors import UserError
@@ -15,7 +16,7 @@ from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, describe
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
-from bitplan.runtimes.compressed_tensors.packing import packed, unpacked
+from bitplan.runtimes.compressed_tensors.packing import library_scheme, packed, unpacked
 from bitplan.runtimes.compressed_tensors.runtime import RUNTIME
 from bitplan.runtimes.compressed_tensors.schemes import layer_verdict, scheme_of
 from bitplan.runtimes.compressed_tensors.scores import load_exact
@@ -24,9 +25,11 @@ from bitplan.runtimes.fusion import fusion_groups, repaired, unlike
 from bitplan.runtimes.packed.packing import check_unpacked
 from bitplan.runtimes.runtime import ExportJob
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
+from bitplan.runtimes.verdicts import plan_verdicts
 from tests.families import make_family
 from tests.unit.plans.test_smoothing import Opened as Smoothed
 from tests.unit.rounding.test_rounded_models import rounded
+from tests.unit.runtimes.packed_models import dealt
 from tests.unit.search.test_sparsegpt_models import Opened
 
 PACKED = [name for name in FORMATS if scheme_of(LayerPlan(name)) is not None]
@@ -142,13 +145,71 @@ def test_the_configuration_names_every_layer_once(mixed, bundled):
     assert config["format"] == "mixed-precision" and config["quant_method"] == "compressed-tensors"
 
 
+BRAIN = tuple(
+    LayerPlan(f"int{bits}_bf16s", group_size=group) for bits, group in zip(range(2, 9), (32, 128) * 4, strict=False)
+)
+
+
+def in_bfloat16(folder):
+    """The model that a bfloat16 server has: transformers loads and decompresses a folder in this type."""
+    net = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    if getattr(net, "hf_quantizer", None):
+        net.hf_quantizer.compressor.decompress_model(net)
+    return net
+
+
+@pytest.fixture(scope="module")
+def brain(bundled, tmp_path_factory):
+    """The demo in integers of every width with bfloat16 scales, exported: (plan, folder)."""
+    folder = tmp_path_factory.mktemp("brain") / "model"
+    plan = dealt(bundled[1], BRAIN)
+    export(*bundled, plan, folder)
+    return plan, folder
+
+
+def test_a_bfloat16_server_has_the_very_weights_of_integers_with_bfloat16_scales(bundled, brain, tmp_path):
+    checkpoint, info = bundled
+    plan, folder = brain
+    simulated(checkpoint, info, plan, tmp_path / "simulated")
+    ours, theirs = (in_bfloat16(each) for each in (tmp_path / "simulated", folder))
+    assert {theirs.state_dict()[name].dtype for name in ours.state_dict()} == {torch.bfloat16}
+    assert_same(ours, theirs)
+    # Float16 scales it rounds, and its weights are others than were simulated; but for int2, whose values are a scale or its negative.
+    half = Plan({name: replace(each, wq=each.wq.removesuffix("_bf16s")) for name, each in plan.layers.items()})
+    export(checkpoint, info, half, tmp_path / "half")
+    simulated(checkpoint, info, half, tmp_path / "simulated half")
+    ours, theirs = (in_bfloat16(each).state_dict() for each in (tmp_path / "simulated half", tmp_path / "half"))
+    apart = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert apart == [f"{layer.name}.weight" for layer in info.quantizable if half.of(layer.name).wq != "int2"]
+
+
+def test_a_float32_model_has_the_very_values_too(bundled, brain, tmp_path):
+    plan, folder = brain
+    assert_same(simulated(*bundled, plan, tmp_path / "simulated"), load_exact(folder))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_the_library_decompresses_zero_points_under_bfloat16_scales_to_our_values_in_bfloat16(bits):
+    made = LayerPlan(f"int{bits}_asym_bf16s", group_size=32)
+    values = torch.randn(24, 256, generator=torch.Generator().manual_seed(0))
+    quantized = FORMATS[made.wq].quantize(values, 32, None)
+    compressor = BaseCompressor.get_value_from_registry(scheme_of(made).packing)
+    tensors = packed(quantized, scheme_of(made))
+    theirs = compressor.decompress(tensors, library_scheme(scheme_of(made)))["weight"]
+    assert theirs.dtype is torch.bfloat16
+    assert torch.equal(theirs, FORMATS[made.wq].dequantize(quantized, 32).to(torch.bfloat16))
+
+
 def test_it_is_scored_in_transformers(mixed, demo):
     made = Opened(demo / "model")
     figures = summarize(RUNTIME.score(mixed[0], made.reference, 1))
     assert 0 < figures["kl_mean"] < 1
 
 
-@pytest.mark.parametrize("family", ["qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox"])
+@pytest.mark.parametrize(
+    "family",
+    ["qwen2", "gemma", "qwen3", "phi3", "opt", "gpt_neox", "mistral", "gemma2", "gemma3_text", "bloom"],
+)
 def test_families_with_biases_tied_matrices_and_fused_layers_load_as_simulated(family, tmp_path):
     made = Opened(make_family(family, tmp_path / "model"))
     formats = ("mxfp4", "int4", "mxfp8", "int8")
@@ -166,9 +227,18 @@ def test_families_with_biases_tied_matrices_and_fused_layers_load_as_simulated(f
     assert_same(simulated(made.checkpoint, made.info, plan, tmp_path / "simulated"), theirs)
 
 
-def test_rounded_codes_are_stored_as_they_are(tmp_path):
+@pytest.mark.parametrize(("family", "reason"), [("gpt2", "Conv1D"), ("mixtral", "experts"), ("falcon", "FalconLinear")])
+def test_conv1d_experts_and_other_modules_are_refused_in_words(family, reason, tmp_path):
+    info = Opened(make_family(family, tmp_path / "model")).info
+    verdicts = plan_verdicts(RUNTIME, uniform_plan(info, "int4", group_size=32), info)
+    reasons = {verdict.reason for verdict in verdicts.values() if verdict.status == "refused"}
+    assert len(reasons) == 1 and reason in reasons.pop()
+
+
+@pytest.mark.parametrize("name", ["int3", "int3_bf16s"])
+def test_rounded_codes_are_stored_as_they_are(name, tmp_path):
     made = Opened(make_family("llama", tmp_path / "model"))
-    plan = rounded(made, uniform_plan(made.info, "int3", group_size=32), tmp_path / "rounded")
+    plan = rounded(made, uniform_plan(made.info, name, group_size=32), tmp_path / "rounded")
     report = export(made.checkpoint, made.info, plan, tmp_path / "packed")
     assert report["rounded"] == {"exact": len(made.info.quantizable)}
     theirs = load_exact(tmp_path / "packed").state_dict()
@@ -269,11 +339,12 @@ def test_zero_points_are_written_and_scoring_them_says_that_transformers_cannot(
         load_exact(tmp_path / "packed")
 
 
-def test_the_text_on_how_to_run_asks_for_float16_where_integer_scales_are(mixed, bundled, tmp_path):
+def test_the_text_on_how_to_run_asks_for_float16_where_integer_scales_are(mixed, bundled, brain, tmp_path):
     text = RUNTIME.how_to_run(mixed[0], "mine")
     assert "vllm serve" in text and "--served-model-name mine --dtype float16" in text
     export(*bundled, uniform_plan(bundled[1], "mxfp8"), tmp_path / "packed")
     assert "--dtype bfloat16" in RUNTIME.how_to_run(tmp_path / "packed", "mine")
+    assert "--dtype bfloat16" in RUNTIME.how_to_run(brain[1], "mine")
 
 
 def test_a_plan_with_a_format_that_it_cannot_hold_is_refused_before_anything_is_written(command, demo, tmp_path):

@@ -263,12 +263,15 @@ def test_the_fake_quantized_weight_is_the_weight_in_the_file(model, base, mixed,
 OURS = (
     *(("int2", 32), ("int3", 128), ("int4", None), ("int5", 64), ("int6", None), ("int7", 32), ("int8", None)),
     *(("mxfp4", None), ("mxfp4_mse", 64), ("mxfp6_e2m3", None), ("mxfp6_e2m3_mse", None), ("mxfp6_e2m3_rceil", 128)),
+    *(("int3_bf16s", 32), ("int5_bf16s", None), ("int8_bf16s", 64)),
 )
 
 
 def of_ours(info) -> Plan:
     layers = enumerate(info.quantizable)
-    return Plan({layer.name: LayerPlan(wq, group_size=group) for i, layer in layers for wq, group in [OURS[i % 12]]})
+    return Plan(
+        {layer.name: LayerPlan(wq, group_size=group) for i, layer in layers for wq, group in [OURS[i % len(OURS)]]}
+    )
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ EVERYTHING = (
     *(LayerPlan(f"int{bits}", group_size=32) for bits in range(2, 9)),
     *(LayerPlan(f"int{bits}_asym", group_size=64) for bits in range(2, 9)),
     *map(LayerPlan, ("mxfp4", "mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_mse", "bf16", "fp16")),
+    *map(LayerPlan, ("int3_bf16s", "int7_bf16s", "int4_asym_bf16s")),
 )
 FEW = tuple(LayerPlan(name, group_size=32) for name in ("mxfp4", "int4", "int3_asym", "mxfp8", "int7"))
 
@@ -108,10 +109,10 @@ def test_mlx_dequantizes_what_is_written_to_the_values_of_the_format(mx, name):
     values[0] = 0.0
     form, scheme = FORMATS[name], scheme_of(LayerPlan(name))
     quantized = form.quantize(values, scheme.group, None)
-    parts = {key: mx.array(each.numpy()) for key, each in packed(quantized, scheme).items() if key != "weight"}
-    weight = mx.array(packed(quantized, scheme)["weight"].contiguous().numpy())
-    wide = {key: each if each.dtype == mx.uint8 else each.astype(mx.float32) for key, each in parts.items()}
-    made = mx.dequantize(weight, **wide, **scheme.entry)
+    parts = packed(quantized, scheme)
+    weight = mx.array(parts.pop("weight").contiguous().numpy())
+    wide = {key: each if each.dtype is torch.uint8 else each.float() for key, each in parts.items()}
+    made = mx.dequantize(weight, **{key: mx.array(each.numpy()) for key, each in wide.items()}, **scheme.entry)
     assert np.array_equal(np.array(made.astype(mx.float32)), form.dequantize(quantized, scheme.group).numpy())
 
 
@@ -122,6 +123,16 @@ def test_mlx_loads_a_plan_of_every_format_as_it_was_simulated(mx, everything, tm
     made, plan, folder, report = everything
     assert report["differences"] == 0 and report["fusion"] == []
     assert_as_simulated(mx, made, plan, folder, tmp_path / "simulated")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("int4_bf16s", "bfloat16"), ("int4", "float32")])
+def test_a_bfloat16_model_stays_one_under_scales_of_its_type(mx, demo, tmp_path, name, dtype):
+    from mlx_lm.utils import load_model
+
+    made = described(demo / "model")
+    exported(RUNTIME, made, uniform_plan(made.info, name), tmp_path / "packed")
+    net, _ = load_model(tmp_path / "packed")
+    assert net(mx.array(TOKENS.numpy())).dtype == getattr(mx, dtype)
 
 
 def test_every_matrix_has_an_entry_and_the_folder_is_sharded_with_an_index(everything):

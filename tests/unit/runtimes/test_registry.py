@@ -95,7 +95,10 @@ def test_the_table_and_what_it_says_of_runtimes_need_no_heavy_package():
 
     program = (
         "import sys; from bitplan.runtimes.registry import RUNTIMES, runtime_named\n"
+        "from bitplan.runtimes.palette import candidates, palette_of_runtimes\n"
         "for name in RUNTIMES: runtime_named(name).files\n"
+        "assert all(runtime_named(name).holds(form) for name in RUNTIMES for form in (*candidates(), 'mxfp4/mxfp8'))\n"
+        "assert all(palette_of_runtimes([runtime_named(name)]) for name in RUNTIMES)\n"
         "print([heavy for heavy in ('torch', 'numpy', 'gguf', 'transformers') if heavy in sys.modules])"
     )
     made = subprocess.run(

@@ -46,5 +46,5 @@ RUNTIME = Runtime(
     settings=("fusion",),
     is_folder=True,
     fuses="all",
-    code={"write": "bitplan.runtimes.auto_round.write"},
+    code={"write": "bitplan.runtimes.auto_round.write", "verdict": "bitplan.runtimes.auto_round.schemes"},
 )

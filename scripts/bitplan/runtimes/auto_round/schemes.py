@@ -7,8 +7,16 @@ scale. auto-round 0.16 reads 5 to 7 bits besides, other readers do not, so these
 from dataclasses import dataclass
 
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan
-from bitplan.runtimes.packed.verdicts import DENSE, dense_verdict, embedding_refusal, integer_of, refused, with_inputs
+from bitplan.plans.layer_plan import LayerPlan
+from bitplan.runtimes.packed.verdicts import (
+    DENSE,
+    dense_verdict,
+    embedding_refusal,
+    family_refusal,
+    integer_of,
+    refused,
+    with_inputs,
+)
 from bitplan.runtimes.runtime import Verdict
 
 NAME = "auto_round"
@@ -72,7 +80,7 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo) -> Verdict:
     if made.wq in DENSE:
         return dense_verdict(made)
     scheme = scheme_of(made)
-    if refusal := _refusal(layer, made, scheme):
+    if refusal := _refusal(layer, made, scheme) or family_refusal(info):
         return refused(refusal)
     own, _ = integer_of(made.wq)
     reasons = [f"not every reader has {own} bits"] if own != scheme.bits else []

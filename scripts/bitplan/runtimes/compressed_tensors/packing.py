@@ -32,7 +32,7 @@ def library_scheme(scheme: Scheme, targets: tuple[str, ...] = ("Linear",)) -> Qu
 def packed(quantized: Quantized, scheme: Scheme) -> dict[str, Tensor]:
     """Return the tensors of a layer by the names that follow its own, e.g. weight_packed (out, in x bits / 32) int32.
 
-    Scales of integers stay float16, (out, in / group); those of MX blocks are uint8.
+    Scales of integers keep their type, (out, in / group); those of MX blocks are uint8.
     """
     parts = quantized.parts
     if scheme.kind == "int":

@@ -28,12 +28,10 @@ def write(job: ExportJob) -> Mapping[str, Any]:
 
 
 def how_to_run(artifact: Path, name: str) -> str:
-    """Return the commands that serve a checkpoint of packed tensors; one with integers in float16, as its scales are."""
-    from bitplan.core.files import read_json
-    from bitplan.runtimes.compressed_tensors.schemes import uses_integers
+    """Return the commands that serve a checkpoint of packed tensors; one whose integers have float16 scales in float16."""
+    from bitplan.runtimes.compressed_tensors.schemes import has_half_scales
 
-    path = artifact / "config.json"
-    half = path.is_file() and uses_integers(read_json(path))
+    half = has_half_scales(artifact)
     dtype = "float16" if half else "bfloat16"
     lines = [
         f"Run it with vLLM:       vllm serve {artifact} --served-model-name {name} --dtype {dtype}",
@@ -41,7 +39,7 @@ def how_to_run(artifact: Path, name: str) -> str:
         f"with transformers:      AutoModelForCausalLM.from_pretrained({str(artifact)!r}, dtype={dtype!r})",
     ]
     if half:
-        lines.append("float16, because its integer scales are: bfloat16 would round them")
+        lines.append("float16, because its integer scales are: bfloat16 would round them (those of int4_bf16s not)")
     return "\n".join(lines)
 
 
@@ -67,5 +65,6 @@ RUNTIME = Runtime(
     code={
         "write": "bitplan.runtimes.compressed_tensors.write",
         "score": "bitplan.runtimes.compressed_tensors.scores",
+        "verdict": "bitplan.runtimes.compressed_tensors.schemes",
     },
 )

@@ -5,16 +5,18 @@ nibbles, low one first, and MXFP8 as E4M3 bytes; an MX scale is one byte, e + 12
 stored as MXFP8: the same values in more bits.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from bitplan.core.safetensors_io import read_header
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.packed.verdicts import (
     DENSE,
     dense_verdict,
     element_of,
     embedding_refusal,
+    family_refusal,
     integer_of,
     refused,
     with_inputs,
@@ -29,6 +31,7 @@ MX = {
     "mxfp6_e2m3": ("mxfp8-quantized", 8),
     "mxfp6_e3m2": ("mxfp8-quantized", 8),
 }
+HALF = "in float16 and float32; a bfloat16 model rounds its scales"
 UNLOADABLE = "vLLM loads zero points; transformers 5.23 does not, and the workflow cannot score such a file"
 
 
@@ -90,17 +93,20 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo | None = None) 
     if made.wq in DENSE:
         return dense_verdict(made)
     scheme = scheme_of(made)
-    refusal = _refusal(layer, made, scheme)
-    if refusal:
+    if refusal := _refusal(layer, made, scheme) or family_refusal(info):
         return refused(refusal)
     wider = made.wq.startswith("mxfp6")
-    reasons = ["every value is an E4M3 value"] if wider else []
-    if not scheme.symmetric:
-        reasons.append(UNLOADABLE)
-    return with_inputs(made, "exact_in_more_bits" if wider else "exact", scheme.label, scheme.stored_bits, reasons)
+    limits = [] if scheme.symmetric else [UNLOADABLE]
+    if scheme.kind == "int" and not made.wq.endswith("_bf16s"):
+        limits.append(HALF)
+    reasons = [*(["every value is an E4M3 value"] if wider else []), *limits]
+    status = "exact_in_more_bits" if wider else "exact"
+    return with_inputs(made, status, scheme.label, scheme.stored_bits, reasons, always=not limits)
 
 
-def uses_integers(config: Mapping) -> bool:
-    """Return whether a checkpoint's `config.json` has integer layers, whose float16 scales a bfloat16 server would round."""
-    groups = config.get("quantization_config", {}).get("config_groups", {}).values()
-    return any(group["weights"]["type"] == "int" for group in groups)
+def has_half_scales(folder: Path) -> bool:
+    """Return whether a checkpoint's integers have float16 scales, which a bfloat16 server would round; those of `_bf16s` it keeps."""
+    headers = map(read_header, folder.glob("*.safetensors"))
+    return any(
+        name.endswith(".weight_scale") and info.dtype == "F16" for held in headers for name, info in held.items()
+    )

@@ -125,7 +125,7 @@ def _largest(tensor: ReaderTensor) -> float:
     return max(float(np.abs(dequantize(rows, tensor.tensor_type)).max()) for _, rows in row_pieces(tensor))
 
 
-def _sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GGMLQuantizationType, str]:
+def sixteen_bit(tensor: ReaderTensor, wanted: GGMLQuantizationType) -> tuple[GGMLQuantizationType, str]:
     """Return the 16-bit type for an unquantized matrix, and why: F16 cannot hold values over 65504."""
     if wanted is not GGMLQuantizationType.F16:
         return wanted, "not quantized"
@@ -148,7 +148,7 @@ def choose_type(
     """
     noted = made.notes.get(SUBSTITUTE)
     if made.wq == UNQUANTIZED:
-        kind, why = _sixteen_bit(tensor, unquantized)
+        kind, why = sixteen_bit(tensor, unquantized)
         why = "protected layer, kept in 16 bits" if protected and kind is unquantized else why
         return kind, f"{noted}; {why}" if noted else why
     asked = GGMLQuantizationType[given or file_type(form)]

@@ -12,7 +12,8 @@ from bitplan.formats.base import Quantized
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
-from bitplan.rounding.gguf_packing import PACKINGS, scales_fit, scales_vary, why_not_packed
+from bitplan.rounding.gguf_holders import PACKINGS, scales_vary, why_not_packed
+from bitplan.rounding.gguf_packing import scales_fit
 from bitplan.runtimes.gguf.file import is_part, layer_names, most_precise
 from bitplan.runtimes.gguf.format_types import FILE_TYPES
 from bitplan.runtimes.gguf.options import LayerTypes

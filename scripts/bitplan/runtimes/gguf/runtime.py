@@ -69,5 +69,6 @@ RUNTIME = Runtime(
         "write": "bitplan.runtimes.gguf.write",
         "score": "bitplan.runtimes.gguf.scores",
         "time": "bitplan.runtimes.gguf.timing",
+        "verdict": "bitplan.runtimes.gguf.verdicts",
     },
 )

@@ -18,8 +18,18 @@ NAME = "tensor_types.txt"
 def type_lines(records: Iterable[TensorRecord]) -> dict[str, str]:
     """Return {pattern: type} as llama-quantize takes them, e.g. {"^blk\\.0\\.ffn_down\\.weight$": "q3_k"}; vectors have no line."""
     matrices = (record for record in records if record.layer and not record.why.startswith(KEPT))
+    return dict(line_of(record.tensor, record.written) for record in matrices)
+
+
+def line_of(tensor: str, kind: str) -> tuple[str, str]:
+    """Return the pattern and the type of a tensor's line."""
     # std::regex knows no escaped underscore: only dots are escaped.
-    return {f"^{record.tensor.replace('.', chr(92) + '.')}$": record.written.lower() for record in matrices}
+    return f"^{tensor.replace('.', chr(92) + '.')}$", kind.lower()
+
+
+def text_of(lines: Mapping[str, str]) -> str:
+    """Return the content of the file that llama-quantize reads: one `pattern=type` a line."""
+    return "".join(f"{pattern}={kind}\n" for pattern, kind in lines.items())
 
 
 def beside(output: Path, name: str) -> Path:
@@ -30,7 +40,7 @@ def beside(output: Path, name: str) -> Path:
 def write_beside(output: Path, lines: Mapping[str, str]) -> None:
     """Write what stands beside an exported file: the lines, one `pattern=type` each, and a Modelfile for Ollama."""
     texts = {
-        NAME: "".join(f"{pattern}={kind}\n" for pattern, kind in lines.items()),
+        NAME: text_of(lines),
         "Modelfile": f"FROM ./{output.name}\n",
     }
     for name, text in texts.items():

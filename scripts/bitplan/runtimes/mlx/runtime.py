@@ -46,5 +46,5 @@ RUNTIME = Runtime(
     settings=("fusion",),
     is_folder=True,
     fuses="experts",
-    code={"write": "bitplan.runtimes.mlx.write"},
+    code={"write": "bitplan.runtimes.mlx.write", "verdict": "bitplan.runtimes.mlx.schemes"},
 )

@@ -8,7 +8,7 @@ is the bias -zero x scale. Every E2M3 and E3M2 value is an E4M3 value, so MXFP6 
 from dataclasses import dataclass
 
 from bitplan.models.layers import Layer, ModelInfo
-from bitplan.plans.plan import LayerPlan
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.mlx.names import FAMILIES
 from bitplan.runtimes.packed.verdicts import (
     DENSE,

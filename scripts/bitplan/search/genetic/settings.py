@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bitplan.search.plan_settings import CandidateName, RoundablePlan
+from bitplan.search.plan_settings import Palette, RoundablePlan
 
 Compression = Annotated[float, Field(gt=0, le=1)]
 
@@ -20,8 +20,9 @@ class GeneticPlan(RoundablePlan):
     target_avg_bits: float | None = Field(
         None, gt=0, le=16, description="bound on average bits over all parameters instead, with a palette"
     )
-    palette: list[CandidateName] = Field(
-        [], description="formats, or weights/inputs, to choose from, with target_avg_bits"
+    palette: Palette = Field(
+        [],
+        description="formats, or weights/inputs, to choose from, with target_avg_bits; runtime: those that all runtimes of the models hold exactly",
     )
     metric: Literal["mse", "relative_mse", "weighted_error"] = Field(
         "mse", description="column of the sensitivity table that is minimized"

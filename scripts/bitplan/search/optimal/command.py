@@ -11,10 +11,15 @@ from bitplan.plans.fitting import warn_of_formats
 from bitplan.reference.opening import PreparedModel, open_held_out_reference, open_reference, prepare_model
 from bitplan.reference.reference import Reference
 from bitplan.runtimes.gguf.file import layer_names, read_gguf
+from bitplan.runtimes.palette import palette_of_runtimes, quantizes
+from bitplan.runtimes.registry import runtime_named
+from bitplan.runtimes.runtime import Runtime
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.candidates import chosen_table
+from bitplan.search.optimal.held import held_table, shared_in
 from bitplan.search.optimal.refinement import RefinementSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, file_budget
+from bitplan.search.plan_settings import OF_RUNTIMES
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import SensitivitySettings, choice_named
 from bitplan.sensitivity.run import make_table
@@ -99,19 +104,38 @@ def _measured(args: Namespace, model: PreparedModel, palette: tuple[str, ...]) -
 
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
-    choices = [choice_named(name) for name in args.palette]
-    palette = tuple(choice.name for choice in choices)
-    refinement = RefinementSettings(seed=args.seed)
-    settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, args.groups, refinement)
+    runtimes = [runtime_named(name) for name in args.runtimes or ()]
+    palette, stored = _palette(args, runtimes)
+    groups, refinement = args.groups or shared_in(runtimes), RefinementSettings(seed=args.seed)
+    names = tuple(runtime.name for runtime in runtimes)
+    settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, groups, refinement, names, stored)
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
+    if runtimes:
+        table = held_table(table, runtimes, model.info, stored)
     texts = _texts(args, model) if args.correct or args.refine else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)
     return OptimalSearch(model, table, settings, weights, *texts, kept), settings
+
+
+def _palette(args: Namespace, runtimes: list[Runtime]) -> tuple[tuple[str, ...], bool]:
+    """Return the candidates to choose from, and whether their sizes are what runtimes store. Raises `UserError`."""
+    of_runtimes = args.palette == [OF_RUNTIMES]
+    stored = args.sizes == "stored" or (of_runtimes and args.sizes is None)
+    if (of_runtimes or stored) and not runtimes:
+        where = f"--palette {OF_RUNTIMES}" if of_runtimes else "--sizes stored"
+        raise user_error("RUNTIME-NO-PALETTE", where, "is about runtimes, and none is given", "Give --runtimes")
+    if not of_runtimes:
+        return tuple(choice_named(name).name for name in args.palette), stored
+    palette = palette_of_runtimes(runtimes)
+    if not quantizes(palette):
+        what = f"no format below 16 bits is held exactly by all of {', '.join(args.runtimes)}"
+        raise user_error("RUNTIME-NO-PALETTE", f"--palette {OF_RUNTIMES}", what, "Leave out a runtime, or name formats")
+    return palette, stored
 
 
 def _kept(

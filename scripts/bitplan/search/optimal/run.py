@@ -20,7 +20,7 @@ from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, allocate, allocation_problem, reach
 from bitplan.search.damage import PlanDamage, part_of
 from bitplan.search.evaluations import Evaluations
-from bitplan.search.knapsack.choices import as_choice
+from bitplan.search.knapsack.choices import as_choice, total_size
 from bitplan.search.optimal.candidates import sharing
 from bitplan.search.optimal.correction import Prospect, corrected, prospect
 from bitplan.search.optimal.paired import Difference, difference
@@ -40,7 +40,8 @@ class OptimalSettings:
     gains, `refine` swaps at one size.
 
     `groups` says what shares a format: the experts of a projection (a GGUF's tensors), fusion groups (q, k and v; gate and up), nothing;
-    None: experts where the palette is of GGUF types, fusion groups elsewhere.
+    None: experts where the palette is of GGUF types, fusion groups elsewhere. `runtimes` are those that are to hold the plan; with
+    `stored_sizes` the table's sizes are what they store.
     """
 
     palette: tuple[str, ...]
@@ -49,6 +50,8 @@ class OptimalSettings:
     swaps: int = 24
     groups: str | None = None
     refinement_settings: RefinementSettings = field(default_factory=RefinementSettings)
+    runtimes: tuple[str, ...] = ()
+    stored_sizes: bool = False
 
     def groups_of(self, info: ModelInfo, layers: Sequence[str]) -> tuple[str, ...]:
         """Return the group of each layer of a table, "" for a layer alone."""
@@ -179,7 +182,15 @@ class OptimalSearch:
                 "block_forward_tokens": self.model.model.tokens_forwarded - before,
             },
         }
+        if self.settings.stored_sizes:
+            figures["avg_bits_stored"] = self._stored_bits(choice)
         return self._plan_of(choice), figures
+
+    def _stored_bits(self, choice: Choice) -> float:
+        """Return the average bits over all parameters of a choice at the table's sizes, the rest in 16."""
+        rest = self.model.info.parameters - float(self.table.params.sum())
+        stored = 8 * float(total_size(self.problem.choices, choice))
+        return (stored + UNQUANTIZED_BITS * rest) / self.model.info.parameters
 
     def _damage(self, text: Reference, name: str) -> PlanDamage:
         return PlanDamage(self.model, text, self.weights, self._plan_of, kept=self.kept, text=name)
@@ -238,6 +249,7 @@ def summary_of(
         "method": "optimal",
         **wanted,
         "palette": list(settings.palette),
+        **({"runtimes": list(settings.runtimes)} if settings.runtimes else {}),
         "avg_bits": bits.avg_bits,
         "avg_bits_layers": bits.avg_bits_layers,
         **figures,
@@ -257,7 +269,8 @@ def file_budget(table: SensitivityTable, sizes: dict[str, int], source: object) 
 def print_optimal(plan: Plan, info: ModelInfo, summary: dict[str, Any]) -> None:
     """Print what was found: bits, damage as the table has it, the bound, what each step gained."""
     counts = ", ".join(f"{number} x {form}" for form, number in plan.counts(info).items())
-    print(f"{summary['avg_bits']:.4f} bits ({summary['avg_bits_layers']:.4f} over the layers): {counts}")
+    stored = f", {summary['avg_bits_stored']:.4f} as stored" if "avg_bits_stored" in summary else ""
+    print(f"{summary['avg_bits']:.4f} bits ({summary['avg_bits_layers']:.4f} over the layers{stored}): {counts}")
     print(
         f"sum of KL {summary['kld_predicted']:.6g}, none below {summary['lower_bound']:.6g} (gap {summary['gap']:.2g})"
     )

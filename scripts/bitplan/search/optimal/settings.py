@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bitplan.core.section import Flag
-from bitplan.search.plan_settings import CandidateName, RoundablePlan
+from bitplan.search.plan_settings import Palette, RoundablePlan
 
 
 class OptimalPlan(RoundablePlan):
@@ -20,10 +20,14 @@ class OptimalPlan(RoundablePlan):
     same_size_as: Annotated[str | None, Flag(by_rule=True)] = Field(
         None, description="baseline whose file size is the bound, e.g. q4_k_m"
     )
-    palette: list[CandidateName] = Field(
+    palette: Palette = Field(
         ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"],
         min_length=1,
-        description="formats, or weights/inputs as mxfp4/mxfp8, to choose from; sensitivity.palette has to measure them",
+        description="formats, or weights/inputs as mxfp4/mxfp8, to choose from; runtime: those that all runtimes of the models hold exactly",
+    )
+    sizes: Literal["format", "stored"] | None = Field(
+        None,
+        description="what a choice takes: the bits of its format, or the most that the model's runtimes store; when absent stored with palette: runtime",
     )
     groups: Literal["experts", "fusion", "none"] | None = Field(
         None, description="layers that share a format; when absent experts for GGUF types, fusion groups for others"

@@ -12,6 +12,7 @@ from bitplan.core.files import digest_of_files, write_json
 from bitplan.core.provenance import versions, write_provenance
 from bitplan.models.layers import model_info, open_described_checkpoint
 from bitplan.plans.names import name_of_plan
+from bitplan.plans.plan import check_plan_importance
 from bitplan.plans.torch_config import read_any_plan
 from bitplan.runtimes.card.card import make_card, read_scores, write_card
 from bitplan.runtimes.runtime import ExportJob, Runtime
@@ -34,6 +35,7 @@ def export(runtime: Runtime, args: Namespace) -> Mapping[str, Any]:
     notes = {**{key: getattr(args, key) for key in NOTES}, **dict(zip(("model_name", "plan_name"), names, strict=True))}
     settings = {name: getattr(args, name) for name in runtime.settings}
     importance = read_importance(args.imatrix, info.quantizable)
+    check_plan_importance(plan, info, importance)
     checkpoint = open_described_checkpoint(args.model, info)
     job = ExportJob(checkpoint, info, plan, args.output, importance, settings, args.base, notes, args.threads)
     report = {"runtime": runtime.name, "model": names[0], "plan": names[1], **runtime.write(job)}

@@ -28,12 +28,14 @@ class Verdict:
     """What a runtime makes of a layer's format: how well it holds the values, as which type, in how many bits per weight, and why.
 
     "exact_in_more_bits" keeps every value in a wider type. Of a "refused" layer nothing is stored, and no plan with one is written.
+    `shared_form` is the format that layers stored as one have in the place of this one, which they cannot share; "" where they can.
     """
 
     status: Status
     stored_type: str
     stored_bits: float
     reason: str = ""
+    shared_form: str = ""
 
 
 @dataclass(frozen=True)

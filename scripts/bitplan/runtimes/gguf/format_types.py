@@ -14,6 +14,7 @@ _WITH_OFFSET = ("Q2_K", "Q3_K", "Q4_1", "Q5_1", "Q6_K", "Q8_0", "Q8_0")
 _MX = {"mxfp4": "MXFP4", "mxfp6_e2m3": "Q6_K", "mxfp6_e3m2": "Q6_K", "mxfp8": "Q8_0", "mxfp8_e5m2": "Q8_0"}
 FILE_TYPES: Mapping[str, str] = {
     **{"bf16": "BF16", "fp16": "F16", PER_CHANNEL: "Q8_0"},
+    **dict.fromkeys(("nvfp4", "nvfp4_pow2"), "NVFP4"),
     **{f"{name}{rule}": kind for name, kind in _MX.items() for rule in ("", "_rceil", "_mse")},
     **{f"int{bits}": kind for bits, kind in enumerate(_WIDTHS, 2)},
     **{f"int{bits}_asym": kind for bits, kind in enumerate(_WITH_OFFSET, 2)},

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.formats.importance import check_importance
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import warn_of_formats
 from bitplan.reference.opening import PreparedModel, open_held_out_reference, open_reference, prepare_model
@@ -101,6 +102,7 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
     choices = [choice_named(name) for name in args.palette]
     palette = tuple(choice.name for choice in choices)
+    check_importance(palette, args.imatrix is not None)
     refinement = RefinementSettings(seed=args.seed)
     settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, args.groups, refinement)
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)

@@ -9,7 +9,6 @@ GGUF_TYPES = (
 )
 # llama.cpp's tool quantizes to these with an importance matrix only; ggml's own predicate names three of them.
 NEED_IMPORTANCE = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
-IGNORE_IMPORTANCE = ("tq1_0", "tq2_0", "gguf_mxfp4", "gguf_nvfp4")
 
 
 def uses_importance(name: str) -> bool:

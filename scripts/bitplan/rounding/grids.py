@@ -123,7 +123,7 @@ GRIDS: Mapping[str, Grid] = MappingProxyType(
 
 
 def is_rounded(name: str) -> bool:
-    """Return whether rounding stores codes of a format: chosen on its grid, or those of its own quantizer for GGUF types without one."""
+    """Return whether rounding stores codes of a format: chosen on its grid, or those of the quantizer for GGUF types without one."""
     return name in GRIDS or name in TYPES
 
 

@@ -344,9 +344,8 @@ class Settings(Section):
             *(form for plan in self.every_plan.values() for form in getattr(plan, "formats", [])),
         ]
         if (needing := needing_importance(chosen)) and not self.imatrix:
-            raise ValueError(
-                f"{', '.join(needing)} needs the importance matrix: set imatrix to true, or choose other formats"
-            )
+            what = f"{', '.join(needing)} need{'s' * (len(needing) == 1)} the importance matrix"
+            raise ValueError(f"{what}: set imatrix to true, or choose other formats")
         return self
 
     @model_validator(mode="after")

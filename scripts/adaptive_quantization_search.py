@@ -26,6 +26,7 @@ from bitplan.search.adaptive.settings import AdaptivePlan
 def main(args) -> None:
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import TaskSettings
+    from bitplan.formats.importance import check_importance
     from bitplan.formats.table import get_format
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.fitting import warn_of_formats
@@ -47,6 +48,7 @@ def main(args) -> None:
 
     started = time.monotonic()
     formats = [get_format(name).name for name in args.formats]
+    check_importance(formats, args.imatrix is not None)
     names = ("ppl_threshold", "target_avg_bits", "step_size", "search", "polarity", "group_size")
     settings = AdaptiveSettings(**{name: getattr(args, name) for name in names})
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)

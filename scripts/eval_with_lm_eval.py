@@ -43,7 +43,7 @@ def main(args) -> None:
     from bitplan.evaluate.tasks import BUNDLED_TASKS, TaskSettings, load_tasks, run_tasks
     from bitplan.evaluate.whole_model import open_whole_model
     from bitplan.plans.apply import QuantizedWeights, scales_span_windows
-    from bitplan.plans.plan import check_columns, uniform_plan
+    from bitplan.plans.plan import check_columns, check_plan_importance, uniform_plan
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.opening import prepare_model
     from bitplan.statistics.importance import read_importance
@@ -56,6 +56,7 @@ def main(args) -> None:
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform_plan(model.info, "bf16")
     check_columns(plan, model.info)
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
+    check_plan_importance(plan, model.info, weights.importance)
     tasks = load_tasks(settings)
     with open_whole_model(model.model, model.info, weights).under(plan) as module:
         figures = run_tasks(tasks, module, model.checkpoint.folder, scales_span_windows(plan, weights.formats))

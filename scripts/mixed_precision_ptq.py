@@ -31,6 +31,7 @@ SMOOTH_ALPHA = {"default": None, "help": "SmoothQuant's alpha, or several to cho
 def main(args) -> None:
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
+    from bitplan.formats.importance import check_importance
     from bitplan.models.layers import model_info
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.plans.plan import LayerPlan, write_config, write_plan
@@ -58,6 +59,7 @@ def main(args) -> None:
         info, table = model_info(args.model), read_sensitivity(args.sensitivity)
         smoothing = smoothing_of(table, args.sensitivity)
     else:
+        check_importance(target.palette, given=False)
         model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
         target.check_for(model.info)
         choices = (*activation_choices(args.activation_scope), *map(choice_named, target.palette))

@@ -29,7 +29,7 @@ def main(args) -> None:
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
     from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import check_columns, uniform_plan
+    from bitplan.plans.plan import check_columns, check_plan_importance, uniform_plan
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.opening import open_reference, prepare_model
     from bitplan.runtimes.gguf.base_check import refuse_other_model
@@ -47,6 +47,7 @@ def main(args) -> None:
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform_plan(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))
     check_columns(plan, model.info)
+    check_plan_importance(plan, model.info, weights.importance)
     if runtime is not None and runtime.name == "gguf":
         check_gguf(artifact)
     reference = open_reference(args.text, model, args.length, args.sequences)

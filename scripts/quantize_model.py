@@ -19,7 +19,7 @@ def main(args) -> None:
     from bitplan.models.layers import model_info, open_described_checkpoint
     from bitplan.plans.apply import QuantizedWeights
     from bitplan.plans.bits import bits_report, print_report
-    from bitplan.plans.plan import LayerPlan, check_columns, write_plan
+    from bitplan.plans.plan import LayerPlan, check_columns, check_plan_importance, write_plan
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.runtimes.transformers.checkpoint import write_checkpoint
     from bitplan.statistics.importance import read_importance
@@ -34,6 +34,7 @@ def main(args) -> None:
         return
     if args.output:
         weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, info.quantizable))
+        check_plan_importance(plan, info, weights.importance)
         done = write_checkpoint(args.output, open_described_checkpoint(args.model, info), info, plan, weights)
         # In a folder of its own: smoothing factors beside the weights would be read as weights.
         write_plan(args.output / "bitplan" / "plan.json", plan, LayerPlan(), info)

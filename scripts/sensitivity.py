@@ -27,6 +27,7 @@ from bitplan.config.settings import SensitivitySettings
 def main(args) -> None:
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
+    from bitplan.formats.importance import check_importance
     from bitplan.formats.table import get_format
     from bitplan.plans.fitting import warn_of_formats
     from bitplan.reference.opening import prepare_model
@@ -54,6 +55,7 @@ def main(args) -> None:
     measure = MeasureSettings(args.anchors, args.memory_limit, args.shard, args.fisher, outside, draws, args.rounding)
     source = GAUSSIAN if args.random else args.calibration
     check_flags(measure, source)
+    check_importance([*args.palette, *outside], args.imatrix is not None)
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats([choice.wq for choice in palette], model.info, outside)
     files = (args.layer_stats, args.output, args.imatrix)

@@ -13,6 +13,7 @@ from bitplan.config.studies import StudySettings
 from bitplan.core.errors import UserError
 from bitplan.core.section import Flag, Name, PathName, Section
 from bitplan.core.sizes import parse_size
+from bitplan.formats.importance import needing_importance
 from bitplan.runtimes.registry import known_runtime
 from bitplan.search.plan_settings import OF_RUNTIMES, CandidateName, FormatName, Rounding
 from bitplan.search.registry import AnyPlan
@@ -334,6 +335,18 @@ class Settings(Section):
             absent = [form for form in wanted if form not in self.sensitivity.palette]
             if absent:
                 raise ValueError(f"plan {name} may choose {absent[0]}, which sensitivity.palette does not measure")
+        return self
+
+    @model_validator(mode="after")
+    def _formats_have_their_importance(self) -> "Settings":
+        """Some formats are quantized with the importance matrix only."""
+        chosen = [
+            *self.sensitivity.palette,
+            *(form for plan in self.every_plan.values() for form in getattr(plan, "formats", [])),
+        ]
+        if (needing := needing_importance(chosen)) and not self.imatrix:
+            what = f"{', '.join(needing)} need{'s' * (len(needing) == 1)} the importance matrix"
+            raise ValueError(f"{what}: set imatrix to true, or choose other formats")
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,8 @@ class Format(Sized):
     `element_bits` are the bits of one value; `scale_bits` are stored once per block of `block` values along `in`
     (0: no scales). A `fixed_block` cannot be changed by a plan's group size, and rows must be a multiple of it.
     `scope` is the range of a scale: a block, a row ("row": a token of activations) or the whole matrix ("tensor": a window
-    of activations, so that results do not depend on how windows are batched).
+    of activations, so that results do not depend on how windows are batched). `matrix_bits` are stored once per matrix besides, for what
+    `fit` reads from the whole matrix: it returns the format with that fixed, for quantizing some of the columns alone.
     """
 
     name: str
@@ -56,12 +57,23 @@ class Format(Sized):
     fixed_block: bool = False
     pack: Pack = keep_parts
     scope: str = "block"
+    matrix_bits: int = 0
+    fit: "Callable[[Format, Tensor], Format] | None" = None
+
+    @property
+    def rows_are_independent(self) -> bool:
+        """Whether a row's values do not depend on other rows."""
+        return self.scope != "tensor" and self.fit is None
+
+    def fitted(self, values: Tensor) -> "Format":
+        """Return the format for parts of a matrix `values` (out, in): all are quantized as within the whole."""
+        return self if self.fit is None else self.fit(self, values)
 
     def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
         """Return the exact stored size of an `(out, in)` matrix in bits; a short last block has a full scale."""
         rows, columns = shape
         scales = {"block": rows * -(-columns // self.group(group_size)), "row": rows, "tensor": 1}[self.scope]
-        return rows * columns * self.element_bits + scales * self.scale_bits
+        return rows * columns * self.element_bits + scales * self.scale_bits + self.matrix_bits
 
     def roundtrip(self, values: Tensor, group_size: int | None = None, importance: Tensor | None = None) -> Tensor:
         """Return `values` (..., in) quantized and dequantized, float32."""

@@ -4,8 +4,11 @@
 UNQUANTIZED = "bf16"
 GGUF_TYPES = (
     *("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"),
-    *("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "gguf_mxfp4"),
+    *("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "gguf_mxfp4", "gguf_nvfp4"),
+    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0"),
 )
+# llama.cpp's tool quantizes to these with an importance matrix only; ggml's own predicate names three of them.
+NEED_IMPORTANCE = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
 
 
 def uses_importance(name: str) -> bool:

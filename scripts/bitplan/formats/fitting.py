@@ -13,7 +13,10 @@ from bitplan.formats.facts import UNQUANTIZED
 # Values per block.
 BLOCKS: Mapping[str, int] = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"), 256),
+    **dict.fromkeys(("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0"), 256),
+    "gguf_nvfp4": 64,
     **dict.fromkeys(("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "gguf_mxfp4"), 32),
+    **dict.fromkeys(("nvfp4", "nvfp4_pow2"), 16),
 }
 # llama.cpp's substitutes, including those of types that are not among the formats here.
 SUBSTITUTES: Mapping[str, str] = {

@@ -18,14 +18,11 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
-from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.facts import GGUF_TYPES, NEED_IMPORTANCE
 from bitplan.formats.fitting import SUBSTITUTES
 
 # ggml's name of the type that each format of this kind is.
-TYPES = {
-    **{name: name.upper() for name in GGUF_TYPES if name != "gguf_mxfp4"},
-    "gguf_mxfp4": "MXFP4",
-}
+TYPES = {name: name.removeprefix("gguf_").upper() for name in GGUF_TYPES}
 ROWS_PER_CHUNK_VALUES = 1 << 20
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 
@@ -81,7 +78,8 @@ def encode(
 ) -> np.ndarray:
     """Return `values` (out, in) float32 as rows of bytes (out, bytes per row) uint8 of a quantized type.
 
-    `importance` (in,) weights the squared error of each column (mean x^2 of calibration activations). Rows are divided among
+    `importance` (in,) weights the squared error of each column (mean x^2 of calibration activations); types that need one weight all
+    columns alike without it (an expert that no token reached; plans are checked by formats/importance.py). Rows are divided among
     `threads`; the library releases the interpreter lock, and the bytes do not depend on the number of threads.
     """
     rows, columns = values.shape
@@ -90,6 +88,8 @@ def encode(
     base = library()
     base.ggml_quantize_init(int(kind))
     source = np.ascontiguousarray(values, dtype=np.float32)
+    if importance is None and kind.name.lower() in NEED_IMPORTANCE:
+        importance = np.ones(columns)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     target = np.empty((rows, columns // block * size), dtype=np.uint8)
     pointer = None if weights is None else weights.ctypes.data

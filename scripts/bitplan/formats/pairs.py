@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from bitplan.core.errors import nearest
 from bitplan.formats.facts import GGUF_TYPES, UNQUANTIZED
-from bitplan.formats.table import NAMES
+from bitplan.formats.table import NAMES, NVFP4
 
 GROUPED = re.compile(r"^(?P<base>.+)_g(?P<size>[1-9]\d*)$")
 # Formats with scales inside their blocks, or without scales: their group size is fixed.
-WITHOUT_GROUPS = (*GGUF_TYPES, UNQUANTIZED, "fp16")
+WITHOUT_GROUPS = (*GGUF_TYPES, *NVFP4, UNQUANTIZED, "fp16")
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,6 @@ def parse_pair(name: str) -> Pair:
     if grouped and wq in WITHOUT_GROUPS:
         raise ValueError(f"format {wq} has no groups of another size: {name!r}")
     aq = _known(inputs) if stroke else UNQUANTIZED
-    if aq in GGUF_TYPES:
+    if aq in (*GGUF_TYPES, *NVFP4):
         raise ValueError(f"format {aq} is for weights alone: {name!r} cannot have it for inputs")
     return Pair(wq, aq, int(grouped["size"]) if grouped else None)

@@ -39,12 +39,24 @@ class Size(Sized):
 # Bytes of a block of a GGUF type.
 BLOCK_BYTES: Mapping[str, int] = {
     **{"q2_k": 84, "q3_k": 110, "q4_k": 144, "q5_k": 176, "q6_k": 210, "iq4_xs": 136},
-    **{"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "iq4_nl": 18, "gguf_mxfp4": 17},
+    **{"q4_0": 18, "q4_1": 20, "q5_0": 22, "q5_1": 24, "q8_0": 34, "iq4_nl": 18, "gguf_mxfp4": 17, "gguf_nvfp4": 36},
+    **{
+        "iq1_s": 50,
+        "iq1_m": 56,
+        "iq2_xxs": 66,
+        "iq2_xs": 74,
+        "iq2_s": 82,
+        "iq3_xxs": 98,
+        "iq3_s": 110,
+        "tq1_0": 54,
+        "tq2_0": 66,
+    },
 }
 _MX = {"mxfp4": 4, "mxfp6_e2m3": 6, "mxfp6_e3m2": 6, "mxfp8": 8, "mxfp8_e5m2": 8}
 SIZES: Mapping[str, Size] = {
     **dict.fromkeys(("bf16", "fp16"), Size(16, 0, 1, fixed_block=True)),
     **{f"{name}{rule}": Size(bits, 8, 32) for name, bits in _MX.items() for rule in ("", "_rceil", "_mse")},
+    **dict.fromkeys(("nvfp4", "nvfp4_pow2"), Size(4, 8, 16, fixed_block=True)),
     **{f"int{bits}{scales}": Size(bits, 16, 128) for bits in range(2, 9) for scales in ("", "_bf16s")},
     **{f"int{bits}_asym{scales}": Size(bits, 16 + bits, 128) for bits in range(2, 9) for scales in ("", "_bf16s")},
     **{

@@ -81,6 +81,21 @@ def _ggml(name: str) -> "Format":
     return Format(name, "gguf", 8 * size / values, 0, values, quantize, dequantize, False, fixed_block=True)
 
 
+def _nvfp4(name: str, rule: str) -> "Format":
+    from dataclasses import replace
+
+    from bitplan.formats import nvfp4
+    from bitplan.formats.base import Format
+
+    chosen = nvfp4.RULES[rule]
+
+    def fit(form: "Format", values: "Tensor") -> "Format":
+        return replace(form, quantize=nvfp4.quantizer(chosen, nvfp4.matrix_scale(values, chosen)))
+
+    functions = (nvfp4.quantizer(chosen), nvfp4.DEQUANTIZE)
+    return Format(name, "nvfp4", 4, 8, nvfp4.BLOCK, *functions, False, True, nvfp4.pack, matrix_bits=32, fit=fit)
+
+
 def _refuse_quantizing(values: "Tensor", group: int, importance: "Tensor | None" = None) -> "Quantized":
     what = "cannot be computed from the weights: its codes are stored beside the plan"
     raise user_error(
@@ -105,6 +120,7 @@ _MX = (
     ("mxfp8_e5m2", "E5M2", 8),
 )
 _SUFFIXES = {"": "floor", "_rceil": "rceil", "_mse": "mse"}
+NVFP4 = {"nvfp4": "published", "nvfp4_pow2": "power_of_two"}
 _BITS = range(2, 9)
 # The type of scales that the end of an integer format's name stands for.
 _SCALES = {"": "float16", "_bf16s": "bfloat16"}
@@ -118,6 +134,7 @@ BUILDERS: Mapping[str, Builder] = {
         for name, element, bits in _MX
         for suffix, rule in _SUFFIXES.items()
     },
+    **{name: partial(_nvfp4, name, rule) for name, rule in NVFP4.items()},
     **{
         f"int{bits}{kind}{suffix}": partial(build, f"int{bits}{kind}{suffix}", bits, scales)
         for suffix, scales in _SCALES.items()

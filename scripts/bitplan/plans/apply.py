@@ -13,7 +13,7 @@ from bitplan.formats.table import IN_PLANS, PER_CHANNEL
 from bitplan.models.experts import has_experts
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, Visit, window_by_window
-from bitplan.plans.plan import LayerPlan, Plan, check_columns
+from bitplan.plans.plan import LayerPlan, Plan, check_columns, check_plan_importance
 from bitplan.plans.smoothing import Smoothing, fold_norms_
 
 GIB = 1 << 30
@@ -154,8 +154,9 @@ def scales_span_windows(plan: Plan, formats: Mapping[str, Format]) -> bool:
 
 
 def apply_plan(plan: Plan, info: ModelInfo, weights: QuantizedWeights) -> Visit:
-    """Return a visitor that runs every block under the plan. Raises `UserError` if a format does not fit its layer."""
+    """Return a visitor that runs every block under the plan. Raises `UserError` if a format does not fit its layer or lacks importance."""
     check_columns(plan, info, weights.formats)
+    check_plan_importance(plan, info, weights.importance)
     layers = {layer.name: layer for layer in info.layers}
 
     spans_windows = scales_span_windows(plan, weights.formats)

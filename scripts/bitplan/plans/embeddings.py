@@ -10,7 +10,7 @@ from typing import Any
 
 from bitplan.core.errors import Problem
 from bitplan.formats.base import Format
-from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.facts import NEED_IMPORTANCE, UNQUANTIZED
 from bitplan.formats.table import PER_CHANNEL
 from bitplan.models.layers import Layer
 
@@ -50,11 +50,13 @@ def embedding_problems(
 
 
 def _rowwise_problems(where: str, name: Any, formats: Mapping[str, Format]) -> list[Problem]:
-    """Return the problem of a format whose rows depend on each other. Unknown formats are reported elsewhere."""
+    """Return the problem of a format whose rows depend on each other, or that needs importance. Unknown formats are reported elsewhere."""
     form = formats.get(name) if isinstance(name, str) else None
-    if form is None or (form.scope != "tensor" and name != PER_CHANNEL):
+    if form is None or (form.rows_are_independent and name not in (PER_CHANNEL, *NEED_IMPORTANCE)):
         return []
     what = f"{name} does not quantize the rows of a matrix independently"
+    if name in NEED_IMPORTANCE:
+        what = f"{name} needs an importance matrix, which embeddings do not have"
     return [
         Problem(
             "PLAN-EMBEDDINGS-FORMAT",

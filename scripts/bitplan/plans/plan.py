@@ -12,6 +12,7 @@ from bitplan.core.files import read_json, write_folder_aside, write_json
 from bitplan.formats.base import Format
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
+from bitplan.formats.importance import check_importance
 from bitplan.formats.table import IN_PLANS, PER_CHANNEL
 from bitplan.models.layer_patterns import match_layers
 from bitplan.models.layers import Layer, ModelInfo
@@ -248,6 +249,16 @@ def average_bits(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN
         for layers in (info.quantizable, embeddings)
     )
     return Bits((stored + embedding_bits + UNQUANTIZED_BITS * unquantized) / info.parameters, stored / quantizable)
+
+
+def check_plan_importance(plan: Plan, info: ModelInfo, importance: Mapping[str, Any]) -> None:
+    """Raise `UserError` that names the formats of layers which need an importance matrix if `importance` has none.
+
+    Rounded layers have their codes already.
+    """
+    rounded = plan.rounded if plan.rounded is not None else ()
+    quantized = (plan.of(layer.name).wq for layer in info.quantizable if layer.name not in rounded)
+    check_importance(quantized, bool(importance))
 
 
 def check_columns(plan: Plan, info: ModelInfo, formats: Mapping[str, Format] = IN_PLANS) -> None:

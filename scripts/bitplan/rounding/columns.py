@@ -75,6 +75,7 @@ class FormatColumns:
 
     def __post_init__(self) -> None:
         self.centers = torch.empty_like(self.elements)
+        self._form = self.layer.form.fitted(self.layer.weight.to(torch.float32))
 
     @property
     def span(self) -> int:
@@ -103,10 +104,10 @@ class FormatColumns:
         )
 
     def _find_(self, start: int, columns: Tensor) -> None:
-        form, values = self.layer.form, columns.T.to(torch.float32).contiguous()
+        values = columns.T.to(torch.float32).contiguous()
         weights = None if self.importance is None else self.importance[start : start + len(columns)]
-        self.parts.append(form.quantize(values, self.span, weights))
-        self.levels.append(GRIDS[form.name].read(self.parts[-1], self.span).to(columns))
+        self.parts.append(self._form.quantize(values, self.span, weights))
+        self.levels.append(GRIDS[self._form.name].read(self.parts[-1], self.span).to(columns))
 
     def quantized(self) -> Quantized:
         """Return the parts of the whole weight with the chosen elements."""

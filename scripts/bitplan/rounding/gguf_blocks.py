@@ -102,6 +102,11 @@ def _exponent(blocks: Tensor) -> tuple[Tensor, None]:
     return power_of_two(blocks[:, :1].to(torch.int32) - 128), None
 
 
+def _unsigned_e4m3(blocks: Tensor) -> tuple[Tensor, None]:
+    # Half the scale, because the table has doubled elements.
+    return blocks[:, :4].contiguous().view(torch.float8_e4m3fn).to(torch.float32) / 2, None
+
+
 IQ4, FP4 = tuple(map(int, TABLE_IQ4.kvalues)), tuple(map(int, TABLE_MXFP4.kvalues))
 BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
     {
@@ -118,6 +123,7 @@ BLOCKS: Mapping[str, BlockLayout] = MappingProxyType(
         "IQ4_NL": BlockLayout((Field(2, 4, 16),), _one, table=IQ4),
         "IQ4_XS": BlockLayout((Field(8, 4, 16),), _iq4_xs, table=IQ4),
         "MXFP4": BlockLayout((Field(1, 4, 16),), _exponent, table=FP4),
+        "NVFP4": BlockLayout((Field(4, 4, 8),), _unsigned_e4m3, table=FP4),
     }
 )
 

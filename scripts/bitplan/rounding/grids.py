@@ -11,7 +11,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from bitplan.formats import mx
+from bitplan.formats import mx, nvfp4
 from bitplan.formats.base import Quantized
 from bitplan.formats.ggml import TYPES
 from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
@@ -67,6 +67,13 @@ def _mx(element: mx.Element) -> Grid:
     return Grid(read, write)
 
 
+def _nvfp4() -> Grid:
+    def read(quantized: Quantized, group: int) -> Levels:
+        return Levels(nvfp4.scales_of(quantized).T.contiguous(), None, group, floats(mx.E2M1))
+
+    return Grid(read, _mx(mx.E2M1).write)
+
+
 def _integer(bits: int) -> Grid:
     most = 2 ** (bits - 1) - 1
 
@@ -106,15 +113,25 @@ ELEMENTS = {
 }
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
-        **{name: _gguf(BLOCKS[kind]) for name, kind in TYPES.items()},
+        **{name: _gguf(BLOCKS[kind]) for name, kind in TYPES.items() if kind in BLOCKS},
         **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
+        **dict.fromkeys(("nvfp4", "nvfp4_pow2"), _nvfp4()),
         **{f"int{bits}{scales}": _integer(bits) for bits in range(2, 9) for scales in ("", "_bf16s")},
         **{f"int{bits}_asym{scales}": _asymmetric(bits) for bits in range(2, 9) for scales in ("", "_bf16s")},
     }
 )  # fmt: skip
 
 
+def is_rounded(name: str) -> bool:
+    """Return whether rounding stores codes of a format: chosen on its grid, or those of the quantizer for GGUF types without one."""
+    return name in GRIDS or name in TYPES
+
+
 def join_parts(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:
-    """Join the parts of adjacent columns to those of the whole matrix (out, in)."""
-    names = parts[0].parts
-    return Quantized({name: torch.cat([part.parts[name] for part in parts], dim=1) for name in names}, shape)
+    """Join the parts of adjacent columns to those of the whole matrix (out, in); a part with one dimension is the matrix's own."""
+
+    def joined(name: str) -> Tensor:
+        some = [part.parts[name] for part in parts]
+        return torch.cat(some, dim=1) if some[0].dim() > 1 else some[0]
+
+    return Quantized({name: joined(name) for name in parts[0].parts}, shape)

@@ -13,6 +13,7 @@ import torch
 from bitplan.formats.base import Quantized
 from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
 from bitplan.rounding.descent import descend_
+from bitplan.rounding.grids import GRIDS
 from bitplan.rounding.sweep import Factors, Pruning, check_hessian, damped_factors, sweep_columns
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,11 @@ def round_layer(layer: LayerToRound, rounding: str = FEEDBACK, descents: int = D
     nearest = layer.nearest()
     error = layer.error(nearest)
     plain = RoundedWeight(nearest, NEAREST, error, error)
-    return plain if rounding == NEAREST else _better(layer, plain, descents)
+    if rounding == NEAREST:
+        return plain
+    if layer.form.name not in GRIDS:
+        return _round_to_nearest(layer, plain, f"{layer.form.name} has no grid on which single weights can be chosen")
+    return _better(layer, plain, descents)
 
 
 def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> RoundedWeight:

@@ -25,7 +25,7 @@ from bitplan.plans.compressed import finish_folder
 from bitplan.plans.plan import Plan, check_columns
 from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
-from bitplan.rounding.grids import GRIDS
+from bitplan.rounding.grids import is_rounded
 from bitplan.rounding.layer import (
     DESCENTS,
     FEEDBACK,
@@ -59,8 +59,8 @@ class ModelRounding:
 
 
 def names_to_round(plan: Plan, info: ModelInfo) -> list[str]:
-    """Return the layers in blocks whose format has codes to choose, in model order."""
-    return [layer.name for layer in info.quantizable if plan.of(layer.name).wq in GRIDS]
+    """Return the layers in blocks whose format has codes, in model order."""
+    return [layer.name for layer in info.quantizable if is_rounded(plan.of(layer.name).wq)]
 
 
 def _digest(info: ModelInfo, plan: Plan, settings: ModelRounding, tokens: Tensor, dtype: str) -> str:

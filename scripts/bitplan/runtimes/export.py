@@ -12,6 +12,7 @@ from bitplan.core.files import digest_of_files, write_json
 from bitplan.core.provenance import versions, write_provenance
 from bitplan.models.layers import model_info, open_described_checkpoint
 from bitplan.plans.names import name_of_plan
+from bitplan.plans.plan import check_plan_importance
 from bitplan.plans.torch_config import read_any_plan
 from bitplan.runtimes.card.card import make_card, read_scores, write_card
 from bitplan.runtimes.runtime import ExportJob, Runtime
@@ -30,10 +31,11 @@ def export(runtime: Runtime, args: Namespace) -> Mapping[str, Any]:
     scores = read_scores(args.scores) if args.card else None
     plan = read_any_plan(args.plan, info)
     refuse_unheld(runtime, plan, info)
+    importance = read_importance(args.imatrix, info.quantizable)
+    check_plan_importance(plan, info, importance)
     names = (args.model_name or Path(info.path).resolve().name, args.plan_name or name_of_plan(args.plan))
     notes = {**{key: getattr(args, key) for key in NOTES}, **dict(zip(("model_name", "plan_name"), names, strict=True))}
     settings = {name: getattr(args, name) for name in runtime.settings}
-    importance = read_importance(args.imatrix, info.quantizable)
     checkpoint = open_described_checkpoint(args.model, info)
     job = ExportJob(checkpoint, info, plan, args.output, importance, settings, args.base, notes, args.threads)
     report = {"runtime": runtime.name, "model": names[0], "plan": names[1], **runtime.write(job)}

@@ -9,6 +9,8 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.runtimes.runtime import Fuses, Verdict
 
+OWN = " with its own scale"
+
 
 @dataclass(frozen=True)
 class FusionGroup:
@@ -20,8 +22,9 @@ class FusionGroup:
 
     @property
     def agrees(self) -> bool:
-        """Whether all layers have one stored type."""
-        return len({verdict.stored_type for verdict in self.verdicts}) == 1
+        """Whether all layers have one stored type, which they can share."""
+        one_type = len({verdict.stored_type for verdict in self.verdicts}) == 1
+        return one_type and not any(verdict.shared_form for verdict in self.verdicts)
 
     @property
     def widest(self) -> int:
@@ -41,7 +44,8 @@ class FusionGroup:
         """The layers' last names with their types, as "q_proj int4 g128, k_proj mxfp8 g32"."""
         pairs = zip(self.layers, self.verdicts, strict=True)
         return ", ".join(
-            f"{layer.name.rpartition('.')[2]} {verdict.stored_type or verdict.status}" for layer, verdict in pairs
+            f"{layer.name.rpartition('.')[2]} {verdict.stored_type or verdict.status}{OWN * bool(verdict.shared_form)}"
+            for layer, verdict in pairs
         )
 
 
@@ -68,13 +72,16 @@ def unlike(groups: Iterable[FusionGroup]) -> list[FusionGroup]:
 
 
 def repaired(plan: Plan, groups: Sequence[FusionGroup]) -> Plan:
-    """Return the plan in which every layer of a group has the weight format of the widest; inputs stay as they are."""
+    """Return the plan in which every layer of a group has the weight format of the widest, or the one that it has in its place where
+    layers are stored as one; inputs stay as they are.
+    """
     changed = {}
     for group in groups:
         widest = plan.of(group.layers[group.widest].name)
+        form = group.verdicts[group.widest].shared_form or widest.wq
         for layer in group.layers:
             own = plan.of(layer.name)
-            changed[layer.name] = replace(own, wq=widest.wq, group_size=widest.group_size)
+            changed[layer.name] = replace(own, wq=form, group_size=widest.group_size)
     return replace(plan, layers={**plan.layers, **changed})
 
 

@@ -3,16 +3,18 @@
 Of every format of the table that is stored in blocks, integers in groups of 32 and of 128, those are held that every runtime's own
 verdict calls exact, or exact in more bits, wherever the file is loaded. Of formats of one kind that all take the same bits there, the one
 with most bits of its own is left: nothing is gained by fewer. Of equals it is the scale rule of least error (`_mse`), else the first in the table.
+Types that are nothing without an importance matrix, and those of models that were trained in three values, are left out; a palette may name them.
 """
 
 from collections.abc import Iterator, Sequence
 
-from bitplan.formats.facts import GGUF_TYPES, UNQUANTIZED
+from bitplan.formats.facts import GGUF_TYPES, NEED_IMPORTANCE, UNQUANTIZED
 from bitplan.formats.pairs import parse_pair
 from bitplan.formats.sizes import SIZES
 from bitplan.runtimes.runtime import Runtime
 
 SMALL_GROUP = 32
+LEFT_OUT = (*NEED_IMPORTANCE, "tq1_0", "tq2_0")
 
 
 def palette_of_runtimes(runtimes: Sequence[Runtime]) -> tuple[str, ...]:
@@ -29,7 +31,7 @@ def palette_of_runtimes(runtimes: Sequence[Runtime]) -> tuple[str, ...]:
 def candidates() -> Iterator[str]:
     """Yield the candidates that a palette of runtimes is chosen from, in the table's order."""
     for name, size in SIZES.items():
-        if size.scope == "block":
+        if size.scope == "block" and name not in LEFT_OUT:
             yield from (f"{name}_g{SMALL_GROUP}", name) if _kind(name).startswith("int") else (name,)
 
 
@@ -51,11 +53,11 @@ def quantizes(palette: Sequence[str]) -> bool:
 
 
 def _kind(candidate: str) -> str:
-    """Return "gguf", "mx", "int_asym", "int" or "float": formats of one kind differ in bits, blocks and how scales are chosen."""
+    """Return "gguf", "mx", "nvfp", "int_asym", "int" or "float": formats of one kind differ in bits, blocks and how scales are chosen."""
     name = parse_pair(candidate).wq
     if name in GGUF_TYPES:
         return "gguf"
-    kinds = {"mx": "mx", "int": "int_asym" if "_asym" in name else "int"}
+    kinds = {"mx": "mx", "nvfp": "nvfp", "int": "int_asym" if "_asym" in name else "int"}
     return next((kind for start, kind in kinds.items() if name.startswith(start)), "float")
 
 

@@ -35,6 +35,7 @@ class Verdict:
 
     "exact_in_more_bits" keeps every value in a wider type. Of a "refused" layer nothing is stored, and no plan with one is written.
     `always`: the status holds for all weights and for whatever loads the file, in float16 and in bfloat16; else the reason says when.
+    `shared_form` is the format that layers stored as one have in the place of this one, which they cannot share; "" where they can.
     """
 
     status: Status
@@ -42,6 +43,7 @@ class Verdict:
     stored_bits: float
     reason: str = ""
     always: bool = True
+    shared_form: str = ""
 
     @property
     def is_exact(self) -> bool:

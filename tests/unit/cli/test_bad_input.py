@@ -404,6 +404,8 @@ CASES = [
     ("average bits out of reach", f"{MEASURED} --palette q8_0 int4 --target-avg-bits 5 --output-plan {{tmp}}/p.json",
      "--target-avg-bits", "SEARCH-TARGET-OUT-OF-REACH"),
     ("a population of 2", f"{SEARCH} --ga_pop 2", "--ga-pop", "FLAGS-INVALID"),
+    ("a format that needs importance: sensitivity", f"{SENSITIVITY} --palette q4_0 iq2_s", "iq2_s", "FORMAT-NEEDS-IMPORTANCE"),
+    ("a format that needs importance: adaptive", f"{ADAPTIVE} --formats iq3_xxs q8_0", "iq3_xxs", "FORMAT-NEEDS-IMPORTANCE"),
     ("an alpha over 1", f"{SENSITIVITY} --smooth-alpha 1.5", "--smooth-alpha", "FLAGS-INVALID"),
     ("a layer with NaN: sensitivity", "sensitivity.py --model {nan_layer} --calibration {text} --length 16 --sequences 2 --output {tmp}/s.tsv",
      "q_proj.weight", "MODEL-NOT-FINITE"),

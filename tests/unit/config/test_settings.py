@@ -60,6 +60,14 @@ def problems(**changes) -> list[str]:
         ({"baselines": ["f16", "f16"]}, "f16 is used twice"),
         ({"plans": {"f16": {"method": "random"}}}, "f16 is used twice"),
         ({"compute": {"device": "gpu"}}, "compute.device"),
+        (
+            {"imatrix": False, "sensitivity": {"palette": ["q4_k", "iq2_s", "iq3_xxs/mxfp8"]}},
+            "iq2_s, iq3_xxs need the importance matrix: set imatrix to true",
+        ),
+        (
+            {"imatrix": False, "plans": {"a": {"method": "adaptive", "formats": ["iq1_m", "q4_k"]}}},
+            "iq1_m needs the importance matrix",
+        ),
         ({"speed": {"repeats": "many"}}, "speed.repeats: input should be a valid integer"),
     ],
 )

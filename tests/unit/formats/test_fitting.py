@@ -84,6 +84,9 @@ def test_the_table_of_blocks_and_substitutes_is_that_of_the_formats_and_of_llama
         assert BLOCKS[name] == form.block
         kind = ggml.fallback(ggml.GGMLQuantizationType[ggml.TYPES[form.name]], columns).name
         assert file_type(FORMATS[used]) == {"F16": "BF16"}.get(kind, kind)
+    elif name in BLOCKS:
+        assert BLOCKS[name] == form.block == 16
+        assert used == ("bf16" if columns % 16 else name)
     else:
         assert used == name and name not in SUBSTITUTES
 
@@ -99,7 +102,7 @@ def test_what_a_description_says_of_rows_that_do_not_fit():
     summary = fitting_summary([64, 64, 172, 512])
     assert [(part["columns"], part["layers"]) for part in summary] == [(64, 2), (172, 1)]
     lines = fitting_lines(summary, 4)
-    assert lines[0].startswith("2 of 4 layers have rows of 64 columns: q2_k, q3_k -> q4_0; q4_k -> q5_0")
+    assert lines[0].startswith("2 of 4 layers have rows of 64 columns: q2_k, q3_k, tq1_0, tq2_0 -> q4_0; q4_k -> q5_0")
     assert "1 of 4 layers have rows of 172 columns: no GGUF type has blocks that fit" in lines[1]
     assert fitting_summary([256, 512]) == [] and fitting_lines([], 2) == []
 
@@ -380,7 +383,7 @@ def test_types_that_stand_for_other_formats_fit_the_rows_too(columns, block, mos
 def test_a_description_says_before_anything_slow_which_layers_get_substitutes(odd, command, tmp_path):
     folder = odd("172").opened.checkpoint.folder
     result = command("describe_model.py", "--model", folder, "--output", tmp_path / "model.json")
-    assert "2 of 14 layers have rows of 64 columns: q2_k, q3_k -> q4_0" in result.stdout
+    assert "2 of 14 layers have rows of 64 columns: q2_k, q3_k, tq1_0, tq2_0 -> q4_0" in result.stdout
     assert "10 of 14 layers have rows of 172 columns: no GGUF type" in result.stdout
     substitutes = json.loads((tmp_path / "model.json").read_text())["substitutes"]
     assert [(part["columns"], part["layers"]) for part in substitutes] == [(64, 2), (172, 10)]

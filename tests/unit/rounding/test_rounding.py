@@ -21,10 +21,13 @@ from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, 
 from bitplan.statistics.hessian import CrossMoments
 from tests.unit.search.test_sparsegpt import gptq
 
+# Their quantizers choose whole groups of values from a code book, or a scale that no other code fits.
+WITHOUT_GRID = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0")
 WITH_CODES = sorted(
     name
     for name, form in FORMATS.items()
-    if form.family in ("gguf", "mx") or (form.family == "int" and form.scope == "block")
+    if form.family in ("gguf", "mx", "nvfp4") or (form.family == "int" and form.scope == "block")
+    if name not in WITHOUT_GRID
 )
 
 

@@ -28,7 +28,7 @@ PACKED = [name for name in FORMATS if scheme_of(LayerPlan(name)) is not None]
 EVERYTHING = (
     *(LayerPlan(f"int{bits}", group_size=32) for bits in range(2, 9)),
     *(LayerPlan(f"int{bits}_asym", group_size=64) for bits in range(2, 9)),
-    *map(LayerPlan, ("mxfp4", "mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_mse", "bf16", "fp16")),
+    *map(LayerPlan, ("mxfp4", "mxfp8", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp4_mse", "gguf_nvfp4", "bf16", "fp16")),
     *map(LayerPlan, ("int3_bf16s", "int7_bf16s", "int4_asym_bf16s")),
 )
 FEW = tuple(LayerPlan(name, group_size=32) for name in ("mxfp4", "int4", "int3_asym", "mxfp8", "int7"))
@@ -230,6 +230,9 @@ LINEAR = Layer("model.layers.0.mlp.up_proj", "mlp_up", (64, 256), 0, "", False)
         (LayerPlan("int4_asym"), {}, "exact_in_more_bits", "a bias of 32 bits"),
         (LayerPlan("mxfp6_e2m3"), {}, "exact_in_more_bits", "E4M3"),
         (LayerPlan("mxfp4", "mxfp8"), {}, "approximate", "inputs stay at 16 bits, not mxfp8"),
+        (LayerPlan("gguf_nvfp4", group_size=32), {}, "exact", ""),
+        (LayerPlan("nvfp4"), {}, "refused", "no scale of the matrix: gguf_nvfp4"),
+        (LayerPlan("nvfp4_pow2"), {}, "refused", "no scale of the matrix"),
         (LayerPlan("q4_k"), {}, "refused", "no mode for q4_k"),
         (LayerPlan("mxfp8_e5m2"), {}, "refused", "no mode"),
         (LayerPlan("int4", group_size=16), {}, "refused", "groups of 32, 64, 128 values in affine, not 16"),

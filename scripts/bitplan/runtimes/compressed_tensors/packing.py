@@ -5,23 +5,28 @@ from functools import cache
 
 import torch
 from compressed_tensors.compressors import BaseCompressor, pack_to_int32
-from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
+from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8, unpack_fp4_from_uint8
 from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.lifecycle.forward import dequantize
 from torch import Tensor
 
 from bitplan.formats.base import Quantized, rows_of
-from bitplan.runtimes.compressed_tensors.schemes import Scheme
-from bitplan.runtimes.packed.values import e4m3_bytes, e8m0_bytes
+from bitplan.runtimes.compressed_tensors.schemes import NV_PACKING, Scheme
+from bitplan.runtimes.packed.values import e4m3_bytes, e8m0_bytes, nvfp4_parts
 
 
 @cache
 def library_scheme(scheme: Scheme, targets: tuple[str, ...] = ("Linear",)) -> QuantizationScheme:
     """Return the library's own record of a scheme for some layers: what stands in the configuration."""
-    floats = {"scale_dtype": torch.uint8, "zp_dtype": torch.uint8} if scheme.kind == "float" else {}
+    types = {"int": None, "float": torch.uint8} | (
+        {"float": torch.float8_e4m3fn} if scheme.packing == NV_PACKING else {}
+    )
+    dtype = types[scheme.kind]
+    floats = {"scale_dtype": dtype, "zp_dtype": dtype} if dtype else {}
     weights = QuantizationArgs(
         num_bits=scheme.bits,
         type=scheme.kind,
-        strategy="group",
+        strategy="tensor_group" if scheme.packing == NV_PACKING else "group",
         group_size=scheme.group,
         symmetric=scheme.symmetric,
         **floats,
@@ -32,8 +37,10 @@ def library_scheme(scheme: Scheme, targets: tuple[str, ...] = ("Linear",)) -> Qu
 def packed(quantized: Quantized, scheme: Scheme) -> dict[str, Tensor]:
     """Return the tensors of a layer by the names that follow its own, e.g. weight_packed (out, in x bits / 32) int32.
 
-    Scales of integers keep their type, (out, in / group); those of MX blocks are uint8.
+    Scales of integers keep their type, (out, in / group); those of MX blocks are uint8, those of NVFP4 E4M3, with one float32 for the matrix.
     """
+    if scheme.packing == NV_PACKING:
+        return _packed_nvfp4(quantized)
     parts = quantized.parts
     if scheme.kind == "int":
         return _packed_integers(parts, quantized.shape, scheme)
@@ -42,6 +49,13 @@ def packed(quantized: Quantized, scheme: Scheme) -> dict[str, Tensor]:
         return {"weight": e4m3_bytes(quantized), "weight_scale": scale}
     elements = rows_of(parts["elements"].to(torch.float32), quantized.shape).contiguous()
     return {"weight_packed": pack_fp4_to_uint8(elements), "weight_scale": scale}
+
+
+def _packed_nvfp4(quantized: Quantized) -> dict[str, Tensor]:
+    held = nvfp4_parts(quantized)
+    elements = rows_of(held.parts["elements"].to(torch.float32), held.shape).contiguous()
+    scales = {"weight_scale": held.parts["scale"].contiguous(), "weight_global_scale": held.parts["global_scale"]}
+    return {"weight_packed": pack_fp4_to_uint8(elements), **scales}
 
 
 def _packed_integers(parts: Mapping[str, Tensor], shape: tuple[int, int], scheme: Scheme) -> dict[str, Tensor]:
@@ -59,8 +73,15 @@ def _packed_integers(parts: Mapping[str, Tensor], shape: tuple[int, int], scheme
 
 
 def unpacked(tensors: Mapping[str, Tensor], scheme: Scheme) -> Tensor:
-    """Return the weight (out, in) float32 that the library itself decompresses from a layer's tensors."""
+    """Return the weight (out, in) float32 that the library itself decompresses from a layer's tensors.
+
+    Of NVFP4 by its own functions in float32: its compressor gives bfloat16.
+    """
     made = library_scheme(scheme)
+    if scheme.packing == NV_PACKING:
+        codes, scale = tensors["weight_packed"], tensors["weight_scale"].to(torch.float32)
+        elements = unpack_fp4_from_uint8(codes, len(codes), 2 * codes.shape[1], torch.float32)
+        return dequantize(elements, scale, args=made.weights, global_scale=tensors["weight_global_scale"])
     widened = {
         name: value.float() if name == "weight_scale" and scheme.kind == "int" else value
         for name, value in tensors.items()

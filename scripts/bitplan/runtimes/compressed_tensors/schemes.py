@@ -2,10 +2,11 @@
 
 The library (compressed-tensors 0.20) packs integers of 1 to 8 bits densely, least significant bit first along a row, MXFP4 in
 nibbles, low one first, and MXFP8 as E4M3 bytes; an MX scale is one byte, e + 127. Every E2M3 and E3M2 value is an E4M3 value, so MXFP6 is
-stored as MXFP8: the same values in more bits.
+stored as MXFP8: the same values in more bits. NVFP4 has nibbles, an E4M3 byte for each 16 of them, and the scale of the matrix; GGUF's NVFP4 is the
+same with a scale of 1. vLLM has one such scale for the layers that it stores as one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bitplan.core.safetensors_io import read_header
@@ -25,6 +26,8 @@ from bitplan.runtimes.runtime import Verdict
 
 NAME = "compressed_tensors"
 MX_GROUP, INT_GROUP = 32, 128
+NV_GROUP, NV_PACKING = 16, "nvfp4-pack-quantized"
+NV = ("nvfp4", "nvfp4_pow2", "gguf_nvfp4")
 MX = {
     "mxfp4": ("mxfp4-pack-quantized", 4),
     "mxfp8": ("mxfp8-quantized", 8),
@@ -32,6 +35,7 @@ MX = {
     "mxfp6_e3m2": ("mxfp8-quantized", 8),
 }
 HALF = "in float16 and float32; a bfloat16 model rounds its scales"
+IN_BFLOAT16 = "transformers rounds the values to bfloat16, which holds those of nvfp4_pow2"
 UNLOADABLE = "vLLM loads zero points; transformers 5.23 does not, and the workflow cannot score such a file"
 
 
@@ -54,12 +58,15 @@ class Scheme:
     @property
     def label(self) -> str:
         """A short name, as "int4 g128"."""
-        kind = f"int{self.bits}" if self.kind == "int" else f"mxfp{self.bits}"
+        names = {"pack-quantized": f"int{self.bits}", NV_PACKING: "nvfp4"}
+        kind = names.get(self.packing, f"mxfp{self.bits}")
         return f"{kind}{'' if self.symmetric else ' asym'} g{self.group}"
 
 
 def scheme_of(made: LayerPlan) -> Scheme | None:
     """Return the scheme that stores a layer's format; None for a format that the library has none for, and for 16 bits."""
+    if made.wq in NV:
+        return Scheme(NV_PACKING, "float", 4, NV_GROUP)
     element = element_of(made.wq)
     if element in MX:
         packing, bits = MX[element]
@@ -81,7 +88,7 @@ def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
         return "packed experts are not written"
     if scheme is None:
         return f"compressed-tensors has no packing for {made.wq}"
-    if scheme.kind == "float" and scheme.group != MX_GROUP:
+    if scheme.kind == "float" and scheme.packing != NV_PACKING and scheme.group != MX_GROUP:
         return f"MX blocks have {MX_GROUP} values, not {scheme.group}"
     if layer.shape[1] % scheme.group:
         return f"rows of {layer.shape[1]} columns are no multiple of the group of {scheme.group}"
@@ -99,9 +106,12 @@ def layer_verdict(layer: Layer, made: LayerPlan, info: ModelInfo | None = None) 
     limits = [] if scheme.symmetric else [UNLOADABLE]
     if scheme.kind == "int" and not made.wq.endswith("_bf16s"):
         limits.append(HALF)
+    if made.wq == "nvfp4":
+        limits.append(IN_BFLOAT16)
     reasons = [*(["every value is an E4M3 value"] if wider else []), *limits]
     status = "exact_in_more_bits" if wider else "exact"
-    return with_inputs(made, status, scheme.label, scheme.stored_bits, reasons, always=not limits)
+    verdict = with_inputs(made, status, scheme.label, scheme.stored_bits, reasons, always=not limits)
+    return replace(verdict, shared_form="nvfp4_pow2" if made.wq == "nvfp4" else "")
 
 
 def has_half_scales(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 from bitplan.runtimes.compressed_tensors.config import quantization_config
 from bitplan.runtimes.compressed_tensors.packing import packed, unpacked
 from bitplan.runtimes.compressed_tensors.schemes import NAME, Scheme, layer_verdict, scheme_of
+from bitplan.runtimes.compressed_tensors.shared_scales import with_shared_scales
 from bitplan.runtimes.packed.packing import Packing
 from bitplan.runtimes.packed.write import write_job
 from bitplan.runtimes.runtime import ExportJob
@@ -16,7 +17,7 @@ def _configure(job: ExportJob, schemes: Mapping[str, Scheme], matrices: Sequence
     return {"quantization_config": quantization_config(schemes, whole)}
 
 
-PACKING = Packing(NAME, layer_verdict, scheme_of, packed, unpacked, _configure, fuses="all")
+PACKING = Packing(NAME, layer_verdict, scheme_of, packed, unpacked, _configure, fuses="all", share=with_shared_scales)
 
 
 def write(job: ExportJob) -> Mapping[str, Any]:

@@ -18,6 +18,7 @@ OWN: Mapping[str, str] = {
 }
 FILE_TYPES: Mapping[str, str] = {
     PER_CHANNEL: "Q8_0",
+    **dict.fromkeys(("nvfp4", "nvfp4_pow2"), "NVFP4"),
     **{f"{name}{rule}": kind for name, kind in _MX.items() for rule in ("", "_rceil", "_mse")},
     **{f"int{bits}{scales}": kind for bits, kind in enumerate(_WIDTHS, 2) for scales in ("", "_bf16s")},
     **{f"int{bits}_asym{scales}": kind for bits, kind in enumerate(_WITH_OFFSET, 2) for scales in ("", "_bf16s")},

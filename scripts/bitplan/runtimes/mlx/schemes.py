@@ -2,7 +2,8 @@
 
 MLX (0.32) has affine integers of 2, 3, 4, 5, 6 and 8 bits in groups of 32, 64 or 128 with a scale and a bias each, value = code x
 scale + bias, and the MX formats in blocks of 32. A symmetric integer is an affine one with the bias -2^(b-1) x scale; a zero point
-is the bias -zero x scale. Every E2M3 and E3M2 value is an E4M3 value, so MXFP6 is stored as MXFP8.
+is the bias -zero x scale. Every E2M3 and E3M2 value is an E4M3 value, so MXFP6 is stored as MXFP8. NVFP4 has blocks of 16 with an E4M3 scale each and none for the matrix: what GGUF's NVFP4 is. A scale of the matrix, which `nvfp4` has, is no
+parameter of mlx.nn's layers.
 """
 
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from bitplan.runtimes.runtime import Verdict
 
 NAME = "mlx"
 AFFINE, INT_GROUP, AFFINE_GROUPS = "affine", 128, (32, 64, 128)
+NVFP4 = "nvfp4"
 # Of a format without the suffix of its scale rule: the mode, bits of a code, values of a block.
 FLOATS = {
     "mxfp4": ("mxfp4", 4, 32),
     "mxfp8": ("mxfp8", 8, 32),
     "mxfp6_e2m3": ("mxfp8", 8, 32),
     "mxfp6_e3m2": ("mxfp8", 8, 32),
+    "gguf_nvfp4": ("nvfp4", 4, 16),
 }
 # Bits of a code as MLX stores it.
 WIDTHS = {2: 2, 3: 3, 4: 4, 5: 5, 6: 6, 7: 8, 8: 8}
@@ -67,7 +70,7 @@ def scheme_of(made: LayerPlan) -> Scheme | None:
     element = element_of(made.wq)
     if element in FLOATS:
         mode, bits, block = FLOATS[element]
-        return Scheme(mode, bits, made.group_size or block)
+        return Scheme(mode, bits, block if made.wq == "gguf_nvfp4" else made.group_size or block)
     integer = integer_of(made.wq)
     if integer is None:
         return None
@@ -90,6 +93,8 @@ def _refusal(layer: Layer, made: LayerPlan, scheme: Scheme | None) -> str:
         return embedding_refusal(layer)
     if layer.transposed:
         return "weights are packed along the input of a Linear module, and this is a Conv1D"
+    if made.wq.startswith("nvfp4"):
+        return "MLX's nvfp4 has no scale of the matrix: gguf_nvfp4 has none either"
     if scheme is None:
         return f"MLX has no mode for {made.wq}"
     groups = _groups_of(scheme)

@@ -21,6 +21,11 @@ def as_it_is(contents: Contents) -> Contents:
     return contents
 
 
+def as_they_are(contents: Mapping[str, Content], groups: Iterable[Sequence[str]]) -> dict[str, Content]:
+    """Return the tensors of a block unchanged, whatever layers are stored as one."""
+    return dict(contents)
+
+
 @dataclass(frozen=True)
 class Packing:
     """How a runtime stores layers.
@@ -28,7 +33,7 @@ class Packing:
     `scheme_of` names how a layer's format is stored, None for one that stays at 16 bits. `pack` returns a layer's tensors by the end of
     their names, `unpack` the weight (out, in) float32 that the runtime computes with. `configure(job, schemes by layer, all stored
     matrices)` returns what config.json has beside the model's own. `arrange` may rename or stack the tensors of a block. `fuses` says
-    which layers are stored as one.
+    which layers are stored as one, and `share` gives these (by their stored names) what they have to have in common.
     """
 
     runtime: str
@@ -39,6 +44,7 @@ class Packing:
     configure: Callable[[ExportJob, Mapping[str, Any], Sequence[str]], Mapping[str, Any]]
     arrange: Callable[[Contents], Contents] = as_it_is
     fuses: Fuses = ""
+    share: Callable[[Mapping[str, Content], Iterable[Sequence[str]]], dict[str, Content]] = as_they_are
 
 
 def pack_layer(

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from bitplan.formats import nvfp4
 from bitplan.formats.base import Quantized, rows_of
 from bitplan.formats.mx import E8M0_BIAS, power_of_two
 
@@ -20,6 +21,12 @@ def unsigned_codes(quantized: Quantized, half: int) -> tuple[Tensor, Tensor]:
     if "zero" in parts:
         return codes, parts["zero"].to(torch.int32)
     return codes + half, torch.full(parts["scale"].shape, half, dtype=torch.int32)
+
+
+def nvfp4_parts(quantized: Quantized) -> Quantized:
+    """Return a layer's parts as those of nvfp4, also of the GGUF type, whose matrices have a scale of 1."""
+    data = quantized.parts.get("data")
+    return quantized if data is None else nvfp4.from_gguf(data, quantized.shape)
 
 
 def e2m1_codes(quantized: Quantized) -> Tensor:

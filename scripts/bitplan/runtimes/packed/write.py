@@ -33,7 +33,7 @@ from bitplan.runtimes.transformers.checkpoint import stored_once
 
 @dataclass
 class _Export:
-    """What a job writes: the plan with its fusion groups alike, and the scheme of every packed layer by its stored name."""
+    """What a job writes: the plan with its fusion groups alike, the scheme of every packed layer by its stored name, and these names by fusion group."""
 
     packing: Packing
     job: ExportJob
@@ -41,6 +41,7 @@ class _Export:
     weights: QuantizedWeights
     schemes: dict[str, Hashable] = field(default_factory=dict)
     codes: Counter = field(default_factory=Counter)
+    fused: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -103,6 +104,8 @@ def _write_shards(folder: Path, export: _Export) -> None:
     for number, tensors in progress(enumerate(blocks, 1), len(blocks), "blocks"):
         name = SINGLE if len(blocks) == 1 else shard_name(number, len(blocks))
         contents = dict(export.packing.arrange(_contents(tensors, export)))
+        if export.job.settings["fusion"] != "keep":
+            contents = export.packing.share(contents, export.fused.values())
         total += write_shard(folder / name, contents)
         weight_map |= dict.fromkeys(contents, name)
     if len(blocks) > 1:
@@ -154,6 +157,8 @@ def _layer_contents(key: str, tensor: TensorInfo, layer: Layer, export: _Export)
     quantized, value = _quantized(layer, wide, export)
     base = key.removesuffix(".weight")
     export.schemes[base] = scheme
+    if layer.fusion_group:
+        export.fused.setdefault(layer.fusion_group, []).append(base)
     yield from named(base, pack_layer(export.packing, layer.name, quantized, scheme, value))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
+from bitplan.formats.importance import check_importance
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import warn_of_formats
 from bitplan.reference.opening import PreparedModel, open_held_out_reference, open_reference, prepare_model
@@ -106,6 +107,7 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
     runtimes = [runtime_named(name) for name in args.runtimes or ()]
     palette, stored = _palette(args, runtimes)
+    check_importance(palette, args.imatrix is not None)
     groups, refinement = args.groups or shared_in(runtimes), RefinementSettings(seed=args.seed)
     names = tuple(runtime.name for runtime in runtimes)
     settings = OptimalSettings(palette, args.correct, args.refine, args.swaps, groups, refinement, names, stored)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import write_aside
-from bitplan.runtimes.gguf.named_types import lines_for
-from bitplan.runtimes.gguf.type_lines import text_of
 from bitplan.search.allocation.problem import Allocation, Target
 
 PLACE = "{target}"
@@ -25,6 +23,10 @@ def write_type_files(
     files: Sequence[Path], made: Sequence[Allocation], base: Path | None, unquantized: str
 ) -> Iterator[str]:
     """Write the lines of every allocation, and yield the command that uses each file. Raises `UserError` as `lines_for` does."""
+    # They load gguf and torch, which an allocation without such files does without.
+    from bitplan.runtimes.gguf.named_types import lines_for
+    from bitplan.runtimes.gguf.type_lines import text_of
+
     texts = [text_of(lines_for(each.plan, base, unquantized)) for each in made]
     for file, text in zip(files, texts, strict=True):
         with write_aside(file) as aside:

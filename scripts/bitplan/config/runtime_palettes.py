@@ -23,7 +23,8 @@ Config = Mapping[str, Any]
 
 def with_runtime_palettes(config: Config) -> dict[str, Any]:
     """Return the configuration with the formats that the models' runtimes hold for `palette: runtime`, where there are any."""
-    palette = palette_of_runtimes([runtime_named(name) for name in named_runtimes(config)])
+    runtimes = [runtime_named(name) for name in named_runtimes(config)]
+    palette = palette_of_runtimes(runtimes, importance=config.get("imatrix") is not False)
     if not quantizes(palette):
         return dict(config)
     found = {**config, "plans": _with_palette(config.get("plans"), palette)}

@@ -3,24 +3,30 @@
 Of every format of the table that is stored in blocks, integers in groups of 32 and of 128, those are held that every runtime's own
 verdict calls exact, or exact in more bits, wherever the file is loaded. Of formats of one kind that all take the same bits there, the one
 with most bits of its own is left: nothing is gained by fewer. Of equals it is the scale rule of least error (`_mse`), else the first in the table.
-Types that are nothing without an importance matrix, and those of models that were trained in three values, are left out; a palette may name them.
+Ternary types are left out, which are for models that were trained in three values; a palette may name them.
 """
 
 from collections.abc import Iterator, Sequence
 
-from bitplan.formats.facts import GGUF_TYPES, NEED_IMPORTANCE, UNQUANTIZED
+from bitplan.formats.facts import GGUF_TYPES, UNQUANTIZED
+from bitplan.formats.importance import needing_importance
 from bitplan.formats.pairs import parse_pair
 from bitplan.formats.sizes import SIZES
 from bitplan.runtimes.runtime import Runtime
 
 SMALL_GROUP = 32
-LEFT_OUT = (*NEED_IMPORTANCE, "tq1_0", "tq2_0")
+TERNARY = ("tq1_0", "tq2_0")
 
 
-def palette_of_runtimes(runtimes: Sequence[Runtime]) -> tuple[str, ...]:
-    """Return the candidates that all runtimes hold, from few stored bits to many; without runtimes none, and 16 bits alone is a palette too."""
+def palette_of_runtimes(runtimes: Sequence[Runtime], importance: bool = True) -> tuple[str, ...]:
+    """Return the candidates that all runtimes hold, from few stored bits to many; without runtimes none, and 16 bits alone is a palette too.
+
+    Formats that need an importance matrix are left out without `importance`.
+    """
     best: dict[tuple[str, float], str] = {}
     for candidate in candidates() if runtimes else ():
+        if not importance and needing_importance([candidate]):
+            continue
         bits = held_bits(candidate, runtimes)
         if bits is not None:
             place = (_kind(candidate), bits)
@@ -31,7 +37,7 @@ def palette_of_runtimes(runtimes: Sequence[Runtime]) -> tuple[str, ...]:
 def candidates() -> Iterator[str]:
     """Yield the candidates that a palette of runtimes is chosen from, in the table's order."""
     for name, size in SIZES.items():
-        if size.scope == "block" and name not in LEFT_OUT:
+        if size.scope == "block" and name not in TERNARY:
             yield from (f"{name}_g{SMALL_GROUP}", name) if _kind(name).startswith("int") else (name,)
 
 
@@ -53,11 +59,13 @@ def quantizes(palette: Sequence[str]) -> bool:
 
 
 def _kind(candidate: str) -> str:
-    """Return "gguf", "mx", "nvfp", "int_asym", "int" or "float": formats of one kind differ in bits, blocks and how scales are chosen."""
+    """Return "nvfp4", "gguf", "mx", "int_asym", "int" or "float": formats of one kind differ in bits, blocks and how scales are chosen."""
     name = parse_pair(candidate).wq
+    if "nvfp4" in name:
+        return "nvfp4"
     if name in GGUF_TYPES:
         return "gguf"
-    kinds = {"mx": "mx", "nvfp": "nvfp", "int": "int_asym" if "_asym" in name else "int"}
+    kinds = {"mx": "mx", "int": "int_asym" if "_asym" in name else "int"}
     return next((kind for start, kind in kinds.items() if name.startswith(start)), "float")
 
 

@@ -15,7 +15,7 @@ from bitplan.workflow.inputs import told_runtimes
 from tests.conftest import ROOT
 
 BOTH = ["gguf", "compressed_tensors"]
-HELD = ["mxfp4_mse", "int4_bf16s_g32", "int5_bf16s_g32", "int8_bf16s_g32", "bf16"]
+HELD = ["mxfp4_mse", "int4_bf16s_g32", "gguf_nvfp4", "int5_bf16s_g32", "int8_bf16s_g32", "bf16"]
 
 
 def settings(runtimes=BOTH, plan=None, **more):

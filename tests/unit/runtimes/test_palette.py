@@ -5,6 +5,7 @@ from itertools import combinations
 import pytest
 
 from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.importance import needing_importance
 from bitplan.formats.pairs import parse_pair
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
@@ -23,7 +24,7 @@ def runtimes(*names: str) -> list[Runtime]:
 
 def test_llama_cpp_and_vllm_together_hold_mx_and_integers_under_scales_of_both_16_bit_types():
     made = palette_of_runtimes(runtimes("gguf", "compressed_tensors"))
-    assert made == ("mxfp4_mse", "int4_bf16s_g32", "int5_bf16s_g32", "int8_bf16s_g32", "bf16")
+    assert made == ("mxfp4_mse", "int4_bf16s_g32", "gguf_nvfp4", "int5_bf16s_g32", "int8_bf16s_g32", "bf16")
 
 
 def test_a_runtime_alone_has_all_that_it_holds_in_every_case():
@@ -40,7 +41,7 @@ def test_every_runtime_holds_every_format_and_none_stands_behind_a_wider_one_of_
     bits = [held_bits(name, runtimes(*names)) for name in made]
     assert made[-1] == "bf16" and quantizes(made) and None not in bits and bits == sorted(bits)
     kinds = [
-        ("gguf" if name in GGUF_TYPES else name[:3], "asym" in name, width)
+        ("nvfp4" if "nvfp4" in name else "gguf" if name in GGUF_TYPES else name[:3], "asym" in name, width)
         for name, width in zip(made, bits, strict=True)
     ]
     assert len(set(kinds)) == len(kinds)
@@ -65,6 +66,12 @@ def test_a_format_that_one_runtime_refuses_or_only_comes_near_is_not_in_it():
     assert palette_of_runtimes([*runtimes("gguf"), toy]) == ()
     assert palette_of_runtimes([]) == () and not quantizes(("bf16",))
     assert toy.holds("int4_g32").status == "approximate" and held_bits("int4_g32", [toy]) is None
+
+
+def test_formats_that_need_an_importance_matrix_are_left_out_without_one():
+    with_it, without = (palette_of_runtimes(runtimes("gguf"), importance=given) for given in (True, False))
+    assert {"iq1_s", "iq2_xxs", "iq3_xxs"} <= set(with_it)
+    assert not needing_importance(without) and "q2_k" in without and not {"tq1_0", "tq2_0"} & {*with_it, *without}
 
 
 def test_candidates_are_formats_of_weights_with_two_groups_of_integers():

@@ -133,7 +133,7 @@ def _palette(args: Namespace, runtimes: list[Runtime]) -> tuple[tuple[str, ...],
         raise user_error("RUNTIME-NO-PALETTE", where, "is about runtimes, and none is given", "Give --runtimes")
     if not of_runtimes:
         return tuple(choice_named(name).name for name in args.palette), stored
-    palette = palette_of_runtimes(runtimes)
+    palette = palette_of_runtimes(runtimes, importance=args.imatrix is not None)
     if not quantizes(palette):
         what = f"no format below 16 bits is held exactly by all of {', '.join(args.runtimes)}"
         raise user_error("RUNTIME-NO-PALETTE", f"--palette {OF_RUNTIMES}", what, "Leave out a runtime, or name formats")

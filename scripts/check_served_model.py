@@ -19,7 +19,7 @@ from bitplan.cli.parser import (
 from bitplan.config.flag_types import number
 
 # The answers of common servers: vLLM returns at most 20 by default (--max-logprobs).
-TOP, TOLERANCE, WINDOWS, SECONDS = 20, 0.05, 4, 120.0
+TOP, TOLERANCE, WINDOWS, SECONDS = 20, 0.02, 4, 120.0
 FEWEST, MOST = 1, 1000
 
 

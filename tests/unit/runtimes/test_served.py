@@ -94,7 +94,7 @@ def test_a_plan_is_told_from_the_model_and_the_model_from_the_plan(
     with serving(vllm, model_of(quantized, tokenizer)) as server:
         report = check(server.url, "--plan", tmp_path / "plan.json")
         assert report["verdict"] == "as planned" and report["mean_difference"] < 1e-5
-        with pytest.raises(UserError, match="SERVED-DIFFERS.*tolerance 0.05"):
+        with pytest.raises(UserError, match="SERVED-DIFFERS.*tolerance 0.02"):
             check(server.url)
     with serving(vllm, served_model) as server:
         with pytest.raises(UserError, match="SERVED-DIFFERS"):

@@ -1,14 +1,14 @@
 """What each runtime makes of each format, and what an export costs.
 
     python benchmarks/runtimes.py [--model demo/model] [--runtimes gguf mlx] [--formats int4 mxfp4] [--output table.tsv]
-    python benchmarks/runtimes.py --export 3 [--blocks 4]
+    python benchmarks/runtimes.py --export 3
 
 The first gives every block's matrices one format, writes the plan for each runtime, loads what was written in the runtime itself, and prints
 a Markdown table: verdict, stored type, largest |logit difference| and KL against the simulated plan, bytes of the weights. mlx and auto_round
 need their own packages (docs/runtimes.md); rows of a runtime that is absent say so.
 
-The second exports a random Llama-shaped checkpoint of that many GB to gguf and to compressed_tensors, in processes of their own, in turn, and
-prints times, their ratio, and peak memory over an interpreter that has only imported what the command imports.
+The second exports a random Llama-shaped checkpoint of that many GB to gguf (its base file, then the plan) and to compressed_tensors, each in a process
+of its own, and prints times, their ratio, and peak memory over an interpreter that has only imported what the commands import.
 """
 
 import argparse
@@ -30,7 +30,6 @@ FORMATS = (
     *("q2_k", "q4_k", "q6_k", "q8_0"),
 )
 COLUMNS = ("runtime", "format", "verdict", "stored", "logit_difference", "kl", "bytes")
-EXPORTED = ("gguf", "compressed_tensors")
 
 
 # ------------------------------------------------------------------------------------------------------------ runtime x format
@@ -192,22 +191,31 @@ def exports(args: argparse.Namespace) -> None:
         mlp = {"pattern": "*.mlp.*", "wq": args.formats[0], "group_size": 32}
         plan.write_text(json.dumps({"default": {"wq": "int8", "group_size": 32}, "overrides": [mlp]}))
         found = {"imports": measured("-c", imports)}
-        script = str(ROOT / "scripts" / "export_plan.py")
-        for runtime in EXPORTED:
+        line = ("--model", str(folder), "--threads", str(args.threads))
+        base = Path(place) / "base.gguf"
+        found["gguf, base file"] = measured(command("convert_gguf.py"), *line, "--no-check", "--output", str(base))
+        for runtime, more in (("gguf", ("--base", str(base))), ("compressed_tensors", ())):
             output, report = Path(place) / f"{runtime}.gguf", Path(place) / f"{runtime}.json"
-            line = ("--model", str(folder), "--plan", str(plan), "--runtime", runtime, "--threads", str(args.threads))
-            found[runtime] = measured(script, *line, "--output", str(output), "--report", str(report))
-            found[runtime]["gb"] = sum(p.stat().st_size for p in [output, *output.rglob("*")] if p.is_file()) / 1e9
+            words = ("--plan", str(plan), "--runtime", runtime, "--output", str(output), "--report", str(report))
+            found[runtime] = measured(command("export_plan.py"), *line, *words, *more)
+            written = [output, *output.rglob("*")]
+            found[runtime]["gb"] = sum(path.stat().st_size for path in written if path.is_file()) / 1e9
     print(
         f"checkpoint of {size / 1e9:.2f} GB, MLP in {args.formats[0]} g32, attention in int8 g32, {args.threads} threads"
     )
     for name, held in found.items():
-        over = held["peak_mb"] - found["imports"]["peak_mb"]
+        over, size = held["peak_mb"] - found["imports"]["peak_mb"], f"{held['gb']:.2f} GB" if "gb" in held else ""
         print(
-            f"{name:<20} {held['wall']:7.1f} s wall {held['processor']:7.1f} s of processor, {over:6.0f} MB over the imports"
+            f"{name:<20} {held['wall']:7.1f} s {held['processor']:7.1f} s of processor {over:6.0f} MB over the imports  {size}"
         )
     for key in ("wall", "processor"):
-        print(f"compressed_tensors / gguf, {key}: {found['compressed_tensors'][key] / found['gguf'][key]:.2f}")
+        ours, theirs, base = (found[name][key] for name in ("compressed_tensors", "gguf", "gguf, base file"))
+        print(f"compressed_tensors / gguf, {key}: {ours / theirs:.2f}; with the base file {ours / (theirs + base):.2f}")
+
+
+def command(name: str) -> str:
+    """Return the path of a command."""
+    return str(ROOT / "scripts" / name)
 
 
 def main() -> None:

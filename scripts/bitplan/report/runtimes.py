@@ -18,7 +18,7 @@ COLUMNS = (
     *(Column("differences", "changed", "{}"), Column("kl", "KL", "{:.6f}"), *SHOWN[:1], *SHOWN[2:]),
 )
 NOTE = (
-    "bits: size of the file per parameter. changed: layers whose values are not the plan's. KL, PPL and top-1 are computed by the runtime itself from its file, on the evaluation text; "
+    "bits: size of the file per parameter. changed: layers that are not stored as the plan has them, formats of inputs included. KL, PPL and top-1 are computed by the runtime itself from its file, on the evaluation text; "
     f"{UNSCORED}: its packages are not installed (docs/runtimes.md)."
 )  # fmt: skip
 Row = Mapping[str, Any]

@@ -39,10 +39,10 @@ def main(args) -> None:
     started = time.monotonic()
     runtime = runtime_named("gguf" if args.gguf else args.runtime) if args.gguf or args.artifact else None
     artifact = args.gguf or args.artifact
-    if runtime is not None and runtime.score is None:
-        raise user_error(
-            "RUNTIME-NO-SCORE", f"runtime {runtime.name}", "cannot be scored here", "Score the plan with --plan"
-        )
+    if runtime is not None and not runtime.scored_here:
+        absent = f": {' and '.join(runtime.absent_packages)} not installed" if runtime.score else ""
+        hint = "docs/runtimes.md says what to install; --plan scores the simulated plan"
+        raise user_error("RUNTIME-NO-SCORE", f"runtime {runtime.name}", f"cannot be scored here{absent}", hint)
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info) if args.plan else uniform_plan(model.info, "bf16")
     weights = QuantizedWeights(limit=0, importance=read_importance(args.imatrix, model.info.quantizable))

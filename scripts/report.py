@@ -23,6 +23,7 @@ def main(args) -> None:
     from bitplan.report.page.render import Content, links_to, page
     from bitplan.report.predicted import measured_over_predicted, read_prediction
     from bitplan.report.results import Entry, check_results, reference_speed, row_of
+    from bitplan.report.runtimes import runtime_rows, runtimes_table
     from bitplan.report.steps import steps_table
     from bitplan.report.tables import texts, write_text
     from bitplan.report.tasks import task_columns, task_rows, tasks_table
@@ -41,14 +42,16 @@ def main(args) -> None:
     by_name = {row["name"]: row for row in rows}
     tasks = task_rows(args.model_tasks, entries) if args.model_tasks else []
     title = f"{args.results.name}: plans compared"
+    in_runtimes = runtime_rows(entries, args.runtime, args.unscored)
     with_tasks = {each["name"]: each for each in tasks}
     figures = [{**each, **with_tasks.get(each["name"], {})} for each in rows]
     write_table(args.output, figures, (*COLUMNS, *task_columns(tasks)))
     if args.json:
-        write_json(args.json, comparison_json(figures))
+        write_json(args.json, comparison_json(figures, in_runtimes))
     best_first = sorted(entries, key=lambda entry: damage(by_name[entry.name]))
     draw(rows, args.figure, title, axes)
-    tables = [each for each in (comparison_table(rows), tasks_table(tasks), agreement_table(taus)) if each]
+    beside = (runtimes_table(in_runtimes), tasks_table(tasks), agreement_table(taus))
+    tables = [comparison_table(rows), *filter(None, beside)]
     sentences = headlines(rows, axes)
     text = texts(sentences, tables)
     write_text(args.text, text)
@@ -78,6 +81,11 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--baseline", action="append", help="a baseline's name, the reference of speed first; without any, no files"
     )
+    flags.add_argument(
+        "--runtime", action="append", default=[], help="a runtime that the plans have files of; several times"
+    )
+    told = "a runtime whose files are not scored here; may be given several times"
+    flags.add_argument("--unscored", action="append", default=[], help=told)
     flags.add_argument("--model-tasks", type=input_file, help="the model's tasks.json, where the plans have theirs too")
     flags.add_argument("--agreement", type=input_file, help="the agreement.json of a measured sensitivity table")
     flags.add_argument(

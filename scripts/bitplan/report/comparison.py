@@ -47,7 +47,8 @@ def comparison_table(rows: Sequence[Row]) -> Table:
     return Table("", shown, ordered, " ".join((legend_of(metrics), NOTE, *rounding_notes(rows))))
 
 
-def comparison_json(rows: Sequence[Row]) -> dict[str, Any]:
-    """Return the content of comparison.json: what the metrics are, and the rows."""
+def comparison_json(rows: Sequence[Row], in_runtimes: Sequence[Row] = ()) -> dict[str, Any]:
+    """Return the content of comparison.json: what the metrics are, the rows, and those of each plan in each runtime."""
     facts = ("key", "heading", "unit", "legend", "better")
-    return {"metrics": [{fact: getattr(m, fact) for fact in facts} for m in METRICS], "rows": list(rows)}
+    metrics = [{fact: getattr(m, fact) for fact in facts} for m in METRICS]
+    return {"metrics": metrics, "rows": list(rows), "runtimes": list(in_runtimes)}

@@ -5,6 +5,7 @@ A runtime's module is imported when the workflow is read, so it imports what com
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,7 +79,8 @@ class Runtime:
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
     the result of the model that it starts from; `beside` are more files that `write` leaves beside the artifact. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `how_to_run(artifact, name)` is text for the user, in which the model is
+    runtime that cannot has None. `score_packages` are what `score` imports and the project does not require: where one is not installed,
+    the files are written and not scored. `how_to_run(artifact, name)` is text for the user, in which the model is
     called `name`. Layers that a runtime `fuses` are stored as one, and must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
     "score", "time" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
@@ -98,6 +100,7 @@ class Runtime:
     is_folder: bool = False
     fuses: Fuses = ""
     whole_model: bool = False
+    score_packages: tuple[str, ...] = ()
     code: Mapping[str, str] = field(default_factory=dict)
 
     def holds(self, candidate: str, embedding: bool = False) -> Verdict:
@@ -117,7 +120,17 @@ class Runtime:
         return self.verdict(layer, LayerPlan(pair.wq, pair.aq, pair.group_size, embeddings=embedding), info)
 
     @property
+    def absent_packages(self) -> tuple[str, ...]:
+        """The packages that `score` needs and that are not installed. They are looked for without importing them."""
+        return tuple(name for name in self.score_packages if find_spec(name) is None)
+
+    @property
+    def scored_here(self) -> bool:
+        """Whether the runtime's files can be scored with what is installed."""
+        return self.score is not None and not self.absent_packages
+
+    @property
     def files(self) -> tuple[str, ...]:
         """The results of a plan in this runtime, in its folder."""
-        scored, timed = self.score is not None, self.time is not None
+        scored, timed = self.scored_here, self.time is not None
         return (self.artifact, "report.json", *self.beside, *["perplexity.json"] * scored, *["speed.json"] * timed)

@@ -188,6 +188,8 @@ def report_flags(settings: Settings, wildcards: Any) -> str:
         {
             "plan": list(settings.plans),
             "baseline": settings.baselines if BASELINES in runtimes else None,
+            "runtime": runtimes or None,
+            "unscored": [name for name in runtimes if not runtime_named(name).scored_here] or None,
             "model-tasks": results(wildcards, "tasks.json") if settings.tasks.names else None,
             "agreement": compared_agreement(settings, wildcards) or None,
             **_predicted(settings, wildcards),

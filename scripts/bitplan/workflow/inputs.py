@@ -216,7 +216,7 @@ def artifact(settings: Settings, wildcards: Any) -> list[str]:
 
 def card_scores(settings: Settings, wildcards: Any) -> str:
     """Return the scores that a model card shows: of the file in its runtime, or of the simulated plan where that cannot run here."""
-    in_runtime = (wildcards.runtime,) if runtime_named(wildcards.runtime).score else ()
+    in_runtime = (wildcards.runtime,) if runtime_named(wildcards.runtime).scored_here else ()
     return results(wildcards, "plans", wildcards.plan, *in_runtime, "perplexity.json")
 
 

@@ -555,6 +555,7 @@ REQUIRED = [
     ("baseline_gguf.py", "--base, --output"),
     ("calculate_avg_bits.py", "--config, --model"),
     ("check_runtime.py", "--model, --plan, --runtime"),
+    ("check_served_model.py", "--model"),
     ("compare_formats.py", "--model"),
     ("convert_gguf.py", "--model, --output"),
     ("describe_model.py", "--model, --output"),

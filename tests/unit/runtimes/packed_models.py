@@ -7,10 +7,14 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
+from bitplan.evaluate.perplexity import score_plan
+from bitplan.evaluate.scores import summarize
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo, describe
 from bitplan.plans.apply import QuantizedWeights
-from bitplan.plans.plan import LayerPlan, Plan
+from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
+from bitplan.reference.opening import open_reference, prepare_model
+from bitplan.reference.reference import Reference
 from bitplan.runtimes.runtime import ExportJob, Runtime
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 
@@ -53,3 +57,12 @@ def logits(net) -> torch.Tensor:
     """The logits of some tokens, (2, 32, vocabulary)."""
     with torch.no_grad():
         return net(TOKENS % net.config.vocab_size).logits
+
+
+def measured_plan(demo: Path, form: str) -> tuple[Described, Reference, dict]:
+    """The bundled model, the reference on four windows, and the figures of its plan with every matrix in a format, groups of 32."""
+    made = prepare_model(demo / "model", "fp32", "cpu", 1)
+    reference = open_reference(demo / "evaluation.txt", made, 64, 4)
+    plan = uniform_plan(made.info, form, group_size=32 if form.startswith("int") else None)
+    scores = score_plan(made.model, made.info, plan, reference, QuantizedWeights(limit=0))
+    return Described(made.checkpoint, made.info), reference, summarize(scores)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from bitplan.evaluate.scores import summarize
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.plans.plan import LayerPlan, uniform_plan
@@ -15,7 +16,7 @@ from bitplan.runtimes.auto_round.runtime import RUNTIME
 from bitplan.runtimes.auto_round.schemes import scheme_of
 from bitplan.runtimes.verdicts import plan_verdicts
 from tests.families import make_family
-from tests.unit.runtimes.packed_models import dealt, described, exported, logits, simulated
+from tests.unit.runtimes.packed_models import dealt, described, exported, logits, measured_plan, simulated
 
 PACKED = [name for name in FORMATS if scheme_of(LayerPlan(name)) is not None]
 FEW = tuple(LayerPlan(name, group_size=32) for name in ("int4", "int3_asym", "int8", "int2_asym", "int5", "bf16"))
@@ -128,3 +129,18 @@ LINEAR = Layer("model.layers.0.mlp.up_proj", "mlp_up", (64, 256), 0, "", False)
 def test_a_layer_is_judged_by_its_format_and_its_shape(made, layer, status, reason):
     verdict = RUNTIME.verdict(replace(LINEAR, **layer), made, None)
     assert verdict.status == status and reason in verdict.reason
+
+
+def test_a_folder_is_scored_by_its_torch_backend_near_the_figures_of_the_simulation(auto_round, demo, tmp_path):
+    made, reference, simulation = measured_plan(demo, "int4")
+    exported(RUNTIME, made, uniform_plan(made.info, "int4", group_size=32), tmp_path / "packed")
+    scores = summarize(RUNTIME.score(tmp_path / "packed", reference, 1))
+    # It computes in float16.
+    assert scores["kl_mean"] == pytest.approx(simulation["kl_mean"], rel=0.02)
+    assert scores["ppl"] == pytest.approx(simulation["ppl"], rel=1e-3)
+
+
+def test_a_plan_that_leaves_all_at_16_bits_is_scored_too(auto_round, demo, tmp_path):
+    made, reference, _ = measured_plan(demo, "bf16")
+    exported(RUNTIME, made, uniform_plan(made.info, "bf16"), tmp_path / "packed")
+    assert summarize(RUNTIME.score(tmp_path / "packed", reference, 1))["kl_mean"] < 1e-4

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bitplan.core.errors import UserError
+from bitplan.evaluate.scores import summarize
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.plans.plan import LayerPlan, uniform_plan
@@ -22,7 +23,7 @@ from bitplan.runtimes.packed.packing import check_unpacked
 from bitplan.runtimes.verdicts import plan_verdicts
 from tests import families
 from tests.families import make_family
-from tests.unit.runtimes.packed_models import TOKENS, dealt, described, exported, logits, simulated
+from tests.unit.runtimes.packed_models import TOKENS, dealt, described, exported, logits, measured_plan, simulated
 
 PACKED = [name for name in FORMATS if scheme_of(LayerPlan(name)) is not None]
 EVERYTHING = (
@@ -251,3 +252,11 @@ def test_a_layer_is_judged_by_its_format_and_its_shape(made, layer, status, reas
 def test_the_text_on_how_to_run_has_the_commands_of_mlx_lm(tmp_path):
     text = RUNTIME.how_to_run(tmp_path / "model", "mine")
     assert f"mlx_lm.generate --model {tmp_path / 'model'}" in text and "mlx_lm.server" in text
+
+
+def test_a_folder_is_scored_by_mlx_with_the_figures_of_the_simulation(mx, demo, tmp_path):
+    made, reference, simulation = measured_plan(demo, "int4")
+    exported(RUNTIME, made, uniform_plan(made.info, "int4", group_size=32), tmp_path / "packed")
+    scores = summarize(RUNTIME.score(tmp_path / "packed", reference, 1))
+    for key in ("kl_mean", "ppl", "top1_agreement"):
+        assert scores[key] == pytest.approx(simulation[key], rel=1e-3), key

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -79,8 +80,16 @@ def test_the_environment_of_a_runtime_has_every_package_that_its_commands_import
     text = (ROOT / "envs" / f"{runtime.environment}.yaml").read_text()
     named = {found.lower().replace("_", "-") for found in re.findall(r"^ +- ([\w-]+)==", text, re.M)}
     for command in ("export_plan.py", "perplexity.py"):
-        wanted = packages_of(files_behind(command, RUNTIMES[name]))
+        wanted = packages_of(files_behind(command, RUNTIMES[name])) - set(runtime.score_packages)
         assert {each for each in wanted if each.lower().replace("_", "-") not in named} == set()
+
+
+def test_a_runtime_whose_packages_are_absent_is_written_and_not_scored():
+    runtime = Runtime("toy", "x.toy", dict, dict, str, score=dict, score_packages=("json", "no_such_package"))
+    assert runtime.absent_packages == ("no_such_package",) and not runtime.scored_here
+    assert "perplexity.json" not in runtime.files
+    there = replace(runtime, score_packages=("json",))
+    assert there.scored_here and "perplexity.json" in there.files
 
 
 def test_the_code_of_a_runtime_is_behind_its_own_files_alone():

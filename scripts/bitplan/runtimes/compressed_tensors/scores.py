@@ -1,15 +1,15 @@
 """Perplexity and KL of a checkpoint of packed tensors, in transformers."""
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
-from bitplan.evaluate.scores import LogitsOf, TokenScores, score
+from bitplan.evaluate.scores import TokenScores
 from bitplan.reference.reference import Reference
+from bitplan.runtimes.packed.scores import WindowLogits, score_windows
 
 
 def load_exact(folder: Path) -> nn.Module:
@@ -35,30 +35,17 @@ def load_exact(folder: Path) -> nn.Module:
     return net.to(torch.float32)
 
 
-def _logits(net: nn.Module, tokens: Tensor, folder: Path) -> LogitsOf:
-    @lru_cache(maxsize=1)
-    def logits(window: int) -> Tensor:
-        with torch.inference_mode():
-            made = net(tokens[window : window + 1].to(torch.long)).logits[0].float()
-        if not made.isfinite().all():
-            raise user_error(
-                "RUNTIME-NOT-FINITE",
-                folder,
-                f"gives NaN or infinite logits in window {window}",
-                "Export the plan again",
-            )
-        return made
+def logits_in(net: nn.Module) -> WindowLogits:
+    """Return the function that computes a window's logits in a model of transformers."""
 
-    return lambda window, rows: logits(window)[rows]
+    @torch.inference_mode()
+    def run(tokens: torch.Tensor) -> torch.Tensor:
+        return net(tokens.to(torch.long).unsqueeze(0)).logits[0].float()
+
+    return run
 
 
 def score_folder(folder: Path, reference: Reference, threads: int) -> TokenScores:
     """Return the scores of a checkpoint of packed tensors on the reference's tokens. Raises `UserError` for one of another model."""
     torch.set_num_threads(threads)
-    net, expected = load_exact(folder), reference.head.matrix.shape[0]
-    if net.config.get_text_config().vocab_size != expected:
-        what = f"has {net.config.get_text_config().vocab_size} tokens, the model has {expected}"
-        raise user_error(
-            "RUNTIME-OTHER-MODEL", folder, what, "It was made from another model: give the folder of this one"
-        )
-    return score(reference, _logits(net, reference.tokens, folder))
+    return score_windows(folder, reference, logits_in(load_exact(folder)))

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
 
 if TYPE_CHECKING:
+    from bitplan.evaluate.scores import TokenScores
     from bitplan.models.layers import Layer, ModelInfo
     from bitplan.plans.plan import LayerPlan
+    from bitplan.reference.reference import Reference
 
 
 def verdict(layer: "Layer", made: "LayerPlan", info: "ModelInfo") -> Verdict:
@@ -36,15 +38,29 @@ def how_to_run(artifact: Path, name: str) -> str:
     )
 
 
+def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores":
+    """Return the scores of the folder in mlx-lm on this machine's processor."""
+    from bitplan.runtimes.mlx.scores import score_folder
+
+    return score_folder(artifact, reference, threads)
+
+
 RUNTIME = Runtime(
     "mlx",
     "model",
     verdict,
     write,
     how_to_run,
+    score,
     environment="torch",
     settings=("fusion",),
     is_folder=True,
     fuses="experts",
-    code={"write": "bitplan.runtimes.mlx.write", "verdict": "bitplan.runtimes.mlx.schemes"},
+    whole_model=True,
+    score_packages=("mlx", "mlx_lm"),
+    code={
+        "write": "bitplan.runtimes.mlx.write",
+        "score": "bitplan.runtimes.mlx.scores",
+        "verdict": "bitplan.runtimes.mlx.schemes",
+    },
 )

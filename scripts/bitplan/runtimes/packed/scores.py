@@ -1,0 +1,33 @@
+"""Perplexity and KL of a folder of packed tensors, whatever program computes its logits."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+
+from torch import Tensor
+
+from bitplan.core.errors import user_error
+from bitplan.evaluate.scores import TokenScores, score
+from bitplan.reference.reference import Reference
+
+# Logits (length, vocabulary) float32 of a window of tokens (length,) int64.
+WindowLogits = Callable[[Tensor], Tensor]
+
+
+def score_windows(folder: Path, reference: Reference, run: WindowLogits) -> TokenScores:
+    """Return the scores of a model on the reference's tokens. Raises `UserError` for one of another vocabulary, and for NaN and Inf."""
+    expected = reference.head.matrix.shape[0]
+
+    @lru_cache(maxsize=1)
+    def logits(window: int) -> Tensor:
+        held = run(reference.tokens[window])
+        if held.shape[1] != expected:
+            what = f"has {held.shape[1]} tokens, the model has {expected}"
+            hint = "It was made from another model: give the folder of this one"
+            raise user_error("RUNTIME-OTHER-MODEL", folder, what, hint)
+        if not held.isfinite().all():
+            what = f"gives NaN or infinite logits in window {window}"
+            raise user_error("RUNTIME-NOT-FINITE", folder, what, "Export the plan again")
+        return held
+
+    return score(reference, lambda window, rows: logits(window)[rows])

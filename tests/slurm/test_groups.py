@@ -69,7 +69,9 @@ def test_three_plans_are_one_job_for_their_searches_one_for_their_scores_and_two
     submitted = re.findall(r"has been submitted with SLURM jobid .*slurm_logs/(rule|group)_(\w+?)[_/]", finished.said)
     groups = sorted(name for kind, name in submitted if kind == "group")
     assert groups == ["export", "export", "score", "score", "search", "timing"], "the scores were cancelled once"
-    assert len(submitted) - len(groups) == 8, "statistics, prices, texts, the base file and the baseline"
+    assert len(submitted) - len(groups) == 7, (
+        "statistics, prices, the text, the base file, the baseline and its score, the estimate"
+    )
 
 
 def test_a_grouped_job_that_dies_is_run_again_and_is_one_line(finished):
@@ -77,7 +79,9 @@ def test_a_grouped_job_that_dies_is_run_again_and_is_one_line(finished):
     line = finished.said.splitlines()[
         finished.said.splitlines().index("1 job ended early and was run again:") + 1
     ].strip()
-    expected = r"score, 3 steps \(results/demo/plans/four/perplexity\.json, .* and 1 more\): SLURM job \d+ was cancelled\. Log: \.snakemake/slurm_logs/group_score_\w+/\d+\.log"
+    named = r"score, 3 steps \(results/demo/plans/four/perplexity\.json, .* and 1 more\)"
+    logs = r"(logs/demo/\w+/perplexity\.log, )*\.snakemake/slurm_logs/group_score_\w+/\d+\.log"
+    expected = rf"{named}: SLURM job \d+ was cancelled\. Log: {logs}"
     assert re.fullmatch(expected, line), line
     assert "could not be submitted" not in finished.said, "the steps of a group are no jobs of their own"
 

@@ -107,7 +107,7 @@ class Cluster:
     root: Path
     nodes: int = 3
     cpus: int = 4
-    memory: int = 40_000
+    memory: int = 9000
     port: int = 26817
 
     @property

@@ -25,7 +25,7 @@ def resources_of(job: Any) -> dict[str, int | str]:
     if job.is_group():
         found = GroupResources.basic_layered(job.toposorted, job.global_resources, run_local=False)
     else:
-        found = job.resources
+        found = dict(job.resources.items())
     return {name: found[name] for name in ASKED if name in found}
 
 

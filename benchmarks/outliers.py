@@ -20,6 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,14 +31,17 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from bitplan.evaluate.perplexity import score_plan  # noqa: E402
+from bitplan.models.walk import Block, Forward  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.plans.plan import Plan, uniform_plan  # noqa: E402
-from bitplan.plans.smoothing import read_smoothing  # noqa: E402
+from bitplan.plans.smoothing import SmoothGroup, Smoothing  # noqa: E402
 from bitplan.reference.opening import prepare_model  # noqa: E402
 from bitplan.reference.reference import make_reference  # noqa: E402
 from bitplan.reference.text import windows  # noqa: E402
 from bitplan.rounding.model import ModelRounding, round_plan  # noqa: E402
+from bitplan.sensitivity.smooth_factors import groups_of  # noqa: E402
 from bitplan.statistics.importance import read_importance  # noqa: E402
+from bitplan.statistics.inputs import observe_inputs  # noqa: E402
 
 LENGTH = 512
 ALPHAS = (0.25, 0.5, 0.75)
@@ -70,10 +74,11 @@ def methods() -> Iterator[Method]:
         if weights.endswith("_k"):
             yield Method(weights, importance=True)
         yield Method(weights, importance=weights.endswith("_k"), rounding="feedback")
-    for inputs in ("int8_tensor", "int8_token", "int4_token"):
+    for inputs in ("int8_token", "int4_token"):
         yield Method("int4", inputs)
         yield from (Method("int4", inputs, smoothing=alpha) for alpha in ALPHAS)
         yield Method("int4", inputs, rounding="feedback", smoothing=0.5)
+    yield from (Method("int4", "int8_tensor", smoothing=alpha) for alpha in (None, 0.5))
     for pair in (("mxfp4", "mxfp4"), ("mxfp4", "mxfp8"), ("mxfp8", "mxfp8")):
         yield Method(*pair)
         yield Method(*pair, smoothing=0.5)
@@ -173,28 +178,27 @@ class Scored:
         self.importance = importance_of(folder, place, args)
         self.calibration = windows(folder, args.calibration, LENGTH, args.windows)
 
-    def smoothing(self, alpha: float):
-        """Return SmoothQuant's factors for an alpha."""
-        table = self.place / f"smooth-{alpha:g}.tsv"
-        flags = ("--smooth-alpha", alpha, "--length", LENGTH, "--sequences", self.args.windows)
-        if not table.exists():
-            command(
-                "sensitivity.py",
-                "--model",
-                self.folder,
-                "--calibration",
-                self.args.calibration,
-                *flags,
-                "--output",
-                table,
-            )
-        return read_smoothing(table.with_name(f"{table.stem}.smoothing.safetensors"))
+    @cached_property
+    def smoothings(self) -> dict[float, Smoothing]:
+        """SmoothQuant's factors for each alpha, of every layer's input; one walk serves all."""
+        layers = {layer.name: layer for layer in self.model.info.layers}
+        groups: dict[float, list[SmoothGroup]] = {alpha: [] for alpha in ALPHAS}
+
+        def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+            with observe_inputs(block, 1) as seen:
+                output = forward(hidden)
+            for alpha in ALPHAS:
+                groups[alpha].extend(groups_of(block, seen, layers, alpha, at_inputs=True))
+            return output
+
+        self.model.model.run(self.calibration, visit)
+        return {alpha: Smoothing(tuple(made)) for alpha, made in groups.items()}
 
     def plan(self, method: Method) -> Plan:
         """Return a method's plan, rounded."""
         plan = uniform_plan(self.model.info, method.weights, method.inputs)
         if method.smoothing is not None:
-            plan = replace(plan, smoothing=self.smoothing(method.smoothing))
+            plan = replace(plan, smoothing=self.smoothings[method.smoothing])
         if method.rounding == "nearest":
             return plan
         folder = Path(tempfile.mkdtemp(dir=self.place)) / "rounded"

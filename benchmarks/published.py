@@ -138,9 +138,12 @@ def facts(project: Project, args: argparse.Namespace) -> list[str]:
     record = project.result("download.json")
     commit = read_json(record).get("commit") if record.exists() else None
     scores = read_json(next(scored_files(project, tuple(args.sizes)))[2] / "perplexity.json")
-    texts = ", ".join(f"{use}: {args.__dict__[use] or f'WikiText-2 (raw), {split}'}" for use, split in SPLITS.items())
+    given = {use: getattr(args, use) for use in SPLITS}
+    texts = ", ".join(
+        f"{use}: {given[use].name if given[use] else f'WikiText-2 (raw), {SPLITS[use]}'}" for use in SPLITS
+    )
     return [
-        f"Model: {args.model}" + (f", commit {commit}" if commit else ""),
+        f"Model: {args.model if commit else project.name}" + (f", commit {commit}" if commit else ""),
         f"Texts: {texts}",
         f"Windows of {args.length} tokens: {scores['windows']} scored, {args.calibration_windows} for statistics and prices, "
         f"{args.validation_windows} for validation; {args.draws} draws; BOS {scores['bos']}",

@@ -31,7 +31,7 @@ from bitplan.workflow.slurm.endings import JobEndings
 from bitplan.workflow.slurm.queue import refuse_running
 
 # A graph of thousands of jobs is built of objects that stay: looking for garbage among them takes a ninth of the time.
-gc.set_threshold(200_000, 50, 100)
+gc.set_threshold(1_000_000, 50, 100)
 
 STARTED = time.time()
 ENDINGS = JobEndings()

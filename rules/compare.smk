@@ -17,6 +17,7 @@ rule plan_speed:
         mem_mb=on_attempt(resources.runtime_mem_mb),
         runtime=time_limit(2, 5),
         slurm_extra="--exclusive",
+        in_turn=1,
     params:
         code=on_wildcards(runtime_code, "compare_real_quant.py", "time"),
         script=script("compare_real_quant.py"),

@@ -47,6 +47,7 @@ rule plan_perplexity:
         gpu=GPUS,
         mem_mb=on_attempt(resources.model_mem_mb),
         runtime=time_limit(2, 5),
+        in_turn=1,
     params:
         code=code_version("perplexity.py"),
         script=script("perplexity.py"),
@@ -75,6 +76,7 @@ rule plan_runtime_perplexity:
     resources:
         mem_mb=on_attempt(resources.score_mem_mb),
         runtime=time_limit(2, 5),
+        in_turn=1,
     params:
         code=on_wildcards(runtime_code, "perplexity.py", "score"),
         script=script("perplexity.py"),

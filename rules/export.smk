@@ -66,6 +66,7 @@ for RUNTIME in map(runtime_named, RUNTIMES):
         resources:
             mem_mb=on_attempt(resources.model_mem_mb),
             runtime=time_limit(2, 1),
+            in_turn=1,
         params:
             code=on_wildcards(runtime_code, "export_plan.py", "write"),
             script=script("export_plan.py"),

@@ -118,6 +118,7 @@ rule optimal_plan:
         gpu=GPUS,
         mem_mb=on_attempt(resources.method_mem_mb),
         runtime=on_attempt(resources.method_time),
+        in_turn=1,
     params:
         code=on_wildcards(search_code, "optimal_search.py"),
         script=script("optimal_search.py"),

@@ -25,6 +25,8 @@ ask_again() {
     if [ "$tries" -gt 1 ]; then
         echo "$(date +%H:%M:%S) the controller was asked $tries times in $waited s by $1, and $([ $code -eq 0 ] && echo answered || echo 'did not answer')" >>"$kept/away.log"
     fi
+    # Snakemake passes on what sbatch says of a single step, but not of a group of steps.
+    [ $code -eq 0 ] || [ "$1" != sbatch ] || cat "$answer.error" >>"$kept/refused.log"
     cat "$answer"
     cat "$answer.error" >&2
     rm -f "$answer" "$answer.error"

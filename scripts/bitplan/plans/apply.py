@@ -42,11 +42,15 @@ class QuantizedWeights:
         quantized = self._kept.get(key)
         if quantized is None:
             quantized = self.quantize(layer, weight, choice, smoothing)
-            packed = form.pack(quantized)
-            if self._used + packed.nbytes <= self.limit:
-                self._kept[key] = packed
-                self._used += packed.nbytes
+            if self._used < self.limit:  # packing is another copy of the matrix
+                self._keep_(key, form.pack(quantized))
         return form.dequantize(quantized, group)
+
+    def _keep_(self, key: tuple[str, str, int, str], packed: Quantized) -> None:
+        """Keep a packed matrix if there is room for it."""
+        if self._used + packed.nbytes <= self.limit:
+            self._kept[key] = packed
+            self._used += packed.nbytes
 
     def quantize(self, layer: str, weight: Tensor, choice: LayerPlan, smoothing: Smoothing | None = None) -> Quantized:
         """Return the parts of `weight` (out, in), already smoothed by `smoothing` if any, in its format."""

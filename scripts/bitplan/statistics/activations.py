@@ -12,7 +12,8 @@ from bitplan.models.walk import Block, Forward, Visit
 
 @dataclass
 class InputStatistics:
-    """Running sums over a layer's input tokens; each tensor is `(in,)` float64."""
+    """Running sums over a layer's input tokens; each tensor is `(in,)` float64, on the device of the inputs: a copy to the processor for
+    each batch would make a GPU wait."""
 
     tokens: int
     sum_abs: Tensor
@@ -29,19 +30,19 @@ class InputStatistics:
         flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
         sizes = flat.abs()
         self.tokens += len(flat)
-        self.sum_abs += sizes.sum(0, dtype=torch.float64).cpu()
-        self.sum_squares += flat.square().sum(0, dtype=torch.float64).cpu()
-        self.absmax = torch.maximum(self.absmax, sizes.amax(0).to(torch.float64).cpu())
+        self.sum_abs = self.sum_abs.to(flat.device) + sizes.sum(0, dtype=torch.float64)
+        self.sum_squares = self.sum_squares.to(flat.device) + flat.square().sum(0, dtype=torch.float64)
+        self.absmax = torch.maximum(self.absmax.to(flat.device), sizes.amax(0).to(torch.float64))
 
     @property
     def mean_abs(self) -> Tensor:
-        """mean |x| per column."""
-        return self.sum_abs / max(1, self.tokens)
+        """mean |x| per column, on the processor."""
+        return self.sum_abs.cpu() / max(1, self.tokens)
 
     @property
     def mean_square(self) -> Tensor:
-        """mean x^2 per column: the importance matrix."""
-        return self.sum_squares / max(1, self.tokens)
+        """mean x^2 per column, on the processor: the importance matrix."""
+        return self.sum_squares.cpu() / max(1, self.tokens)
 
 
 @contextmanager

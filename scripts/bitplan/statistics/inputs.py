@@ -17,7 +17,8 @@ class BlockInputs:
 
     - `samples`: up to `sample_tokens` tokens of each layer's input, as windows (length, in) or, for experts, the tokens routed
       to them.
-    - `absmax`: the largest |x| (in,) over all tokens; `squares`: the sum of x^2 (in,); `tokens`: their number.
+    - `absmax`: the largest |x| (in,) over all tokens; `squares`: the sum of x^2 (in,); `tokens`: their number. Both are on the device of
+      the inputs until `cut_`, which brings them to the processor.
     - `norm_of`: the norm whose output is the layer's input.
     """
 
@@ -40,7 +41,7 @@ class BlockInputs:
         self.link_(layer, inputs)
         self._grow_(layer, inputs)
         flat = inputs.reshape(-1, inputs.shape[-1]).to(torch.float32)
-        squares = flat.square().sum(0, dtype=torch.float64).cpu()
+        squares = flat.square().sum(0, dtype=torch.float64)
         self.squares[layer] = self.squares.get(layer, torch.zeros_like(squares)) + squares
         seen_tokens = self.tokens.get(layer, 0)
         self.tokens[layer] = seen_tokens + len(flat)
@@ -55,12 +56,14 @@ class BlockInputs:
                 self.norm_of[layer] = norm
 
     def _grow_(self, name: str, values: Tensor) -> None:
-        largest = values.detach().abs().reshape(-1, values.shape[-1]).amax(0).to("cpu", torch.float32)
+        largest = values.detach().abs().reshape(-1, values.shape[-1]).amax(0).to(torch.float32)
         self.absmax[name] = torch.maximum(self.absmax[name], largest) if name in self.absmax else largest
 
     def cut_(self) -> None:
         """Drop windows beyond `sample_tokens` of each layer, and the norms' outputs."""
         self._outputs.clear()
+        for sizes in (self.absmax, self.squares):
+            sizes.update({name: values.cpu() for name, values in sizes.items()})
         for layer, windows in self.samples.items():
             lengths = torch.tensor([len(window) for window in windows]).cumsum(0)
             keep = int((lengths < self.sample_tokens).sum()) + 1

@@ -163,6 +163,7 @@ def templates_beside(path: Path) -> frozenset[str]:
     return frozenset(hashlib.sha256(file.read_bytes()).hexdigest() for file in path.parent.glob("*.j2"))
 
 
+@cache
 def code_version(command: str, *modules: str) -> str:
     """Return 16 hexadecimal digits that change when the code of a command, or of a local module behind it, does, or a template
     beside one.

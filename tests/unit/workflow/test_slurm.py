@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bitplan.workflow.slurm.endings import JobEndings, ending, what_happened
+from bitplan.workflow.slurm.endings import JobEndings, ending, group_ending, what_happened
 from bitplan.workflow.slurm.queue import PREFIX, QueuedJob, parse_queue
 from tests.conftest import ROOT
 
@@ -75,6 +75,52 @@ def test_endings_are_taken_from_snakemakes_log_and_counted(capsys):
     assert endings.summary(False) == f"1 job ended early:\n  {line}"
 
 
+STEPS = [
+    {"rule_name": "plan_gguf", "output": ["a/model.gguf", "a/report.json"], "log": ["a.log"]},
+    {"rule_name": "plan_runtime_perplexity", "output": ["a/perplexity.json"], "log": ["b.log"]},
+    {"rule_name": "plan_gguf", "output": ["c/model.gguf"], "log": ["c.log"]},
+]
+NAMED = "export, 3 steps (a/model.gguf, a/perplexity.json and 1 more): "
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("*** JOB 12 ON n1 CANCELLED AT 2026-01-01T00:00:00 ***", "was cancelled"),
+        ("*** JOB 12 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***", "ran out of time"),
+        ("exceeded memory limit (2 > 1), being killed\n*** JOB 12 ON n1 CANCELLED AT", "ran out of memory"),
+        ("Error in rule plan_gguf:\n    jobid: 0", "failed in plan_gguf"),
+        ("", "ended"),
+    ],
+)
+def test_what_happened_to_a_group_is_read_in_its_log(tmp_path, text, words):
+    log = tmp_path / "12.log"
+    log.write_text(text)
+    assert group_ending("export", STEPS, "12", [str(log)]) == f"{NAMED}SLURM job 12 {words}. Log: {log}"
+
+
+def test_the_logs_of_a_groups_failed_steps_are_named_and_no_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.log", "b.log", "12.log"):
+        (tmp_path / name).write_text("Error in rule plan_gguf:")
+    assert group_ending("export", STEPS, "12", ["12.log"]).endswith("failed in plan_gguf. Log: a.log, 12.log")
+
+
+def test_a_group_is_one_ending_and_its_steps_are_none(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    refused = tmp_path / ".snakemake" / "slurm" / "refused.log"
+    refused.parent.mkdir(parents=True)
+    refused.write_text("sbatch: error: Requested node configuration is not available\n\n")
+    endings, log = JobEndings(), logging.Logger("snakemake")
+    log.addHandler(endings)
+    step = {"rule_name": "plan_gguf", "output": ["a"], "log": [], "rule_msg": None, "aux": {}, "indent": True}
+    group = {"event": "group_error", "groupid": "export", "aux_logs": [], "job_error_info": STEPS}
+    log.error("Error in group export", extra=group)
+    log.error("Error in rule plan_gguf", extra={"event": "job_error", **step})
+    said = "could not be submitted: sbatch: error: Requested node configuration is not available"
+    assert endings.lines == [NAMED + said]
+
+
 @pytest.fixture
 def asked(tmp_path):
     """A function that runs one of the profile's commands over a stand-in for SLURM's; returns the process and the folder of what it keeps."""
@@ -109,6 +155,7 @@ def test_another_error_is_passed_on_at_once(asked, name):
     made, kept = asked(name, "echo no such partition >&2; exit 3")
     assert (made.returncode, made.stderr) == (3, "no such partition\n")
     assert not (kept / "away.log").exists()
+    assert (kept / "refused.log").exists() == (name == "sbatch"), "what is said of a group that cannot be submitted"
 
 
 def test_the_controllers_configuration_is_known_while_it_is_away(asked):

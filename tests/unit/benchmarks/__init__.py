@@ -1,0 +1,1 @@
+"""Benchmarks that others run for their figures."""

@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from bitplan.formats.table import FORMATS  # noqa: E402
 from bitplan.rounding.channel_grid import Quantizer  # noqa: E402
 from bitplan.rounding.columns import LayerToRound  # noqa: E402
-from bitplan.rounding.layer import round_with_feedback  # noqa: E402
+from bitplan.rounding.feedback import round_with_feedback  # noqa: E402
 from bitplan.rounding.sweep import Pruning, factorize, sweep  # noqa: E402
 
 

@@ -15,7 +15,8 @@ from bitplan.formats.table import FORMATS
 from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer, round_with_feedback
+from bitplan.rounding.feedback import round_with_feedback
+from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer
 from bitplan.rounding.sweep import Pruning, damped_factors, sweep_columns
 from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, tune_
 from bitplan.statistics.hessian import CrossMoments

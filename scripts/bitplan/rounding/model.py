@@ -39,7 +39,7 @@ from bitplan.rounding.layer import (
 )
 from bitplan.rounding.tuning import TuningSettings, tune_
 from bitplan.statistics.hessian import CrossMoments, inputs_of
-from bitplan.statistics.shrinkage import HalvedMoments, collect_halves
+from bitplan.statistics.shrinkage import HalvedMoments, collect_halves, count_window_, shrunk_cross
 
 log = logging.getLogger(__name__)
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "tokens", "columns", "shrinkage", "damping", "why")
@@ -123,7 +123,8 @@ class _Rounding:
         if self._reference is None or not self.settings.reference_share:
             return found
         whole = {name: replace(made, aq=UNQUANTIZED) for name, made in self.plan.layers.items()}
-        for window, exact in zip(hidden.split(1), self._reference.split(1), strict=True):
+        windows = zip(hidden.split(1), self._reference.split(1), strict=True)
+        for number, (window, exact) in enumerate(windows):
             reference = self._inputs(block, replace(self.plan, layers=whole), exact, forward)
             inputs = self._inputs(block, self.plan, window, forward)
             shared: dict[tuple[int, int], CrossMoments] = {}
@@ -135,7 +136,7 @@ class _Rounding:
                 key = id(given), id(wide)
                 if key not in shared:
                     shared[key] = found.setdefault(name, CrossMoments.empty(given.shape[-1], given.device))
-                    shared[key].add_(given, wide)
+                    count_window_(shared[key], given, wide, number, len(hidden))
                 found[name] = shared[key]
         return found
 
@@ -200,7 +201,7 @@ class _Rounding:
         hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
         choice = self.plan.of(name)
         form = self.weights.formats[choice.wq]
-        aim = {} if cross is None else {"cross": cross.matrix, "share": self.settings.reference_share}
+        aim = {} if cross is None else {"cross": shrunk_cross(cross, hessian), "share": self.settings.reference_share}
         group, damping = form.group(choice.group_size), self.settings.damping
         return LayerToRound(name, weight, hessian, form, group, damping, moments=moments, **aim)
 

@@ -5,7 +5,7 @@ correlations R of the inputs are estimated as (1 - s) R + s I, as by Ledoit and 
 (2005). They take the noise of R from independent samples; tokens are not, so here it is that between the halves of the text.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitplan.models.walk import Block, Forward
-from bitplan.statistics.hessian import InputMoments, collect_moments, inputs_of
+from bitplan.statistics.hessian import CrossMoments, InputMoments, collect_moments, inputs_of
 
 ROWS_AT_ONCE = 1024
 # Text to come differs from the mean of all text as the calibration text does: the noise counts twice.
@@ -30,6 +30,37 @@ def shrink(hessian: Tensor, shrinkage: float) -> Tensor:
     shrunk = hessian * (1 - shrinkage)
     shrunk.diagonal().copy_(hessian.diagonal())
     return shrunk
+
+
+def inverse_sizes(hessian: Tensor) -> Tensor:
+    """Return H_jj^-1/2 of every column, (in,); 0 of a dead one."""
+    size = hessian.diagonal().sqrt()
+    return torch.where(size > 0, 1 / size, 0.0)
+
+
+def noise_share(total: Tensor, difference: Tensor, counts: Sequence[int], scale: Tensor) -> float:
+    """Return the share of noise in the sum of squares of s_j m_jk s_k, from 0 to 1; 1 if a half has no tokens.
+
+    total: means m (in, in) over n + m tokens; difference: of the means over n tokens and over the other m. A mean over all has
+    n m / (n + m)^2 of the expected squared difference of its halves: a quarter if n = m.
+    """
+    if not all(counts):
+        return 1.0
+    squares = _squares(total, scale)
+    noise = _squares(difference, scale) * counts[0] * counts[1] / sum(counts) ** 2
+    return min(1.0, noise / squares) if squares > 0 else 0.0
+
+
+def _squares(matrix: Tensor, scale: Tensor) -> float:
+    parts = zip(matrix.split(ROWS_AT_ONCE), scale.split(ROWS_AT_ONCE), strict=True)
+    return sum((rows * own.unsqueeze(1) * scale).square_().sum(dtype=torch.float64).item() for rows, own in parts)
+
+
+def shrunk_cross(cross: CrossMoments, hessian: Tensor) -> Tensor:
+    """Return 2/N sum (x' - x) x^T, (in, in), shrunk towards 0 by its own noise, in the scale of the columns of H."""
+    total = cross.matrix
+    noise = noise_share(total, cross.difference, cross.tokens, inverse_sizes(hessian))
+    return total.mul_(1 - weigh_noise(noise, NOISE_COUNTS))
 
 
 @dataclass(frozen=True)
@@ -51,20 +82,14 @@ class HalvedMoments:
 
     @cached_property
     def noise(self) -> float:
-        """Share of noise in sum r_jk^2 of the correlations r_jk of two columns, from 0 to 1; 1 if a half has no tokens.
+        """Share of noise in the correlations of different columns (`noise_share`), from 0 to 1."""
+        total, counts = self.plain, (self.first.tokens, self.second.tokens)
+        inverse = inverse_sizes(total)
+        return noise_share(total.fill_diagonal_(0), self._difference.fill_diagonal_(0), counts, inverse)
 
-        With n and m tokens in the halves, R has n m / (n + m)^2 of the expected squared difference between theirs: a quarter if n = m.
-        """
-        counts = self.first.tokens, self.second.tokens
-        if not all(counts):
-            return 1.0
-        total = self.plain
-        size = total.diagonal().sqrt()
-        inverse = torch.where(size > 0, 1 / size, 0.0)
-        signal = _off_diagonal_squares(total, inverse)
-        difference = self.first.hessian.sub_(self.second.hessian)
-        noise = _off_diagonal_squares(difference, inverse) * counts[0] * counts[1] / sum(counts) ** 2
-        return min(1.0, noise / signal) if signal > 0 else 0.0
+    @property
+    def _difference(self) -> Tensor:
+        return self.first.hessian.sub_(self.second.hessian)
 
     @property
     def shrinkage(self) -> float:
@@ -83,13 +108,6 @@ class HalvedMoments:
         return shrink(self.first.hessian, shrinkage), shrink(self.second.hessian, shrinkage)
 
 
-def _off_diagonal_squares(matrix: Tensor, scale: Tensor) -> float:
-    """Return the sum of (m_jk s_j s_k)^2 over j != k, some rows at a time."""
-    parts = zip(matrix.split(ROWS_AT_ONCE), scale.split(ROWS_AT_ONCE), strict=True)
-    squares = sum((rows * own.unsqueeze(1) * scale).square_().sum(dtype=torch.float64) for rows, own in parts)
-    return (squares - (matrix.diagonal() * scale.square()).square().sum(dtype=torch.float64)).item()
-
-
 def collect_halves(block: Block, hidden: Tensor, forward: Forward) -> Mapping[str, HalvedMoments]:
     """Return {layer: moments of its input} of windows hidden (sequences, length, hidden); layers that read the same tensor share them.
 
@@ -100,6 +118,16 @@ def collect_halves(block: Block, hidden: Tensor, forward: Forward) -> Mapping[st
     )
     shared: dict[tuple[int, int], HalvedMoments] = {}
     return {name: shared.setdefault((id(pair[0]), id(pair[1])), HalvedMoments(*pair)) for name, pair in halves.items()}
+
+
+def count_window_(cross: CrossMoments, inputs: Tensor, reference: Tensor, number: int, windows: int) -> None:
+    """Count a window's inputs in the half that `collect_halves` counts it in."""
+    if windows > 1:
+        cross.add_(inputs, reference, int(2 * number >= windows))
+        return
+    flat, wide = (each.reshape(-1, each.shape[-1]).tensor_split(2) for each in (inputs, reference))
+    for half in range(2):
+        cross.add_(flat[half], wide[half], half)
 
 
 def _halves_of_windows(block: Block, hidden: Tensor, forward: Forward) -> dict[str, tuple[InputMoments, InputMoments]]:

@@ -79,14 +79,15 @@ class TwoLayers(nn.Module):
         self.first, self.second, self.third = (nn.Linear(4, 4, bias=False) for _ in range(3))
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.third(self.first(hidden)) + self.second(hidden)
+        first, second = self.first(hidden), self.second(hidden)
+        return self.third(first) + second
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("windows", [1, 2, 5])
 def test_halves_are_the_first_and_the_last_windows_or_tokens_of_one_and_layers_share_them(windows):
     made, hidden = TwoLayers(), torch.randn(windows, 6, 4, generator=torch.Generator().manual_seed(0))
-    block = Block(0, made, dict(made.named_children()))
+    block = Block(0, "", made, dict(made.named_children()))
     halves = collect_halves(block, hidden, made)
     parts = hidden.reshape(-1, 4).tensor_split(2) if windows == 1 else [half.reshape(-1, 4) for half in hidden.chunk(2)]
     for side, part in zip((halves["first"].first, halves["first"].second), parts, strict=True):

@@ -60,7 +60,7 @@ def shrunk_cross(cross: CrossMoments, hessian: Tensor) -> Tensor:
     """Return 2/N sum (x' - x) x^T, (in, in), shrunk towards 0 by its own noise, in the scale of the columns of H."""
     total = cross.matrix
     noise = noise_share(total, cross.difference, cross.tokens, inverse_sizes(hessian))
-    return total.mul_(1 - weigh_noise(noise, NOISE_COUNTS))
+    return total.mul_(1 - noise)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/rounding.py [--columns 4096] [--rows 4096] [--format q4_k] [--descents 0 2] [--rounds 2] [--threads 1]
 
-Both have the same weight and Hessian, and factorize it. Only the ratios mean something on a machine that other work shares.
+Both have the same weight and Hessian, and factorize it. Seconds are the processor's; only their ratios mean something on a machine that other work shares.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch  # noqa: E402
 from bitplan.formats.table import FORMATS  # noqa: E402
 from bitplan.rounding.channel_grid import Quantizer  # noqa: E402
 from bitplan.rounding.columns import LayerToRound  # noqa: E402
-from bitplan.rounding.layer import round_with_feedback  # noqa: E402
+from bitplan.rounding.feedback import round_with_feedback  # noqa: E402
 from bitplan.rounding.sweep import Pruning, factorize, sweep  # noqa: E402
 
 
@@ -34,10 +34,10 @@ def made_layer(rows: int, columns: int, name: str) -> LayerToRound:
 
 
 def seconds(work) -> float:
-    """Return how long a function without arguments takes."""
-    started = time.perf_counter()
+    """Return the processor's seconds of a function without arguments: of all threads, and undisturbed by other work that waits."""
+    started = time.process_time()
     work()
-    return time.perf_counter() - started
+    return time.process_time() - started
 
 
 def main() -> None:

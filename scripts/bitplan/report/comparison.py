@@ -10,7 +10,15 @@ from bitplan.report.tables import Row, Table
 NAME = Column("name", "plan")
 ROUNDING = Column("rounding", "rounding")
 BEST = Column("best_at_size", "best at its size")
-COLUMNS = ("name", "method", ROUNDING.key, "rounded_to_nearest", BEST.key, *(metric.key for metric in METRICS))
+COLUMNS = (
+    "name",
+    "method",
+    ROUNDING.key,
+    "rounded_to_nearest",
+    "few_tokens",
+    BEST.key,
+    *(metric.key for metric in METRICS),
+)
 SPEEDS = ("tokens_per_second", "ratio_to_reference")
 NOTE = (
     "Without \"file\": the plan with its activation formats, simulated. file ...: the GGUF in llama.cpp, which keeps activations "
@@ -29,13 +37,15 @@ def _shown(row: Row) -> dict[str, Any]:
     return {**row, **(dict.fromkeys(SPEEDS, "unstable") if row.get("speed_stable") is False else {})}
 
 
+NOTES = {
+    "rounded_to_nearest": "layers are rounded to nearest; rounding/rounding.tsv says why.",
+    "few_tokens": "layers are rounded on fewer tokens than columns: use more calibration windows.",
+}
+
+
 def rounding_notes(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence for each plan some of whose layers could not be rounded as its setting says."""
-    return [
-        f"{row['name']}: {row['rounded_to_nearest']} layers are rounded to nearest; rounding/rounding.tsv says why."
-        for row in rows
-        if row.get("rounded_to_nearest")
-    ]
+    """Return a sentence for each plan some of whose layers could not be rounded as its setting says, or on too few tokens."""
+    return [f"{row['name']}: {row[key]} {note}" for row in rows for key, note in NOTES.items() if row.get(key)]
 
 
 def comparison_table(rows: Sequence[Row]) -> Table:

@@ -116,11 +116,12 @@ def value_of(results: Mapping[str, Any], metric: Metric) -> Any:
 
 
 def rounding_in(folder: Path, rounding: str | None) -> dict[str, Any]:
-    """Return how the weights of a plan's folder were rounded, and how many layers were rounded to nearest instead."""
+    """Return how the weights of a plan's folder were rounded, and of how many layers to nearest instead, and on fewer tokens than columns."""
     if rounding is None:
-        return {"rounding": "nearest", "rounded_to_nearest": None}
-    layers = read_table(folder / ROUNDING_TABLE)
-    return {"rounding": rounding, "rounded_to_nearest": sum(bool(layer["why"]) for layer in layers)}
+        return {"rounding": "nearest", "rounded_to_nearest": None, "few_tokens": None}
+    layers = read_table(folder / ROUNDING_TABLE, ("why", "tokens", "columns"))
+    few = sum(int(layer["tokens"]) < int(layer["columns"]) for layer in layers)
+    return {"rounding": rounding, "rounded_to_nearest": sum(bool(layer["why"]) for layer in layers), "few_tokens": few}
 
 
 def row_of(entry: Entry, parameters: int, reference: ReferenceSpeed | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from bitplan.formats.base import Format, Quantized
 from bitplan.rounding.grids import GRIDS, join_parts
 from bitplan.rounding.levels import Levels
 from bitplan.rounding.sweep import Factors
+from bitplan.statistics.shrinkage import HalvedMoments
 
 DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
@@ -21,6 +22,7 @@ class LayerToRound:
     `damping` times the mean of H's diagonal is added to the diagonal.
     `cross` (in, in) is `CrossMoments.matrix` if rounding aims at the outputs for the reference model's inputs, `share` of the way from those
     for its own inputs.
+    `moments`, which H comes from, if feedback is to be judged on tokens held out where these are few.
     """
 
     name: str
@@ -31,6 +33,7 @@ class LayerToRound:
     damping: float = DAMPING
     cross: Tensor | None = None
     share: float = 0.0
+    moments: HalvedMoments | None = None
 
     def aimed(self, factors: Factors) -> "LayerToRound":
         """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""

@@ -16,13 +16,15 @@ def descend_(columns: FormatColumns, weight: Tensor, hessian: Tensor, sweeps: in
     """Improve the elements of `columns` for a weight (out, in) under H (in, in), in the given number of sweeps."""
     rest = weight.T.contiguous()
     change = columns.values() - rest  # (in, out)
-    for _ in range(sweeps):
-        gradient = hessian @ change
+    gradient = hessian @ change
+    for left in reversed(range(sweeps)):
         for start in range(0, len(rest), COLUMNS_AT_ONCE):
             stop = min(start + COLUMNS_AT_ONCE, len(rest))
             some = slice(start, stop)
             moved = _descend_block_(columns, rest, change, gradient[some], hessian[some, some], start)
-            gradient[stop:].addmm_(hessian[stop:, some], moved)
+            # The last sweep does not come back to earlier columns.
+            for others in (slice(stop, None), slice(start))[: 2 if left else 1]:
+                gradient[others].addmm_(hessian[others, some], moved)
 
 
 def _descend_block_(

@@ -1,25 +1,20 @@
-"""Rounds one layer column by column on its format's grid; later columns compensate the error of each column (GPTQ, 2210.17323).
-
-When the sweep reaches a span of columns, the format's own quantizer chooses its scales from the updated weights.
-"""
+"""Rounds one layer as requested; to nearest where error feedback is not possible or gives a higher error, and then says why."""
 
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import torch
-
 from bitplan.formats.base import Quantized
-from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
-from bitplan.rounding.descent import descend_
+from bitplan.rounding.columns import FormatColumns, LayerToRound
+from bitplan.rounding.feedback import round_with_feedback
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.sweep import Factors, Pruning, check_hessian, damped_factors, sweep_columns
+from bitplan.rounding.held_out import held_out_ratio, needs_judging
+from bitplan.rounding.sweep import check_hessian, damped_factors
 
 log = logging.getLogger(__name__)
 NEAREST, FEEDBACK, TUNED = "nearest", "feedback", "tuned"
 MOST_DAMPING = 1.0
-LESS = 0.1  # share of the damping in a descent, which needs no inverse
 DESCENTS = 2
 REFERENCE_SHARE = 0.5  # of the way to the outputs that the reference model gives
 
@@ -39,18 +34,6 @@ class RoundedWeight:
     damping: float | None = None
     why: str = ""
     columns: FormatColumns | None = None
-
-
-def round_with_feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
-    """Return the columns of the weight rounded with error feedback by the Hessian's `factors`, after `descents` descents."""
-    elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
-    columns = FormatColumns(layer, elements, layer.importance)
-    sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
-    if descents:
-        hessian = layer.hessian.clone()
-        hessian.diagonal().add_(LESS * layer.damping * hessian.diagonal().mean())
-        descend_(columns, layer.weight, hessian, descents)
-    return columns
 
 
 def _dampings(first: float) -> Iterator[float]:
@@ -87,6 +70,11 @@ def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> Rounded
         return _round_to_nearest(layer, plain, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
+    if needs_judging(layer) and (ratio := held_out_ratio(layer, descents)) is not None and not ratio < 1:
+        tokens = layer.moments.tokens
+        return _round_to_nearest(
+            layer, plain, f"on tokens held out of {tokens}, error feedback has {ratio:.2f} of its error"
+        )
     layer = layer.aimed(factors)
     plain = replace(plain, error=(error := layer.error(plain.quantized)), error_nearest=error)
     columns = round_with_feedback(layer, factors, descents)

@@ -6,7 +6,7 @@ Finished blocks are saved in a folder next to the result, one file each. An inte
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, get_num_threads
 
 from bitplan import __version__
+from bitplan.core.errors import Problem
 from bitplan.core.progress import progress
 from bitplan.core.resume import blocks_beside
 from bitplan.formats.facts import UNQUANTIZED
@@ -37,10 +38,11 @@ from bitplan.rounding.layer import (
     round_layer,
 )
 from bitplan.rounding.tuning import TuningSettings, tune_
-from bitplan.statistics.hessian import CrossMoments, InputMoments, collect_moments, inputs_of
+from bitplan.statistics.hessian import CrossMoments, inputs_of
+from bitplan.statistics.shrinkage import HalvedMoments, collect_halves, count_window_, shrunk_cross
 
 log = logging.getLogger(__name__)
-COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "damping", "why")
+COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "tokens", "columns", "shrinkage", "damping", "why")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class _Rounding:
         if self._reference is None or not self.settings.reference_share:
             return found
         whole = {name: replace(made, aq=UNQUANTIZED) for name, made in self.plan.layers.items()}
-        for window, exact in zip(hidden.split(1), self._reference.split(1), strict=True):
+        windows = zip(hidden.split(1), self._reference.split(1), strict=True)
+        for number, (window, exact) in enumerate(windows):
             reference = self._inputs(block, replace(self.plan, layers=whole), exact, forward)
             inputs = self._inputs(block, self.plan, window, forward)
             shared: dict[tuple[int, int], CrossMoments] = {}
@@ -133,7 +136,7 @@ class _Rounding:
                 key = id(given), id(wide)
                 if key not in shared:
                     shared[key] = found.setdefault(name, CrossMoments.empty(given.shape[-1], given.device))
-                    shared[key].add_(given, wide)
+                    count_window_(shared[key], given, wide, number, len(hidden))
                 found[name] = shared[key]
         return found
 
@@ -156,8 +159,8 @@ class _Rounding:
     def _rounded(
         self, block: Block, hidden: Tensor, target: Tensor | None, cross: Mapping[str, CrossMoments], forward: Forward
     ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
-        with collect_moments(block) as moments, torch.no_grad():
-            forward(hidden)
+        with torch.no_grad():
+            moments = collect_halves(block, hidden, forward)
         names = [name for name in block.layers if name in self._names]
         requests = {name: self._request(name, block, moments.get(name), cross.get(name)) for name in names}
         with torch.no_grad():
@@ -192,14 +195,15 @@ class _Rounding:
         return {name: apply_tuning(results[name]) for name in columns} if after < before else {}
 
     def _request(
-        self, name: str, block: Block, moments: InputMoments | None, cross: CrossMoments | None
+        self, name: str, block: Block, moments: HalvedMoments | None, cross: CrossMoments | None
     ) -> LayerToRound:
         weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
         hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
         choice = self.plan.of(name)
         form = self.weights.formats[choice.wq]
-        aim = {} if cross is None else {"cross": cross.matrix, "share": self.settings.reference_share}
-        return LayerToRound(name, weight, hessian, form, form.group(choice.group_size), self.settings.damping, **aim)
+        aim = {} if cross is None else {"cross": shrunk_cross(cross, hessian), "share": self.settings.reference_share}
+        group, damping = form.group(choice.group_size), self.settings.damping
+        return LayerToRound(name, weight, hessian, form, group, damping, moments=moments, **aim)
 
 
 def _note(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
@@ -207,7 +211,24 @@ def _note(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
     rows = 2 * len(request.weight)
     facts = {"layer": request.name, "format": request.form.name, "rounding": result.rounding}
     errors = {"error": result.error / rows, "error_nearest": result.error_nearest / rows}
-    return {**facts, **errors, "damping": result.damping, "why": result.why}
+    given = request.moments
+    text = {
+        "tokens": given.tokens if given else 0,
+        "columns": request.weight.shape[1],
+        "shrinkage": given.shrinkage if given else None,
+    }
+    return {**facts, **errors, **text, "damping": result.damping, "why": result.why}
+
+
+def warn_of_few_tokens(names: Sequence[str], info: ModelInfo, tokens: int) -> None:
+    """Log a warning if some of the layers have more columns than there are tokens."""
+    shapes = {layer.name: layer.shape[1] for layer in info.quantizable}
+    wide = [shapes[name] for name in names if shapes[name] > tokens]
+    if wide:
+        what = (
+            f"{tokens} tokens are fewer than the {max(wide)} columns of {len(wide)} layers, whose rounding gains little"
+        )
+        log.warning("%s", Problem("ROUNDING-FEW-TOKENS", "calibration", what, "Use more windows, or longer ones"))
 
 
 def round_plan(
@@ -228,9 +249,10 @@ def round_plan(
     plan = replace(plan, rounded=None)
     with blocks_beside(folder, _digest(info, plan, settings, tokens, dtype)) as partial:
         run = _Rounding(info, plan, settings, partial, QuantizedWeights(limit=0))
-        if not names_to_round(plan, info):
+        if not (names := names_to_round(plan, info)):
             log.warning("the plan has no layer with a format of codes inside the blocks: there is nothing to round")
         else:
+            warn_of_few_tokens(names, info, tokens.numel())
             model.run(tokens, run.visit, differentiable=settings.rounding == TUNED)
         rounded = RoundedModel(finish_folder(partial, folder), settings.rounding)
     return replace(plan, rounded=rounded), tuple(run.rows)

@@ -33,7 +33,7 @@ from bitplan.sensitivity.local_errors import Choice, fitting_choices, layer_weig
 from bitplan.sensitivity.price_estimate import window_prices
 from bitplan.sensitivity.price_products import LayerCandidates, window_products
 from bitplan.sensitivity.rounded_candidates import rounded_weights
-from bitplan.statistics.hessian import InputMoments, collect_moments
+from bitplan.statistics.shrinkage import HalvedMoments, collect_halves
 
 SEED = 0
 ABOVE, HEAD, OF_LAYER = "above", "head", "layer|"
@@ -178,16 +178,14 @@ class Pricing:
         return len(moved) + any(choice.inputs_change for choice in moved)
 
     @torch.no_grad()
-    def _moments(self, block: Block, forward: Forward, hidden: Tensor) -> Mapping[str, InputMoments]:
+    def _moments(self, block: Block, forward: Forward, hidden: Tensor) -> Mapping[str, HalvedMoments]:
         """Return the second moments of the inputs of a block's layers, where candidates are rounded with error feedback."""
         if self.rounding == NEAREST:
             return {}
-        with collect_moments(block) as moments:
-            forward(hidden)
-        return moments
+        return collect_halves(block, hidden, forward)
 
     def _candidates(
-        self, block: Block, layer: Layer, scale: Tensor | None, moments: InputMoments | None
+        self, block: Block, layer: Layer, scale: Tensor | None, moments: HalvedMoments | None
     ) -> LayerCandidates:
         weight, own, importance = layer_weight(block, layer), self._own(layer), self.importance.get(layer.name)
         if moments is None:

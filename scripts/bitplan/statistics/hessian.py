@@ -62,26 +62,31 @@ class InputMoments:
 
 @dataclass
 class CrossMoments:
-    """The sum of (x' - x) x^T over the tokens seen so far, (in, in): x what a layer reads, x' what it reads in the reference model."""
+    """The sums of (x' - x) x^T over the two halves of a text, (in, in) each: x what a layer reads, x' what it reads in the reference model."""
 
-    tokens: int
-    gram: Tensor
+    tokens: list[int]
+    grams: tuple[Tensor, Tensor]
 
     @classmethod
     def empty(cls, columns: int, device: torch.device) -> "CrossMoments":
         """Return the moments of no token."""
-        return cls(0, torch.zeros(columns, columns, device=device))
+        return cls([0, 0], tuple(torch.zeros(columns, columns, device=device) for _ in range(2)))
 
-    def add_(self, inputs: Tensor, reference: Tensor) -> None:
-        """Count a batch of inputs (..., in), and the reference model's of the same tokens."""
-        flat, wide = (each.detach().reshape(-1, each.shape[-1]).to(self.gram) for each in (inputs, reference))
-        self.gram.addmm_((wide - flat).T, flat)
-        self.tokens += len(flat)
+    def add_(self, inputs: Tensor, reference: Tensor, half: int) -> None:
+        """Count inputs (..., in), and the reference model's of the same tokens, in half 0 or 1."""
+        flat, wide = (each.detach().reshape(-1, each.shape[-1]).to(self.grams[half]) for each in (inputs, reference))
+        self.grams[half].addmm_((wide - flat).T, flat)
+        self.tokens[half] += len(flat)
 
     @property
     def matrix(self) -> Tensor:
-        """2/N sum (x' - x) x^T, (in, in), in the scale of `InputMoments.hessian`."""
-        return self.gram * (2.0 / max(1, self.tokens))
+        """2/N sum (x' - x) x^T of all tokens, (in, in), in the scale of `InputMoments.hessian`."""
+        return (self.grams[0] + self.grams[1]) * (2.0 / max(1, sum(self.tokens)))
+
+    @property
+    def difference(self) -> Tensor:
+        """The matrix of the first half less that of the second, (in, in)."""
+        return self.grams[0] * (2.0 / max(1, self.tokens[0])) - self.grams[1] * (2.0 / max(1, self.tokens[1]))
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def test_one_line_in_one_file_adds_a_metric_to_every_output(outputs):
 
 
 def test_every_metric_has_a_key_of_its_own_and_says_what_it_is():
-    assert len({metric.key for metric in METRICS}) == len(METRICS) and COLUMNS[5:] == tuple(m.key for m in METRICS)
+    assert len({metric.key for metric in METRICS}) == len(METRICS) and COLUMNS[6:] == tuple(m.key for m in METRICS)
     assert all(metric.legend and metric.better in ("lower", "higher", "") for metric in METRICS)
     assert all(metric.source for metric in SCORES) and len({metric.heading for metric in SHOWN}) == len(SHOWN)
 

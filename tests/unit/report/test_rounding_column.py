@@ -9,7 +9,7 @@ SCORES = {"ppl": 2.0, "ppl_error": 0.1, "kl_mean": 0.1, "kl_mean_error": 0.01, "
 BITS = {"avg_bits": 4.0, "avg_bits_layers": 4.0, "target_avg_bits": 4.0, "target_missed_by": 0.0}
 
 
-def compared(folder, name: str, rounding: str | None, why: str = "") -> dict:
+def compared(folder, name: str, rounding: str | None, why: str = "", tokens: int = 16) -> dict:
     """The row of a plan whose table of rounding has two layers, the second with a reason."""
     plan = folder / name
     (plan / "rounding").mkdir(parents=True)
@@ -17,7 +17,9 @@ def compared(folder, name: str, rounding: str | None, why: str = "") -> dict:
     summary = {"method": "random", "cost": {"evaluations": 0, "block_forward_tokens": 0}}
     (plan / "plan.json").write_text(json.dumps({"summary": summary}))
     (plan / "perplexity.json").write_text(json.dumps({**SCORES, "rounding": rounding}))
-    (plan / "rounding" / "rounding.tsv").write_text(f"layer\trounding\twhy\na\tfeedback\t\nb\tnearest\t{why}\n")
+    (plan / "rounding" / "rounding.tsv").write_text(
+        f"layer\trounding\ttokens\tcolumns\twhy\na\tfeedback\t{tokens}\t8\t\nb\tnearest\t{tokens}\t16\t{why}\n"
+    )
     return row_of(Entry(name, plan, True), 1000, None)
 
 
@@ -35,3 +37,11 @@ def test_layers_that_were_rounded_to_nearest_instead_are_counted_below_the_table
     rows = [compared(tmp_path, "fed", "feedback", "no token reached it")]
     assert rows[0]["rounded_to_nearest"] == 1
     assert "fed: 1 layers are rounded to nearest" in rounding_notes(rows)[0]
+
+
+def test_layers_that_were_rounded_on_fewer_tokens_than_columns_are_counted_too(tmp_path):
+    rows = [compared(tmp_path, "fed", "feedback", tokens=15)]
+    assert rows[0]["few_tokens"] == 1
+    assert rounding_notes(rows) == [
+        "fed: 1 layers are rounded on fewer tokens than columns: use more calibration windows."
+    ]

@@ -61,7 +61,7 @@ def bundled(demo):
     from bitplan.reference.reference import make_reference
 
     case.reference = make_reference(case.model, demo / "calibration.txt", 256, 24, "fp32")
-    case.held_out = make_reference(case.model, demo / "evaluation.txt", 256, 4, "fp32")
+    case.held_out = make_reference(case.model, demo / "evaluation.txt", 512, 16, "fp32")
     return case
 
 

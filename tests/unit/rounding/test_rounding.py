@@ -13,9 +13,10 @@ from bitplan.formats.base import Quantized
 from bitplan.formats.ggml import TYPES
 from bitplan.formats.table import FORMATS
 from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
+from bitplan.rounding.feedback import round_with_feedback
 from bitplan.rounding.gguf_blocks import BLOCKS, codes_of, write_codes_
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer, round_with_feedback
+from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer
 from bitplan.rounding.sweep import Pruning, damped_factors, sweep_columns
 from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, tune_
 from bitplan.statistics.hessian import CrossMoments
@@ -173,9 +174,9 @@ def test_a_layer_aims_at_the_least_squares_weight_for_the_outputs_between_its_ow
     inputs, noise = (torch.randn(1024, 256, generator=generator, dtype=torch.float64) for _ in range(2))
     reference = inputs + 0.1 * noise
     asked = replace(plain, hessian=2 / len(inputs) * inputs.T @ inputs)
-    cross = CrossMoments(0, torch.zeros(256, 256, dtype=torch.float64))
+    cross = CrossMoments([0, 0], tuple(torch.zeros(256, 256, dtype=torch.float64) for _ in range(2)))
     for some in range(0, len(inputs), 256):
-        cross.add_(inputs[some : some + 256], reference[some : some + 256])
+        cross.add_(inputs[some : some + 256], reference[some : some + 256], some // 512)
     layer = replace(asked, cross=cross.matrix, share=share)
     aimed = layer.aimed(damped_factors(asked.hessian, 1e-9))
     outputs = ((1 - share) * inputs + share * reference) @ asked.weight.T

@@ -1,0 +1,24 @@
+"""Rounds one layer column by column on its format's grid; later columns compensate the error of each column (GPTQ, 2210.17323).
+
+When the sweep reaches a span of columns, the format's own quantizer chooses its scales from the updated weights.
+"""
+
+import torch
+
+from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
+from bitplan.rounding.descent import descend_
+from bitplan.rounding.sweep import Factors, Pruning, sweep_columns
+
+LESS = 0.1  # share of the damping in a descent, which needs no inverse
+
+
+def round_with_feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
+    """Return the columns of the weight rounded with error feedback by the Hessian's `factors`, after `descents` descents."""
+    elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
+    columns = FormatColumns(layer, elements, layer.importance)
+    sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
+    if descents:
+        hessian = layer.hessian.clone()
+        hessian.diagonal().add_(LESS * layer.damping * hessian.diagonal().mean())
+        descend_(columns, layer.weight, hessian, descents)
+    return columns

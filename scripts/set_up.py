@@ -124,7 +124,7 @@ def set_up(place: Path) -> None:
     pins = locked(LOCK)
     runtime = next(pin for pin in pins if pin.startswith(RUNTIME))
     with tempfile.TemporaryDirectory() as folder:
-        _say("downloading packages and building llama.cpp, 4 to 7 minutes on 2 cores", started)
+        _say("downloading packages and building llama.cpp, 2 to 7 minutes on 2 cores", started)
         packages = _install(python, [pin for pin in pins if pin != runtime])
         built = _pip(python, "wheel", "--no-deps", "--wheel-dir", folder, runtime, CMAKE_ARGS=LEAN)
         try:

@@ -521,6 +521,7 @@ MODULES = {
     "statistics/hessian.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED}",
     "statistics/importance.py": f"{STATISTICS} {PERPLEXITY} {TASKS} {GGUF} {PACKED}",
     "statistics/inputs.py": SMOOTHED,
+    "statistics/shrinkage.py": f"sensitivity optimal_plan {ROUNDED}",
     "workflow/*": "",
     "workflow/slurm/*": "",
     "workflow/estimate/*": "",

@@ -20,6 +20,7 @@ from tests.families import TEXT
 CHOICES = (*activation_choices("tensor"), Choice("int3", group_size=32), Choice("q8_0"))
 SETTINGS = SensitivitySettings(CHOICES, (0.5,), tokens=64)
 ALL = MeasureSettings("all")
+PRICED = MeasureSettings(draws=3)
 LENGTH, SEQUENCES = 24, 5
 
 

@@ -89,6 +89,11 @@ def test_no_file_is_over_400_lines(path):
     assert len(path.read_text().splitlines()) <= 400
 
 
+def test_no_file_of_the_tests_is_over_400_lines():
+    tests = sorted((SCRIPTS.parent / "tests").rglob("*.py"))
+    assert [path.name for path in tests if len(path.read_text().splitlines()) > 400] == []
+
+
 @pytest.mark.parametrize("path", FILES, ids=module_of)
 def test_no_function_is_over_60_lines_and_public_ones_have_a_docstring_and_types(path):
     for node in ast.walk(ast.parse(path.read_text())):

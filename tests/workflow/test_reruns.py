@@ -19,18 +19,16 @@ from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.search.registry import METHODS
 from bitplan.workflow.code_versions import content_hashes, files_behind
 from tests.conftest import SCRIPTS
+from tests.workflow.code_tables import COMMANDS, MODULES, RUNTIME_TASKS
 from tests.workflow.conftest import Finished, snakemake, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
 from tests.workflow.rerun_tables import (
     BESIDE,
     CHANGES,
-    COMMANDS,
     CONFIG,
     FILES,
     MADE_ONCE,
-    MODULES,
     PLAN_SETTINGS,
-    RUNTIME_TASKS,
     SETTINGS,
 )
 

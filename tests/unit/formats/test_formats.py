@@ -1,29 +1,27 @@
 """Formats: element values, whole blocks, exact sizes, and the values of the OCP specification computed by hand."""
 
 import math
-from itertools import pairwise
-from pathlib import Path
 from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType
 
 from bitplan.core.errors import UserError
-from bitplan.formats import ggml, mx
+from bitplan.formats import mx
 from bitplan.formats.base import Format, Quantized, blocks_of, rows_of
-from bitplan.formats.describe import BEGIN, END, HEADINGS, describe, draws, insert_table, sqnr
+from bitplan.formats.describe import sqnr
 from bitplan.formats.sizes import SIZES
 from bitplan.formats.table import FORMATS, get_format
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, average_bits, expand
 from bitplan.runtimes.gguf.file import TensorRecord, choose_type, file_type_of
-from bitplan.runtimes.gguf.format_types import file_type, is_exact, stored_as
+from bitplan.runtimes.gguf.format_types import file_type, is_exact
+from tests.unit.formats.values import ASYMMETRIC, BRAIN_SCALES, SYMMETRIC, normal, rows
 
-DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "formats.md"
 ELEMENTS = {
     "mxfp4": mx.E2M1,
     "mxfp6_e2m3": mx.E2M3,
@@ -32,9 +30,6 @@ ELEMENTS = {
     "mxfp8_e5m2": mx.E5M2,
 }
 MX = [name + suffix for name in ELEMENTS for suffix in ("", "_rceil", "_mse")]
-SYMMETRIC = [f"int{bits}" for bits in range(2, 9)]
-ASYMMETRIC = [f"int{bits}_asym" for bits in range(2, 9)]
-BRAIN_SCALES = [f"{name}_bf16s" for name in (*SYMMETRIC, *ASYMMETRIC)]
 
 CASTS = [
     (mx.E2M1, ml_dtypes.float4_e2m1fn),
@@ -43,14 +38,6 @@ CASTS = [
     (mx.E4M3, ml_dtypes.float8_e4m3fn),
     (mx.E5M2, ml_dtypes.float8_e5m2),
 ]
-
-
-def rows(values: list[float], block: int = 32) -> torch.Tensor:
-    return torch.tensor([values + [0.0] * (-len(values) % block)])
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def codes_of(dtype: type) -> torch.Tensor:
@@ -262,80 +249,9 @@ def test_the_last_short_block_of_a_row_is_padded_and_cut_off_again():
     )
 
 
-def test_int4_symmetric_worked_out_by_hand():
-    # amax 7 -> scale 1, codes -7..7, to nearest even: 2.5 -> 2, 3.5 -> 4.
-    assert FORMATS["int4"].roundtrip(rows([7.0, 2.5, 3.5, -6.6], 128))[0, :4].tolist() == [7.0, 2.0, 4.0, -7.0]
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "expected"),
-    [
-        # -3 to 12: scale 15 / 15 = 1, zero 3; codes 0 to 15 stand for -3 to 12; ties to even.
-        ("int4_asym", [-3.0, 12.0, 0.4, 5.5, 4.5, -0.6], [-3.0, 12.0, 0.0, 6.0, 4.0, -1.0]),
-        # All over 0: the range starts at 0.
-        ("int4_asym", [15.0, 1.6, 14.4], [15.0, 2.0, 14.0]),
-        ("int2_asym", [-1.0, 2.0, 0.6, 1.4], [-1.0, 2.0, 1.0, 1.0]),
-        # 255 steps of 1 around a zero point of 128.
-        ("int8_asym", [-128.0, 127.0, 99.6], [-128.0, 127.0, 100.0]),
-        # -7.5 to 7.5: scale 1, both ends are ties; zero 8, 7.5 would be code 16 and takes 15.
-        ("int4_asym", [7.5, -7.5], [7.0, -8.0]),
-    ],
-)
-def test_asymmetric_integers_worked_out_by_hand(name, values, expected):
-    assert FORMATS[name].roundtrip(rows(values, 128))[0, : len(expected)].tolist() == expected
-
-
-@pytest.mark.parametrize("name", ASYMMETRIC)
-@pytest.mark.parametrize("value", [0.0, 5.0, -5.0, 1e-4])
-def test_a_group_of_one_value_keeps_it_to_the_precision_of_the_scale(name, value):
-    quantized = FORMATS[name].roundtrip(torch.full((2, 128), value))
-    assert quantized.flatten().tolist() == pytest.approx([value] * 256, rel=2**-11 if abs(value) > 1 else 0.05, abs=0)
-
-
-@pytest.mark.parametrize("name", [*SYMMETRIC, *ASYMMETRIC])
-def test_scales_that_float16_cannot_hold_are_the_nearest_that_it_can(name):
-    quantized = FORMATS[name].roundtrip(torch.tensor([[1e9, -1e-3] * 64 + [3e38, -3e38] * 64 + [1e-9, -1e-9] * 64]))
-    codes = 2 ** FORMATS[name].element_bits - 1 if name in ASYMMETRIC else 2 ** (FORMATS[name].element_bits - 1) - 1
-    assert torch.isfinite(quantized).all()
-    assert quantized[0, 0] == codes * 65504.0
-    assert (quantized[0, 256:] == 0).all()
-
-
-@pytest.mark.parametrize("name", BRAIN_SCALES)
-def test_scales_of_8_significant_bits_are_numbers_of_both_16_bit_types_at_any_magnitude(name):
-    magnitudes = torch.logspace(-12, 7, 96).unsqueeze(1)
-    quantized = FORMATS[name].quantize(torch.cat([normal(96, 128) * magnitudes, torch.zeros(1, 128)]), 64, None)
-    scale = quantized.parts["scale"]
-    assert scale.dtype is torch.bfloat16 and (scale > 0).all()
-    assert torch.equal(scale.to(torch.float16).float(), scale.float())
-
-
-@pytest.mark.parametrize("name", [*SYMMETRIC, *ASYMMETRIC])
-def test_the_type_of_scales_changes_values_by_the_rounding_of_scales_and_no_more(name):
-    values = normal(16, 256)
-    one, other = FORMATS[name], FORMATS[f"{name}_bf16s"]
-    assert other.bits_of((16, 256), 32) == one.bits_of((16, 256), 32)
-    scales = [form.quantize(values, 32, None).parts["scale"].float() for form in (one, other)]
-    # bfloat16 rounds by up to 2^-8 of the scale, float16 by up to 2^-11.
-    assert ((scales[1] / scales[0] - 1).abs() <= 2.0**-8 + 2.0**-10).all() and not torch.equal(*scales)
-    errors = [(form.roundtrip(values, 32) - values).square().mean().item() for form in (one, other)]
-    assert errors[1] == pytest.approx(errors[0], rel=0.12)
-
-
 @pytest.mark.parametrize("name", [*MX, *SYMMETRIC, *ASYMMETRIC, *BRAIN_SCALES])
 def test_zeros_stay_zeros(name):
     assert not FORMATS[name].roundtrip(torch.zeros(2, 200)).any()
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("offset", [0.0, 0.7, -4.0])
-def test_asymmetric_integers_err_by_at_most_half_a_step(bits, offset):
-    values = normal(16, 256) + offset
-    low, high = torch.aminmax(values.view(16, 2, 128), dim=-1, keepdim=True)
-    step = (high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 1)
-    error = (FORMATS[f"int{bits}_asym"].roundtrip(values) - values).abs().view(16, 2, 128)
-    # The scale is stored as float16: its rounding moves the largest code by up to 2^-11 of itself.
-    assert (error <= step * (0.5 + 2 ** (bits - 11))).all()
 
 
 @pytest.mark.parametrize("name", [*MX, "int4", "int4_asym"])
@@ -359,15 +275,6 @@ def test_mx_and_asymmetric_integers_serve_activations_and_symmetric_ones_do_not(
     serving = {name for name, form in FORMATS.items() if form.for_activations}
     dynamic = {f"int{bits}_{scope}" for bits in (4, 8) for scope in ("token", "tensor")}
     assert serving == {"bf16", "fp16", *MX, *ASYMMETRIC, *dynamic}
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-def test_integers_err_by_at_most_half_a_step(bits):
-    values = torch.randn(16, 256)
-    step = values.view(16, 2, 128).abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
-    error = (FORMATS[f"int{bits}"].roundtrip(values) - values).abs().view(16, 2, 128)
-    # The scale is stored as float16: its rounding moves the largest code by up to 2^-11 of itself.
-    assert (error <= step * (0.5 + 2 ** (bits - 12))).all()
 
 
 @pytest.mark.parametrize(
@@ -422,60 +329,6 @@ def test_bits_of_a_short_last_block_count_a_whole_scale():
 def test_signal_to_noise_on_gaussian_data_is_the_known_one(name, low, high):
     values = normal(512, 1024)
     assert low < sqnr(values, FORMATS[name].roundtrip(values)) < high
-
-
-@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "gguf_mxfp4"])
-def test_blocks_equal_those_of_the_gguf_package(name):
-    form = FORMATS[name]
-    values = torch.randn(8, 128)
-    expected = quants.quantize(values.numpy(), GGMLQuantizationType[ggml.TYPES[form.name]])
-    assert np.array_equal(form.quantize(values, 32, None).parts["data"].numpy(), expected)
-
-
-def test_mxfp4_differs_from_its_gguf_twin_only_where_values_are_tied():
-    values = torch.randn(64, 256).to(torch.bfloat16).float()
-    ours, theirs = FORMATS["mxfp4"].roundtrip(values), FORMATS["gguf_mxfp4"].roundtrip(values)
-    tied = (ours - values).abs() == (theirs - values).abs()
-    assert torch.equal(ours[~tied], theirs[~tied]) and 0 < (ours != theirs).float().mean() < 0.02
-
-
-def test_more_threads_give_the_same_bytes():
-    values = np.random.default_rng(0).standard_normal((37, 512)).astype(np.float32)
-    importance = np.abs(values[0]) + 0.1
-    one = ggml.encode(values, GGMLQuantizationType.Q4_K, importance, threads=1)
-    assert np.array_equal(one, ggml.encode(values, GGMLQuantizationType.Q4_K, importance, threads=3))
-
-
-def test_the_importance_matrix_moves_the_error_to_columns_that_matter_less():
-    values = torch.randn(64, 256, generator=torch.Generator().manual_seed(3))
-    importance = torch.ones(256)
-    importance[:64] = 100.0
-    plain, weighted = FORMATS["q3_k"].roundtrip(values), FORMATS["q3_k"].roundtrip(values, importance=importance)
-    error = [(quantized - values)[:, :64].square().mean() for quantized in (weighted, plain)]
-    assert error[0] < error[1]
-
-
-def test_columns_that_are_no_multiple_of_the_block_are_refused_before_any_work():
-    with pytest.raises(UserError, match="FORMAT-COLUMNS.*192"):
-        FORMATS["q4_k"].roundtrip(torch.randn(4, 192))
-
-
-@pytest.mark.parametrize(
-    ("kind", "columns", "expected"),
-    [
-        ("Q4_K", 192, "Q5_0"),
-        ("Q6_K", 96, "Q8_0"),
-        ("Q2_K", 96, "Q4_0"),
-        ("IQ4_XS", 96, "IQ4_NL"),
-        ("IQ4_XS", 40, "F16"),
-        ("Q4_1", 96, "Q4_1"),
-        ("Q5_1", 40, "F16"),
-        ("Q8_0", 40, "F16"),
-        ("Q4_K", 512, "Q4_K"),
-    ],
-)
-def test_fallbacks_are_those_of_llama_cpp(kind, columns, expected):
-    assert ggml.fallback(GGMLQuantizationType[kind], columns).name == expected
 
 
 def test_sizes_that_are_known_without_torch_are_those_of_the_formats():
@@ -539,78 +392,3 @@ def test_a_format_of_ones_own_goes_through_plans_bits_and_weights():
     assert average_bits(narrow, info, formats).avg_bits == 5 + 16 / 32
     weight = QuantizedWeights(formats=formats).get(layer.name, torch.full((4, 128), 0.3), plan.of(layer.name))
     assert torch.equal(weight, torch.full((4, 128), 0.25))
-
-
-@pytest.fixture(scope="module")
-def described() -> dict:
-    samples = draws(512 * 1024, seed=0)
-    return {name: describe(form, samples, stored_as(form)) for name, form in FORMATS.items()}
-
-
-def table_of(text: str) -> dict[str, dict[str, str]]:
-    """The rows of the table between the marks, by format."""
-    lines = text.split(BEGIN)[1].split(END)[0].strip().splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == list(HEADINGS)
-    return {row[0]: dict(zip(HEADINGS, row, strict=True)) for row in cells[2:]}
-
-
-def test_the_table_of_the_document_is_what_the_command_makes(described):
-    written = table_of(DOCUMENT.read_text(encoding="utf-8"))
-    assert list(written) == list(described)
-    for name, row in described.items():
-        for heading, cell in zip(HEADINGS, row.cells(), strict=True):
-            if heading.endswith(" dB"):
-                assert float(written[name][heading]) == pytest.approx(float(cell), abs=0.1), (name, heading)
-            else:
-                assert written[name][heading] == cell, (name, heading)
-
-
-def test_more_bits_of_a_family_keep_more(described):
-    for family in (ASYMMETRIC, SYMMETRIC, ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k"]):
-        for lower, higher in pairwise(family):
-            assert all(described[lower].sqnr[kind] + 3 < value for kind, value in described[higher].sqnr.items())
-
-
-@pytest.mark.parametrize("values", [1, 1024, 5000])
-def test_draws_have_unit_variance_and_whole_rows(values):
-    samples = draws(values, 3)
-    assert all(drawn.shape == (-(-values // 1024), 1024) for drawn in samples.values())
-    assert all(0.7 < drawn.square().mean() < 1.4 for drawn in samples.values())
-
-
-def test_signal_to_noise_worked_out_by_hand():
-    assert sqnr(torch.tensor([3.0, 4.0]), torch.tensor([3.5, 4.0])) == pytest.approx(20.0)
-    assert sqnr(torch.ones(2), torch.ones(2)) == math.inf
-
-
-def test_the_command_replaces_the_table_and_nothing_else(command, tmp_path):
-    path = tmp_path / "formats.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    result = command("describe_formats.py", "--formats", "mxfp4_mse", "q8_0", "--values", 4096, "--output", path)
-    text = path.read_text()
-    assert text == f"before\n{BEGIN}\n{result.stdout.strip()}\n{END}\nafter\n"
-    assert list(table_of(text)) == ["mxfp4_mse", "q8_0"]
-
-
-def test_a_file_without_a_place_for_the_table_is_refused():
-    with pytest.raises(UserError, match="FORMAT-NO-PLACE"):
-        insert_table(f"text {END} {BEGIN}", "table", "x.md")
-
-
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_token_has_its_own_scale_and_a_window_one_for_all_its_tokens(bits):
-    sizes = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1)
-    values = sizes * torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
-    steps = 2**bits - 1
-    by_token, by_window = (FORMATS[f"int{bits}_{scope}"].roundtrip(values) for scope in ("token", "tensor"))
-    for quantized, dims in ((by_token, (-1,)), (by_window, (-2, -1))):
-        step = (values.amax(dims, keepdim=True) - values.amin(dims, keepdim=True)) / steps
-        assert ((quantized - values).abs() <= step * (0.5 + 2.0 ** (bits - 10))).all()
-    assert torch.equal(by_window[1], FORMATS[f"int{bits}_tensor"].roundtrip(values[1]))
-    assert (by_token - values).square().mean() < (by_window - values).square().mean()
-
-
-def test_bits_of_a_row_and_of_a_tensor_count_their_scales_once():
-    assert FORMATS["int4_token"].bits_of((3, 100)) == 3 * (100 * 4 + 20)
-    assert FORMATS["int8_tensor"].bits_of((3, 100)) == 3 * 100 * 8 + 24

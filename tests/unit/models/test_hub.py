@@ -1,86 +1,21 @@
 """Models of a hub, against a stand-in on loopback: what is fetched, what breaks, what is refused, what the user reads."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from bitplan.core.errors import UserError
-from bitplan.models.hub import cache, transfer
 from bitplan.models.hub import download as library
+from bitplan.models.hub import transfer
 from bitplan.models.hub.ids import looks_like_id
-from tests.conftest import ROOT, SCRIPTS
-from tests.hub_stand_in import Fault, Hub, serving
-from tests.workflow.conftest import copy_workflow
-
-TOKEN = "hf_aVerySecretToken"
-WEIGHTS = "model.safetensors"
-FETCHED = ["config.json", WEIGHTS, "tokenizer.json", "tokenizer.model"]
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Hub:
-    """A stand-in that the library takes for the hub; pauses are short, and the cache and the login are the test's own."""
-    import huggingface_hub
-    from huggingface_hub import constants
-
-    source = tmp_path / "source"
-    (source / "onnx").mkdir(parents=True)
-    (source / WEIGHTS).write_bytes(os.urandom(300_000))
-    (source / "tokenizer.model").write_bytes(os.urandom(30_000))
-    (source / "config.json").write_text('{"model_type": "llama"}')
-    (source / "tokenizer.json").write_text('{"version": "1.0"}')
-    for unwanted in ("pytorch_model.bin", "modeling.py", "flax_model.msgpack", "consolidated.safetensors"):
-        (source / unwanted).write_bytes(b"unwanted")
-    (source / "onnx" / WEIGHTS).write_bytes(b"unwanted")
-    for name in ("HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("BITPLAN_HUB_PAUSE", "0.01")
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    huggingface_hub.close_session()
-    with serving(source) as served:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", served.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        yield served
-    huggingface_hub.close_session()
-
-
-def environment(served: Hub, tmp_path: Path, **more: str) -> dict[str, str]:
-    """The environment in which a command takes the stand-in for the hub."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    own = {"HF_ENDPOINT": served.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    return {**kept, **own, "BITPLAN_HUB_PAUSE": "0.01", **more}
-
-
-def run(name: str, *arguments: object, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT, env=env)
-
-
-def visible(folder: Path) -> list[str]:
-    """What a reader of the folder could take for a file of a model."""
-    return sorted(path.name for path in folder.glob("*") if not path.name.startswith(".")) if folder.is_dir() else []
-
-
-def assert_whole(folder: Path, served: Hub) -> None:
-    assert visible(folder) == FETCHED
-    assert all((folder / name).read_bytes() == served.files[name] for name in FETCHED)
-    assert not list(folder.glob(".*.part"))
-
-
-def holds(folder: Path, text: str) -> list[Path]:
-    """The files below a folder that hold a text."""
-    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+from tests.conftest import SCRIPTS
+from tests.hub_stand_in import Fault, serving
+from tests.unit.models.hub_runs import FETCHED, TOKEN, WEIGHTS, assert_whole, environment, holds, run, visible
 
 
 @pytest.mark.parametrize(
@@ -401,104 +336,3 @@ def test_a_downloaded_folder_is_checked_without_a_connection(hub, tmp_path, monk
     (tmp_path / "out" / WEIGHTS).write_bytes(b"")
     with pytest.raises(UserError, match=f"HUB-OFFLINE.*{WEIGHTS}"):
         library.download(hub.id, "v1", tmp_path / "out")
-
-
-def test_the_cache_is_filled_checked_repaired_and_used_without_a_connection(hub, tmp_path, monkeypatch):
-    hub.faults = [Fault("drop", WEIGHTS, times=1, at=100_000)]
-    folder = cache.fetch(hub.id, None, None)
-    assert_whole(folder, hub)
-    assert folder.parent.parent == tmp_path / "cache" / "models--org--tiny" and folder.name == hub.commit
-    assert hub.of(WEIGHTS)[-1].headers["range"] == "bytes=100000-"
-    (folder / WEIGHTS).resolve().write_bytes(b"damaged")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="HUB-CACHE-DAMAGED"):
-        cache.fetch(hub.id, None, None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    assert cache.fetch(hub.id, None, None) == folder
-    assert_whole(folder, hub)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    hub.asked.clear()
-    assert cache.fetch(hub.id, None, None) == folder and not hub.asked
-
-
-def test_a_cached_model_serves_while_the_hub_is_away(hub, monkeypatch, caplog):
-    folder = cache.fetch(hub.id, "v1", None)
-    monkeypatch.setattr(cache, "listed", lambda *_: (_ for _ in ()).throw(unreachable()))
-    assert cache.fetch(hub.id, "v1", None) == folder and "as it is in the hub's cache" in caplog.text
-
-
-def unreachable() -> Exception:
-    import httpx2
-
-    return httpx2.ConnectError("away")
-
-
-def test_what_the_library_of_the_hub_finds_in_the_cache_is_the_same(hub, monkeypatch):
-    from huggingface_hub import snapshot_download
-
-    folder = cache.fetch(hub.id, "v1", None)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert snapshot_download(hub.id, revision="v1", allow_patterns=FETCHED) == str(folder)
-
-
-def test_a_path_that_exists_always_wins_and_has_no_revision(hub, tmp_path, monkeypatch):
-    (tmp_path / "org" / "tiny").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert cache.located(Path("org/tiny"), None) == Path("org/tiny") and not hub.asked
-    with pytest.raises(UserError, match="HUB-REVISION-OF-FOLDER"):
-        cache.located(Path("org/tiny"), "main")
-
-
-def test_a_command_takes_an_id_for_a_model(tiny, tmp_path):
-    with serving(tiny) as served:
-        env = environment(served, tmp_path, HF_TOKEN=TOKEN)
-        arguments = ("--model", served.id, "--revision", "v1", "--output", tmp_path / "m.json", "--verbose")
-        made = run("describe_model.py", *arguments, env=env)
-        assert made.returncode == 0, made.stderr
-        local = run("describe_model.py", "--model", tiny, "--output", tmp_path / "l.json", env=env)
-        assert local.returncode == 0
-        offline = run("describe_model.py", *arguments, env=env | {"HF_HUB_OFFLINE": "1"})
-        assert offline.returncode == 0, offline.stderr
-    described, same = (json.loads((tmp_path / name).read_text()) for name in ("m.json", "l.json"))
-    assert described["fingerprint"] == same["fingerprint"] and described["layers"] == same["layers"]
-    assert served.commit in described["path"]
-    assert TOKEN not in made.stdout + made.stderr and not holds(tmp_path, TOKEN)
-
-
-def snakemake(folder: Path, env: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["snakemake", *arguments], cwd=folder, env=env, capture_output=True, text=True, check=False)
-
-
-def with_model(folder: Path, model: str) -> tuple[str, str]:
-    settings = {"models": {"x": {"path": model, "revision": "v1"}}, "plans": {"r": {"method": "random", "seed": 1}}}
-    settings["models"]["x"] |= {"calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}
-    (folder / "mine.yaml").write_text(json.dumps(settings))
-    return "--configfile=mine.yaml", "--replace-workflow-config"
-
-
-def test_a_revision_of_a_folder_is_refused_by_the_workflow(hub, tmp_path):
-    folder = copy_workflow(tmp_path / "workflow")
-    made = snakemake(folder, environment(hub, tmp_path), "-n", *with_model(folder, "demo/model"))
-    assert made.returncode == 1 and "[HUB-REVISION-OF-FOLDER] models.x.revision" in made.stdout + made.stderr
-
-
-def test_the_workflow_plans_a_download_without_a_connection_and_then_fetches(tiny, tmp_path):
-    folder = copy_workflow(tmp_path / "workflow")
-    with serving(tiny) as served:
-        env = environment(served, tmp_path, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-        settings = with_model(folder, served.id)
-        planned = snakemake(folder, env | {"HF_HUB_OFFLINE": "1"}, "-n", *settings)
-        assert planned.returncode == 0, planned.stdout + planned.stderr
-        assert "rule download:" in planned.stdout and not served.asked
-        served.faults = [Fault("status", WEIGHTS, status=404)]
-        failed = snakemake(folder, env, "--cores", "1", *settings, "results/x/model.json")
-        assert failed.returncode == 1 and (folder / "results/x/checkpoint/config.json").is_file()
-        served.faults = []
-        made = snakemake(folder, env, "--cores", "1", *settings, "results/x/model.json")
-        assert made.returncode == 0, made.stdout + made.stderr
-        assert [sum(one.sent) for one in served.of("config.json")] == [(tiny / "config.json").stat().st_size]
-        again = snakemake(folder, env, "-n", *settings, "results/x/model.json")
-        assert "Nothing to be done" in again.stdout + again.stderr
-    record = json.loads((folder / "results/x/download.json").read_text())
-    assert record["commit"] == served.commit and record["revision"] == "v1"
-    assert json.loads((folder / "results/x/model.json").read_text())["path"] == "results/x/checkpoint"

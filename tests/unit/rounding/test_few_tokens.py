@@ -11,7 +11,7 @@ from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer
 from bitplan.rounding.model import COLUMNS, ModelRounding, round_plan
 from tests.families import make_family
 from tests.unit.rounding.test_rounding import layer_to_round
-from tests.unit.search.test_sparsegpt_models import Opened
+from tests.unit.search.opened_models import Opened
 from tests.unit.statistics.test_shrinkage import halved
 
 

@@ -25,7 +25,7 @@ from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.transformers.checkpoint import write_checkpoint
 from tests.conftest import ROOT
 from tests.families import FAMILIES, TEXT, make_family
-from tests.unit.search.test_sparsegpt_models import Opened, damage
+from tests.unit.search.opened_models import Opened, damage
 
 FEW_STEPS = ModelRounding("tuned", tuning=TuningSettings(5, 64))
 BLOCK_OF_32 = ("q8_0", "q4_0", "q5_1", "iq4_nl")

@@ -20,7 +20,7 @@ from bitplan.rounding.layer import FEEDBACK, NEAREST, round_layer
 from bitplan.rounding.sweep import Pruning, damped_factors, sweep_columns
 from bitplan.rounding.tuning import Choice, TuningSettings, _batches, error_of, tune_
 from bitplan.statistics.hessian import CrossMoments
-from tests.unit.search.test_sparsegpt import gptq
+from tests.unit.search.published_algorithms import gptq
 
 # Their quantizers choose whole groups of values from a code book, or a scale that no other code fits.
 WITHOUT_GRID = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0")

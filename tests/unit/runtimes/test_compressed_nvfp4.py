@@ -16,7 +16,7 @@ from tests.families import make_family
 from tests.unit.rounding.test_rounded_models import rounded
 from tests.unit.runtimes.packed_models import described, exported, simulated
 from tests.unit.runtimes.test_compressed_tensors import assert_same
-from tests.unit.search.test_sparsegpt_models import Opened
+from tests.unit.search.opened_models import Opened
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ from tests.families import make_family
 from tests.unit.plans.test_smoothing import Opened as Smoothed
 from tests.unit.rounding.test_rounded_models import rounded
 from tests.unit.runtimes.packed_models import dealt
-from tests.unit.search.test_sparsegpt_models import Opened
+from tests.unit.search.opened_models import Opened
 
 PACKED = [name for name in FORMATS if scheme_of(LayerPlan(name)) is not None]
 # One format for each fusion group of the demo's four blocks: all that it can hold.

@@ -14,8 +14,8 @@ from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, quantized_weights
 from bitplan.sensitivity.rounded_candidates import rounded_weights
 from bitplan.sensitivity.run import check_flags, write_sensitivity
+from tests.measured_models import PRICED
 
-PRICED = MeasureSettings(draws=3)
 CHOICES = (Choice("int3", group_size=32), Choice("int3", "int8_token", 32))
 
 

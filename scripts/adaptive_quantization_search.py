@@ -24,6 +24,7 @@ from bitplan.search.adaptive.settings import AdaptivePlan
 
 
 def main(args) -> None:
+    """Write the plan that the search finds, as a configuration and as a plan. Raises `UserError`."""
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import TaskSettings
     from bitplan.formats.importance import check_importance

@@ -17,6 +17,7 @@ from bitplan.config.settings import ExportSettings
 
 
 def main(args) -> None:
+    """Write the plan of every target, its lines for llama-quantize and the figure of the front. Raises `UserError`."""
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.errors import user_error
     from bitplan.core.files import write_json

@@ -14,6 +14,7 @@ from bitplan.cli.parser import add_imatrix_flag, add_threads_flag, parser, run
 
 
 def main(args) -> None:
+    """Write the file of a recipe. Raises `UserError`."""
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info

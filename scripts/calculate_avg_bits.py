@@ -15,6 +15,7 @@ from bitplan.search.plan_settings import CheckSettings
 
 
 def main(args) -> None:
+    """Print and write the average bits; exit code 2 for a plan that misses a target which it must hold. Raises `UserError`."""
     from bitplan.core.files import write_json, write_table
     from bitplan.models.layers import model_info
     from bitplan.plans.bits import TargetMissed, bits_report, check_target, pattern_counts, print_report

@@ -12,6 +12,7 @@ from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
+    """Print the verdict on each layer; exit code 2 if one is refused. Raises `UserError`."""
     from bitplan.core.files import write_json
     from bitplan.models.layers import model_info
     from bitplan.plans.torch_config import read_any_plan

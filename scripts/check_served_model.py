@@ -28,6 +28,7 @@ FEWEST, MOST = 1, 1000
 
 
 def main(args) -> None:
+    """Print and write how far a server is from the plan; exit code 2 beyond the tolerance. Raises `UserError`."""
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.plans.plan import check_columns, uniform_plan

@@ -12,6 +12,7 @@ from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
+    """Print the estimate of each step beside what it took. Raises `UserError`."""
     from bitplan.core.files import read_json
     from bitplan.workflow.estimate.compare import comparison_text
 

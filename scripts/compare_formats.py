@@ -23,6 +23,7 @@ SIZES, OVER = ("avg_bits_layers", "avg_bits"), "kl_over_previous"
 
 
 def main(args) -> None:
+    """Print and write the figures of each format. Raises `UserError`."""
     from bitplan.core.files import write_table
     from bitplan.core.provenance import write_provenance
     from bitplan.core.tables import cell, markdown_head, markdown_row

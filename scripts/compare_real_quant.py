@@ -27,6 +27,7 @@ def scores_wanted(args) -> bool:
 
 
 def main(args) -> None:
+    """Print and write the figures of each file. Raises `UserError`."""
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.files import write_json
     from bitplan.core.progress import progress

@@ -14,6 +14,7 @@ from bitplan.config.flag_types import ALL_CORES, count, number
 
 
 def main(args) -> None:
+    """Write the GGUF file and check what it computes. Raises `UserError`."""
     from bitplan.core.provenance import write_provenance
     from bitplan.models.checkpoint import Checkpoint
     from bitplan.runtimes.gguf.base_check import base_checker

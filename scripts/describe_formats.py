@@ -13,6 +13,7 @@ from bitplan.config.flag_types import count, number
 
 
 def main(args) -> None:
+    """Print the table of formats, or put it into its place in a page. Raises `UserError`."""
     from bitplan.core.files import write_aside
     from bitplan.formats.describe import BEGIN, END, describe, draws, insert_table, markdown_table
     from bitplan.formats.table import FORMATS, get_format

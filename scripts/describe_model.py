@@ -13,6 +13,7 @@ from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
+    """Write the list of a model's layers. Raises `UserError`."""
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.formats.fitting import fitting_lines, fitting_summary

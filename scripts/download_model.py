@@ -13,6 +13,7 @@ from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
+    """Fetch the model and write what it is beside it. Raises `UserError`."""
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.models.checkpoint_files import RECORD

@@ -13,6 +13,7 @@ from bitplan.config.flag_types import count
 
 
 def main(args) -> None:
+    """Write the estimate, as JSON and as text. Raises `UserError`."""
     from bitplan.core.files import write_aside, write_json
     from bitplan.workflow.estimate.make import estimated
     from bitplan.workflow.estimate.read import cores_here, settings_for, with_threads

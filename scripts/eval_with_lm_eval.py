@@ -38,6 +38,7 @@ def figures_text(figures) -> str:
 
 
 def main(args) -> None:
+    """Write the figures of the tasks. Raises `UserError`."""
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.tasks import BUNDLED_TASKS, TaskSettings, load_tasks, run_tasks

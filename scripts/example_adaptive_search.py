@@ -19,6 +19,7 @@ PRESETS = {
 
 
 def main(args) -> None:
+    """Print the plan of each preset. Raises `UserError`."""
     from bitplan.core.tables import Column, text_table
     from bitplan.demo import DEMO
     from bitplan.plans.apply import QuantizedWeights

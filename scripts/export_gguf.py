@@ -12,6 +12,7 @@ from bitplan.cli.parser import add_export_flags, parser, run
 
 
 def main(args) -> None:
+    """Write the plan as a GGUF file, and the report on its tensors. Raises `UserError`."""
     from bitplan.runtimes.export import export
     from bitplan.runtimes.gguf.runtime import RUNTIME
 

@@ -14,6 +14,7 @@ from bitplan.cli.parser import add_base_kl_flag, add_model_id_flag, add_threads_
 
 
 def main(args) -> None:
+    """Write the configuration as a GGUF file. Raises `UserError`."""
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance

@@ -12,6 +12,7 @@ from bitplan.cli.parser import add_export_flags, parser, run
 
 
 def main(args) -> None:
+    """Write the plan for a runtime, and the report on its layers. Raises `UserError`."""
     from bitplan.runtimes.export import export
     from bitplan.runtimes.registry import runtime_named
 

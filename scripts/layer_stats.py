@@ -20,6 +20,7 @@ from bitplan.cli.parser import (
 
 
 def main(args) -> None:
+    """Write the table of statistics, and the importance matrix where it is asked for. Raises `UserError`."""
     from bitplan.cli.inputs import clashes, refuse
     from bitplan.core.provenance import write_provenance
     from bitplan.core.resume import PartialResults, WalkProgress, digest_of

@@ -20,6 +20,7 @@ QUESTIONS = 200
 
 
 def main(args) -> None:
+    """Write the texts, the tokenizer and the trained model. Raises `UserError`."""
     import torch
 
     from bitplan.demo.questions import questions

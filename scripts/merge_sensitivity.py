@@ -13,6 +13,7 @@ from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
+    """Write the joined table. Raises `UserError`."""
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
     from bitplan.sensitivity.measure import merged

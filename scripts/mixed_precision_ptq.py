@@ -29,6 +29,7 @@ SMOOTH_ALPHA = {"default": None, "help": "SmoothQuant's alpha, or several to cho
 
 
 def main(args) -> None:
+    """Write the configuration that the search finds, and print its layers. Raises `UserError`."""
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
     from bitplan.formats.importance import check_importance

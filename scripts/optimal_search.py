@@ -27,6 +27,7 @@ from bitplan.search.optimal.settings import OptimalPlan
 
 
 def main(args) -> None:
+    """Write the plan of each target. Raises `UserError`."""
     from bitplan.core.provenance import write_provenance
     from bitplan.plans.plan import LayerPlan, write_config, write_plan
     from bitplan.search.optimal.command import budgets_of, checked_outputs, searched

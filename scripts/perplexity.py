@@ -23,6 +23,7 @@ from bitplan.cli.parser import (
 
 
 def main(args) -> None:
+    """Write perplexity and KL. Raises `UserError`."""
     from bitplan.core.errors import user_error
     from bitplan.core.files import check_gguf, write_json
     from bitplan.core.provenance import write_provenance

@@ -13,6 +13,7 @@ from bitplan.cli.parser import add_imatrix_flag, add_model_flag, add_threads_fla
 
 
 def main(args) -> None:
+    """Print the formats of every layer, and write the checkpoint. Raises `UserError`."""
     import torch
 
     from bitplan.core.provenance import write_provenance

@@ -15,6 +15,7 @@ from bitplan.search.random.settings import RandomPlan
 
 
 def main(args) -> None:
+    """Write the random plan. Raises `UserError`."""
     from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
     from bitplan.plans.plan import LayerPlan, write_config, write_plan

@@ -12,6 +12,7 @@ from bitplan.cli.parser import add_model_flag, parser, run
 
 
 def main(args) -> None:
+    """Write the comparison: table, JSON, page and figure. Raises `UserError`."""
     from bitplan.core.files import write_json, write_table
     from bitplan.models.layers import model_info
     from bitplan.report.agreement import agreement_table, read_agreement

@@ -16,6 +16,7 @@ from bitplan.config.settings import RoundingSettings
 
 
 def main(args) -> None:
+    """Write the plan with its rounded weights, and a row of figures for each layer. Raises `UserError`."""
     from bitplan.core.files import write_table
     from bitplan.core.provenance import write_provenance
     from bitplan.plans.plan import LayerPlan, write_plan

@@ -25,6 +25,7 @@ from bitplan.config.settings import SensitivitySettings
 
 
 def main(args) -> None:
+    """Write the table of sensitivities. Raises `UserError`."""
     from bitplan.core.errors import user_error
     from bitplan.core.provenance import write_provenance
     from bitplan.formats.importance import check_importance

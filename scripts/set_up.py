@@ -160,6 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Make the environment that the flags name, or only the converter."""
     parser = build_parser()
     args = parser.parse_args()
     if os.path.exists(args.venv) and not os.path.isdir(args.venv):

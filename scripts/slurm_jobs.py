@@ -15,6 +15,7 @@ from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
+    """List the jobs, await or cancel them."""
     from bitplan.workflow.slurm.queue import await_jobs, cancel_jobs, jobs_of
 
     if args.wait:

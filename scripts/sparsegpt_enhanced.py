@@ -61,6 +61,7 @@ def settings_of(args):
 
 
 def main(args) -> None:
+    """Write the plan with its compressed weights, and the statistics of its layers. Raises `UserError`."""
     from bitplan.reference.datasets import calibration_windows
     from bitplan.reference.opening import prepare_model
     from bitplan.search.sparsegpt.run import compressed_plan, held_out_range, print_scores, write_results

@@ -12,6 +12,7 @@ from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
+    """Write the table and the figure of a study. Raises `UserError`."""
     from bitplan.core.errors import Problem, UserError
     from bitplan.core.files import write_table
     from bitplan.report.study import cell_row, columns_of, draw_study, study_table

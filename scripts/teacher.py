@@ -14,6 +14,7 @@ from bitplan.config.flag_types import number
 
 
 def main(args) -> None:
+    """Write the tokens and hidden states. Raises `UserError`."""
     from bitplan.core.provenance import write_provenance
     from bitplan.reference.opening import prepare_model
     from bitplan.reference.reference import make_reference, save_reference

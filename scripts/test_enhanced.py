@@ -11,6 +11,7 @@ from bitplan.cli.parser import parser, run
 
 
 def main(args) -> None:
+    """Run the tests; the exit code is theirs."""
     from bitplan.cli.testing import run_tests
 
     run_tests("tests/unit/search/test_sparsegpt.py")

@@ -17,6 +17,7 @@ from bitplan.config.settings import SensitivitySettings
 
 
 def main(args) -> None:
+    """Print perplexity, KL and generated text. Raises `UserError`."""
     from bitplan.core.files import write_json
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan

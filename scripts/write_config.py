@@ -44,6 +44,7 @@ def generated() -> dict[str, str]:
 
 
 def main(args) -> None:
+    """Write the files, or raise `UserError` for one that is not current."""
     from bitplan.core.errors import user_error
     from bitplan.core.files import write_aside
 

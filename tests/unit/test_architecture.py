@@ -104,6 +104,16 @@ def test_no_function_is_over_60_lines_and_public_ones_have_a_docstring_and_types
         assert ast.get_docstring(node), f"{path.name}:{node.lineno} {node.name} has no docstring"
 
 
+def test_every_command_says_what_it_writes():
+    missing = [
+        f"{path.name}: {node.name}"
+        for path in sorted(SCRIPTS.glob("*.py"))
+        for node in public(ast.parse(path.read_text()))
+        if not ast.get_docstring(node)
+    ]
+    assert missing == []
+
+
 def public(tree: ast.Module) -> Iterator[ast.FunctionDef]:
     """The functions and methods that other modules may call."""
     inside = [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_"))]

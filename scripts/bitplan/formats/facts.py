@@ -7,6 +7,8 @@ GGUF_TYPES = (
     *("q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl", "iq4_xs", "gguf_mxfp4", "gguf_nvfp4"),
     *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "tq1_0", "tq2_0"),
 )
+# ggml's own names of them.
+TYPE_NAMES = {name: name.removeprefix("gguf_").upper() for name in GGUF_TYPES}
 # llama.cpp's tool quantizes to these with an importance matrix only; ggml's own predicate names three of them.
 NEED_IMPORTANCE = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
 

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.formats.base import Dequantize, Quantize, Quantized
-from bitplan.formats.facts import GGUF_TYPES, NEED_IMPORTANCE
+from bitplan.formats.facts import NEED_IMPORTANCE
 from bitplan.formats.fitting import SUBSTITUTES
 
 # ggml's name of the type that each format of this kind is.
-TYPES = {name: name.removeprefix("gguf_").upper() for name in GGUF_TYPES}
 ROWS_PER_CHUNK_VALUES = 1 << 20
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 

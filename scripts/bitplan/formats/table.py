@@ -5,95 +5,95 @@ Names are known without loading torch, for checking settings; a format is built 
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitplan.core.errors import nearest, user_error
-from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.facts import GGUF_TYPES, TYPE_NAMES
 from bitplan.formats.sizes import SIZES, Sized
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bitplan.formats.base import Format, Quantized
+    from bitplan.formats.base import Dequantize, Format, Quantize, Quantized
 
 Builder = Callable[[], "Format"]
 # Codes with a width for each input channel, written by SparseGPT: plans/compressed.py.
 PER_CHANNEL = "per_channel"
 
 
+def _sized(name: str, family: str, quantize: "Quantize", dequantize: "Dequantize", **more: Any) -> "Format":
+    """Return the format of a name in the size that `SIZES` has for it; `for_activations` is no unless said."""
+    from bitplan.formats.base import Format
+
+    size = SIZES[name]
+    facts = {"scope": size.scope, "fixed_block": size.fixed_block, "for_activations": False} | more
+    return Format(
+        name, family, size.element_bits, size.scale_bits, size.block, quantize=quantize, dequantize=dequantize, **facts
+    )
+
+
 def _float(name: str, dtype: str) -> "Format":
     import torch
 
     from bitplan.formats import floating
-    from bitplan.formats.base import Format
 
     quantize = floating.caster(getattr(torch, dtype))
-    return Format(name, "float", 16, 0, 1, quantize, floating.WIDEN, True, fixed_block=True)
+    return _sized(name, "float", quantize, floating.WIDEN, for_activations=True)
 
 
-def _mx(name: str, element: str, bits: int, rule: str) -> "Format":
+def _mx(name: str, element: str, rule: str) -> "Format":
     from bitplan.formats import mx
-    from bitplan.formats.base import Format
 
     kind = getattr(mx, element)
     quantize, pack = mx.quantizer(kind, mx.RULES[rule]), mx.packer(kind)
-    return Format(name, "mx", bits, 8, 32, quantize, mx.DEQUANTIZE, True, pack=pack)
+    return _sized(name, "mx", quantize, mx.DEQUANTIZE, for_activations=True, pack=pack)
 
 
 def _int(name: str, bits: int, scales: str = "float16") -> "Format":
     import torch
 
     from bitplan.formats import integer
-    from bitplan.formats.base import Format
 
-    quantize = integer.symmetric(bits, getattr(torch, scales))
-    return Format(name, "int", bits, 16, 128, quantize, integer.DEQUANTIZE, False)
+    return _sized(name, "int", integer.symmetric(bits, getattr(torch, scales)), integer.DEQUANTIZE)
 
 
 def _asymmetric(name: str, bits: int, scales: str = "float16") -> "Format":
     import torch
 
     from bitplan.formats import integer
-    from bitplan.formats.base import Format
 
     quantize, dequantize = integer.asymmetric(bits, getattr(torch, scales)), integer.DEQUANTIZE_ASYMMETRIC
-    return Format(name, "int", bits, 16 + bits, 128, quantize, dequantize, scales == "float16")
+    return _sized(name, "int", quantize, dequantize, for_activations=scales == "float16")
 
 
 def _dynamic(name: str, bits: int, scope: str) -> "Format":
     """Asymmetric integers with a scale computed at run time for each token, or each window, of activations."""
     from bitplan.formats import integer
-    from bitplan.formats.base import Format
 
     over = {"row": integer.whole_rows, "tensor": integer.whole_tensor}[scope]
     back = {"row": integer.DEQUANTIZE_ASYMMETRIC, "tensor": integer.DEQUANTIZE_AT_ONCE}[scope]
-    quantize, scale_bits = over(integer.asymmetric(bits)), 16 + bits
-    return Format(name, "int", bits, scale_bits, 1, quantize, back, True, True, scope=scope)
+    return _sized(name, "int", over(integer.asymmetric(bits)), back, for_activations=True)
 
 
 def _ggml(name: str) -> "Format":
     from bitplan.formats import ggml
-    from bitplan.formats.base import Format
 
-    kind = ggml.TYPES[name]
-    values, size = ggml.block_of(ggml.GGMLQuantizationType[kind])
-    quantize, dequantize = ggml.encoder(kind), ggml.decoder(kind)
-    return Format(name, "gguf", 8 * size / values, 0, values, quantize, dequantize, False, fixed_block=True)
+    kind = TYPE_NAMES[name]
+    return _sized(name, "gguf", ggml.encoder(kind), ggml.decoder(kind))
 
 
 def _nvfp4(name: str, rule: str) -> "Format":
     from dataclasses import replace
 
     from bitplan.formats import nvfp4
-    from bitplan.formats.base import Format
 
     chosen = nvfp4.RULES[rule]
 
     def fit(form: "Format", values: "Tensor") -> "Format":
         return replace(form, quantize=nvfp4.quantizer(chosen, nvfp4.matrix_scale(values, chosen)))
 
-    functions = (nvfp4.quantizer(chosen), nvfp4.DEQUANTIZE)
-    return Format(name, "nvfp4", 4, 8, nvfp4.BLOCK, *functions, False, True, nvfp4.pack, matrix_bits=32, fit=fit)
+    quantize = nvfp4.quantizer(chosen)
+    return _sized(name, "nvfp4", quantize, nvfp4.DEQUANTIZE, pack=nvfp4.pack, matrix_bits=32, fit=fit)
 
 
 def _refuse_quantizing(values: "Tensor", group: int, importance: "Tensor | None" = None) -> "Quantized":
@@ -113,11 +113,11 @@ def _channels() -> "Format":
 
 # GGUF's MXFP4 has the same codes and scales as mxfp4; only exact ties round differently (mxfp4: to even, GGUF: towards 0).
 _MX = (
-    ("mxfp4", "E2M1", 4),
-    ("mxfp6_e2m3", "E2M3", 6),
-    ("mxfp6_e3m2", "E3M2", 6),
-    ("mxfp8", "E4M3", 8),
-    ("mxfp8_e5m2", "E5M2", 8),
+    ("mxfp4", "E2M1"),
+    ("mxfp6_e2m3", "E2M3"),
+    ("mxfp6_e3m2", "E3M2"),
+    ("mxfp8", "E4M3"),
+    ("mxfp8_e5m2", "E5M2"),
 )
 _SUFFIXES = {"": "floor", "_rceil": "rceil", "_mse": "mse"}
 NVFP4 = {"nvfp4": "published", "nvfp4_pow2": "power_of_two"}
@@ -130,8 +130,8 @@ BUILDERS: Mapping[str, Builder] = {
     "bf16": partial(_float, "bf16", "bfloat16"),
     "fp16": partial(_float, "fp16", "float16"),
     **{
-        name + suffix: partial(_mx, name + suffix, element, bits, rule)
-        for name, element, bits in _MX
+        name + suffix: partial(_mx, name + suffix, element, rule)
+        for name, element in _MX
         for suffix, rule in _SUFFIXES.items()
     },
     **{name: partial(_nvfp4, name, rule) for name, rule in NVFP4.items()},

@@ -11,11 +11,12 @@ from bitplan.report.results import AGAIN, RUNTIME, Entry
 from bitplan.report.tables import Table
 
 UNSCORED = "not scored here"
-SHOWN = tuple(metric for metric in SCORES if metric.heading)
+# What a file is judged by comes first.
+OTHERS = tuple(metric for metric in SCORES if metric.heading and metric.key != "kl")
 COLUMNS = (
     *(Column("name", "plan"), Column("runtime", "runtime", left=True)),
     *(Column("avg_bits_file", "bits", "{:.3f}"), Column("file_bytes", "bytes", "{:,}")),
-    *(Column("differences", "changed", "{}"), Column("kl", "KL", "{:.6f}"), *SHOWN[:1], *SHOWN[2:]),
+    *(Column("differences", "changed", "{}"), Column("kl", "KL", "{:.6f}"), *OTHERS),
 )
 NOTE = (
     "bits: size of the file per parameter. changed: layers that are not stored as the plan has them, formats of inputs included. KL, PPL and top-1 are computed by the runtime itself from its file, on the evaluation text; "

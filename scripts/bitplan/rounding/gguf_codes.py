@@ -12,7 +12,7 @@ from gguf import GGMLQuantizationType, dequantize
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.formats.ggml import TYPES
+from bitplan.formats.facts import TYPE_NAMES
 from bitplan.plans.rounded import RoundedLayer, RoundedModel
 from bitplan.rounding.gguf_holders import packing_of
 from bitplan.rounding.gguf_packing import pack
@@ -22,15 +22,15 @@ BASE = "Omit the base file or convert it again in the checkpoint's precision"
 
 def represents(form: str, group: int, columns: int, kind: str) -> bool:
     """Return whether a GGUF type represents the codes and scales of a format with blocks of `group` values exactly."""
-    if form in TYPES:
-        return TYPES[form] == kind
+    if form in TYPE_NAMES:
+        return TYPE_NAMES[form] == kind
     packing = packing_of(form, group, columns)
     return packing is not None and packing.kind == kind
 
 
 def block_bytes(layer: RoundedLayer) -> np.ndarray:
     """Return a rounded layer as rows of bytes of the GGUF type that holds it, (out, bytes per row) uint8."""
-    if layer.form in TYPES:
+    if layer.form in TYPE_NAMES:
         return layer.quantized.parts["data"].numpy()
     return pack(layer.quantized, layer.form, layer.group)
 

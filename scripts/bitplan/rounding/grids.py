@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bitplan.formats import mx, nvfp4
 from bitplan.formats.base import Quantized
-from bitplan.formats.ggml import TYPES
+from bitplan.formats.facts import TYPE_NAMES
 from bitplan.rounding.gguf_blocks import BLOCKS, BlockLayout, codes_of, write_codes_
 from bitplan.rounding.levels import Levels, floats, integers, shifted_integers, table_elements
 
@@ -113,7 +113,7 @@ ELEMENTS = {
 }
 GRIDS: Mapping[str, Grid] = MappingProxyType(
     {
-        **{name: _gguf(BLOCKS[kind]) for name, kind in TYPES.items() if kind in BLOCKS},
+        **{name: _gguf(BLOCKS[kind]) for name, kind in TYPE_NAMES.items() if kind in BLOCKS},
         **{f"{name}{rule}": _mx(element) for name, element in ELEMENTS.items() for rule in ("", "_rceil", "_mse")},
         **dict.fromkeys(("nvfp4", "nvfp4_pow2"), _nvfp4()),
         **{f"int{bits}{scales}": _integer(bits) for bits in range(2, 9) for scales in ("", "_bf16s")},
@@ -124,7 +124,7 @@ GRIDS: Mapping[str, Grid] = MappingProxyType(
 
 def is_rounded(name: str) -> bool:
     """Return whether rounding stores codes of a format: chosen on its grid, or those of the quantizer for GGUF types without one."""
-    return name in GRIDS or name in TYPES
+    return name in GRIDS or name in TYPE_NAMES
 
 
 def join_parts(parts: list[Quantized], shape: tuple[int, int]) -> Quantized:

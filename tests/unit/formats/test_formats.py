@@ -13,6 +13,8 @@ from bitplan.core.errors import UserError
 from bitplan.formats import mx
 from bitplan.formats.base import Format, Quantized, blocks_of, rows_of
 from bitplan.formats.describe import sqnr
+from bitplan.formats.facts import TYPE_NAMES
+from bitplan.formats.ggml import block_of
 from bitplan.formats.sizes import SIZES
 from bitplan.formats.table import FORMATS, get_format
 from bitplan.models.layers import Layer, ModelInfo
@@ -331,11 +333,11 @@ def test_signal_to_noise_on_gaussian_data_is_the_known_one(name, low, high):
     assert low < sqnr(values, FORMATS[name].roundtrip(values)) < high
 
 
-def test_sizes_that_are_known_without_torch_are_those_of_the_formats():
-    facts = ("element_bits", "scale_bits", "block", "fixed_block", "scope")
+def test_sizes_that_are_known_without_torch_are_those_of_ggml():
     assert set(SIZES) == set(FORMATS)
-    for name, form in FORMATS.items():
-        assert [getattr(SIZES[name], fact) for fact in facts] == [getattr(form, fact) for fact in facts], name
+    for name, kind in TYPE_NAMES.items():
+        values, size = block_of(GGMLQuantizationType[kind])
+        assert (SIZES[name].block, SIZES[name].element_bits) == (values, 8 * size / values), name
 
 
 def test_an_unknown_format_names_the_nearest():

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from bitplan.core.errors import UserError
 from bitplan.formats.base import Quantized
-from bitplan.formats.ggml import TYPES
+from bitplan.formats.facts import TYPE_NAMES
 from bitplan.formats.table import FORMATS
 from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
 from bitplan.rounding.feedback import round_with_feedback
@@ -62,7 +62,7 @@ def test_what_the_sweep_works_with_is_what_the_parts_decode_to(name):
 
 @pytest.mark.parametrize("kind", sorted(BLOCKS))
 def test_any_codes_written_into_blocks_are_read_back_by_ggufs_own_decoder(kind):
-    name = next(name for name, held in TYPES.items() if held == kind)
+    name = next(name for name, held in TYPE_NAMES.items() if held == kind)
     form, layout, grid = FORMATS[name], BLOCKS[kind], GRIDS[name]
     generator = torch.Generator().manual_seed(1)
     quantized = form.quantize(torch.randn(64, form.block, generator=generator), form.block, None)

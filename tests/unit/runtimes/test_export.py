@@ -36,19 +36,6 @@ TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "gguf_mxfp4")
 
 
 @pytest.fixture(scope="module")
-def model(demo):
-    checkpoint = Checkpoint.open(demo / "model")
-    return checkpoint, describe(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def base(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("base") / "base.gguf"
-    convert(model[0], path)
-    return path
-
-
-@pytest.fixture(scope="module")
 def reference(model, demo):
     return make_reference(open_model(model[0]), demo / "evaluation.txt", 256, 8, "fp32")
 

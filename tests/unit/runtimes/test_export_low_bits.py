@@ -9,15 +9,12 @@ from gguf import GGUFReader, dequantize
 
 from bitplan.core.errors import UserError
 from bitplan.formats.facts import NEED_IMPORTANCE
-from bitplan.models.checkpoint import Checkpoint
-from bitplan.models.layers import describe
 from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan, uniform_plan, write_plan
 from bitplan.reference.reference import make_reference
 from bitplan.rounding.model import ModelRounding, round_plan
 from bitplan.runtimes.export import export
-from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.export import export_plan
 from bitplan.runtimes.gguf.options import GGUFOptions
 from bitplan.runtimes.gguf.scores import score_gguf
@@ -26,19 +23,6 @@ from tests.unit.runtimes.test_export import sorted_rows
 
 TYPES = (*NEED_IMPORTANCE, "iq3_s", "tq1_0", "tq2_0", "gguf_nvfp4")
 STORED = {"IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0", "NVFP4"}
-
-
-@pytest.fixture(scope="module")
-def model(demo):
-    checkpoint = Checkpoint.open(demo / "model")
-    return checkpoint, describe(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def base(model, tmp_path_factory):
-    path = tmp_path_factory.mktemp("base") / "base.gguf"
-    convert(model[0], path)
-    return path
 
 
 def importance(info) -> dict[str, np.ndarray]:

@@ -8,8 +8,7 @@ from torch import nn
 from bitplan.core.files import read_json
 from bitplan.evaluate.scores import TokenScores
 from bitplan.reference.reference import Reference
-from bitplan.runtimes.compressed_tensors.scores import logits_in
-from bitplan.runtimes.packed.scores import score_windows
+from bitplan.runtimes.packed.scores import logits_in, score_windows
 
 BACKEND = "auto_round:torch"
 

@@ -18,15 +18,13 @@ from bitplan.runtimes.packed.values import e4m3_bytes, e8m0_bytes, nvfp4_parts
 @cache
 def library_scheme(scheme: Scheme, targets: tuple[str, ...] = ("Linear",)) -> QuantizationScheme:
     """Return the library's own record of a scheme for some layers: what stands in the configuration."""
-    types = {"int": None, "float": torch.uint8} | (
-        {"float": torch.float8_e4m3fn} if scheme.packing == NV_PACKING else {}
-    )
-    dtype = types[scheme.kind]
-    floats = {"scale_dtype": dtype, "zp_dtype": dtype} if dtype else {}
+    nvfp4 = scheme.packing == NV_PACKING
+    scales = torch.float8_e4m3fn if nvfp4 else torch.uint8
+    floats = {"scale_dtype": scales, "zp_dtype": scales} if scheme.kind == "float" else {}
     weights = QuantizationArgs(
         num_bits=scheme.bits,
         type=scheme.kind,
-        strategy="tensor_group" if scheme.packing == NV_PACKING else "group",
+        strategy="tensor_group" if nvfp4 else "group",
         group_size=scheme.group,
         symmetric=scheme.symmetric,
         **floats,

@@ -9,7 +9,7 @@ from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
 from bitplan.evaluate.scores import TokenScores
 from bitplan.reference.reference import Reference
-from bitplan.runtimes.packed.scores import WindowLogits, score_windows
+from bitplan.runtimes.packed.scores import logits_in, score_windows
 
 
 def load_exact(folder: Path) -> nn.Module:
@@ -33,16 +33,6 @@ def load_exact(folder: Path) -> nn.Module:
     if quantized:
         net.hf_quantizer.compressor.decompress_model(net)
     return net.to(torch.float32)
-
-
-def logits_in(net: nn.Module) -> WindowLogits:
-    """Return the function that computes a window's logits in a model of transformers."""
-
-    @torch.inference_mode()
-    def run(tokens: torch.Tensor) -> torch.Tensor:
-        return net(tokens.to(torch.long).unsqueeze(0)).logits[0].float()
-
-    return run
 
 
 def score_folder(folder: Path, reference: Reference, threads: int) -> TokenScores:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from bitplan.formats.facts import GGUF_TYPES
+from bitplan.formats.facts import TYPE_NAMES
 from bitplan.formats.fitting import fitting_format
 from bitplan.formats.table import PER_CHANNEL, size_of
 from bitplan.rounding.gguf_holders import packing_of
@@ -14,7 +14,7 @@ _MX = {"mxfp4": "MXFP4", "mxfp6_e2m3": "Q6_K", "mxfp6_e3m2": "Q6_K", "mxfp8": "Q
 # Formats that are types of the file, by format.
 OWN: Mapping[str, str] = {
     **{"bf16": "BF16", "fp16": "F16"},
-    **{name: name.removeprefix("gguf_").upper() for name in GGUF_TYPES},
+    **TYPE_NAMES,
 }
 FILE_TYPES: Mapping[str, str] = {
     PER_CHANNEL: "Q8_0",

@@ -8,7 +8,8 @@ import torch
 from gguf import GGMLQuantizationType
 from torch import Tensor
 
-from bitplan.formats.ggml import TYPES, block_of
+from bitplan.formats.facts import TYPE_NAMES
+from bitplan.formats.ggml import block_of
 from bitplan.formats.table import IN_PLANS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import Layer, ModelInfo
@@ -38,7 +39,7 @@ def _divided(name: str, plan: Plan) -> bool:
 
 
 def _fits(layer: Layer, plan: Plan) -> bool:
-    kind = TYPES.get(plan.of(layer.name).wq)
+    kind = TYPE_NAMES.get(plan.of(layer.name).wq)
     return kind is not None and layer.shape[1] % block_of(GGMLQuantizationType[kind])[0] == 0
 
 

@@ -8,6 +8,7 @@ parameter of mlx.nn's layers.
 
 from dataclasses import dataclass
 
+from bitplan.formats.table import size_of
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.layer_plan import LayerPlan
 from bitplan.runtimes.mlx.names import FAMILIES
@@ -70,7 +71,7 @@ def scheme_of(made: LayerPlan) -> Scheme | None:
     element = element_of(made.wq)
     if element in FLOATS:
         mode, bits, block = FLOATS[element]
-        return Scheme(mode, bits, block if made.wq == "gguf_nvfp4" else made.group_size or block)
+        return Scheme(mode, bits, block if size_of(made.wq).fixed_block else made.group_size or block)
     integer = integer_of(made.wq)
     if integer is None:
         return None

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from bitplan.core.errors import user_error
 from bitplan.evaluate.scores import TokenScores, score
@@ -12,6 +13,16 @@ from bitplan.reference.reference import Reference
 
 # Logits (length, vocabulary) float32 of a window of tokens (length,) int64.
 WindowLogits = Callable[[Tensor], Tensor]
+
+
+def logits_in(net: nn.Module) -> WindowLogits:
+    """Return the function that computes a window's logits in a model of transformers."""
+
+    @torch.inference_mode()
+    def run(tokens: Tensor) -> Tensor:
+        return net(tokens.to(torch.long).unsqueeze(0)).logits[0].float()
+
+    return run
 
 
 def score_windows(folder: Path, reference: Reference, run: WindowLogits) -> TokenScores:

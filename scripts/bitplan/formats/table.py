@@ -22,7 +22,7 @@ PER_CHANNEL = "per_channel"
 
 
 def _sized(name: str, family: str, quantize: "Quantize", dequantize: "Dequantize", **more: Any) -> "Format":
-    """Return the format of a name in the size that `SIZES` has for it; `for_activations` is no unless said."""
+    """Return the format of a name in the size that `SIZES` has for it; not for activations by default."""
     from bitplan.formats.base import Format
 
     size = SIZES[name]

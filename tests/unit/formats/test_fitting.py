@@ -16,6 +16,7 @@ from bitplan.evaluate.perplexity import score_plan
 from bitplan.evaluate.scores import summarize
 from bitplan.evaluate.whole_model import open_whole_model
 from bitplan.formats import ggml
+from bitplan.formats.facts import TYPE_NAMES
 from bitplan.formats.fitting import (
     BLOCKS,
     SUBSTITUTES,
@@ -82,7 +83,7 @@ def test_the_table_of_blocks_and_substitutes_is_that_of_the_formats_and_of_llama
     assert not (FORMATS[used].fixed_block and columns % FORMATS[used].block)
     if form.family == "gguf":
         assert BLOCKS[name] == form.block
-        kind = ggml.fallback(ggml.GGMLQuantizationType[ggml.TYPES[form.name]], columns).name
+        kind = ggml.fallback(ggml.GGMLQuantizationType[TYPE_NAMES[form.name]], columns).name
         assert file_type(FORMATS[used]) == {"F16": "BF16"}.get(kind, kind)
     elif name in BLOCKS:
         assert BLOCKS[name] == form.block == 16

@@ -7,6 +7,7 @@ from gguf import GGMLQuantizationType, quants
 
 from bitplan.core.errors import UserError
 from bitplan.formats import ggml
+from bitplan.formats.facts import TYPE_NAMES
 from bitplan.formats.table import FORMATS
 
 
@@ -14,7 +15,7 @@ from bitplan.formats.table import FORMATS
 def test_blocks_equal_those_of_the_gguf_package(name):
     form = FORMATS[name]
     values = torch.randn(8, 128)
-    expected = quants.quantize(values.numpy(), GGMLQuantizationType[ggml.TYPES[form.name]])
+    expected = quants.quantize(values.numpy(), GGMLQuantizationType[TYPE_NAMES[form.name]])
     assert np.array_equal(form.quantize(values, 32, None).parts["data"].numpy(), expected)
 
 

@@ -6,8 +6,7 @@ import torch
 from gguf import GGMLQuantizationType, dequantize
 
 from bitplan.core.errors import UserError
-from bitplan.formats import ggml
-from bitplan.formats.facts import NEED_IMPORTANCE
+from bitplan.formats.facts import NEED_IMPORTANCE, TYPE_NAMES
 from bitplan.formats.fitting import BLOCKS, SUBSTITUTES, fitting_format
 from bitplan.formats.importance import check_importance, needing_importance
 from bitplan.formats.table import FORMATS
@@ -45,7 +44,7 @@ def test_values_are_those_that_ggufs_own_decoder_reads(name):
     quantized = form.quantize(values, form.block, torch.rand(512) + 0.1)
     rows = quantized.parts["data"].numpy()
     assert rows.shape == (4, 512 * BITS[name] / 8)
-    expected = dequantize(rows, GGMLQuantizationType[ggml.TYPES[name]])
+    expected = dequantize(rows, GGMLQuantizationType[TYPE_NAMES[name]])
     assert np.array_equal(form.dequantize(quantized, form.block).numpy(), expected)
 
 

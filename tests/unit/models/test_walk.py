@@ -1,6 +1,7 @@
 """The walk: the same numbers as a plain forward, plans applied as blocks are loaded, nothing quantized twice."""
 
 import math
+import re
 import shutil
 
 import pytest
@@ -146,6 +147,17 @@ def test_only_one_block_has_weights_at_a_time(opened, reference):
 
     model.run(reference.tokens, visit)
     assert loaded == [[0], [1]] and all(p.is_meta for part in model.blocks for p in part.parameters())
+
+
+def test_a_damaged_block_is_named_when_its_turn_comes(tiny, reference, tmp_path):
+    folder, visited = shutil.copytree(tiny, tmp_path / "model"), []
+    broken = "model.layers.1.mlp.up_proj.weight"
+    change(folder, lambda held: held | {broken: held[broken].fill_(math.nan)})
+    with pytest.raises(UserError, match=rf"MODEL-NOT-FINITE.*{re.escape(broken)}"):
+        open_model(Checkpoint.open(folder)).run(
+            reference.tokens, lambda block, hidden, forward: visited.append(block.index) or forward(hidden)
+        )
+    assert visited == [0]
 
 
 def test_a_padding_token_outside_the_text_does_not_disturb(tiny, reference, tmp_path):

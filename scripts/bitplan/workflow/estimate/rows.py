@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitplan.core.tables import Column, text_table
+from bitplan.workflow.estimate.case import Step
 from bitplan.workflow.estimate.rates import Rates
-from bitplan.workflow.estimate.steps import Step
 
 MB, GB = 1e6, 1e9
 COLUMNS = (

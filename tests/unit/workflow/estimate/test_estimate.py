@@ -8,10 +8,11 @@ from bitplan.config.completion import completed
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
 from bitplan.models.layers import Layer, ModelInfo
+from bitplan.workflow.estimate.case import Case, Step
 from bitplan.workflow.estimate.compare import compared, rule_of
 from bitplan.workflow.estimate.rates import UNITS, Rates, rates_of
 from bitplan.workflow.estimate.rows import duration, rows_of, total_of
-from bitplan.workflow.estimate.steps import Case, Step, steps_of
+from bitplan.workflow.estimate.steps import steps_of
 from tests.conftest import ROOT
 
 TEXTS = {"calibration": "c.txt", "evaluation": "e.txt"}
@@ -56,7 +57,7 @@ def test_a_short_text_counts_with_the_windows_it_has():
 
 
 def test_timings_run_alone_and_all_else_side_by_side():
-    rows = rows_of([Step("a", 4, {"open": 10.0}), Step("b", 1, {"open": 5.0}, held=1e9, disk=7.0, alone=True)], RATES)
+    rows = rows_of([Step("a", 4, {"model": 10.0}), Step("b", 1, {"model": 5.0}, held=1e9, disk=7.0, alone=True)], RATES)
     total = total_of(rows, cores=2)
     assert (total["processor_seconds"], total["seconds"], total["memory"], total["disk"]) == (45.0, 25.0, 2e9, 7.0)
 

@@ -3,14 +3,16 @@
 What a search will decide is not known before it: where the number of evaluations depends on what is found, `USUAL` says how many are counted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from bitplan.config.settings import Settings
 from bitplan.formats.facts import UNQUANTIZED
+from bitplan.formats.fitting import fitting_format
 from bitplan.formats.pairs import parse_pair
 from bitplan.search.plan_settings import PlanSettings
 from bitplan.workflow.estimate.case import FLOAT, OPENED, SOLVER, TORCH, Case, Step, Work, added, times
 from bitplan.workflow.estimate.file_steps import LLAMA, llama_scoring, speed_work
+from bitplan.workflow.estimate.rates import QUANTIZE
 
 # Evaluations of an adaptive search with two formats: the bundled model's, trying every step and halving.
 USUAL = {"linear": 10, "bisect": 6}
@@ -36,8 +38,9 @@ def formats_of(plan: PlanSettings) -> dict[str, float]:
 def inputs_of(plan: PlanSettings) -> dict[str, float]:
     """Return {format: share} of the layers whose inputs a plan of these settings is likely to quantize."""
     if plan.method in ("adaptive", "random"):
+        # A search begins with no layer quantized and ends where all may be: half of them on average.
         names = [name for name in formats_of(plan) if name.startswith("mx")]
-        return {name: 1 / max(1, len(formats_of(plan))) for name in names}
+        return {name: 0.5 / max(1, len(formats_of(plan))) for name in names}
     named = [parse_pair(name).aq for name in getattr(plan, "palette", [])]
     named = [name for name in named if name != UNQUANTIZED] or ([A8] if plan.method == "genetic" and not named else [])
     return {name: 1 / len(named) for name in named}
@@ -49,6 +52,12 @@ def timed_formats(settings: Settings) -> list[str]:
     table = [parse_pair(name).wq for name in settings.sensitivity.palette]
     recipes = [f"{name.split('_')[0]}_k" for name in settings.baselines if "_k" in name]
     return sorted({*plans, *table, *recipes, *(settings.sensitivity.embeddings or ()), W4})
+
+
+def outside(case: Case, plan: PlanSettings) -> Work:
+    """Return the work of quantizing the output matrix, where a plan of these settings may choose its format."""
+    formats = case.settings.sensitivity.embeddings if plan.method == "optimal" else None
+    return {f"{QUANTIZE}{formats[-1]}": float(case.vocabulary * case.hidden)} if formats else {}
 
 
 def rounds(settings: Settings, name: str) -> bool:
@@ -82,7 +91,7 @@ def _optimal(case: Case, name: str) -> Work:
         return {}
     formats, half = formats_of(plan), times(0.5, case.evaluation("validation"))
     work = added(case.quantizing(formats), times(SEEN, case.evaluation("calibration")), times(JUDGED, half))
-    return added(work, times(JUDGED, case.restoring(formats)), {"read": JUDGED / 2 * case.reading()["read"]})
+    return added(work, times(JUDGED, case.restoring(formats)), outside(case, plan))
 
 
 def _corrected(case: Case, name: str) -> Work:
@@ -95,7 +104,7 @@ def _corrected(case: Case, name: str) -> Work:
 def _sparsegpt(case: Case, name: str) -> Work:
     tokens = case.of("calibration")
     walks = added(case.walk(tokens), {"forward": float(tokens * case.blocks)})
-    return added(walks, case.moments(tokens), columns_work(case, tokens, 1 / 3, judged=False, aimed=0.0))
+    return added(walks, case.moments(tokens), columns_work(case, tokens, 1 / 3, 0.0, {}))
 
 
 def of_search(case: Case, name: str) -> Step:
@@ -117,18 +126,23 @@ def of_search(case: Case, name: str) -> Step:
 # -- rounding ----------------------------------------------------------------------------------------------------------
 
 
-def columns_work(case: Case, tokens: int, passes: float, judged: bool, aimed: float) -> Work:
+def columns_work(case: Case, tokens: int, passes: float, aimed: float, formats: Mapping[str, float]) -> Work:
     """Return the work of rounding all layers column by column: factors, the sweep and its descents, in shares `passes` of one with two descents.
 
-    judged: whether layers with few tokens for their columns are rounded for each half besides. aimed: multiplications of out x in^2 besides.
+    aimed: multiplications of out x in^2 besides. formats: {format: share of the weights}, if the layers are rounded to nearest beside, and span
+    by span in the sweep; a layer with few tokens for its columns is then rounded for each half of the text, too.
     """
     work: Work = {}
     for layer in case.info.quantizable:
         rows, columns = layer.shape
-        rounded = 3 if judged and tokens < TOKENS_PER_COLUMN * columns else 1
+        rounded = 3 if formats and tokens < TOKENS_PER_COLUMN * columns else 1
         multiplied = (rounded * PRODUCTS * passes + aimed) * rows * columns**2 + rounded * FACTORS * columns**3
         own = {"column": rounded * passes * columns, "rounded": rounded * passes * rows * columns}
-        work = added(work, own, {"multiply": multiplied})
+        found = {
+            f"{QUANTIZE}{fitting_format(form, columns)}": 2.0 * rounded * share * layer.params
+            for form, share in formats.items()
+        }
+        work = added(work, own, {"multiply": multiplied}, found)
     return work
 
 
@@ -146,9 +160,7 @@ def rounding_work(case: Case, name: str) -> Work:
         {"forward": forwards if aims else 2 * once},
         case.moments(tokens),
         cross,
-        # To nearest, and span by span in the sweep.
-        times(2, case.quantizing(formats_of(plan))),
-        columns_work(case, tokens, (1 + section.descents) / 3, judged=True, aimed=AIMED if aims else 0.0),
+        columns_work(case, tokens, (1 + section.descents) / 3, AIMED if aims else 0.0, formats_of(plan)),
         tuned,
     )
 
@@ -170,7 +182,8 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     """Yield the steps of a plan: search, rounding, check, scores, and its files in every runtime of the model."""
     plan = case.settings.every_plan[name]
     formats = formats_of(plan)
-    weights = case.restoring(formats) if rounds(case.settings, name) else case.quantizing(formats)
+    layers = case.restoring(formats) if rounds(case.settings, name) else case.quantizing(formats)
+    weights = added(layers, outside(case, plan))
     yield of_search(case, name)
     yield from of_rounding(case, name)
     yield Step("bits", 1, TORCH, 0.0, 1e4)
@@ -192,4 +205,4 @@ def _in_runtime(case: Case, runtime: str, file: float) -> Iterator[Step]:
     elif runtime == "compressed_tensors":
         work = added(OPENED, case.evaluation("evaluation"))
         yield Step("plan_runtime_perplexity", 1, work, 4.4 * case.info.parameters + held, 1e4)
-    yield Step("plan_card", 1, {"python": 1.0}, 0.0, 1e4)
+    yield Step("plan_card", 1, TORCH, 0.0, 1e4)

@@ -1,6 +1,7 @@
 """How a result was produced: a `.meta.json` next to it, which no rule reads."""
 
 import platform
+import resource
 import shlex
 import sys
 import time
@@ -27,8 +28,19 @@ def versions() -> dict[str, str | None]:
     return {"bitplan": __version__, "python": platform.python_version(), **packages}
 
 
+def used_so_far() -> dict[str, float]:
+    """Return the processor seconds of this process and of those that it has waited for, and the largest resident memory of one, in bytes."""
+    kinds = [resource.getrusage(kind) for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    # macOS counts bytes, others KiB.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "processor_seconds": round(sum(each.ru_utime + each.ru_stime for each in kinds), 2),
+        "peak_bytes": unit * max(each.ru_maxrss for each in kinds),
+    }
+
+
 def write_provenance(output: Path, started: float, **facts: Any) -> None:
-    """Write `<output>.meta.json`: command line, versions, machine, seconds since `started` (time.monotonic), `facts`."""
+    """Write `<output>.meta.json`: command line, versions, machine, seconds since `started` (time.monotonic), what the process used, `facts`."""
     output = Path(output)
     write_json(
         output.with_name(output.name + ".meta.json"),
@@ -38,6 +50,7 @@ def write_provenance(output: Path, started: float, **facts: Any) -> None:
             "machine": platform.machine(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - started, 2),
+            **used_so_far(),
             **facts,
         },
     )

@@ -14,6 +14,10 @@ from bitplan.workflow.estimate.rates import QUANTIZE, RESTORE
 SHARED_INPUTS = (("attn_q", "attn_k", "attn_v"), ("mlp_gate", "mlp_up"))
 # Logits, and what is made of them, of a slice of tokens: evaluate/scores.py.
 LOGIT_VALUES = 1 << 25
+# Tokens that go through a block at once (models/walk.py), and values of each besides the layers' outputs, in hidden sizes.
+BATCH, BESIDE = 2048, 6
+# Bytes that llama.cpp's library and its buffers take.
+LLAMA_BYTES = 1e8
 FLOAT = 4.0
 
 Work = dict[str, float]
@@ -28,7 +32,7 @@ SOLVER, LLAMA_LOADED, PAGE = {"torch": 0.7}, {"torch": 0.05}, {"torch": 1.5}
 class Step:
     """A kind of job: its rule, how many of it there are, and the work of one, {unit: amount}. `alone`: it takes the whole machine.
 
-    `held` is the memory in bytes beside an open model, `disk` what one leaves.
+    `held` is the memory in bytes beside an open model, `disk` what one leaves. `perhaps` is work that comes besides where what is found asks for it.
     """
 
     rule: str
@@ -37,6 +41,7 @@ class Step:
     held: float = 0.0
     disk: float = 0.0
     alone: bool = False
+    perhaps: Mapping[str, float] = field(default_factory=dict)
 
 
 def added(*parts: Mapping[str, float]) -> Work:
@@ -162,10 +167,13 @@ class Case:
         return 4 * FLOAT * min(LOGIT_VALUES, self.vocabulary * 512)
 
     def walk_memory(self, text: str, states: float = 3) -> float:
-        """Return the bytes of a walk beside an open model: a block and two copies of its largest matrix in fp32, output matrix, logits, states.
+        """Return the bytes of a walk beside an open model: a block and two copies of its largest matrix in fp32, what it computes of a batch of
+        tokens, output matrix, logits, states.
 
         states: how many copies of the text's hidden states are held.
         """
         block = FLOAT * self.block_values + 2 * FLOAT * self.largest
         head = self.stored * float(self.vocabulary * self.hidden)
-        return block + head + self.logits + states * self.states(text)
+        outputs = sum(layer.shape[0] for layer in self.info.quantizable) / self.blocks
+        batch = FLOAT * min(BATCH, self.of(text)) * (outputs + BESIDE * self.hidden)
+        return block + head + batch + self.logits + states * self.states(text)

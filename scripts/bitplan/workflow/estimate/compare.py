@@ -17,6 +17,7 @@ COLUMNS = (
     Column("step", "step"),
     Column("jobs", "jobs"),
     Column("estimated", "estimated s", "{:.1f}"),
+    Column("most", "at most s", "{:.1f}"),
     Column("measured", "measured s", "{:.1f}"),
     Column("factor", "estimated / measured", "{:.2f}"),
     Column("memory", "estimated GB", "{:.2f}"),
@@ -88,17 +89,22 @@ def measured_of(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def compared(content: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each rule that was estimated and measured: processor seconds of one job, their ratio, memory in GB."""
+    """Yield a row for each rule that was estimated and measured: processor seconds of one job, their ratio, memory in GB.
+
+    The ratio is 1 where a job took between what it takes at least and with what may come besides.
+    """
     measured = measured_of(folder)
     for row in content["steps"]:
         if other := measured.get(row["rule"]):
-            estimated, seconds = row["seconds"] / row["jobs"], other["seconds"] / other["jobs"]
+            jobs, seconds = row["jobs"], other["seconds"] / other["jobs"]
+            least, most = row["seconds"] / jobs, (row["seconds"] + row.get("perhaps", 0.0)) / jobs
             yield {
                 "step": row["rule"].replace("_", " "),
                 "jobs": int(other["jobs"]),
-                "estimated": estimated,
+                "estimated": least,
+                "most": most if most > least else None,
                 "measured": seconds,
-                "factor": estimated / seconds if seconds else None,
+                "factor": min(most, max(least, seconds)) / seconds if seconds else None,
                 "memory": row["memory"] / 1e9,
                 "resident": other["memory"] / 1e9,
             }

@@ -86,15 +86,16 @@ def measured(path: Path, name: str, settings: Settings) -> tuple[ModelInfo, Rate
     started, python = time.monotonic(), time.process_time()
     import torch
 
-    loaded = time.process_time()
+    loaded, held = time.process_time(), _resident()
     from bitplan.reference.opening import prepare_model
 
     compute, length = settings.compute, settings.calibration.length
     model = prepare_model(path, compute.dtype, compute.device, compute.threads, settings.bos)
+    on_gpu = model.model.device.type == "cuda"
     opened, memory = time.process_time(), _resident()
     from bitplan.workflow.estimate.measure import Clock, block_rates, candidates, layer_rates, score_rates
 
-    clock = Clock(model.model.device.type == "cuda")
+    clock = Clock(on_gpu)
     tokens = _text_tokens(model, settings.models[name], settings)
     text = (time.process_time() - opened) / len(TEXTS)
     sizes = _sizes(model)
@@ -107,7 +108,7 @@ def measured(path: Path, name: str, settings: Settings) -> tuple[ModelInfo, Rate
         **score_rates(model, batch, clock),
         **layer_rates(model, timed_formats(settings), settings.imatrix, rounded, clock),
     }
-    rates = Rates(model.info.fingerprint, seconds, memory, time.monotonic() - started, compute.threads)
+    rates = Rates(model.info.fingerprint, seconds, memory, time.monotonic() - started, compute.threads, held)
     return model.info, rates, {**sizes, "tokens": tokens}
 
 

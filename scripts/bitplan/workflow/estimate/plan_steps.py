@@ -10,8 +10,8 @@ from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
 from bitplan.formats.pairs import parse_pair
 from bitplan.search.plan_settings import PlanSettings
-from bitplan.workflow.estimate.case import FLOAT, OPENED, SOLVER, TORCH, Case, Step, Work, added, times
-from bitplan.workflow.estimate.file_steps import LLAMA, llama_scoring, speed_work
+from bitplan.workflow.estimate.case import FLOAT, LLAMA_BYTES, OPENED, SOLVER, TORCH, Case, Step, Work, added, times
+from bitplan.workflow.estimate.file_steps import LLAMA, llama_scoring, speed_step
 from bitplan.workflow.estimate.rates import QUANTIZE
 
 # Evaluations of an adaptive search with two formats: the bundled model's, trying every step and halving.
@@ -114,7 +114,8 @@ def of_search(case: Case, name: str) -> Step:
     if plan.method == "adaptive":
         return Step(rule, 1, added(OPENED, _adaptive(case, name)), held + case.values, 1e5)
     if plan.method == "optimal":
-        return Step(rule, 1, added(OPENED, SOLVER, _optimal(case, name)), held + case.values, 1e5)
+        work, perhaps = added(OPENED, SOLVER, _optimal(case, name)), _corrected(case, name)
+        return Step(rule, 1, work, held + case.values, 1e5, perhaps=perhaps)
     if plan.method == "sparsegpt":
         factors = 3 * FLOAT * max(layer.shape[1] for layer in case.info.quantizable) ** 2
         work = added(OPENED, _sparsegpt(case, name))
@@ -193,15 +194,17 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     file = case.info.parameters * min(_bits(case, name), 8.5) / 8
     for runtime in case.settings.models[case.name].runtimes:
         read = {"read": 2.0 * case.info.parameters * case.stored}
-        yield Step(f"plan_{runtime}", 1, added(OPENED, read, weights), 6 * FLOAT * case.largest, file)
+        # Compressed values are no roundings of the model's: a file of them is converted first.
+        converted = added(OPENED, read) if plan.method == "sparsegpt" else {}
+        yield Step(f"plan_{runtime}", 1, added(OPENED, read, weights, converted), 6 * FLOAT * case.largest, file)
         yield from _in_runtime(case, runtime, file)
 
 
 def _in_runtime(case: Case, runtime: str, file: float) -> Iterator[Step]:
     held = file + case.walk_memory("evaluation")
     if runtime == LLAMA:
-        yield Step("plan_runtime_perplexity", 1, llama_scoring(case), held, 1e4)
-        yield Step("plan_speed", 1, speed_work(case), file, 1e4, alone=True)
+        yield Step("plan_runtime_perplexity", 1, llama_scoring(case), held + LLAMA_BYTES, 1e4)
+        yield speed_step(case, "plan_speed", file)
     elif runtime == "compressed_tensors":
         work = added(OPENED, case.evaluation("evaluation"))
         yield Step("plan_runtime_perplexity", 1, work, 4.4 * case.info.parameters + held, 1e4)

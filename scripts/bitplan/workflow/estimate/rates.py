@@ -1,7 +1,7 @@
 """Rates of this machine: processor seconds per unit of work, and the units."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from bitplan.core.errors import user_error
@@ -35,7 +35,8 @@ QUANTIZE, RESTORE = "quantize:", "restore:"
 class Rates:
     """Processor seconds for each unit of `UNITS`, and for a value in each format, `quantize:FORMAT` and `restore:FORMAT`.
 
-    `memory` is the resident memory in bytes of a process that has opened the model; `seconds` what timing took; `fingerprint` the model's.
+    `memory` is the resident memory in bytes of a process that has opened the model, `loaded` that of one that has loaded torch alone; `seconds` what
+    timing took; `fingerprint` the model's.
     """
 
     fingerprint: str
@@ -43,7 +44,7 @@ class Rates:
     memory: int
     seconds: float
     threads: int = 1
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    loaded: int = 0
 
     def of(self, unit: str) -> float:
         """Return the seconds of one unit; a format that was not timed costs what the dearest does."""
@@ -51,6 +52,10 @@ class Rates:
         if kind is None or unit in self.seconds_per:
             return self.seconds_per[unit]
         return max((value for key, value in self.seconds_per.items() if key.startswith(kind)), default=0.0)
+
+    def memory_of(self, work: Mapping[str, float]) -> int:
+        """Return the resident memory in bytes of a process that has loaded what some work needs."""
+        return self.memory if work.get("model") else self.loaded or self.memory
 
     def to_json(self) -> dict[str, Any]:
         """Return the rates for an estimate.json."""

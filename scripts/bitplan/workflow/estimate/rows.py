@@ -38,21 +38,27 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def seconds_of(step: Step, rates: Rates) -> float:
-    """Return the processor seconds of one job of a step."""
-    return sum(amount * rates.of(unit) for unit, amount in step.work.items())
+def span(least: float, most: float) -> str:
+    """Return a duration that may be longer in words: `8 s`, `8 to 45 s`."""
+    low, high = duration(least), duration(most)
+    return low if low == high else f"{low.removesuffix(f' {high.split()[-1]}')} to {high}"
+
+
+def seconds_of(work: Mapping[str, float], rates: Rates) -> float:
+    """Return the processor seconds of some work."""
+    return sum(amount * rates.of(unit) for unit, amount in work.items())
 
 
 def rows_of(steps: Iterable[Step], rates: Rates) -> list[dict[str, Any]]:
-    """Return a row for each rule: jobs, seconds of one on average and of all, memory of the largest in bytes, disk of all in bytes."""
+    """Return a row for each rule: jobs, seconds of all, and how many more they may take, memory of the largest in bytes, disk of all in bytes."""
     rows: dict[str, dict[str, Any]] = {}
     for step in steps:
-        row = rows.setdefault(
-            step.rule, {"rule": step.rule, "jobs": 0, "seconds": 0.0, "memory": 0.0, "disk": 0.0, "alone": step.alone}
-        )
+        empty = {"jobs": 0, "seconds": 0.0, "perhaps": 0.0, "memory": 0.0, "disk": 0.0}
+        row = rows.setdefault(step.rule, {"rule": step.rule, **empty, "alone": step.alone})
         row["jobs"] += step.jobs
-        row["seconds"] += step.jobs * seconds_of(step, rates)
-        row["memory"] = max(row["memory"], rates.memory + step.held)
+        row["seconds"] += step.jobs * seconds_of(step.work, rates)
+        row["perhaps"] += step.jobs * seconds_of(step.perhaps, rates)
+        row["memory"] = max(row["memory"], rates.memory_of(step.work) + step.held)
         row["disk"] += step.jobs * step.disk
     return list(rows.values())
 
@@ -92,7 +98,7 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
         {
             "step": row["rule"].replace("_", " "),
             "jobs": row["jobs"],
-            "each": duration(row["seconds"] / row["jobs"]),
+            "each": span(row["seconds"] / row["jobs"], (row["seconds"] + row["perhaps"]) / row["jobs"]),
             "total": duration(row["seconds"]),
             "memory_gb": row["memory"] / GB,
             "disk_mb": row["disk"] / MB,

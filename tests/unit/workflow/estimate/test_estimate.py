@@ -13,7 +13,7 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.workflow.estimate.case import Case, Step
 from bitplan.workflow.estimate.compare import benchmark_of, compared, rule_of
 from bitplan.workflow.estimate.rates import UNITS, Rates, rates_of
-from bitplan.workflow.estimate.rows import duration, rows_of, total_of
+from bitplan.workflow.estimate.rows import duration, rows_of, span, total_of
 from bitplan.workflow.estimate.steps import steps_of
 from tests.conftest import ROOT
 
@@ -66,6 +66,24 @@ def test_timings_run_alone_and_all_else_side_by_side():
 
 def test_durations_are_in_words():
     assert [duration(each) for each in (8, 300, 9000, 400_000)] == ["8 s", "5 min", "2.5 h", "4.6 days"]
+
+
+@pytest.mark.parametrize(("least", "most", "words"), [(8, 8, "8 s"), (8, 45, "8 to 45 s"), (8, 300, "8 s to 5 min")])
+def test_what_may_take_longer_is_a_span(least, most, words):
+    assert span(least, most) == words
+
+
+def test_a_step_within_its_span_is_estimated_right(tmp_path):
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "model.tsv").write_text("s\tmax_rss\tcpu_time\n4\t100\t5.0\n")
+    row = {"rule": "model", "jobs": 1, "seconds": 3.0, "memory": 1e9}
+    spans = {0.0: 0.6, 1.0: 0.8, 4.0: 1.0}
+    assert {more: next(compared({"steps": [{**row, "perhaps": more}]}, tmp_path))["factor"] for more in spans} == spans
+
+
+def test_a_run_takes_as_long_as_the_steps_that_wait_for_each_other():
+    rows = rows_of([Step("sensitivity", 1, {"model": 50.0}), Step("optimal_plan", 2, {"model": 20.0})], RATES)
+    assert [total_of(rows, cores)["seconds"] for cores in (1, 64)] == [90.0, 70.0]
 
 
 def test_a_file_without_rates_is_refused():

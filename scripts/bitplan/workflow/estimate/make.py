@@ -12,7 +12,7 @@ from bitplan.core.files import read_json
 from bitplan.models.layers import ModelInfo, model_info
 from bitplan.workflow.estimate.case import Case
 from bitplan.workflow.estimate.plan_steps import rounds, timed_formats
-from bitplan.workflow.estimate.rates import Rates, rates_of
+from bitplan.workflow.estimate.rates import Rates, has_units, rates_of
 from bitplan.workflow.estimate.rows import line_of, rows_of, table_of, total_of
 from bitplan.workflow.estimate.steps import steps_of
 
@@ -119,13 +119,13 @@ def estimated(path: Path, name: str, settings: Settings, cores: int) -> Estimate
 
 
 def estimated_before(folder: Path, name: str, settings: Settings, cores: int) -> Estimate | None:
-    """Return the estimate of other settings by the rates in a folder of results; None where the model was not timed there."""
+    """Return the estimate of other settings by the rates in a folder of results; None where the model was not timed there in the same units."""
     if not ((folder / "estimate.json").is_file() and (folder / "model.json").is_file()):
         return None
     info, content = model_info(folder / "model.json"), read_json(folder / "estimate.json")
+    # An estimate is made once for a model: one of an earlier version stays.
+    if not has_units(content):
+        return None
     rates = rates_of(content, folder / "estimate.json")
-    return (
-        estimate(name, info, settings, rates, content["counted"], cores)
-        if rates.fingerprint == info.fingerprint
-        else None
-    )
+    known = rates.fingerprint == info.fingerprint
+    return estimate(name, info, settings, rates, content["counted"], cores) if known else None

@@ -32,12 +32,13 @@ from bitplan.workflow.estimate.plan_steps import FACTORS, PRODUCTS
 from bitplan.workflow.estimate.rates import QUANTIZE, RESTORE
 
 # Seconds that a timed forward through one block may take, those of the one that is priced, and tokens of both at least.
-FORWARD_SECONDS, PRICED_SECONDS, FEWEST_TOKENS = 0.3, 0.1, 64
+FORWARD_SECONDS, PRICED_SECONDS, FEWEST_TOKENS = 0.1, 0.02, 64
 # Bytes of the changed weights that are timed together: a step holds those of all candidates.
 CANDIDATE_BYTES = 10**9
-QUANTIZED_VALUES = 1 << 16
+# Values that are quantized, and seconds for which each format is.
+QUANTIZED_VALUES, BRIEF = 1 << 16, 0.01
 ROUNDED_ROWS, ROUNDED_COLUMNS, FEW_ROWS = 256, 256, 32
-ROUNDED_IN = "q4_k"
+ROUNDED_IN = "q6_k"
 SPECTRUM_SIDE, MOMENT_TOKENS = 512, 512
 # Multiplications of a pass through the output matrix, which is all that a large one allows for `FEWEST_TOKENS`.
 SCORED_PRODUCTS = 2 * 10**9
@@ -183,8 +184,8 @@ def quantize_rates(weight: Tensor, formats: Iterable[str], importance: bool, clo
         squares = torch.ones(columns) if importance and uses_importance(form.name) else None
         group = form.group(None)
         kept = form.pack(form.quantize(some, group, squares))
-        both = clock.of(lambda form=form, squares=squares: form.roundtrip(some, form.group(None), squares))
-        back = clock.of(lambda form=form, kept=kept, group=group: form.dequantize(kept, group))
+        both = clock.of(lambda form=form, squares=squares: form.roundtrip(some, form.group(None), squares), BRIEF)
+        back = clock.of(lambda form=form, kept=kept, group=group: form.dequantize(kept, group), BRIEF)
         found |= {f"{QUANTIZE}{form.name}": both / some.numel(), f"{RESTORE}{form.name}": back / some.numel()}
     return found
 

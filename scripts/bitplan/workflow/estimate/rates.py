@@ -62,11 +62,17 @@ class Rates:
         return asdict(self)
 
 
+def has_units(content: Mapping[str, Any]) -> bool:
+    """Return whether the rates in an estimate.json, if it has any, are of all `UNITS`."""
+    rates = content.get("rates")
+    return not isinstance(rates, Mapping) or set(UNITS) <= set(rates.get("seconds_per", ()))
+
+
 def rates_of(content: Mapping[str, Any], source: object) -> Rates:
     """Return the rates in an estimate.json. Raises `UserError` for a file without them."""
     try:
         rates = Rates(**content["rates"])
-        if not set(UNITS) <= set(rates.seconds_per):
+        if not has_units(content):
             raise KeyError("seconds_per")
     except (KeyError, TypeError) as error:
         raise user_error(

@@ -9,9 +9,11 @@ import pytest
 from bitplan.config.completion import completed
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
+from bitplan.core.files import write_json
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.workflow.estimate.case import Case, Step
 from bitplan.workflow.estimate.compare import benchmark_of, compared, rule_of
+from bitplan.workflow.estimate.make import estimated_before
 from bitplan.workflow.estimate.rates import UNITS, Rates, rates_of
 from bitplan.workflow.estimate.rows import duration, rows_of, span, total_of
 from bitplan.workflow.estimate.steps import steps_of
@@ -89,6 +91,12 @@ def test_a_run_takes_as_long_as_the_steps_that_wait_for_each_other():
 def test_a_file_without_rates_is_refused():
     with pytest.raises(UserError, match="ESTIMATE-INVALID"):
         rates_of({}, "estimate.json")
+
+
+def test_rates_in_the_units_of_an_earlier_version_are_none(tmp_path):
+    write_json(tmp_path / "estimate.json", {"rates": {"seconds_per": {"open": 1.0}}})
+    write_json(tmp_path / "model.json", case().info.to_json())
+    assert estimated_before(tmp_path, "m", case().settings, 2) is None
 
 
 def test_an_estimate_is_compared_with_the_benchmark_files_of_its_rule(tmp_path):

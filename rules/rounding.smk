@@ -16,6 +16,7 @@ rule rounded_plan:
         "results/{model}/benchmarks/{plan}.rounding.tsv"
     wildcard_constraints:
         plan=one_of(rounded_plans("adaptive", "random", "optimal")),
+    priority: 60
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads

@@ -13,6 +13,7 @@ rule adaptive_plan:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("adaptive")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -43,6 +44,7 @@ rule random_plan:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("random")),
+    priority: 70
     localrule: True
     conda:
         "../envs/torch.yaml"
@@ -79,6 +81,7 @@ rule genetic_plan:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("genetic")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -111,6 +114,7 @@ rule optimal_plan:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("optimal")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -147,6 +151,7 @@ rule sparsegpt_plan:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
         plan=one_of(plans_of("sparsegpt")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads

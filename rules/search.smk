@@ -12,7 +12,7 @@ rule adaptive_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("adaptive")),
+        plan=one_of(targets.plans_of(SETTINGS, "adaptive")),
     priority: 70
     conda:
         "../envs/torch.yaml"
@@ -43,7 +43,7 @@ rule random_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("random")),
+        plan=one_of(targets.plans_of(SETTINGS, "random")),
     priority: 70
     localrule: True
     conda:
@@ -80,7 +80,7 @@ rule genetic_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("genetic")),
+        plan=one_of(targets.plans_of(SETTINGS, "genetic")),
     priority: 70
     conda:
         "../envs/torch.yaml"
@@ -113,7 +113,7 @@ rule optimal_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("optimal")),
+        plan=one_of(targets.plans_of(SETTINGS, "optimal")),
     priority: 70
     conda:
         "../envs/torch.yaml"
@@ -150,7 +150,7 @@ rule sparsegpt_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("sparsegpt")),
+        plan=one_of(targets.plans_of(SETTINGS, "sparsegpt")),
     priority: 70
     conda:
         "../envs/torch.yaml"

@@ -42,7 +42,8 @@ def _logit_difference(folder: Path, reference) -> float:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         wanted = module(input_ids=reference.tokens).logits[:, :-1]
-    ours = torch.stack([reference.head.logits(hidden[:-1]) for hidden in reference.hidden])
+    head = reference.head.read()
+    ours = torch.stack([head.logits(hidden[:-1]) for hidden in reference.hidden])
     return (ours - wanted).abs().max().item()
 
 

@@ -1,7 +1,6 @@
 """A timed run of a model: its prompts and its measurements."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 PROMPT_TOKENS = 256
 PROMPTS = (
@@ -43,14 +42,3 @@ class Run:
     generation_tokens_per_second: float
     peak_memory_bytes: int
     answers: tuple[str, ...]
-
-
-def peak_memory_bytes() -> int:
-    """Return this process's peak resident memory in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -81,10 +81,10 @@ def test_a_whole_model_under_a_plan_gives_the_logits_of_the_walk(tmp_path):
     plan = uniform_plan(info, "mxfp4", "mxfp8")
     tokens = torch.arange(3, 67).view(2, 32)
     from bitplan.evaluate.perplexity import plan_hidden
-    from bitplan.reference.head import Head
+    from bitplan.reference.head import StoredHead
 
     hidden = plan_hidden(open_model(checkpoint), info, plan, tokens, QuantizedWeights())
-    expected = Head.of(checkpoint).logits(hidden.flatten(0, 1)).view(2, 32, -1)
+    expected = StoredHead.of(checkpoint).read().logits(hidden.flatten(0, 1)).view(2, 32, -1)
     with (
         open_whole_model(open_model(checkpoint), info, QuantizedWeights()).under(plan) as module,
         torch.inference_mode(),

@@ -65,7 +65,8 @@ def test_a_walk_in_batches_gives_the_logits_of_transformers(family):
     module = AutoModelForCausalLM.from_pretrained(family.folder, dtype=torch.float32)
     with torch.inference_mode():
         expected = module(input_ids=family.reference.tokens).logits[:, :-1]
-    ours = torch.stack([family.reference.head.logits(hidden[:-1]) for hidden in family.reference.hidden])
+    head = family.reference.head.read()
+    ours = torch.stack([head.logits(hidden[:-1]) for hidden in family.reference.hidden])
     assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5)
     assert family.info.parameters == sum(parameter.numel() for parameter in module.parameters())
 

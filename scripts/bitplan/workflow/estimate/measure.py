@@ -18,7 +18,6 @@ from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer
 from bitplan.models.walk import Block, Forward
 from bitplan.plans.apply import weight_of
-from bitplan.reference.head import Head
 from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import reference_of_tokens
 from bitplan.rounding.columns import LayerToRound
@@ -137,8 +136,8 @@ def score_rate(model: PreparedModel, tokens: Tensor, clock: Clock) -> float:
     some = tokens[:1, : SCORED_TOKENS + 1]
     hidden = torch.randn(1, some.shape[1], model.model.module.config.hidden_size)
     reference = reference_of_tokens(model.checkpoint, some, hidden, model.dtype)
-    head: Head = reference.head
-    return clock.of(lambda: score(reference, hidden_logits(reference, hidden, head))) / (some.shape[1] - 1)
+    head = reference.head.read(model.model.device)
+    return clock.of(lambda: score(reference, head, hidden_logits(hidden, head))) / (some.shape[1] - 1)
 
 
 def _weight(model: PreparedModel, layer: Layer) -> Tensor:

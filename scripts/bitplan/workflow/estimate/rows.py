@@ -1,13 +1,25 @@
 """From work and rates to an estimate: seconds, memory and disk of every step, and of the run."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bitplan.core.tables import Column, text_table
+from bitplan.workflow.estimate.case import Step
 from bitplan.workflow.estimate.rates import Rates
-from bitplan.workflow.estimate.steps import Step
 
 MB, GB = 1e6, 1e9
+# Rules whose steps wait for one of the stage before, as patterns.
+STAGES = (
+    *(
+        "model",
+        "layer_stats",
+        "sensitivity(_shard)?",
+        "(optimal|genetic|adaptive|random|sparsegpt)_plan",
+        "rounded_(genetic_)?plan",
+    ),
+    *("plan_(?!perplexity|runtime|speed|card).*", "plan_(runtime_)?perplexity", "comparison"),
+)
 COLUMNS = (
     Column("step", "step"),
     Column("jobs", "jobs"),
@@ -45,18 +57,28 @@ def rows_of(steps: Iterable[Step], rates: Rates) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def total_of(rows: Sequence[Mapping[str, Any]], cores: int, threads: int = 1) -> dict[str, Any]:
-    """Return the run's processor seconds, seconds on so many cores, largest memory, disk, and the longest step.
+def _path(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the seconds of the longest chain of steps that wait for each other: one step of each stage, the one that takes longest."""
+    return sum(
+        max(
+            (row["seconds"] / row["jobs"] for row in rows if not row["alone"] and re.fullmatch(stage, row["rule"])),
+            default=0.0,
+        )
+        for stage in STAGES
+    )
 
-    As many steps run side by side as there are cores for their threads; timings run alone.
+
+def total_of(rows: Sequence[Mapping[str, Any]], cores: int, threads: int = 1) -> dict[str, Any]:
+    """Return the run's processor seconds, seconds on so many cores, largest memory, disk, and the step that takes most time.
+
+    As many steps run side by side as there are cores for their threads, and none before those that it waits for; timings run alone.
     """
     alone = sum(row["seconds"] for row in rows if row["alone"])
     beside = sum(row["seconds"] for row in rows if not row["alone"])
     longest = max(rows, key=lambda row: row["seconds"] / row["jobs"])
-    least = longest["seconds"] / longest["jobs"] / threads
     return {
         "processor_seconds": alone + beside,
-        "seconds": alone + max(beside / max(1, cores), least),
+        "seconds": alone + max(beside / max(1, cores), _path(rows) / threads),
         "cores": cores,
         "memory": max(row["memory"] for row in rows),
         "disk": sum(row["disk"] for row in rows),

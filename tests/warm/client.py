@@ -5,6 +5,7 @@ Standard library alone: it starts in hundredths of a second.
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -19,6 +20,10 @@ class Running:
 
     def __init__(self, server: socket.socket, process: int) -> None:
         self._server, self.process = server, process
+
+    def ended(self) -> bool:
+        """Return whether it has ended, without waiting."""
+        return bool(select.select([self._server], [], [], 0)[0])
 
     def wait(self) -> int:
         """Return the wait status when it has ended."""

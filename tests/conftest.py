@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
@@ -58,10 +60,10 @@ def tiny(tmp_path_factory, demo) -> Path:
 
 @pytest.fixture
 def command():
-    """A function that runs a command of scripts/ as a person would, and returns the finished process."""
+    """A function that runs a command of scripts/ as a person would, without its imports (tests/warm), and returns the finished process."""
 
     def run(name: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
+        line = [warm.python(), str(SCRIPTS / name), *map(str, arguments)]
         made = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
         assert (made.returncode == 0) is ok, made.stderr[-2000:]
         return made

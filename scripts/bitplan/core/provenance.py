@@ -1,7 +1,7 @@
 """How a result was produced: a `.meta.json` next to it, which no rule reads."""
 
+import os
 import platform
-import resource
 import shlex
 import sys
 import time
@@ -11,6 +11,7 @@ from typing import Any
 
 from bitplan import __version__
 from bitplan.core.files import write_json
+from bitplan.core.memory import largest_peak_bytes
 
 PACKAGES = ("torch", "transformers", "numpy", "gguf", "llama-cpp-python", "compressed-tensors")
 
@@ -28,20 +29,10 @@ def versions() -> dict[str, str | None]:
     return {"bitplan": __version__, "python": platform.python_version(), **packages}
 
 
-def used_so_far() -> dict[str, float]:
-    """Return the processor seconds of this process and of those that it has waited for, and the largest resident memory of one, in bytes."""
-    kinds = [resource.getrusage(kind) for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    # macOS counts bytes, others KiB.
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "processor_seconds": round(sum(each.ru_utime + each.ru_stime for each in kinds), 2),
-        "peak_bytes": unit * max(each.ru_maxrss for each in kinds),
-    }
-
-
 def write_provenance(output: Path, started: float, **facts: Any) -> None:
-    """Write `<output>.meta.json`: command line, versions, machine, seconds since `started` (time.monotonic), what the process used, `facts`."""
-    output = Path(output)
+    """Write `<output>.meta.json`: command line, versions, machine, `facts`, and what was used until now: seconds since `started`
+    (time.monotonic), those of processors and the largest memory, of this process and those that it has started."""
+    output, used = Path(output), os.times()
     write_json(
         output.with_name(output.name + ".meta.json"),
         {
@@ -50,7 +41,8 @@ def write_provenance(output: Path, started: float, **facts: Any) -> None:
             "machine": platform.machine(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - started, 2),
-            **used_so_far(),
+            "processor_seconds": round(sum(used[:4]), 2),
+            "peak_memory_bytes": largest_peak_bytes(),
             **facts,
         },
     )

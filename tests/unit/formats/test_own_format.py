@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conftest import ROOT, SCRIPTS
 
 CONFIG = {"overrides": [{"pattern": "*", "wq": "ternary"}]}
@@ -40,7 +41,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def run(tree: Path, name: str, *words: object) -> str:
-    line = [sys.executable, tree / name, *map(str, words)]
+    line = [warm.python(), tree / name, *map(str, words)]
     made = subprocess.run(line, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-2000:]
     return made.stdout

@@ -68,7 +68,7 @@ def recorded_of(folder: Path) -> dict[str, tuple[float, float]]:
         content = read_json(path)
         if "processor_seconds" in content:
             name = benchmark_of(path.relative_to(folder).with_name(path.name.removesuffix(".meta.json")))
-            found[name] = (float(content["processor_seconds"]), float(content["peak_bytes"]))
+            found[name] = (float(content["processor_seconds"]), float(content["peak_memory_bytes"]))
     return found
 
 

@@ -160,11 +160,12 @@ def score_rates(model: PreparedModel, tokens: Tensor, clock: Clock) -> dict[str,
     some = tokens[:1, : most + 1]
     hidden = torch.randn(1, some.shape[1], config.hidden_size)
     reference = reference_of_tokens(model.checkpoint, some, hidden, model.dtype)
+    head = reference.head.read(model.model.device)
     scored, draws, generator = some.shape[1] - 1, max(DRAWS), torch.Generator()
     return {
-        "score": clock.of(lambda: score(reference, hidden_logits(reference, hidden))) / scored,
-        "nll": clock.of(lambda: hidden_nll(reference, hidden)) / scored,
-        "label": clock.of(lambda: drawn_gradients(reference.head, hidden[0], draws, generator)) / (scored * draws),
+        "score": clock.of(lambda: score(reference, head, hidden_logits(hidden, head))) / scored,
+        "nll": clock.of(lambda: hidden_nll(reference.tokens, hidden, head)) / scored,
+        "label": clock.of(lambda: drawn_gradients(head, hidden[0], draws, generator)) / (scored * draws),
     }
 
 

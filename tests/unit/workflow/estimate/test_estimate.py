@@ -114,7 +114,7 @@ def test_what_a_command_says_of_itself_counts_where_snakemake_saw_less(tmp_path)
     for folder in ("plans/p", "benchmarks"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "benchmarks" / "p.perplexity.tsv").write_text("s\tmax_rss\tcpu_time\n70\t100\t40.0\n")
-    said = {"processor_seconds": 60.0, "peak_bytes": 2e9}
+    said = {"processor_seconds": 60.0, "peak_memory_bytes": 2e9}
     (tmp_path / "plans" / "p" / "perplexity.json.meta.json").write_text(json.dumps(said))
     row = {"rule": "plan_perplexity", "jobs": 1, "seconds": 60.0, "memory": 1e9}
     found = next(compared({"steps": [row]}, tmp_path))

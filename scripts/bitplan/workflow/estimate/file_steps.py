@@ -17,7 +17,7 @@ def llama_scoring(case: Case) -> Work:
     """Return the work of scoring a GGUF file on the evaluation text."""
     tokens = case.of("evaluation")
     llama = {"forward": LLAMA_FORWARD * tokens * case.blocks, "nll": LLAMA_SCORE * tokens}
-    return added(OPENED, LLAMA_LOADED, {"score": float(tokens)}, llama)
+    return added(TORCH, LLAMA_LOADED, {"score": float(tokens)}, llama)
 
 
 def speed_step(case: Case, rule: str, file: float) -> Step:
@@ -28,8 +28,9 @@ def speed_step(case: Case, rule: str, file: float) -> Step:
     section = case.settings.speed
     # A token that is generated alone reads every weight: it costs as much as several of a window.
     tokens = PROMPT_TOKENS + 6 * len(section.prompts or PROMPTS) * section.max_tokens
-    one = times(2, {"python": 1.0, **LLAMA_LOADED, "forward": LLAMA_FORWARD * tokens * case.blocks})
-    work = added(TORCH, times(section.warmup + section.repeats, one))
+    one = {"forward": 2 * LLAMA_FORWARD * tokens * case.blocks}
+    # Runs are forked from a process that has loaded llama.cpp alone.
+    work = added(TORCH, {"python": 1.0}, LLAMA_LOADED, times(section.warmup + section.repeats, one))
     return Step(rule, 1, work, file, 1e4, True, times(max(0, section.max_repeats - section.repeats), one))
 
 

@@ -10,7 +10,19 @@ from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
 from bitplan.formats.pairs import parse_pair
 from bitplan.search.plan_settings import PlanSettings
-from bitplan.workflow.estimate.case import FLOAT, LLAMA_BYTES, OPENED, SOLVER, TORCH, Case, Step, Work, added, times
+from bitplan.workflow.estimate.case import (
+    FLOAT,
+    GGUF,
+    LLAMA_BYTES,
+    OPENED,
+    SOLVER,
+    TORCH,
+    Case,
+    Step,
+    Work,
+    added,
+    times,
+)
 from bitplan.workflow.estimate.file_steps import LLAMA, llama_scoring, speed_step
 from bitplan.workflow.estimate.rates import QUANTIZE
 
@@ -196,7 +208,7 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
         read = {"read": 2.0 * case.info.parameters * case.stored}
         # Compressed values are no roundings of the model's: a file of them is converted first.
         converted = added(OPENED, read) if plan.method == "sparsegpt" else {}
-        yield Step(f"plan_{runtime}", 1, added(OPENED, read, weights, converted), 6 * FLOAT * case.largest, file)
+        yield Step(f"plan_{runtime}", 1, added(TORCH, GGUF, read, weights, converted), 6 * FLOAT * case.largest, file)
         yield from _in_runtime(case, runtime, file)
 
 

@@ -9,16 +9,15 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing.process
 import os
 import runpy
 import selectors
-import shutil
 import signal
 import socket
 import sys
 import threading
 import traceback
-from pathlib import Path
 
 HEAVY = (
     "torch", "torch._dynamo", "torch.distributed.tensor", "transformers", "transformers.models.llama.modeling_llama",
@@ -52,6 +51,7 @@ def become_(request: dict, streams: list[int], python: str) -> None:
         os.dup2(handle, target)
         os.close(handle)
     os.chdir(request["folder"])
+    multiprocessing.process.ORIGINAL_DIR = request["folder"]
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -191,7 +191,6 @@ def main() -> None:
     gc.freeze()
     server = Server(socket.socket(fileno=int(descriptor)), python)
     server.serve()
-    shutil.rmtree(Path(python).parent)
     for process, client in server.clients.items():
         server.kill(client, process)
 

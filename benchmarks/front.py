@@ -4,7 +4,7 @@
         [--palette q2_k q3_k q4_k q5_k q6_k q8_0] [--recipes q3_k_m q4_k_m q5_k_m] [--targets 2.75 3 ...] [--folder DIR]
 
 KL is of each GGUF file in llama.cpp on the evaluation text; differences are paired by window, with 95 % intervals. One measurement
-(`sensitivity.py --anchors all`) serves all optimal plans. Random is the best of 50 plans drawn by lot at each target, by KL on half of the calibration
+(`sensitivity.py --anchors all`; with `--prices 8` prices of 8 draws instead) serves all optimal plans. Random is the best of 50 plans drawn by lot at each target, by KL on half of the calibration
 windows; genetic searches the same table. All have the same importance matrix. With `--rounding feedback tuned` the optimal plans are also rounded so,
 on the first `--rounding-windows` windows of the calibration text, and compared with themselves and with the recipe.
 """
@@ -137,7 +137,8 @@ def prepare(args: argparse.Namespace) -> None:
                 )
     if not table.exists():
         outside = ("--embeddings", *args.embeddings) if args.embeddings else ()
-        measured = ("--anchors", "all", "--palette", *args.palette, *outside, "--no-smoothing")
+        how = ("--metric", "gradient", "--draws", args.prices) if args.prices else ("--anchors", "all")
+        measured = (*how, "--palette", *args.palette, *outside, "--no-smoothing")
         more = ("--imatrix", stats.with_suffix(".safetensors"), "--layer-stats", stats, "--threads", args.threads)
         command(
             "sensitivity.py",
@@ -208,6 +209,7 @@ def main() -> None:
         "--rounding", nargs="*", default=[], help="at recipes' sizes and targets also optimal plans rounded so"
     )
     flags.add_argument("--rounding-windows", type=int, default=64, help="calibration windows to round on")
+    flags.add_argument("--prices", type=int, default=0, help="draws of prices by gradients, in the place of measured KL")
     flags.add_argument("--no-correction", action="store_true", help="take the exact solutions as they are")
     flags.add_argument("--no-uniform", action="store_true", help="leave out one format everywhere")
     flags.add_argument("--length", type=int, default=512)

@@ -172,7 +172,7 @@ class _Rounding:
             name: RoundedLayer(result.quantized, requests[name].form.name, requests[name].group)
             for name, result in results.items()
         }
-        notes = {name: _note(requests[name], result) for name, result in results.items()}
+        notes = {name: note_of(requests[name], result) for name, result in results.items()}
         write_rounded(self.partial, block.index, layers, notes)
         return layers, notes
 
@@ -206,7 +206,7 @@ class _Rounding:
         return LayerToRound(name, weight, hessian, form, group, damping, moments=moments, **aim)
 
 
-def _note(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
+def note_of(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
     """Return the figures of a layer; errors are the mean squared change of its outputs."""
     rows = 2 * len(request.weight)
     facts = {"layer": request.name, "format": request.form.name, "rounding": result.rounding}

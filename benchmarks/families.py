@@ -63,7 +63,7 @@ def row(name: str, folder: Path) -> list[str]:
     """Return the cells of a family."""
     checkpoint = Checkpoint.open(make_family(name, folder / "model"))
     info, streamed = describe(checkpoint), open_model(checkpoint)
-    model, reference = PreparedModel(checkpoint, info, streamed, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
+    model, reference = PreparedModel(checkpoint, info, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
     cells = [name, str(len(info.quantizable) // 2), f"{_logit_difference(checkpoint.folder, reference):.0e}"]
     measure = token_perplexity(model, reference, QuantizedWeights())
     found = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02)).summary

@@ -14,7 +14,8 @@ PROMPTS = (
 class SpeedSettings:
     """Tokens to generate per prompt, counted rounds, warm-up rounds, threads, and the prompts.
 
-    Rounds are repeated, up to `max_repeats`, until the fastest of the last `repeats` is at most `max_spread` times as fast as the slowest.
+    Rounds are repeated, up to `max_repeats` and for `max_seconds`, until the fastest of the last `repeats` is at most `max_spread` times
+    as fast as the slowest.
     """
 
     max_tokens: int = 200
@@ -24,6 +25,7 @@ class SpeedSettings:
     prompts: tuple[str, ...] = PROMPTS
     max_repeats: int = 15
     max_spread: float = 1.3
+    max_seconds: float = 60.0
 
     @property
     def budget(self) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from bitplan.formats.base import Format, Quantized
 from bitplan.rounding.grids import GRIDS, join_parts
 from bitplan.rounding.levels import Levels
-from bitplan.rounding.sweep import Factors
+from bitplan.rounding.sweep import Factors, weighted_squares
 
 DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
@@ -40,7 +40,7 @@ class LayerToRound:
         """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""
         if self.drift is None or not self.share:
             return self
-        correction = self.drift @ factors.upper.T @ factors.upper
+        correction = factors.divide(self.drift)
         return replace(self, weight=self.weight + self.share * correction, drift=None)
 
     @property
@@ -60,8 +60,7 @@ class LayerToRound:
 
     def error(self, quantized: Quantized) -> float:
         """Return tr(dW H dW^T) of the change dW of the weight: twice the squared error of the outputs per token."""
-        change = self.values(quantized) - self.weight
-        return (change @ self.hessian).mul_(change).sum(dtype=torch.float64).item()
+        return weighted_squares(self.values(quantized) - self.weight, self.hessian)
 
 
 @dataclass

@@ -104,7 +104,7 @@ def test_questions_have_one_right_answer_that_the_story_has_told(demo):
 
 def test_a_search_may_be_on_a_tasks_metric(bundled):
     checkpoint, info = bundled
-    model = PreparedModel(checkpoint, info, open_model(checkpoint), "fp32")
+    model = PreparedModel(checkpoint, info, "fp32")
     measure = task_metric(model, TaskSettings(("demo_stories",), limit=8), None, QuantizedWeights())
     plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(0.02, 6.0, 2.0))
     assert plan.summary["evaluated_on"]["metric"] == "word_perplexity" and plan.summary["ppl_increase"] <= 0.02
@@ -114,7 +114,7 @@ def test_a_search_may_be_on_a_tasks_metric(bundled):
 
 def test_where_higher_is_better_the_search_limits_the_error_rate(bundled):
     checkpoint, info = bundled
-    model = PreparedModel(checkpoint, info, open_model(checkpoint), "fp32")
+    model = PreparedModel(checkpoint, info, "fp32")
     measure = task_metric(model, TaskSettings(("demo_memory",), limit=20), "acc", QuantizedWeights())
     assert measure.name == "demo_memory 1 - acc"
     whole_, broken = (measure.figure(uniform_plan(info, name)) for name in ("bf16", "int2"))

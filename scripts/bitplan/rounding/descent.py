@@ -4,6 +4,8 @@ With D the change of the weight and G = D H, the best value of column j is w_j +
 increases tr(D H D^T) (QuantEase, 2309.01885).
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -20,24 +22,33 @@ def descend_(columns: FormatColumns, weight: Tensor, hessian: Tensor, sweeps: in
     for left in reversed(range(sweeps)):
         for start in range(0, len(rest), COLUMNS_AT_ONCE):
             stop = min(start + COLUMNS_AT_ONCE, len(rest))
-            some = slice(start, stop)
-            moved = _descend_block_(columns, rest, change, gradient[some], hessian[some, some], start)
-            # The last sweep does not come back to earlier columns.
-            for others in (slice(stop, None), slice(start))[: 2 if left else 1]:
+            some, last = slice(start, stop), left == 0
+            block = _Block(start, rest[some], change[some], gradient[some], hessian[some, some])
+            moved = block.descend_(columns, last)
+            for others in (slice(stop, None), slice(start))[: 1 if last else 2]:
                 gradient[others].addmm_(hessian[others, some], moved)
 
 
-def _descend_block_(
-    columns: FormatColumns, rest: Tensor, change: Tensor, gradient: Tensor, block: Tensor, start: int
-) -> Tensor:
-    """Descend over the columns of a block of H and update its `gradient` (columns, out). Returns the change of its values."""
-    moved = torch.zeros_like(gradient)
-    for j, curvature in enumerate(block.diagonal().tolist()):
-        if curvature <= 0:
-            continue
-        k = start + j
-        better = columns.on_grid_(k, rest[k] + change[k] - gradient[j] / curvature) - rest[k]
-        moved[j] = better - change[k]
-        change[k] = better
-        gradient.addr_(block[j], moved[j])
-    return moved
+@dataclass(frozen=True)
+class _Block:
+    """Columns from `start`: their weights, change and gradient (columns, out), and their block of H."""
+
+    start: int
+    rest: Tensor
+    change: Tensor
+    gradient: Tensor
+    hessian: Tensor
+
+    def descend_(self, columns: FormatColumns, last: bool) -> Tensor:
+        """Descend over the columns. Returns how far their values moved. The last sweep does not come back to earlier columns."""
+        moved = torch.zeros_like(self.gradient)
+        for j, curvature in enumerate(self.hessian.diagonal().tolist()):
+            if curvature <= 0:
+                continue
+            aim = self.rest[j] + self.change[j] - self.gradient[j] / curvature
+            better = columns.on_grid_(self.start + j, aim) - self.rest[j]
+            moved[j] = better - self.change[j]
+            self.change[j] = better
+            first = j + 1 if last else 0
+            self.gradient[first:].addr_(self.hessian[j, first:], moved[j])
+        return moved

@@ -9,7 +9,6 @@ from bitplan.formats.base import Quantized
 from bitplan.rounding.columns import FormatColumns, LayerToRound
 from bitplan.rounding.feedback import round_with_feedback
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.held_out import held_out_ratio, needs_judging
 from bitplan.rounding.sweep import check_hessian, damped_factors
 
 log = logging.getLogger(__name__)
@@ -52,39 +51,33 @@ def round_layer(layer: LayerToRound, rounding: str = FEEDBACK, descents: int = D
     """
     check_hessian(layer.hessian)
     nearest = layer.nearest()
-    error = layer.error(nearest)
-    plain = RoundedWeight(nearest, NEAREST, error, error)
     if rounding == NEAREST:
-        return plain
+        return _nearest(nearest, layer.error(nearest))
     if layer.form.name not in GRIDS:
-        return _round_to_nearest(layer, plain, f"{layer.form.name} has no grid on which single weights can be chosen")
-    return _better(layer, plain, descents)
+        return _give_up(layer, nearest, f"{layer.form.name} has no grid on which single weights can be chosen")
+    return _better(layer, nearest, descents)
 
 
-def _better(layer: LayerToRound, plain: RoundedWeight, descents: int) -> RoundedWeight:
+def _better(layer: LayerToRound, nearest: Quantized, descents: int) -> RoundedWeight:
     if not layer.hessian.diagonal().any():
-        return _round_to_nearest(layer, plain, "no token reached it")
+        return _give_up(layer, nearest, "no token reached it")
     attempts = ((damping, damped_factors(layer.hessian, damping)) for damping in _dampings(layer.damping))
     damping, factors = next((pair for pair in attempts if pair[1] is not None), (None, None))
     if factors is None:
-        return _round_to_nearest(layer, plain, "its Hessian is not positive definite, however much it is damped")
+        return _give_up(layer, nearest, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
-    if needs_judging(layer) and (ratio := held_out_ratio(layer, descents)) is not None and not ratio < 1:
-        tokens = layer.moments.tokens
-        return _round_to_nearest(
-            layer, plain, f"on tokens held out of {tokens}, error feedback has {ratio:.2f} of its error"
-        )
+    if layer.held_out is not None and not layer.held_out < 1:
+        why = f"on tokens held out of {layer.tokens}, error feedback has {layer.held_out:.2f} of its error"
+        return _give_up(layer, nearest, why)
     layer = layer.aimed(factors)
-    plain = replace(plain, error=(error := layer.error(plain.quantized)), error_nearest=error)
     columns = round_with_feedback(layer, factors, descents)
     quantized = columns.quantized()
-    error = layer.error(quantized)
-    if not error <= plain.error:
-        return _round_to_nearest(
-            layer, plain, f"error feedback gives a layer error of {error:.4g}, nearest {plain.error:.4g}"
-        )
-    return RoundedWeight(quantized, FEEDBACK, error, plain.error, damping, columns=columns)
+    error, error_nearest = layer.error(quantized), layer.error(nearest)
+    if not error <= error_nearest:
+        why = f"error feedback gives a layer error of {error:.4g}, nearest {error_nearest:.4g}"
+        return _give_up(layer, nearest, why)
+    return RoundedWeight(quantized, FEEDBACK, error, error_nearest, damping, columns=columns)
 
 
 def apply_tuning(rounded: RoundedWeight) -> RoundedWeight:
@@ -93,9 +86,13 @@ def apply_tuning(rounded: RoundedWeight) -> RoundedWeight:
     return replace(rounded, quantized=quantized, rounding=TUNED, error=rounded.columns.layer.error(quantized))
 
 
-def _round_to_nearest(layer: LayerToRound, plain: RoundedWeight, why: str) -> RoundedWeight:
+def _nearest(quantized: Quantized, error: float, why: str = "") -> RoundedWeight:
+    return RoundedWeight(quantized, NEAREST, error, error, why=why)
+
+
+def _give_up(layer: LayerToRound, nearest: Quantized, why: str) -> RoundedWeight:
     log.warning("%s: rounded to nearest: %s", layer.name, why)
-    return RoundedWeight(plain.quantized, NEAREST, plain.error, plain.error, why=why)
+    return _nearest(nearest, layer.error(nearest), why)
 
 
 # {rounding method: description}, for help and messages.

@@ -5,6 +5,7 @@ An element is what a format stores for one weight: an integer, a small float, or
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -48,9 +49,13 @@ class Levels:
     def scaled(self, columns: Tensor, place: int | Tensor) -> Tensor:
         """Return columns in units of elements: (w + offset) / scale, or 0 if the scale is 0."""
         part = place // self.run
-        scale = self.scale[part]
-        shifted = columns if self.offset is None else columns + self.offset[part]
-        return shifted / torch.where(scale == 0, torch.inf, scale)
+        if self.offset is None:
+            return columns / self._divisor[part]
+        return (columns + self.offset[part]).div_(self._divisor[part])
+
+    @cached_property
+    def _divisor(self) -> Tensor:
+        return torch.where(self.scale == 0, torch.inf, self.scale)
 
     def elements(self, columns: Tensor, place: int | Tensor) -> Tensor:
         """Return the nearest element of each weight."""

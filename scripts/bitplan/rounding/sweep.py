@@ -17,6 +17,8 @@ from bitplan.rounding.channel_grid import Grid
 
 log = logging.getLogger(__name__)
 MOST_DAMPING = 1e4
+# Products with a triangular matrix are computed in blocks of this many columns.
+COLUMNS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Pruning:
     sparsity: float = 0.0
     prunen: int = 0
     prunem: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether any weight is pruned."""
+        return bool(self.sparsity or self.prunen)
 
     def check(self, blocksize: int) -> None:
         """Raise `UserError` for a share outside [0, 1), an invalid n:m pattern, or blocks that split a pattern."""
@@ -55,18 +62,45 @@ class Factors:
     upper: Tensor
     inverse_diagonal: Tensor
 
+    def divide(self, matrix: Tensor) -> Tensor:
+        """Return matrix (out, in) times H^-1 = U^T U; the zeros of U take no part."""
+        upper, spans = self.upper, [slice(*pair) for pair in _spans(len(self.upper), COLUMNS_AT_ONCE)]
+        half = torch.cat([matrix[:, some.start :] @ upper[some, some.start :].T for some in spans], dim=1)
+        return torch.cat([half[:, : some.stop] @ upper[: some.stop, some] for some in spans], dim=1)
+
+
+def _spans(count: int, step: int) -> list[tuple[int, int]]:
+    """Return the spans [start, stop) of at most `step` that `count` is cut into."""
+    return [(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def weighted_squares(change: Tensor, hessian: Tensor) -> float:
+    """Return tr(D H D^T) of a change (out, in) of weights under a symmetric H (in, in), of which the upper triangle is read."""
+    total = 0.0
+    for start, stop in _spans(len(hessian), COLUMNS_AT_ONCE):
+        some = change[:, start:stop]
+        product = some @ hessian[start:stop, start:stop]
+        if start:
+            product.addmm_(change[:, :start], hessian[:start, start:stop], alpha=2)
+        total += product.mul_(some).sum(dtype=torch.float64).item()
+    return total
+
 
 def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
     """Return the factors of H + damping x mean(diag H) x I; None if it is not numerically positive definite.
 
-    Dead columns (H_jj = 0) get 1 on the diagonal.
+    Dead columns (H_jj = 0) get 1 on the diagonal. One copy of H is made, in which all is computed: H may be as large as a block of the model.
     """
-    repaired = hessian + torch.diag((hessian.diagonal() == 0).to(hessian.dtype))
-    repaired.diagonal().add_(damping * repaired.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(repaired)
-    inverse = None if failed else torch.cholesky_inverse(lower)
-    upper, failed = (None, failed) if inverse is None else torch.linalg.cholesky_ex(inverse, upper=True)
-    return None if failed else Factors(upper, inverse.diagonal().clone())
+    # Column by column, as LAPACK stores matrices: it then works in place.
+    place = hessian.clone(memory_format=torch.contiguous_format).mT
+    place.diagonal().add_((hessian.diagonal() == 0).to(hessian.dtype))
+    place.diagonal().add_(damping * place.diagonal().mean())
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
+    if torch.linalg.cholesky_ex(place, out=(place, info))[1]:
+        return None
+    inverse_diagonal = torch.cholesky_inverse(place, out=place).diagonal().clone()
+    failed = torch.linalg.cholesky_ex(place, upper=True, out=(place, info))[1]
+    return None if failed else Factors(place, inverse_diagonal)
 
 
 def check_hessian(hessian: Tensor, layer: str = "layer") -> None:
@@ -174,7 +208,7 @@ def sweep_columns(
     weight: Tensor, upper: Tensor, pruning: Pruning, rounding: Columns | None, blocksize: int = 128
 ) -> SweepResult:
     """Return the weight (out, in) pruned, and rounded column by column with `rounding`, which stores the codes itself."""
-    rest = weight.T.contiguous().clone()  # (in, out)
+    rest = weight.T.clone(memory_format=torch.contiguous_format)  # (in, out)
     columns, rows = rest.shape
     pruned = torch.zeros_like(rest, dtype=torch.bool)
     done, loss = 0, 0.0
@@ -203,11 +237,10 @@ def _sweep_block_(
             saliency = window.square() / factor.diagonal()[j : j + pruning.prunem].square().unsqueeze(1)
             share = pruning.prunen * len(window) // pruning.prunem
             pruned[j : j + pruning.prunem] = _pattern(saliency, share)
-        column = block[j].clone()
-        values = column.masked_fill(pruned[j], 0.0)
+        values = block[j].masked_fill(pruned[j], 0.0) if pruning.active else block[j]
         if rounding is not None:
             values = rounding.round_column(start + j, values, pruned[j], rest[start + j :])
-        errors[j] = (column - values) / factor[j, j]
+        torch.sub(block[j], values, out=errors[j]).div_(factor[j, j])
         block[j + 1 :].addr_(factor[j, j + 1 :], errors[j], alpha=-1)
         block[j] = values
     return errors

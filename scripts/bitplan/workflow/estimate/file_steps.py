@@ -26,8 +26,7 @@ def speed_step(case: Case, rule: str, file: float) -> Step:
     Rounds are repeated while speeds vary, which they do where other work runs.
     """
     section = case.settings.speed
-    # A token that is generated alone reads every weight: it costs as much as several of a window.
-    tokens = PROMPT_TOKENS + 6 * len(section.prompts or PROMPTS) * section.max_tokens
+    tokens = PROMPT_TOKENS + len(section.prompts or PROMPTS) * section.max_tokens
     one = {"forward": 2 * LLAMA_FORWARD * tokens * case.blocks}
     # Runs are forked from a process that has loaded llama.cpp alone.
     work = added(TORCH, {"python": 1.0}, LLAMA_LOADED, times(section.warmup + section.repeats, one))

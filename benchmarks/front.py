@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import numpy as np  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+from bitplan.evaluate.perplexity import score_plan  # noqa: E402
 from bitplan.plans.apply import QuantizedWeights  # noqa: E402
 from bitplan.plans.plan import Plan, average_bits, read_plan, uniform_plan  # noqa: E402
 from bitplan.reference.opening import PreparedModel, prepare_model  # noqa: E402
@@ -137,7 +138,8 @@ def prepare(args: argparse.Namespace) -> None:
                 )
     if not table.exists():
         outside = ("--embeddings", *args.embeddings) if args.embeddings else ()
-        how = ("--metric", "gradient", "--draws", args.prices) if args.prices else ("--anchors", "all")
+        priced = ("--metric", "gradient", "--draws", args.prices, "--rounding", args.price_rounding)
+        how = priced if args.prices else ("--anchors", "all")
         measured = (*how, "--palette", *args.palette, *outside, "--no-smoothing")
         more = ("--imatrix", stats.with_suffix(".safetensors"), "--layer-stats", stats, "--threads", args.threads)
         command(
@@ -209,7 +211,13 @@ def main() -> None:
         "--rounding", nargs="*", default=[], help="at recipes' sizes and targets also optimal plans rounded so"
     )
     flags.add_argument("--rounding-windows", type=int, default=64, help="calibration windows to round on")
-    flags.add_argument("--prices", type=int, default=0, help="draws of prices by gradients, in the place of measured KL")
+    flags.add_argument(
+        "--prices", type=int, default=0, help="draws of prices by gradients, in the place of measured KL"
+    )
+    flags.add_argument("--price-rounding", choices=("nearest", "feedback"), default="nearest")
+    flags.add_argument(
+        "--simulate", action="store_true", help="say what of a rounded plan's KL is llama.cpp's arithmetic"
+    )
     flags.add_argument("--no-correction", action="store_true", help="take the exact solutions as they are")
     flags.add_argument("--no-uniform", action="store_true", help="leave out one format everywhere")
     flags.add_argument("--length", type=int, default=512)
@@ -294,13 +302,23 @@ def against_recipe(bench: Bench, search: OptimalSearch, name: str) -> None:
 def against_rounded(bench: Bench, name: str, plan: Plan) -> None:
     """Compare a plan's file with those of the same plan, rounded on the calibration text, and with those of a recipe of its size."""
     for rounding in bench.args.rounding:
-        ours = bench.export(f"{name}-{rounding}", f"optimal, {rounding}", bench.rounded(plan, rounding))
+        made = bench.rounded(plan, rounding)
+        ours = bench.export(f"{name}-{rounding}", f"optimal, {rounding}", made)
         others = [each for each in (name, name.removeprefix("optimal-")) if each in bench.by_window]
         words = "; ".join(
             f"{ours.mean() / bench.by_window[each].mean():.2f} of {told(each, ours, bench.by_window[each])}"
             for each in others
         )
         print(f"    {rounding}: KL {ours.mean():.6f}, {words}", flush=True)
+        if bench.args.simulate:
+            added = difference(ours, simulated(bench, made))
+            print(f"    of it llama.cpp's: {added.mean:+.6f} ({added.low:+.6f} to {added.high:+.6f})", flush=True)
+
+
+def simulated(bench: Bench, plan: Plan) -> np.ndarray:
+    """Return the KL by window of a rounded plan with the file's weights and inputs in float32: without llama.cpp's 8-bit inputs."""
+    scores = score_plan(bench.model.model, bench.model.info, plan, bench.evaluation, QuantizedWeights())
+    return scores.kl.double().mean(dim=1).numpy()
 
 
 def against_others(bench: Bench, search: OptimalSearch, target: float) -> None:

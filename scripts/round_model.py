@@ -8,7 +8,7 @@ For example:
 import time
 from argparse import ArgumentParser
 
-from bitplan.cli.inputs import input_file, output_folder
+from bitplan.cli.inputs import input_file, input_folder, output_folder
 from bitplan.cli.parser import add_compute_flags, add_model_flag, add_window_flags, parser, run
 from bitplan.config.flag_types import number
 from bitplan.config.flags import add_settings_flags
@@ -24,6 +24,8 @@ def main(args) -> None:
     from bitplan.plans.torch_config import read_any_plan
     from bitplan.reference.datasets import calibration_windows
     from bitplan.reference.opening import prepare_model
+    from bitplan.rounding.candidates import FOLDER as CANDIDATES
+    from bitplan.rounding.candidates import take_candidates
     from bitplan.rounding.model import COLUMNS, ModelRounding, round_plan
     from bitplan.rounding.report import check_output, print_rounding
     from bitplan.rounding.tuning import TuningSettings
@@ -32,11 +34,15 @@ def main(args) -> None:
     check_output(args.output, args.plan)
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     plan = read_any_plan(args.plan, model.info)
-    tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
-    tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
-    how = {"damping": args.damping, "descents": args.descents, "reference_share": args.reference_share}
-    settings = ModelRounding(args.rounding, **how, tuning=tuning)
-    made, rows = round_plan(model.model, model.info, plan, tokens, settings, args.output / FOLDER, model.dtype)
+    folder = args.output / FOLDER
+    if args.candidates is not None:
+        made, rows = take_candidates(plan, model.info, args.candidates / CANDIDATES, folder)
+    else:
+        tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
+        tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
+        how = {"damping": args.damping, "descents": args.descents, "reference_share": args.reference_share}
+        settings = ModelRounding(args.rounding, **how, tuning=tuning)
+        made, rows = round_plan(model.model, model.info, plan, tokens, settings, folder, model.dtype)
     write_plan(args.output / "plan.json", made, LayerPlan(), model.info)
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
     write_provenance(args.output / "plan.json", started, block_forwards=model.model.block_forwards)
@@ -52,8 +58,10 @@ def build_parser() -> ArgumentParser:
     flags.add_argument(
         "--plan", type=input_file, required=True, help="config.json or plan.json whose layers are rounded"
     )
-    flags.add_argument("--calibration", required=True,
-                       help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")  # fmt: skip
+    source = flags.add_mutually_exclusive_group(required=True)
+    source.add_argument("--calibration", help="calibration text, one saved by layer_stats.py, or c4, wikitext2 or ptb")
+    source.add_argument("--candidates", type=input_folder,
+                        help="database of round_candidates.py: take its codes instead of rounding")  # fmt: skip
     flags.add_argument("--seed", type=number(0, kind=int), default=0, help="which windows are drawn of a longer text")
     add_settings_flags(flags, RoundingSettings, default={"default": "feedback", "help": "how weights are rounded"})
     flags.add_argument("--output", type=output_folder, required=True,

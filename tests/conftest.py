@@ -15,6 +15,7 @@ sys.path.insert(0, str(SCRIPTS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers run side by side: more threads than cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+warm.use_()
 ASSETS = ROOT.parent / "shared" / "assets"
 
 
@@ -60,10 +61,10 @@ def tiny(tmp_path_factory, demo) -> Path:
 
 @pytest.fixture
 def command():
-    """A function that runs a command of scripts/ as a person would, without its imports (tests/warm), and returns the finished process."""
+    """A function that runs a command of scripts/ as a person would, and returns the finished process."""
 
     def run(name: str, *arguments: object, ok: bool = True) -> subprocess.CompletedProcess[str]:
-        line = [warm.python(), str(SCRIPTS / name), *map(str, arguments)]
+        line = [sys.executable, str(SCRIPTS / name), *map(str, arguments)]
         made = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
         assert (made.returncode == 0) is ok, made.stderr[-2000:]
         return made

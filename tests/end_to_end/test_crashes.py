@@ -75,8 +75,7 @@ def snakemake(folder: Path, *arguments: str) -> list[str]:
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = snakemake(folder, *arguments)
-    return subprocess.run(line, cwd=folder, env=warm.environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(snakemake(folder, *arguments), cwd=folder, capture_output=True, text=True, check=False)
 
 
 def begun(folder: Path, demo: Path) -> Path:
@@ -228,7 +227,6 @@ def test_a_killed_snakemake_goes_on_after_unlock_and_ends_in_the_same_bytes(undi
     with subprocess.Popen(
         line,
         cwd=folder,
-        env=warm.environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from bitplan.reference.datasets import TEXT_SETS
-from tests import warm
 from tests.conftest import ROOT
 from tests.hub_stand_in import serving
 
@@ -30,18 +29,16 @@ WINDOWS = (
 FLAGS = ("--sizes", "q4_k_m", "--threads", "1", "--cores", "2", "--memory-limit", "2GB", *WINDOWS)
 
 
-def of_hub(url: str, home: Path) -> dict[str, str]:
-    return {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
-
-
 def environment(url: str, home: Path) -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith("HF_")} | of_hub(url, home)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    return kept | {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"}
 
 
 def published(folder: Path, url: str, *more: str) -> subprocess.CompletedProcess[str]:
-    python, variables = warm.programs(**of_hub(url, folder / "home")) / "python", environment(url, folder / "home")
-    line = [python, str(PROGRAM), "--model", "org/tiny", "--folder", str(folder), *FLAGS, *more]
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=variables, cwd=folder)
+    line = [sys.executable, str(PROGRAM), "--model", "org/tiny", "--folder", str(folder), *FLAGS, *more]
+    return subprocess.run(
+        line, capture_output=True, text=True, check=False, env=environment(url, folder / "home"), cwd=folder
+    )
 
 
 @pytest.fixture(scope="module")

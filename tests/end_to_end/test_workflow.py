@@ -38,12 +38,10 @@ PLAN = (
 )
 
 
-def run(
-    folder: Path, *arguments: str, settings: str = "mine.yaml", server: int = 0
-) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, settings: str = "mine.yaml", **environment) -> subprocess.CompletedProcess[str]:
     line = ["snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
     line += ["--configfile", settings, "--replace-workflow-config", *arguments]
-    return subprocess.run(line, cwd=folder, env=warm.environment(server), capture_output=True, text=True, check=False)
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +120,7 @@ def test_results_are_byte_for_byte_the_same_when_made_again(finished, tmp_path):
     for name in ("model", "calibration.txt", "evaluation.txt", "mine.yaml"):
         (folder / name).symlink_to(finished / name)
     # Another server: what hung on the order of a set of names would be other bytes.
-    assert run(folder, "gguf", "perplexity", server=1).returncode == 0
+    assert run(folder, "gguf", "perplexity", env=warm.environment(1)).returncode == 0
     same = (
         "layer_stats.tsv",
         "calibration.safetensors",

@@ -33,8 +33,8 @@ class Running:
 
 def started(
     address: str | Path, words: Sequence[str], folder: str, environment: Mapping[str, str], streams: Sequence[int]
-) -> Running | None:
-    """Have words run in a folder with three streams; None if the server leaves that to Python itself."""
+) -> Running:
+    """Have words run in a folder with three streams."""
     umask = os.umask(0)
     os.umask(umask)
     request = {"words": list(words), "folder": folder, "environment": dict(environment), "umask": umask}
@@ -46,10 +46,9 @@ def started(
     # A line byte by byte: nothing of the next one is read.
     line = b""
     while not line.endswith(b"\n"):
-        line += server.recv(1)
-    if line == b"cold\n":
-        server.close()
-        return None
+        if not (byte := server.recv(1)):
+            raise ConnectionError(f"the server at {address} has ended: the file log beside it says why")
+        line += byte
     return Running(server, int(line))
 
 
@@ -69,7 +68,8 @@ def end_as(status: int) -> None:
 
 def main() -> None:
     python, address, *words = sys.argv[1:]
-    if is_script(words) and (running := started(address, words, os.getcwd(), os.environ, (0, 1, 2))):
+    if is_script(words):
+        running = started(address, words, os.getcwd(), os.environ, (0, 1, 2))
         for number in FORWARDED:
             signal.signal(number, lambda received, _: os.kill(running.process, received))
         end_as(running.wait())

@@ -1,7 +1,7 @@
 """Runs scripts in forks of a process that has imported what they import: server.py LISTENING_FD PYTHON. Ends when its stdin does.
 
 A client sends its streams and what it was called with (`client.py`), and reads the fork's process id and, when it has ended, its
-wait status; or `cold`. When a client is gone, its fork is killed.
+wait status. When a client is gone, its fork is killed.
 """
 
 import atexit
@@ -9,31 +9,22 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing.process
 import os
 import runpy
 import selectors
-import shutil
 import signal
 import socket
 import sys
 import threading
 import traceback
-from pathlib import Path
 
 HEAVY = (
     "torch", "torch._dynamo", "torch.distributed.tensor", "transformers", "transformers.models.llama.modeling_llama",
-    "transformers.conversion_mapping", "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto", "safetensors.torch", "scipy.optimize", "matplotlib.pyplot", "matplotlib.backends.backend_svg", "pandas",
-    "llama_cpp", "pydantic", "snakemake.cli", "huggingface_hub",
+    "transformers.conversion_mapping", "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "huggingface_hub", "safetensors.torch", "scipy.optimize", "pandas", "matplotlib.pyplot", "matplotlib.backends.backend_svg",
+    "llama_cpp", "pydantic", "snakemake.cli",
 )  # fmt: skip
-# Beginnings of the variables that these read when they are imported, and one that every command sets.
-AT_IMPORT = ("HF_", "HUGGING", "TRANSFORMERS_", "HOME", "XDG_CACHE_HOME")
-SET_BY_COMMANDS = "HF_HUB_DISABLE_TELEMETRY"
-
-
-def at_import(environment: dict[str, str]) -> dict[str, str]:
-    """Return the variables in which a process has to be like the server's."""
-    return {key: value for key, value in environment.items() if key.startswith(AT_IMPORT) and key != SET_BY_COMMANDS}
 
 
 def received(client: socket.socket) -> tuple[dict, list[int]]:
@@ -52,9 +43,12 @@ def become_(request: dict, streams: list[int], python: str) -> None:
         os.dup2(handle, target)
         os.close(handle)
     os.chdir(request["folder"])
+    multiprocessing.process.ORIGINAL_DIR = request["folder"]
     os.umask(request["umask"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    # The only variables that are read at import and that tests set: where the hub is, and where its files are kept.
+    importlib.reload(sys.modules["huggingface_hub.constants"])
     sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
     # What a script starts with its own interpreter starts warm, too.
     sys.executable = python
@@ -104,7 +98,6 @@ class Server:
 
     def __init__(self, listener: socket.socket, python: str) -> None:
         self.listener, self.python = listener, python
-        self.own = at_import(dict(os.environ))
         self.clients: dict[int, socket.socket] = {}
         self.ready = selectors.DefaultSelector()
         self.woken, self.waker = socket.socketpair()
@@ -116,10 +109,7 @@ class Server:
     def accept(self) -> None:
         client, _ = self.listener.accept()
         request, streams = received(client)
-        if at_import(request["environment"]) != self.own:
-            client.sendall(b"cold\n")
-            client.close()
-        elif process := os.fork():
+        if process := os.fork():
             self.clients[process] = client
             client.sendall(b"%d\n" % process)
             self.ready.register(client, selectors.EVENT_READ, process)
@@ -184,14 +174,14 @@ class Server:
 def main() -> None:
     descriptor, python = sys.argv[1:]
     for name in HEAVY:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     # A table of a thousand patterns that transformers compiles when the first model is loaded.
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("llama")
     gc.collect()
     gc.freeze()
     server = Server(socket.socket(fileno=int(descriptor)), python)
     server.serve()
-    shutil.rmtree(Path(python).parent)
     for process, client in server.clients.items():
         server.kill(client, process)
 

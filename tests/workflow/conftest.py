@@ -5,13 +5,13 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests import warm
 from tests.conftest import ROOT
 from tests.workflow.rerun_tables import CONFIG
 
@@ -19,8 +19,7 @@ PARTS = ("Snakefile", "config.yaml", "rules", "scripts", "profiles", "envs", "do
 
 
 def snakemake(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = ["snakemake", *arguments]
-    return subprocess.run(line, cwd=folder, env=warm.environment(), capture_output=True, text=True, check=False)
+    return subprocess.run(["snakemake", *arguments], cwd=folder, capture_output=True, text=True, check=False)
 
 
 def summary(folder: Path, *targets: str) -> list[dict[str, str]]:
@@ -85,7 +84,7 @@ class Finished:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        command = [warm.python(), str(Path(__file__).with_name("pending_jobs.py")), str(folder)]
+        command = [sys.executable, str(Path(__file__).with_name("pending_jobs.py")), str(folder)]
         self._process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, question: str) -> dict[str, list[str]]:

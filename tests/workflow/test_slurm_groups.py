@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 import yaml
 
 from bitplan.runtimes.registry import RUNTIMES
-from tests import warm
 from tests.conftest import ROOT
 
 PLANS, WEIGHTS = 20, 15_230_000_000  # Qwen2.5-7B in bfloat16
@@ -34,7 +34,7 @@ def settings_of(folder: Path) -> dict:
 def jobs_of(folder: Path, *profile: str) -> list[dict]:
     """The jobs of a dry run that SLURM would get."""
     flags = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", "mine.yaml", "--replace-workflow-config"]
-    line = [warm.python(), str(ROOT / "tests" / "workflow" / "cluster_jobs.py"), *flags, *profile]
+    line = [sys.executable, str(ROOT / "tests" / "workflow" / "cluster_jobs.py"), *flags, *profile]
     line += ["--workflow-profile", str(ROOT / "profiles" / "slurm")]
     made = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-3000:]

@@ -12,6 +12,7 @@ from bitplan.models.finite import check_read, check_stored
 from bitplan.models.layers import output_tensor_name
 
 VOCABULARY_SLICE = 16_384
+VALUES_AT_ONCE = 1 << 24
 # Scale factors of the logits by family: {model type: {key of config.json: power}}.
 SCALES = {
     **{family: {"logit_scale": 1} for family in ("cohere", "cohere2")},
@@ -66,14 +67,24 @@ class StoredHead:
 
     def read(self, device: torch.device | str = "cpu") -> Head:
         """Return the head with its matrix on a device. The caller drops it before a walk."""
-        read = self.checkpoint.read(self._tensors)
+        read = {name: self._read_in_parts(name, device) for name in self._tensors}
         check_read(read, self.checkpoint)
-        return self._head({name: values.to(device) for name, values in read.items()})
+        return self._head(read)
 
     def read_first(self, words: int) -> Head:
         """Return the head of the first `words` tokens of the vocabulary, of which alone the rows are read."""
         rows = torch.arange(min(words, self.vocabulary))
         return self._head({name: self.checkpoint.read_rows(name, rows) for name in self._tensors})
+
+    def _read_in_parts(self, name: str, device: torch.device | str) -> Tensor:
+        """Return a tensor on a device, read some rows at a time: the pages of a whole file that is mapped count as memory, too."""
+        shape = self.checkpoint.tensors[name].shape
+        whole = None
+        for rows in torch.arange(shape[0]).split(max(1, VALUES_AT_ONCE // prod(shape[1:]))):
+            part = self.checkpoint.read_rows(name, rows)
+            whole = part.new_empty(shape, device=device) if whole is None else whole
+            whole[rows[0] : rows[-1] + 1] = part
+        return whole
 
     @property
     def _tensors(self) -> list[str]:

@@ -166,7 +166,7 @@ class _Rounding:
         layers, notes = {}, {}
         for request, result in pairs:
             layers[request.name] = RoundedLayer(result.quantized, request.form.name, request.group)
-            notes[request.name] = _note(request, result)
+            notes[request.name] = note_of(request, result)
             del request, result  # as large as a block: gone before the next is made
         write_rounded(self.partial, block.index, layers, notes)
         return layers, notes
@@ -213,15 +213,18 @@ class _Rounding:
         del cross
         empty = weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
         layer = LayerToRound(name, weight, empty, form, form.group(choice.group_size), self.settings.damping, **aim)
-        if moments is None:
-            return layer
-        judged = self.settings.rounding != NEAREST and form.name in GRIDS and needs_judging(layer, moments)
-        held_out = held_out_ratio(layer, moments, self.settings.descents) if judged else None
-        text = {"tokens": moments.tokens, "shrinkage": moments.shrinkage, "held_out": held_out}
-        return replace(layer, hessian=moments.hessian, **text)
+        return layer if moments is None else with_moments(layer, moments, self.settings)
 
 
-def _note(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
+def with_moments(layer: LayerToRound, moments: HalvedMoments, settings: ModelRounding) -> LayerToRound:
+    """Return a layer with H of its moments, and with feedback judged on tokens held out where there are few."""
+    judged = settings.rounding != NEAREST and layer.form.name in GRIDS and needs_judging(layer, moments)
+    held_out = held_out_ratio(layer, moments, settings.descents) if judged else None
+    text = {"tokens": moments.tokens, "shrinkage": moments.shrinkage, "held_out": held_out}
+    return replace(layer, hessian=moments.hessian, **text)
+
+
+def note_of(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
     """Return the figures of a layer; errors are the mean squared change of its outputs."""
     rows = 2 * len(request.weight)
     facts = {"layer": request.name, "format": request.form.name, "rounding": result.rounding}

@@ -6,7 +6,6 @@ import pytest
 
 from bitplan.config.settings import parse_settings
 from bitplan.core.errors import UserError
-from tests import warm
 from tests.conftest import ROOT
 
 # ----------------------------------------------------------------------------------------------------------- configuration
@@ -160,9 +159,8 @@ def test_snakemake_stops_at_a_wrong_configuration_without_a_traceback(text, name
     (tmp_path / "config.yaml").write_text(text)
     line = ["snakemake", "--dry-run", "--configfile", str(tmp_path / "config.yaml"), "--directory", str(tmp_path)]
     made = subprocess.run(
-        [*line, "--snakefile", str(ROOT / "Snakefile")],
-        cwd=ROOT, env=warm.environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [*line, "--snakefile", str(ROOT / "Snakefile")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     said = made.stdout + made.stderr
     assert made.returncode in (1, 2) and "Traceback" not in said, said
     assert names in said and way_out in said, said

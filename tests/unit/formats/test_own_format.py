@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
 from tests.conftest import ROOT, SCRIPTS
 
 CONFIG = {"overrides": [{"pattern": "*", "wq": "ternary"}]}
@@ -41,7 +40,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def run(tree: Path, name: str, *words: object) -> str:
-    line = [warm.python(), tree / name, *map(str, words)]
+    line = [sys.executable, tree / name, *map(str, words)]
     made = subprocess.run(line, capture_output=True, text=True, check=False)
     assert made.returncode == 0, made.stderr[-2000:]
     return made.stdout

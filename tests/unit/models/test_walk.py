@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitplan.core.errors import UserError
@@ -230,14 +231,25 @@ def test_a_family_with_a_head_of_its_own_is_refused_and_not_scored_wrongly(tmp_p
 
 def test_the_output_matrix_is_read_when_the_walk_has_ended_onto_its_device(opened, reference, monkeypatch):
     _, info, model = opened
-    read, read_head, order = Checkpoint.read, StoredHead.read, []
+    read, read_rows, read_head, order = Checkpoint.read, Checkpoint.read_rows, StoredHead.read, []
     monkeypatch.setattr(
         Checkpoint, "read", lambda self, names, *how: order.extend(names) or read(self, order[-len(names) :], *how)
+    )
+    monkeypatch.setattr(
+        Checkpoint, "read_rows", lambda self, name, rows: order.append(name) or read_rows(self, name, rows)
     )
     monkeypatch.setattr(StoredHead, "read", lambda self, device="cpu": order.append(device) or read_head(self, device))
     score_plan(model, info, uniform_plan(info, "int4"), reference, QuantizedWeights())
     assert order[-2:] == [model.device, reference.head.name]
     assert any(name.startswith("model.layers.1.") for name in order) and order.count(reference.head.name) == 1
+
+
+def test_the_output_matrix_is_read_in_parts_as_it_is_stored(opened, tiny, monkeypatch):
+    stored = load_file(tiny / "model.safetensors")["lm_head.weight"]
+    monkeypatch.setattr(head_module, "VALUES_AT_ONCE", 7 * stored.shape[1] + 3)
+    head = StoredHead.of(opened[0])
+    matrix = head.read().matrix
+    assert torch.equal(matrix, stored) and matrix.dtype == stored.dtype and head.vocabulary == len(stored)
 
 
 def test_nan_in_the_output_matrix_is_refused_before_a_block_is_loaded(tiny, demo, tmp_path):

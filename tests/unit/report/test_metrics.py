@@ -4,13 +4,13 @@ import csv
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bitplan.report.comparison import COLUMNS, comparison_json, comparison_table
 from bitplan.report.metrics import METRICS, SCORES, SHOWN
-from tests import warm
 from tests.conftest import SCRIPTS
 
 TOY = 'Metric("worst", "worst KL", NATS, "{:.3f}", "KL of the worst token", "lower", "kl_worst"),'
@@ -40,10 +40,10 @@ OUTPUTS = {"--output": "c.tsv", "--json": "c.json", "--text": "c.txt", "--page":
 def report(scripts: Path, tiny: Path, folder: Path) -> dict[str, str]:
     """Run report.py of a tree on the results in `folder`; return the content of each output by its kind."""
     model = folder / "model.json"
-    subprocess.run([warm.python(), scripts / "describe_model.py", "--model", tiny, "--output", model], check=True)
+    subprocess.run([sys.executable, scripts / "describe_model.py", "--model", tiny, "--output", model], check=True)
     outputs = [word for flag, name in OUTPUTS.items() for word in (flag, folder / name)]
     given = ("--model", model, "--results", folder, "--plan", "one", "--baseline", "f16")
-    subprocess.run([warm.python(), scripts / "report.py", *given, *outputs], check=True, capture_output=True)
+    subprocess.run([sys.executable, scripts / "report.py", *given, *outputs], check=True, capture_output=True)
     return {Path(name).suffix: (folder / name).read_text() for name in OUTPUTS.values()}
 
 

@@ -211,9 +211,13 @@ def main() -> None:
         "--rounding", nargs="*", default=[], help="at recipes' sizes and targets also optimal plans rounded so"
     )
     flags.add_argument("--rounding-windows", type=int, default=64, help="calibration windows to round on")
-    flags.add_argument("--prices", type=int, default=0, help="draws of prices by gradients, in the place of measured KL")
+    flags.add_argument(
+        "--prices", type=int, default=0, help="draws of prices by gradients, in the place of measured KL"
+    )
     flags.add_argument("--price-rounding", choices=("nearest", "feedback"), default="nearest")
-    flags.add_argument("--simulate", action="store_true", help="say what of a rounded plan's KL is llama.cpp's arithmetic")
+    flags.add_argument(
+        "--simulate", action="store_true", help="say what of a rounded plan's KL is llama.cpp's arithmetic"
+    )
     flags.add_argument("--no-correction", action="store_true", help="take the exact solutions as they are")
     flags.add_argument("--no-uniform", action="store_true", help="leave out one format everywhere")
     flags.add_argument("--length", type=int, default=512)

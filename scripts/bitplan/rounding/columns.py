@@ -39,7 +39,7 @@ class LayerToRound:
         """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""
         if self.cross is None or not self.share:
             return self
-        correction = factors.divide(self.weight @ self.cross)
+        correction = (self.weight @ self.cross) @ factors.upper.T @ factors.upper
         return replace(self, weight=self.weight + self.share * correction, cross=None)
 
     @property

@@ -13,7 +13,13 @@ from bitplan.plans.layer_plan import LayerPlan
 from bitplan.plans.plan import Plan, uniform_plan
 from bitplan.plans.rounded import read_rounded_block
 from bitplan.plans.smoothing import Smoothing
-from bitplan.rounding.candidates import check_room, database_bytes, fitting_candidates, round_candidates, take_candidates
+from bitplan.rounding.candidates import (
+    check_room,
+    database_bytes,
+    fitting_candidates,
+    round_candidates,
+    take_candidates,
+)
 from bitplan.rounding.model import ModelRounding, round_plan
 from tests.families import TEXT, make_family
 from tests.unit.search.opened_models import Opened

@@ -12,7 +12,8 @@ from bitplan.models.finite import check_read, check_stored
 from bitplan.models.layers import output_tensor_name
 
 VOCABULARY_SLICE = 16_384
-VALUES_AT_ONCE = 1 << 24
+# A part has its own pages, which return to the system at once: glibc takes what is under 32 MiB from a heap that it keeps.
+VALUES_AT_ONCE = 1 << 25
 # Scale factors of the logits by family: {model type: {key of config.json: power}}.
 SCALES = {
     **{family: {"logit_scale": 1} for family in ("cohere", "cohere2")},

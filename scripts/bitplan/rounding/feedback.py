@@ -17,6 +17,7 @@ def round_with_feedback(layer: LayerToRound, factors: Factors, descents: int = 0
     elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
     columns = FormatColumns(layer, elements, layer.importance)
     sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
+    del factors  # as large as H, and of no use to the descents
     if descents:
         # Not a copy of H, which may be as large as a block of the model: its diagonal is put back.
         diagonal = layer.hessian.diagonal()

@@ -47,4 +47,6 @@ def _rounded_for(
     factors = damped_factors(plain.hessian, layer.damping)
     if factors is None:
         return None
-    return round_with_feedback(plain, factors, descents).quantized(), plain.nearest()
+    handed_over = [factors]
+    del factors  # so that they are gone when the sweep has ended
+    return round_with_feedback(plain, handed_over.pop(), descents).quantized(), plain.nearest()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bitplan.plans.plan import LayerPlan, Plan
-from bitplan.rounding import held_out, layer
+from bitplan.rounding import feedback
 from bitplan.rounding.model import ModelRounding, round_plan
 from bitplan.rounding.sweep import damped_factors
 from tests.families import make_family
@@ -20,18 +20,19 @@ def squares(columns: int) -> int:
 
 
 def test_rounding_a_layer_takes_two_matrices_and_judging_it_two_besides_the_halves_of_the_text(tmp_path, monkeypatch):
-    case, seen = Opened(make_family("llama", tmp_path / "model")), {held_out: [], layer: []}
+    case, seen = Opened(make_family("llama", tmp_path / "model")), {"sweep_columns": [], "descend_": []}
     wide = [each for each in case.info.quantizable if each.name.endswith("down_proj")]
     columns = wide[0].shape[1]
-    for module, counts in seen.items():
-        kept = module.round_with_feedback
+    for name, counts in seen.items():
+        kept = getattr(feedback, name)
         watched = lambda *given, kept=kept, counts=counts: counts.append(squares(columns)) or kept(*given)  # noqa: E731
-        monkeypatch.setattr(module, "round_with_feedback", watched)
+        monkeypatch.setattr(feedback, name, watched)
     plan = Plan({each.name: LayerPlan("int4", group_size=32) for each in wide})
     tokens = case.reference.tokens.reshape(2, -1)[:, : columns // 2]
     round_plan(case.model, case.info, plan, tokens, ModelRounding(), tmp_path / "rounded")
     assert squares(columns) == 0 and len(wide) == 2
-    assert seen == {held_out: [4, 4, 4, 4], layer: [2, 2]}
+    # Of either block: judged on both halves, then rounded. Descents need no factors.
+    assert seen == {"sweep_columns": [4, 4, 2, 4, 4, 2], "descend_": [3, 3, 2, 3, 3, 2]}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

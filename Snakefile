@@ -19,6 +19,8 @@ configfile: str(HERE if HERE.exists() or workflow.overwrite_configfiles else OWN
 report: "docs/report.rst"
 
 
+# Of the jobs that could start, Snakemake starts those of the highest priority: 100 for the model, 90 for what every search waits for, down to 10 for
+# scores; timings have none, as they want the machine for themselves.
 include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/stats.smk"

@@ -42,7 +42,8 @@ def _logit_difference(folder: Path, reference) -> float:
     module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         wanted = module(input_ids=reference.tokens).logits[:, :-1]
-    ours = torch.stack([reference.head.logits(hidden[:-1]) for hidden in reference.hidden])
+    head = reference.head.read()
+    ours = torch.stack([head.logits(hidden[:-1]) for hidden in reference.hidden])
     return (ours - wanted).abs().max().item()
 
 
@@ -62,7 +63,7 @@ def row(name: str, folder: Path) -> list[str]:
     """Return the cells of a family."""
     checkpoint = Checkpoint.open(make_family(name, folder / "model"))
     info, streamed = describe(checkpoint), open_model(checkpoint)
-    model, reference = PreparedModel(checkpoint, info, streamed, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
+    model, reference = PreparedModel(checkpoint, info, "fp32"), make_reference(streamed, TEXT, 32, 5, "fp32")
     cells = [name, str(len(info.quantizable) // 2), f"{_logit_difference(checkpoint.folder, reference):.0e}"]
     measure = token_perplexity(model, reference, QuantizedWeights())
     found = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02)).summary

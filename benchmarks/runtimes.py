@@ -125,7 +125,7 @@ def cell(runtime, form: str, model, reference, folder: Path) -> dict:
             return {**row, "why": f"not run: {error}"}
         except UserError as error:
             return {**row, "why": error.problems[0].code}
-        found = differences(run, reference.tokens, hidden_logits(reference, hidden))
+        found = differences(run, reference.tokens, hidden_logits(hidden, reference.head.read()))
     return {**row, "logit_difference": found[0], "kl": found[1]}
 
 

@@ -96,7 +96,7 @@ def make_settings(folder: Path, shape: Shape, blocks: int) -> None:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     index = {name: file for file, shapes in shape.files(blocks).items() for name in shapes}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def make_weights(folder: Path, shape: Shape, blocks: int) -> None:

@@ -1,9 +1,12 @@
-"""The model walk against a plain transformers forward: wall time on the bundled model, peak memory on a 3 GB one.
+"""The model walk against a plain transformers forward: time on the bundled model or another, peak memory on a 3 GB one.
 
     python benchmarks/walk.py [--rounds 5] [--gigabytes 3]
+    python benchmarks/walk.py --model FOLDER --windows 4 --gigabytes 0
 
 Prints the peak memory of scripts/perplexity.py over an interpreter that has only imported torch and transformers, each in a
-process of its own, and a ratio of wall times (the two in turn, medians).
+process of its own, and ratios of times (the two in turn, medians): of the final hidden states, which need no logits, and of the NLL, which
+does. The walk loads each block anew in every round; the plain model is in memory before the first. Both run the same batches. For the shape of
+Qwen2.5-0.5B, `size.make_model(folder, "0.5b", 24)` of benchmarks/size.py writes FOLDER.
 """
 
 import argparse
@@ -15,56 +18,88 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
+LENGTH = 512
 
 
-def wall_ratio(rounds: int, threads: int) -> dict[str, float]:
-    """Return seconds and their ratio for the NLL of 64 x 512 tokens of the demo, walked and plain."""
+@dataclass(frozen=True)
+class Pair:
+    """The same figure of the same windows from the walk and from a model of transformers that is in memory: what is timed in turn."""
+
+    walked: "Callable[[], Tensor]"
+    plain: "Callable[[], Tensor]"
+
+    def timed(self, rounds: int) -> dict[str, float]:
+        """Return medians of seconds and ratios, of wall clock and of the processor, after one round that is not counted."""
+        times = [(_seconds(self.walked), _seconds(self.plain)) for _ in range(rounds + 1)][1:]
+        found: dict[str, float] = {}
+        for number, clock in enumerate(("wall", "processor")):
+            ours, theirs = ([one[side][number] for one in times] for side in (0, 1))
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            found |= {
+                f"{clock}_walk_seconds": statistics.median(ours),
+                f"{clock}_plain_seconds": statistics.median(theirs),
+            }
+            found |= {f"{clock}_ratio_{how.__name__}": how(ratios) for how in (statistics.median, min, max)}
+        expected = self.plain()
+        found["largest_relative_difference"] = ((self.walked() - expected).abs().max() / expected.abs().max()).item()
+        return found
+
+
+def _seconds(call: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds of a call: of the wall clock, and of the processor in all threads."""
+    wall, processor = time.perf_counter(), time.process_time()
+    call()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def pairs(folder: Path, windows: int, threads: int) -> dict[str, Pair]:
+    """Return what is compared on windows of 512 tokens, all by the same batches: final hidden states, and the NLL that also needs logits."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bitplan.evaluate.perplexity import plan_nll
-    from bitplan.plans.apply import QuantizedWeights
-    from bitplan.plans.plan import uniform_plan
+    from bitplan.evaluate.perplexity import hidden_nll
+    from bitplan.reference.head import StoredHead
     from bitplan.reference.opening import prepare_model
-    from bitplan.reference.reference import make_reference
+    from bitplan.reference.text import cut_text
 
-    opened_model = prepare_model(ROOT / "demo" / "model", "fp32", "cpu", threads)
-    reference = make_reference(opened_model.model, ROOT / "demo" / "evaluation.txt", 512, 64, "fp32")
-    plain = AutoModelForCausalLM.from_pretrained(ROOT / "demo" / "model", dtype=torch.float32)
-    plan, walked, direct = uniform_plan(opened_model.info, "bf16"), [], []
+    model = prepare_model(folder, "fp32", "cpu", threads)
+    tokens = cut_text(folder, ROOT / "demo" / "evaluation.txt", LENGTH, windows).tokens
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    head = StoredHead.of(model.checkpoint)
 
-    def forward() -> float:
-        total = 0.0
-        with torch.inference_mode():
-            for batch in reference.tokens.split(4):
-                logits = plain(input_ids=batch).logits[:, :-1]
-                total += torch.nn.functional.cross_entropy(
-                    logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum"
-                ).item()
-        return total / reference.tokens[:, 1:].numel()
+    def hidden_of(batch: "Tensor") -> "Tensor":
+        return plain.base_model(input_ids=batch, use_cache=False).last_hidden_state
 
-    for _ in range(rounds + 1):
-        started = time.perf_counter()
-        ours = plan_nll(opened_model.model, opened_model.info, plan, reference, QuantizedWeights()).mean().item()
-        middle = time.perf_counter()
-        theirs = forward()
-        walked.append(middle - started)
-        direct.append(time.perf_counter() - middle)
-    ratios = [a / b for a, b in zip(walked[1:], direct[1:], strict=True)]
+    def nll_of(batch: "Tensor") -> "Tensor":
+        logits = [plain.lm_head(window[:-1]) for window in hidden_of(batch)]
+        pair = zip(logits, batch[:, 1:], strict=True)
+        return torch.stack([torch.nn.functional.cross_entropy(*each, reduction="none") for each in pair])
+
+    @torch.inference_mode()
+    def in_batches(run: "Callable[[Tensor], Tensor]") -> "Tensor":
+        return torch.cat([run(batch) for batch in tokens.split(model.model.tokens_per_batch // LENGTH)])
+
     return {
-        "walk_seconds": statistics.median(walked[1:]),
-        "plain_seconds": statistics.median(direct[1:]),
-        "ratio_median": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "nll_relative_difference": abs(ours - theirs) / theirs,
+        "hidden states": Pair(lambda: model.model.run(tokens), lambda: in_batches(hidden_of)),
+        "NLL": Pair(lambda: hidden_nll(tokens, model.model.run(tokens), head.read()), lambda: in_batches(nll_of)),
     }
+
+
+def time_ratios(folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Return the figures of all pairs."""
+    found = pairs(folder, args.windows, args.threads)
+    return {f"{name}: {key}": value for name, pair in found.items() for key, value in pair.timed(args.rounds).items()}
 
 
 def make_checkpoint(folder: Path, gigabytes: float) -> None:
@@ -140,15 +175,25 @@ def peak_memory(gigabytes: float, threads: int) -> dict[str, float]:
     }
 
 
+def show(figures: dict[str, float]) -> None:
+    """Print figures, one a line."""
+    print("\n".join(f"{name:<44} {value:12.5g}" for name, value in figures.items()), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--gigabytes", type=float, default=3.0)
+    parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens that are timed")
+    parser.add_argument(
+        "--gigabytes", type=float, default=3.0, help="size of the model of the peak; 0: it is not measured"
+    )
+    parser.add_argument("--model", type=Path, default=ROOT / "demo" / "model", help="model that is timed")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    for measure in (partial(peak_memory, args.gigabytes), partial(wall_ratio, args.rounds)):
-        figures = measure(args.threads)
-        print("\n".join(f"{name:<30} {value:12.5g}" for name, value in figures.items()), flush=True)
+    # The peak comes first: a child's figure starts from its parent's.
+    if args.gigabytes:
+        show(peak_memory(args.gigabytes, args.threads))
+    show(time_ratios(args.model, args))
 
 
 if __name__ == "__main__":

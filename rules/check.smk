@@ -9,6 +9,7 @@ rule bits:
         "logs/{model}/{plan}/bits.log",
     benchmark:
         "results/{model}/benchmarks/{plan}.bits.tsv"
+    priority: 60
     localrule: True
     conda:
         "../envs/torch.yaml"

@@ -99,16 +99,6 @@ def time_limit(hours, minutes_per_gb):
     return known(resources.time_limit(SETTINGS, hours, minutes_per_gb))
 
 
-def plans_of(method):
-    """Return the names of the plans that a method searches."""
-    return targets.plans_of(SETTINGS, method)
-
-
-def rounded_plans(*methods):
-    """Return the names of the plans of some methods whose weights are rounded by a step of their own."""
-    return targets.rounded_plans(SETTINGS, methods)
-
-
 def beside(function, *more):
     """Return a function that gives input files. Folders of weights are ancient: Snakemake cannot compare their content, and
     a file beside each has its digest."""

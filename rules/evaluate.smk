@@ -10,6 +10,7 @@ rule evaluation:
         "logs/{model}/evaluation.log",
     benchmark:
         "results/{model}/benchmarks/evaluation.tsv"
+    priority: 50
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -40,6 +41,7 @@ rule plan_perplexity:
         "logs/{model}/{plan}/perplexity.log",
     benchmark:
         "results/{model}/benchmarks/{plan}.perplexity.tsv"
+    priority: 10
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -70,6 +72,7 @@ rule plan_runtime_perplexity:
         "logs/{model}/{plan}/{runtime}_perplexity.log",
     benchmark:
         "results/{model}/benchmarks/{plan}.{runtime}.perplexity.tsv"
+    priority: 10
     conda:
         on_wildcards(inputs.environment_of, ROOT)
     threads: 1

@@ -8,6 +8,7 @@ rule base_gguf:
         "logs/{model}/base_gguf.log",
     benchmark:
         "results/{model}/benchmarks/base_gguf.tsv"
+    priority: 80
     conda:
         "../envs/llama.yaml"
     threads: 1
@@ -60,6 +61,7 @@ for RUNTIME in map(runtime_named, RUNTIMES):
             "results/{model}/benchmarks/{plan}.{runtime}.tsv"
         wildcard_constraints:
             runtime=RUNTIME.name,
+        priority: 40
         conda:
             f"../envs/{RUNTIME.environment}.yaml"
         threads: 1
@@ -113,6 +115,7 @@ rule baseline_gguf:
         "logs/{model}/{baseline}/gguf.log",
     benchmark:
         "results/{model}/benchmarks/{baseline}.gguf.tsv"
+    priority: 80
     conda:
         "../envs/llama.yaml"
     threads: 1

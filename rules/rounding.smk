@@ -15,7 +15,8 @@ rule rounded_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.rounding.tsv"
     wildcard_constraints:
-        plan=one_of(rounded_plans("adaptive", "random", "optimal")),
+        plan=one_of(targets.rounded_plans(SETTINGS, ("adaptive", "random", "optimal"))),
+    priority: 60
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -40,4 +41,4 @@ use rule rounded_plan as rounded_genetic_plan with:
         layers="results/{model}/plans/{plan}/rounding/rounding.tsv",
         smoothing="results/{model}/plans/{plan}/rounding/plan.smoothing.safetensors",
     wildcard_constraints:
-        plan=one_of(rounded_plans("genetic")),
+        plan=one_of(targets.rounded_plans(SETTINGS, ("genetic",))),

@@ -12,7 +12,8 @@ rule adaptive_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("adaptive")),
+        plan=one_of(targets.plans_of(SETTINGS, "adaptive")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -42,7 +43,8 @@ rule random_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("random")),
+        plan=one_of(targets.plans_of(SETTINGS, "random")),
+    priority: 70
     localrule: True
     conda:
         "../envs/torch.yaml"
@@ -78,7 +80,8 @@ rule genetic_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("genetic")),
+        plan=one_of(targets.plans_of(SETTINGS, "genetic")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: 1
@@ -110,7 +113,8 @@ rule optimal_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("optimal")),
+        plan=one_of(targets.plans_of(SETTINGS, "optimal")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -146,7 +150,8 @@ rule sparsegpt_plan:
     benchmark:
         "results/{model}/benchmarks/{plan}.search.tsv"
     wildcard_constraints:
-        plan=one_of(plans_of("sparsegpt")),
+        plan=one_of(targets.plans_of(SETTINGS, "sparsegpt")),
+    priority: 70
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads

@@ -23,6 +23,7 @@ if SETTINGS.sensitivity.shards == 1:
             "logs/{model}/sensitivity.log",
         benchmark:
             "results/{model}/benchmarks/sensitivity.tsv"
+        priority: 90
         conda:
             "../envs/torch.yaml"
         threads: SETTINGS.compute.threads
@@ -56,6 +57,7 @@ else:
             "logs/{model}/sensitivity.{scatteritem}.log",
         benchmark:
             "results/{model}/benchmarks/sensitivity.{scatteritem}.tsv"
+        priority: 90
         conda:
             "../envs/torch.yaml"
         threads: SETTINGS.compute.threads
@@ -87,6 +89,7 @@ else:
             agreement="results/{model}/agreement.json",
         log:
             "logs/{model}/sensitivity.log",
+        priority: 90
         conda:
             "../envs/torch.yaml"
         params:

@@ -10,6 +10,7 @@ rule layer_stats:
         "logs/{model}/layer_stats.log",
     benchmark:
         "results/{model}/benchmarks/layer_stats.tsv"
+    priority: 90
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads
@@ -37,6 +38,7 @@ rule validation:
         "logs/{model}/validation.log",
     benchmark:
         "results/{model}/benchmarks/validation.tsv"
+    priority: 80
     conda:
         "../envs/torch.yaml"
     threads: SETTINGS.compute.threads

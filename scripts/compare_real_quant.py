@@ -58,7 +58,7 @@ def main(args) -> None:
         reference = open_reference(text, full, args.length, args.sequences)
         scores = scored(models, reference, args.threads)
     prompts = tuple(args.prompts or PROMPTS)
-    limits = (args.max_repeats, args.max_spread)
+    limits = (args.max_repeats, args.max_spread, args.max_seconds)
     settings = SpeedSettings(args.max_tokens, args.repeats, args.warmup, args.threads, prompts, *limits)
     measured = list(progress(rounds(models, settings), settings.warmup + settings.budget, "rounds"))
     result = {**summarize(models, measured, settings), **({"scores": scores} if scores else {})}

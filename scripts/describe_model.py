@@ -20,12 +20,15 @@ def main(args) -> None:
     from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.finite import finite_files
     from bitplan.models.layers import model_info
+    from bitplan.models.recorded_loading import loading_record
 
     started = time.monotonic()
     info = model_info(args.model)
-    finite = finite_files(Checkpoint.open(args.model))
+    checkpoint = Checkpoint.open(args.model)
+    finite = finite_files(checkpoint)
+    loading = loading_record(checkpoint.folder, checkpoint.stored, checkpoint.loading)
     substitutes = fitting_summary([layer.shape[1] for layer in info.quantizable])
-    write_json(args.output, {**info.to_json(), "substitutes": substitutes, "finite": finite})
+    write_json(args.output, {**info.to_json(), "substitutes": substitutes, "finite": finite, "loading": loading})
     write_provenance(args.output, started)
     print(f"{info.architecture}: {info.parameters:,} parameters, {len(info.quantizable)} layers that a plan may change")
     print("".join(f"{line}\n" for line in fitting_lines(substitutes, len(info.quantizable))), end="")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import open_model
-from bitplan.reference.head import Head
+from bitplan.reference.head import StoredHead
 from tests.families import GROUPED
 
 TOKENS = torch.arange(3, 67).view(2, 32)
@@ -40,7 +40,7 @@ def add(folder: Path, **tensors: Tensor) -> Path:
 
 def walked(folder: Path) -> Tensor:
     checkpoint = Checkpoint.open(folder)
-    head = Head.of(checkpoint)
+    head = StoredHead.of(checkpoint).read()
     return torch.stack([head.logits(hidden) for hidden in open_model(checkpoint).run(TOKENS)])
 
 

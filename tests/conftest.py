@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Workers run side by side: more threads than cores would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+warm.use_()
 ASSETS = ROOT.parent / "shared" / "assets"
 
 

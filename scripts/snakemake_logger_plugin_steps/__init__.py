@@ -5,18 +5,20 @@ Warnings and errors are printed in full, and Snakemake's own log file still has 
 name wherever `scripts/` is on Python's path. With `--quiet` only warnings and errors are printed.
 """
 
+import json
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-TARGET = "all"
+TARGET, ESTIMATE = "all", "estimate"
 
 
 def duration(seconds: float) -> str:
@@ -26,6 +28,31 @@ def duration(seconds: float) -> str:
         return f"{whole} s"
     minutes, rest = divmod(whole, 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What estimates of models say: seconds of a job by rule, the rules whose jobs run alone, and how many cores the others share."""
+
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    alone: frozenset[str] = frozenset()
+    cores: int = 1
+
+    @classmethod
+    def of(cls, files: Iterable[Path]) -> "Expected":
+        """Return what some estimate.json say, on average over their models; a file that is none says nothing."""
+        found: dict[str, list[float]] = {}
+        alone, cores = set(), 1
+        for path in files:
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                cores = content["total"]["cores"]
+                for row in content["steps"]:
+                    found.setdefault(row["rule"], []).append(row["seconds"] / row["jobs"])
+                    alone |= {row["rule"]} if row["alone"] else set()
+            except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+                continue
+        return cls({rule: sum(each) / len(each) for rule, each in found.items()}, frozenset(alone), cores)
 
 
 @dataclass
@@ -38,6 +65,7 @@ class Run:
     waiting: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, list[float]] = field(default_factory=dict)
     running: dict[int, tuple[str, str, float]] = field(default_factory=dict)
+    expected: Expected = Expected()
 
     def plan_(self, stats: Mapping[str, int]) -> None:
         """Take the number of steps of each rule from Snakemake's statistics of a graph."""
@@ -59,16 +87,34 @@ class Run:
         return rule, name, now - started
 
     def seconds_left(self, now: float) -> float | None:
-        """Return an estimate of the seconds left: each waiting step takes the mean of its rule, or of all finished steps where
-        none of its rule has finished, and as many run side by side as did so far. None before the first step has finished."""
+        """Return an estimate of the seconds left; None before the first step has finished, and while the model's estimate is still to be made.
+
+        A waiting step takes what its rule is `expected` to, times how much longer finished steps took than they were expected to; the mean of its
+        rule's where nothing is expected of it, or of all finished steps. Of running steps the time that they have had is gone. As many run
+        side by side as did so far, or as the estimate says; those that run alone come one after another.
+        """
         times = [each for one in self.seconds.values() for each in one]
         busy, elapsed = sum(times), now - self.started
-        if not times or elapsed <= 0:
+        if not times or elapsed <= 0 or (self.waiting.get(ESTIMATE) and not self.expected.seconds):
             return None
-        mean = busy / len(times)
+        each = self._expectations(busy / len(times))
+        left = {rule: count * each[rule] for rule, count in self.waiting.items()}
+        for rule, _, started in self.running.values():
+            if rule in left:
+                left[rule] -= min(now - started, each[rule])
+        alone = sum(seconds for rule, seconds in left.items() if rule in self.expected.alone)
+        beside = self.expected.cores if self.expected.seconds else max(1.0, busy / elapsed)
+        return alone + (sum(left.values()) - alone) / beside
+
+    def _expectations(self, mean: float) -> dict[str, float]:
+        """Return the seconds that a step of each rule is expected to take, from the estimate and from the finished steps."""
+        known = {rule: one for rule, one in self.seconds.items() if rule in self.expected.seconds}
+        taken = sum(map(sum, known.values()))
+        told = sum(len(one) * self.expected.seconds[rule] for rule, one in known.items())
+        slower = taken / told if taken and told else 1.0
         means = {rule: sum(one) / len(one) for rule, one in self.seconds.items()}
-        work = sum(count * means.get(rule, mean) for rule, count in self.waiting.items())
-        return work / max(1.0, busy / elapsed)
+        estimated = {rule: slower * seconds for rule, seconds in self.expected.seconds.items()}
+        return {rule: estimated.get(rule, means.get(rule, mean)) for rule in self.waiting}
 
 
 class LogHandler(LogHandlerBase):
@@ -96,6 +142,7 @@ class LogHandler(LogHandlerBase):
     def _plan(self, record: logging.LogRecord) -> None:
         before = self.steps.total
         self.steps.plan_(record.stats)
+        self._expect()
         # A dry run says it twice.
         if self.steps.total not in (0, before):
             self._tell(f"{self.steps.total} steps")
@@ -112,11 +159,17 @@ class LogHandler(LogHandlerBase):
         if step is None or step[0] == TARGET:
             return
         rule, name, seconds = step
+        if rule == ESTIMATE:
+            self._expect()
         left = self.steps.seconds_left(now)
         waiting = self.steps.total - self.steps.finished
         ending = f", about {duration(left)} left" if left is not None and waiting > 0 else ""
         count = f"{self.steps.finished:{len(str(self.steps.total))}}/{self.steps.total}"
         self._tell(f"{count} {rule.replace('_', ' ')} {name}: {duration(seconds)}{ending}")
+
+    def _expect(self) -> None:
+        """Take what the estimates of the models say, those of an earlier run too."""
+        self.steps.expected = Expected.of(sorted(Path("results").glob("*/estimate.json")))
 
     def _tell(self, text: str) -> None:
         """Print how far the run is, unless it is to be quiet."""

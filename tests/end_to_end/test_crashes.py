@@ -11,7 +11,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests import warm
 from tests.conftest import ROOT
 
 SETTINGS = {
@@ -119,26 +119,19 @@ def undisturbed(tmp_path_factory, demo) -> Undisturbed:
     return Undisturbed(folder, jobs_of(dry.stdout + dry.stderr))
 
 
-@pytest.fixture(scope="module")
-def warm() -> Iterator[subprocess.Popen]:
-    """A process that starts commands without their imports."""
-    environment = os.environ | {"MKL_CBWR": "AUTO,STRICT", "TQDM_DISABLE": "1"}
-    line = [sys.executable, str(Path(__file__).with_name("warm.py"))]
-    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        yield process
-        process.stdin.close()
-
-
-def start(warm: subprocess.Popen, job: Job, folder: Path) -> int:
-    """Begin as Snakemake does, without the outputs of a job that was killed, and return the process id."""
+def start(job: Job, folder: Path) -> warm.Running:
+    """Begin as Snakemake does, without the outputs of a job that was killed, and without imports, so that most of its seconds are work that can be killed."""
     for output in job.outputs:
         remove(folder / output)
     if job.before:
         subprocess.run(job.before, shell=True, cwd=folder, check=True)
     words = [str((folder / job.words[0]).resolve()), *job.words[1:]]
-    warm.stdin.write(json.dumps({"words": words, "folder": str(folder), "log": job.log}) + "\n")
-    warm.stdin.flush()
-    return int(warm.stdout.readline())
+    return warm.start(words, folder, folder / job.log)
+
+
+def exit_code(running: warm.Running) -> int:
+    """Wait for a command; return its exit code, or the number of the signal that ended it with a minus."""
+    return os.waitstatus_to_exitcode(running.wait())
 
 
 def remove(path: Path) -> None:
@@ -182,14 +175,13 @@ def copied(finished: Path, folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
-def test_a_killed_rule_leaves_nothing_half_written_and_ends_in_the_same_bytes(rule, undisturbed, warm, tmp_path):
+def test_a_killed_rule_leaves_nothing_half_written_and_ends_in_the_same_bytes(rule, undisturbed, tmp_path):
     job, folder = undisturbed.jobs[rule], copied(undisturbed.folder, tmp_path / "run")
     log = folder / job.log
 
     def whole() -> float:
         began = time.monotonic()
-        start(warm, job, folder)
-        assert int(warm.stdout.readline()) == 0, log.read_text()[-2000:]
+        assert exit_code(start(job, folder)) == 0, log.read_text()[-2000:]
         for output in job.outputs:
             assert same(folder / output, undisturbed.folder / output), output
         return time.monotonic() - began
@@ -198,11 +190,11 @@ def test_a_killed_rule_leaves_nothing_half_written_and_ends_in_the_same_bytes(ru
     for _ in range(4 * KILLS):
         if killed == KILLS:
             break
-        process = start(warm, job, folder)
+        running = start(job, folder)
         time.sleep(moments.uniform(0, seconds))
         # The command may have ended already, and so may its group.
-        with_group(process, signal.SIGKILL)
-        code = int(warm.stdout.readline())
+        with_group(running.process, signal.SIGKILL)
+        code = exit_code(running)
         assert code in (0, -signal.SIGKILL), log.read_text()[-2000:]
         killed += code != 0
         # A machine that has become faster ends the command before its moment.
@@ -233,7 +225,11 @@ def test_a_killed_snakemake_goes_on_after_unlock_and_ends_in_the_same_bytes(undi
     target = "results/small/plans/careful/plan.json"
     line = snakemake(folder, target)
     with subprocess.Popen(
-        line, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        line,
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     ) as process:
         while process.poll() is None and not (folder / "results/small/layer_stats.tsv").exists():
             time.sleep(0.05)

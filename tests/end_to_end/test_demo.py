@@ -23,7 +23,7 @@ def kl(demo) -> dict[str, float]:
     """Mean KL on the evaluation text with every layer in one format."""
     checkpoint = Checkpoint.open(demo / "model")
     info, model = describe(checkpoint), open_model(checkpoint)
-    reference = make_reference(model, demo / "evaluation.txt", 512, 32, "fp32")
+    reference = make_reference(model, demo / "evaluation.txt", 512, 8, "fp32")
     plans = {name: uniform_plan(info, name) for name in FORMATS}
     return {
         name: summarize(score_plan(model, info, plan, reference, QuantizedWeights(limit=0)))["kl_mean"]

@@ -21,13 +21,14 @@ def program(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("installed")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(ROOT)], check=True)
-    venv.create(folder / "env", with_pip=True, symlinks=True)
+    venv.create(folder / "env", symlinks=True)
     python = folder / "env" / "bin" / "python"
     where = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(where, check=True, capture_output=True, text=True).stdout.strip())
     (site / "around.pth").write_text(sysconfig.get_path("purelib") + "\n")
     wheel = next(folder.glob("*.whl"))
-    subprocess.run([str(python), "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)]
+    subprocess.run(install, check=True)
     return python.parent / "bitplan"
 
 

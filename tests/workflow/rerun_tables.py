@@ -162,6 +162,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "speed.repeats": ("speed.repeats", 8, SPEEDS),
     "speed.max_repeats": ("speed.max_repeats", 8, SPEEDS),
     "speed.max_spread": ("speed.max_spread", 1.5, SPEEDS),
+    "speed.max_seconds": ("speed.max_seconds", 8, SPEEDS),
     "speed.warmup": ("speed.warmup", 8, SPEEDS),
     "speed.prompts": ("speed.prompts", ["Once"], SPEEDS),
     "tasks.names": ("tasks.names", ["demo_stories", "demo_memory"], TASKS),

@@ -149,6 +149,7 @@ class SpeedSettings(Section):
     repeats: int = Field(3, ge=1, description="counted rounds over all files")
     max_repeats: int = Field(15, ge=1, description="rounds at most, while speeds vary by more than max_spread")
     max_spread: float = Field(1.3, gt=1, description="fastest over slowest round up to which a speed is stable")
+    max_seconds: float = Field(60, gt=0, description="seconds after which no round beyond repeats begins")
     warmup: int = Field(1, ge=0, description="rounds before, not counted")
     prompts: list[str] | None = Field(None, description="prompts; three story beginnings when absent")
 

@@ -1,5 +1,6 @@
 """How a result was produced: a `.meta.json` next to it, which no rule reads."""
 
+import os
 import platform
 import shlex
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from bitplan import __version__
 from bitplan.core.files import write_json
+from bitplan.core.memory import largest_peak_bytes
 
 PACKAGES = ("torch", "transformers", "numpy", "gguf", "llama-cpp-python", "compressed-tensors")
 
@@ -28,8 +30,9 @@ def versions() -> dict[str, str | None]:
 
 
 def write_provenance(output: Path, started: float, **facts: Any) -> None:
-    """Write `<output>.meta.json`: command line, versions, machine, seconds since `started` (time.monotonic), `facts`."""
-    output = Path(output)
+    """Write `<output>.meta.json`: command line, versions, machine, `facts`, and what was used until now: seconds since `started`
+    (time.monotonic), those of processors and the largest memory, of this process and those that it has started."""
+    output, used = Path(output), os.times()
     write_json(
         output.with_name(output.name + ".meta.json"),
         {
@@ -38,6 +41,8 @@ def write_provenance(output: Path, started: float, **facts: Any) -> None:
             "machine": platform.machine(),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": round(time.monotonic() - started, 2),
+            "processor_seconds": round(sum(used[:4]), 2),
+            "peak_memory_bytes": largest_peak_bytes(),
             **facts,
         },
     )

@@ -30,12 +30,13 @@ def score_plan(
 ) -> TokenScores:
     """Return the scores of a plan against the reference."""
     hidden = plan_hidden(model, info, plan, reference.tokens, weights)
-    return score(reference, hidden_logits(reference, hidden, head_under(reference.head, plan, info, weights)))
+    head = reference.head.read(model.device)
+    return score(reference, head, hidden_logits(hidden, head_under(head, plan, info, weights)))
 
 
-def hidden_nll(reference: Reference, hidden: Tensor, head: Head | None = None) -> Tensor:
-    """Return the NLL per token (sequences, length - 1) of final hidden states on the reference's tokens; `head` replaces its head."""
-    return nll_of(reference, hidden_logits(reference, hidden, head))
+def hidden_nll(tokens: Tensor, hidden: Tensor, head: Head) -> Tensor:
+    """Return the NLL per token (sequences, length - 1) of final hidden states on `tokens` (sequences, length)."""
+    return nll_of(tokens, len(head.matrix), hidden_logits(hidden, head))
 
 
 def plan_nll(
@@ -43,4 +44,4 @@ def plan_nll(
 ) -> Tensor:
     """Return the NLL per token (sequences, length - 1) of a plan."""
     hidden = plan_hidden(model, info, plan, reference.tokens, weights)
-    return hidden_nll(reference, hidden, head_under(reference.head, plan, info, weights))
+    return hidden_nll(reference.tokens, hidden, head_under(reference.head.read(model.device), plan, info, weights))

@@ -63,10 +63,10 @@ def _score_rows(logits: Tensor, reference: Tensor, targets: Tensor) -> tuple[Ten
     return -ours.gather(-1, picked).squeeze(-1), -theirs.gather(-1, picked).squeeze(-1), kl, agree
 
 
-def row_slices(reference: Reference) -> Iterator[tuple[int, slice]]:
-    """Yield (window, positions) that cover every scored position, with a bounded number of logits each."""
-    sequences, length = reference.tokens.shape
-    step = max(1, LOGIT_VALUES_AT_ONCE // reference.head.matrix.shape[0])
+def row_slices(tokens: Tensor, vocabulary: int) -> Iterator[tuple[int, slice]]:
+    """Yield (window, positions) that cover every scored position of `tokens` (sequences, length), with a bounded number of logits each."""
+    sequences, length = tokens.shape
+    step = max(1, LOGIT_VALUES_AT_ONCE // vocabulary)
     for window in range(sequences):
         for start in range(0, length - 1, step):
             yield window, slice(start, min(start + step, length - 1))
@@ -82,14 +82,18 @@ def _by_rows(
 
 
 @torch.inference_mode()
-def score(reference: Reference, logits_of: LogitsOf) -> TokenScores:
-    """Return the scores of the model whose logits `logits_of` returns, with a bounded number of logits in memory."""
-    theirs, parts = hidden_logits(reference, reference.hidden), []
-    for window, rows in row_slices(reference):
-        targets = reference.tokens[window, 1:][rows]
-        parts.extend(_by_rows(_score_rows, logits_of(window, rows), theirs(window, rows), targets))
+def score(reference: Reference, head: Head, logits_of: LogitsOf) -> TokenScores:
+    """Return the scores of the model whose logits `logits_of` returns, with a bounded number of logits in memory.
+
+    `head` is the reference's. Logits of both are compared on the device of its matrix; scores are on the CPU.
+    """
+    device, parts = head.matrix.device, []
+    theirs = hidden_logits(reference.hidden, head)
+    for window, rows in row_slices(reference.tokens, len(head.matrix)):
+        targets = reference.tokens[window, 1:][rows].to(device)
+        parts.extend(_by_rows(_score_rows, logits_of(window, rows).to(device), theirs(window, rows), targets))
     shape = (reference.tokens.shape[0], -1)
-    return TokenScores(*(torch.cat(column).view(shape) for column in zip(*parts, strict=True)), bos=reference.bos)
+    return TokenScores(*(torch.cat(column).view(shape).cpu() for column in zip(*parts, strict=True)), bos=reference.bos)
 
 
 def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
@@ -98,22 +102,18 @@ def _nll_rows(logits: Tensor, targets: Tensor) -> tuple[Tensor]:
 
 
 @torch.inference_mode()
-def nll_of(reference: Reference, logits_of: LogitsOf) -> Tensor:
-    """Return only the NLL, (sequences, length - 1), without computing the reference's logits: enough for a search on perplexity."""
+def nll_of(tokens: Tensor, vocabulary: int, logits_of: LogitsOf) -> Tensor:
+    """Return only the NLL of `tokens` (sequences, length), (sequences, length - 1): enough for a search on perplexity."""
     parts = []
-    for window, rows in row_slices(reference):
-        targets = reference.tokens[window, 1:][rows]
-        parts.extend(_by_rows(_nll_rows, logits_of(window, rows), targets))
-    return torch.cat([part for (part,) in parts]).view(reference.tokens.shape[0], -1)
+    for window, rows in row_slices(tokens, vocabulary):
+        logits = logits_of(window, rows)
+        parts.extend(_by_rows(_nll_rows, logits, tokens[window, 1:][rows].to(logits.device)))
+    return torch.cat([part for (part,) in parts]).view(tokens.shape[0], -1).cpu()
 
 
-def hidden_logits(reference: Reference, hidden: Tensor, head: Head | None = None) -> LogitsOf:
-    """Return the logits function of final hidden states (sequences, length, hidden); `head` replaces the reference's head.
-
-    Logits are computed on the device of the head's matrix, whatever device the walk used.
-    """
-    used = head or reference.head
-    return lambda window, rows: used.logits(hidden[window, rows].to(used.matrix.device))
+def hidden_logits(hidden: Tensor, head: Head) -> LogitsOf:
+    """Return the logits function of final hidden states (sequences, length, hidden); logits are on the device of the head's matrix."""
+    return lambda window, rows: head.logits(hidden[window, rows].to(head.matrix.device))
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float | None]:

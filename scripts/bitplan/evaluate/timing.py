@@ -1,7 +1,6 @@
 """A timed run of a model: its prompts and its measurements."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 PROMPT_TOKENS = 256
 PROMPTS = (
@@ -15,7 +14,8 @@ PROMPTS = (
 class SpeedSettings:
     """Tokens to generate per prompt, counted rounds, warm-up rounds, threads, and the prompts.
 
-    Rounds are repeated, up to `max_repeats`, until the fastest of the last `repeats` is at most `max_spread` times as fast as the slowest.
+    Rounds are repeated, up to `max_repeats` and for `max_seconds`, until the fastest of the last `repeats` is at most `max_spread` times
+    as fast as the slowest.
     """
 
     max_tokens: int = 200
@@ -25,6 +25,7 @@ class SpeedSettings:
     prompts: tuple[str, ...] = PROMPTS
     max_repeats: int = 15
     max_spread: float = 1.3
+    max_seconds: float = 60.0
 
     @property
     def budget(self) -> int:
@@ -41,14 +42,3 @@ class Run:
     generation_tokens_per_second: float
     peak_memory_bytes: int
     answers: tuple[str, ...]
-
-
-def peak_memory_bytes() -> int:
-    """Return this process's peak resident memory in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bitplan.core.errors import UserError, user_error
 from bitplan.core.files import digest_of_files, read_json
 from bitplan.core.safetensors_io import DOWNLOAD_AGAIN, PIECE, TensorInfo, read_header
 from bitplan.models.checkpoint_files import INDEX, INDEX_END, OTHER_WEIGHTS, SETTINGS_AND_TOKENIZER, SINGLE, match_names
+from bitplan.models.recorded_loading import recorded_loading
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +112,8 @@ class Checkpoint:
     finite: Mapping[str, list[int]] = field(
         default_factory=dict, compare=False
     )  # the stamps of files without NaN and Inf
+    # What model.json records of the loading.
+    recorded: Mapping[str, Any] | None = field(default=None, compare=False)
 
     @classmethod
     def open(cls, path: Path) -> "Checkpoint":
@@ -128,7 +131,7 @@ class Checkpoint:
                 "Give the folder of a checkpoint",
             )
         _weight_files(folder)
-        return cls(folder, finite if isinstance(finite, dict) else {})
+        return cls(folder, finite if isinstance(finite, dict) else {}, told.get("loading"))
 
     def known_finite(self, name: str) -> bool:
         """Return whether a tensor's file was checked for NaN and Inf when the model was described, and has not changed since."""
@@ -160,10 +163,14 @@ class Checkpoint:
     @cached_property
     def loading(self) -> "Loading":
         """What the model built from `config.json` loads. Raises `UserError` if transformers cannot build it."""
+        # The headers first: the message about a broken file is more useful than the errors that follow from it.
+        stored = list(self.stored)
+        known = recorded_loading(self.recorded, self.folder, stored)
+        if known is not None:
+            return known
         from bitplan.models.loading import read_loading
 
-        # The headers first: the message about a broken file is more useful than the errors that follow from it.
-        return read_loading(self.folder, self.config, list(self.stored))
+        return read_loading(self.folder, self.config, stored)
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorInfo]:

@@ -1,12 +1,12 @@
 """Weights without NaN and Inf: all are checked once when a model is described, later only those of files that changed since."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
-from bitplan.models.checkpoint import FLOATS, Checkpoint, stamp_of
+from bitplan.models.checkpoint import FLOATS, Checkpoint, TensorInfo, stamp_of
 
 VALUES_AT_ONCE = 1 << 24
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -18,16 +18,24 @@ def finite_files(checkpoint: Checkpoint) -> dict[str, list[int]]:
     A few MiB are in memory at a time. Raises `UserError` naming the tensors that contain NaN or Inf.
     """
     stamps = {info.file.name: stamp_of(info.file) for info in checkpoint.tensors.values()}
-    broken = [
-        name
-        for name, info in checkpoint.tensors.items()
-        if info.dtype in FLOATS
-        and not all(
-            torch.frombuffer(bytearray(part), dtype=TYPES[info.dtype]).isfinite().all() for part in info.pieces()
-        )
-    ]
-    _refuse(broken, checkpoint.folder)
+    _refuse([name for name, info in checkpoint.tensors.items() if not _finite_as_stored(info)], checkpoint.folder)
     return stamps
+
+
+def _finite_as_stored(info: TensorInfo) -> bool:
+    """Return whether a tensor of a file has neither NaN nor Inf, with a few MiB of it in memory at a time."""
+    return info.dtype not in FLOATS or all(
+        torch.frombuffer(bytearray(part), dtype=TYPES[info.dtype]).isfinite().all() for part in info.pieces()
+    )
+
+
+def check_stored(names: Iterable[str], checkpoint: Checkpoint) -> None:
+    """Raise `UserError` naming a tensor of a checkpoint with NaN or Inf, without keeping any in memory.
+
+    Those that `describe_model.py` has checked already are not read.
+    """
+    unknown = [name for name in names if not checkpoint.known_finite(name)]
+    _refuse([name for name in unknown if not _finite_as_stored(checkpoint.tensors[name])], checkpoint.folder)
 
 
 def check_read(tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:

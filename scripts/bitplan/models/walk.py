@@ -27,6 +27,8 @@ from bitplan.models.loading import stored_name
 log = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOKENS_PER_BATCH = 2048
+# A block of fewer bytes leaves its memory to the next one: to return it and to get it back takes about a twentieth of such a block's time.
+RETURNED_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,8 @@ class StreamedModel:
             table.weight = nn.Parameter(torch.empty_like(table.weight, device="meta"), requires_grad=False)
             for block in self.blocks:
                 block.__dict__.pop("forward", None)
+            if len(visited):
+                return_free_memory()
         return output.last_hidden_state
 
     def _table_rows(self, rows: Tensor) -> Tensor:
@@ -320,12 +324,15 @@ class StreamedModel:
                 setattr(module.get_submodule(owner), leaf, tensors[name].to(self.device))
 
     def drop_(self, module: nn.Module) -> None:
-        """Remove the weights of `module`; buffers stay."""
+        """Remove the weights of `module`; buffers stay. The memory of a large one returns to the system, that of a small one is used again."""
+        freed = 0
         for inner, parameter in list(module.named_parameters()):
             owner, _, leaf = inner.rpartition(".")
             empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+            freed += parameter.nbytes
             setattr(module.get_submodule(owner), leaf, nn.Parameter(empty, requires_grad=False))
-        return_free_memory()
+        if freed >= RETURNED_BYTES:
+            return_free_memory()
 
 
 def check_tokens(tokens: Tensor, rows: int, table: object) -> None:

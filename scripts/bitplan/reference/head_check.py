@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitplan.core.errors import user_error
 from bitplan.models.walk import StreamedModel
-from bitplan.reference.head import Head
+from bitplan.reference.head import Head, StoredHead
 
 WORDS = 64
 POSITIONS = 8
@@ -46,12 +46,12 @@ def _fix_output(module: nn.Module, hidden: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _shrink_head(module: nn.Module, head: Head, model: StreamedModel) -> Iterator[None]:
-    """Replace the output matrix by its first rows."""
+    """Replace the output matrix by that of a smaller head."""
     original = module.get_output_embeddings()
-    small = nn.Linear(head.matrix.shape[1], min(WORDS, len(head.matrix)), bias=head.bias is not None)
-    small.weight = nn.Parameter(head.matrix[:WORDS].to(model.device, model.dtype), requires_grad=False)
+    small = nn.Linear(head.matrix.shape[1], len(head.matrix), bias=head.bias is not None)
+    small.weight = nn.Parameter(head.matrix.to(model.device, model.dtype), requires_grad=False)
     if head.bias is not None:
-        small.bias = nn.Parameter(head.bias[:WORDS].to(model.device, model.dtype), requires_grad=False)
+        small.bias = nn.Parameter(head.bias.to(model.device, model.dtype), requires_grad=False)
     module.set_output_embeddings(small)
     try:
         yield
@@ -60,13 +60,13 @@ def _shrink_head(module: nn.Module, head: Head, model: StreamedModel) -> Iterato
 
 
 @torch.inference_mode()
-def check_head(model: StreamedModel, head: Head, hidden: Tensor) -> None:
+def check_head(model: StreamedModel, head: StoredHead, hidden: Tensor) -> None:
     """Raise `UserError` if the family's own forward gives other logits for `hidden` (sequences, length, hidden) than `head`."""
     some = hidden[:1, :POSITIONS].to(model.device, model.dtype)
     tokens = torch.zeros(some.shape[:2], dtype=torch.int64, device=model.device)
-    with _fix_output(model.module, some), _shrink_head(model.module, head, model):
+    few = head.read_first(WORDS)
+    with _fix_output(model.module, some), _shrink_head(model.module, few, model):
         theirs = model.module(input_ids=tokens, use_cache=False).logits[0].to("cpu", torch.float32)
-    few = Head(head.matrix[:WORDS], None if head.bias is None else head.bias[:WORDS], head.scale, head.softcap)
     ours = few.logits(some[0].to("cpu"))
     if not torch.allclose(ours, theirs, rtol=TOLERANCE, atol=TOLERANCE * theirs.abs().max().item()):
         kind = model.checkpoint.config.get("model_type", "unknown")

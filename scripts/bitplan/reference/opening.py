@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A checkpoint, its description, and the model that runs block by block."""
+    """A checkpoint, its description, and how it is run: number type, device, and whether windows begin with BOS."""
 
     checkpoint: Checkpoint
     info: ModelInfo
-    model: StreamedModel
     dtype: str
+    device: str = "cpu"
+    bos: str = "auto"
+
+    @cached_property
+    def model(self) -> StreamedModel:
+        """The model that runs block by block, built when it is first asked for: scores of files need none. Raises `UserError`."""
+        model = open_model(self.checkpoint, self.dtype, self.device)
+        model.bos = self.bos
+        return model
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -43,10 +52,7 @@ def prepare_model(path: Path, dtype: str, device: str, threads: int, bos: str = 
     torch.set_num_threads(threads)
     info = model_info(path)
     checkpoint = open_described_checkpoint(path, info)
-    dtype = pick_dtype(dtype, pick_device(device))
-    model = open_model(checkpoint, dtype, device)
-    model.bos = bos
-    return PreparedModel(checkpoint, info, model, dtype)
+    return PreparedModel(checkpoint, info, pick_dtype(dtype, pick_device(device)), device, bos)
 
 
 def open_reference(source: Path, model: PreparedModel, length: int, sequences: int | None, skip: int = 0) -> Reference:

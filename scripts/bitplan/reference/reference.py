@@ -10,7 +10,7 @@ from bitplan.core.errors import user_error
 from bitplan.core.safetensors_io import opened_tensors, write_tensors
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.walk import StreamedModel
-from bitplan.reference.head import Head
+from bitplan.reference.head import StoredHead
 from bitplan.reference.head_check import check_head
 from bitplan.reference.text import NO_BOS, CutText, TextRange, cut_text, text_digest
 
@@ -21,12 +21,13 @@ MADE_BY = "Create it again with scripts/teacher.py"
 class Reference:
     """Windows of tokens (sequences, length), final full-precision hidden states (sequences, length, hidden) and the head.
 
+    The head is read where logits are computed and dropped there, so that its matrix and a block of a walk are not in memory together.
     `bos` is "none" or the token id with which windows begin; `source` is the range of the text, None if unknown.
     """
 
     tokens: Tensor
     hidden: Tensor
-    head: Head
+    head: StoredHead
     dtype: str
     bos: str = NO_BOS
     source: TextRange | None = None
@@ -41,15 +42,16 @@ def make_reference(
 ) -> Reference:
     """Run the unquantized model on a text after its first `skip` tokens. Raises `UserError` for a short text or an unsupported head."""
     model.check_length(length)
+    head = StoredHead.of(model.checkpoint)
     cut = cut_text(model.checkpoint.folder, text, length, sequences, skip, model.bos)
-    reference = reference_of_text(model.checkpoint, cut, model.run(cut.tokens), dtype)
-    check_head(model, reference.head, reference.hidden)
-    return reference
+    hidden = model.run(cut.tokens).to("cpu", torch.float32)
+    check_head(model, head, hidden)
+    return Reference(cut.tokens, hidden, head, dtype, cut.bos, cut.source)
 
 
 def reference_of_tokens(checkpoint: Checkpoint, tokens: Tensor, hidden: Tensor, dtype: str) -> Reference:
     """Return the reference with the final hidden states of a walk over `tokens`, computed in `dtype`."""
-    return Reference(tokens, hidden.to("cpu", torch.float32), Head.of(checkpoint), dtype)
+    return Reference(tokens, hidden.to("cpu", torch.float32), StoredHead.of(checkpoint), dtype)
 
 
 def reference_of_text(checkpoint: Checkpoint, cut: CutText, hidden: Tensor, dtype: str) -> Reference:
@@ -96,7 +98,7 @@ def load_reference(path: Path, checkpoint: Checkpoint, fingerprint: str, dtype: 
             f"Use --dtype {facts['dtype']}",
         )
     where = {"bos": facts.get("bos", NO_BOS), "source": _source(facts)}
-    return Reference(tokens.to(torch.int64), hidden, Head.of(checkpoint), facts["dtype"], **where)
+    return Reference(tokens.to(torch.int64), hidden, StoredHead.of(checkpoint), facts["dtype"], **where)
 
 
 def _source(facts: dict[str, str]) -> TextRange | None:

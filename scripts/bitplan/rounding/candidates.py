@@ -29,7 +29,7 @@ from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_bloc
 from bitplan.rounding.columns import LayerToRound
 from bitplan.rounding.grids import is_rounded
 from bitplan.rounding.layer import FEEDBACK, round_layer
-from bitplan.rounding.model import ModelRounding, names_to_round, note_of
+from bitplan.rounding.model import ModelRounding, names_to_round, note_of, with_moments
 from bitplan.statistics.shrinkage import HalvedMoments, collect_halves
 
 FOLDER = "candidates"
@@ -110,10 +110,10 @@ class _Candidates:
         return notes
 
     def _request(self, name: str, weight: Tensor, choice: LayerPlan, moments: HalvedMoments | None) -> LayerToRound:
-        hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
+        empty = weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
         form = FORMATS[choice.wq]
-        group, damping = form.group(choice.group_size), self.settings.damping
-        return LayerToRound(name, weight, hessian, form, group, damping, moments=moments)
+        layer = LayerToRound(name, weight, empty, form, form.group(choice.group_size), self.settings.damping)
+        return layer if moments is None else with_moments(layer, moments, self.settings)
 
 
 def round_candidates(

@@ -9,7 +9,6 @@ from bitplan.formats.base import Format, Quantized
 from bitplan.rounding.grids import GRIDS, join_parts
 from bitplan.rounding.levels import Levels
 from bitplan.rounding.sweep import Factors, weighted_squares
-from bitplan.statistics.shrinkage import HalvedMoments
 
 DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
@@ -20,9 +19,9 @@ class LayerToRound:
     """A weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, its format and values per block.
 
     `damping` times the mean of H's diagonal is added to the diagonal.
-    `cross` (in, in) is `CrossMoments.matrix` if rounding aims at the outputs for the reference model's inputs, `share` of the way from those
-    for its own inputs.
-    `moments`, which H comes from, if feedback is to be judged on tokens held out where these are few.
+    `drift` (out, in) is W C, C the cross moments (`CrossMoments.matrix`), if rounding aims at the outputs for the reference model's inputs,
+    `share` of the way from those for its own inputs.
+    `tokens` and `shrinkage` say what H comes from. `held_out` is the error of feedback relative to nearest on tokens held out, where there were so few that it was judged.
     """
 
     name: str
@@ -31,16 +30,18 @@ class LayerToRound:
     form: Format
     group: int
     damping: float = DAMPING
-    cross: Tensor | None = None
+    drift: Tensor | None = None
     share: float = 0.0
-    moments: HalvedMoments | None = None
+    tokens: int = 0
+    shrinkage: float | None = None
+    held_out: float | None = None
 
     def aimed(self, factors: Factors) -> "LayerToRound":
         """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""
-        if self.cross is None or not self.share:
+        if self.drift is None or not self.share:
             return self
-        correction = (self.weight @ self.cross) @ factors.upper.T @ factors.upper
-        return replace(self, weight=self.weight + self.share * correction, cross=None)
+        correction = self.drift @ factors.upper.T @ factors.upper
+        return replace(self, weight=self.weight + self.share * correction, drift=None)
 
     @property
     def importance(self) -> Tensor | None:

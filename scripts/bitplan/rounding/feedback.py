@@ -17,8 +17,12 @@ def round_with_feedback(layer: LayerToRound, factors: Factors, descents: int = 0
     elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
     columns = FormatColumns(layer, elements, layer.importance)
     sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
+    del factors  # as large as H, and of no use to the descents
     if descents:
-        hessian = layer.hessian.clone()
-        hessian.diagonal().add_(LESS * layer.damping * hessian.diagonal().mean())
-        descend_(columns, layer.weight, hessian, descents)
+        # Not a copy of H, which may be as large as a block of the model: its diagonal is put back.
+        diagonal = layer.hessian.diagonal()
+        kept = diagonal.clone()
+        diagonal.add_(LESS * layer.damping * kept.mean())
+        descend_(columns, layer.weight, layer.hessian, descents)
+        diagonal.copy_(kept)
     return columns

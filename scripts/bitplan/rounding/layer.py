@@ -9,7 +9,6 @@ from bitplan.formats.base import Quantized
 from bitplan.rounding.columns import FormatColumns, LayerToRound
 from bitplan.rounding.feedback import round_with_feedback
 from bitplan.rounding.grids import GRIDS
-from bitplan.rounding.held_out import held_out_ratio, needs_judging
 from bitplan.rounding.sweep import check_hessian, damped_factors
 
 log = logging.getLogger(__name__)
@@ -68,9 +67,9 @@ def _better(layer: LayerToRound, nearest: Quantized, descents: int) -> RoundedWe
         return _give_up(layer, nearest, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
-    if needs_judging(layer) and (ratio := held_out_ratio(layer, descents)) is not None and not ratio < 1:
-        tokens = layer.moments.tokens
-        return _give_up(layer, nearest, f"on tokens held out of {tokens}, error feedback has {ratio:.2f} of its error")
+    if layer.held_out is not None and not layer.held_out < 1:
+        why = f"on tokens held out of {layer.tokens}, error feedback has {layer.held_out:.2f} of its error"
+        return _give_up(layer, nearest, why)
     layer = layer.aimed(factors)
     columns = round_with_feedback(layer, factors, descents)
     quantized = columns.quantized()

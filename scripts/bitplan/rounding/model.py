@@ -6,7 +6,7 @@ Finished blocks are saved in a folder next to the result, one file each. An inte
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from bitplan.plans.compressed import finish_folder
 from bitplan.plans.plan import Plan, check_columns
 from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_block, write_rounded
 from bitplan.rounding.columns import DAMPING, LayerToRound
-from bitplan.rounding.grids import is_rounded
+from bitplan.rounding.grids import GRIDS, is_rounded
+from bitplan.rounding.held_out import held_out_ratio, needs_judging
 from bitplan.rounding.layer import (
     DESCENTS,
     FEEDBACK,
@@ -39,7 +40,7 @@ from bitplan.rounding.layer import (
 )
 from bitplan.rounding.tuning import TuningSettings, tune_
 from bitplan.statistics.hessian import CrossMoments, inputs_of
-from bitplan.statistics.shrinkage import HalvedMoments, collect_halves, count_window_, shrunk_cross
+from bitplan.statistics.shrinkage import HalvedMoments, collect_halves, count_window_, shrink_crosses_
 
 log = logging.getLogger(__name__)
 COLUMNS = ("layer", "format", "rounding", "error", "error_nearest", "tokens", "columns", "shrinkage", "damping", "why")
@@ -157,53 +158,70 @@ class _Rounding:
                 set_weight_(module, layer, weight)
 
     def _rounded(
-        self, block: Block, hidden: Tensor, target: Tensor | None, cross: Mapping[str, CrossMoments], forward: Forward
+        self, block: Block, hidden: Tensor, target: Tensor | None, cross: dict[str, CrossMoments], forward: Forward
     ) -> tuple[dict[str, RoundedLayer], dict[str, dict[str, Any]]]:
-        with torch.no_grad():
-            moments = collect_halves(block, hidden, forward)
-        names = [name for name in block.layers if name in self._names]
-        requests = {name: self._request(name, block, moments.get(name), cross.get(name)) for name in names}
-        with torch.no_grad():
-            how = (self.settings.rounding, self.settings.descents)
-            results = {name: round_layer(layer, *how) for name, layer in requests.items()}
+        pairs = self._each(block, hidden, cross, forward)
         if self.settings.rounding == TUNED:
-            results |= self._tuned(block, requests, results, hidden, target, forward)
-        layers = {
-            name: RoundedLayer(result.quantized, requests[name].form.name, requests[name].group)
-            for name, result in results.items()
-        }
-        notes = {name: note_of(requests[name], result) for name, result in results.items()}
+            pairs = self._tuned(block, list(pairs), hidden, target, forward)
+        layers, notes = {}, {}
+        for request, result in pairs:
+            layers[request.name] = RoundedLayer(result.quantized, request.form.name, request.group)
+            notes[request.name] = note_of(request, result)
+            del request, result  # as large as a block: gone before the next is made
         write_rounded(self.partial, block.index, layers, notes)
         return layers, notes
+
+    @torch.no_grad()
+    def _each(
+        self, block: Block, hidden: Tensor, cross: dict[str, CrossMoments], forward: Forward
+    ) -> Iterator[tuple[LayerToRound, RoundedWeight]]:
+        """Yield each layer to round and how it was rounded. Moments are dropped with the last layer that needs them; `cross` gets empty."""
+        moments = dict(collect_halves(block, hidden, forward))
+        crosses = shrink_crosses_(cross, moments)
+        for name in (each for each in block.layers if each in self._names):
+            request = self._request(name, block, moments.pop(name, None), crosses.pop(name, None))
+            result = round_layer(request, self.settings.rounding, self.settings.descents)
+            pair = [(request, result)]
+            del request, result
+            yield pair.pop()
 
     def _tuned(
         self,
         block: Block,
-        requests: Mapping[str, LayerToRound],
-        results: Mapping[str, RoundedWeight],
+        pairs: Sequence[tuple[LayerToRound, RoundedWeight]],
         hidden: Tensor,
         target: Tensor,
         forward: Forward,
-    ) -> dict[str, RoundedWeight]:
-        """Return the layers of a block tuned together; empty if that does not lower the error of its outputs."""
+    ) -> list[tuple[LayerToRound, RoundedWeight]]:
+        """Return the layers of a block tuned together; as they were if that does not lower the error of its outputs."""
+        requests, results = ({pair[0].name: pair[side] for pair in pairs} for side in (0, 1))
         columns = {name: result.columns for name, result in results.items() if result.columns is not None}
         for name, result in results.items():
             if result.columns is None:
                 set_weight_(block.layers[name], self._layers[name], requests[name].values(result.quantized))
         before, after = tune_(block.layers, columns, hidden, target, forward, self.settings.tuning)
         log.info("block %d: error of its outputs %.4g, tuned %.4g", block.index, before, after)
-        return {name: apply_tuning(results[name]) for name in columns} if after < before else {}
+        if after < before:
+            results |= {name: apply_tuning(results[name]) for name in columns}
+        return [(requests[name], result) for name, result in results.items()]
 
-    def _request(
-        self, name: str, block: Block, moments: HalvedMoments | None, cross: CrossMoments | None
-    ) -> LayerToRound:
+    def _request(self, name: str, block: Block, moments: HalvedMoments | None, cross: Tensor | None) -> LayerToRound:
         weight = weight_of(block.layers[name], self._layers[name]).detach().to(torch.float32)
-        hessian = weight.new_zeros(weight.shape[1], weight.shape[1]) if moments is None else moments.hessian
         choice = self.plan.of(name)
         form = self.weights.formats[choice.wq]
-        aim = {} if cross is None else {"cross": shrunk_cross(cross, hessian), "share": self.settings.reference_share}
-        group, damping = form.group(choice.group_size), self.settings.damping
-        return LayerToRound(name, weight, hessian, form, group, damping, moments=moments, **aim)
+        aim = {} if cross is None else {"drift": weight @ cross, "share": self.settings.reference_share}
+        del cross
+        empty = weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
+        layer = LayerToRound(name, weight, empty, form, form.group(choice.group_size), self.settings.damping, **aim)
+        return layer if moments is None else with_moments(layer, moments, self.settings)
+
+
+def with_moments(layer: LayerToRound, moments: HalvedMoments, settings: ModelRounding) -> LayerToRound:
+    """Return a layer with H of its moments, and with feedback judged on tokens held out where there are few."""
+    judged = settings.rounding != NEAREST and layer.form.name in GRIDS and needs_judging(layer, moments)
+    held_out = held_out_ratio(layer, moments, settings.descents) if judged else None
+    text = {"tokens": moments.tokens, "shrinkage": moments.shrinkage, "held_out": held_out}
+    return replace(layer, hessian=moments.hessian, **text)
 
 
 def note_of(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
@@ -211,12 +229,7 @@ def note_of(request: LayerToRound, result: RoundedWeight) -> dict[str, Any]:
     rows = 2 * len(request.weight)
     facts = {"layer": request.name, "format": request.form.name, "rounding": result.rounding}
     errors = {"error": result.error / rows, "error_nearest": result.error_nearest / rows}
-    given = request.moments
-    text = {
-        "tokens": given.tokens if given else 0,
-        "columns": request.weight.shape[1],
-        "shrinkage": given.shrinkage if given else None,
-    }
+    text = {"tokens": request.tokens, "columns": request.weight.shape[1], "shrinkage": request.shrinkage}
     return {**facts, **errors, **text, "damping": result.damping, "why": result.why}
 
 

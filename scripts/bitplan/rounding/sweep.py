@@ -79,14 +79,18 @@ def weighted_squares(change: Tensor, hessian: Tensor) -> float:
 def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
     """Return the factors of H + damping x mean(diag H) x I; None if it is not numerically positive definite.
 
-    Dead columns (H_jj = 0) get 1 on the diagonal.
+    Dead columns (H_jj = 0) get 1 on the diagonal. One copy of H is made, in which all is computed: H may be as large as a block of the model.
     """
-    repaired = hessian + torch.diag((hessian.diagonal() == 0).to(hessian.dtype))
-    repaired.diagonal().add_(damping * repaired.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(repaired)
-    inverse = None if failed else torch.cholesky_inverse(lower)
-    upper, failed = (None, failed) if inverse is None else torch.linalg.cholesky_ex(inverse, upper=True)
-    return None if failed else Factors(upper, inverse.diagonal().clone())
+    # Column by column, as LAPACK stores matrices: it then works in place.
+    place = hessian.clone(memory_format=torch.contiguous_format).mT
+    place.diagonal().add_((hessian.diagonal() == 0).to(hessian.dtype))
+    place.diagonal().add_(damping * place.diagonal().mean())
+    info = torch.empty((), dtype=torch.int32, device=hessian.device)
+    if torch.linalg.cholesky_ex(place, out=(place, info))[1]:
+        return None
+    inverse_diagonal = torch.cholesky_inverse(place, out=place).diagonal().clone()
+    failed = torch.linalg.cholesky_ex(place, upper=True, out=(place, info))[1]
+    return None if failed else Factors(place, inverse_diagonal)
 
 
 def check_hessian(hessian: Tensor, layer: str = "layer") -> None:

@@ -3,10 +3,13 @@
 import multiprocessing
 import os
 import statistics
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +33,22 @@ def _size_of(path: Path) -> int:
     return sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else path.stat().st_size
 
 
+# Each run is a process of its own, forked from one that has imported llama.cpp's library and loaded no model: importing it
+# again takes longer than a small file's run. Only Linux forks libraries safely.
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+IMPORTED = ["__main__", "bitplan.runtimes.gguf.timing", "llama_cpp"]
+
+
+def _processes() -> BaseContext:
+    """Return what starts a process for each run."""
+    context = multiprocessing.get_context(METHOD)
+    if METHOD == "forkserver":
+        context.set_forkserver_preload(IMPORTED)
+    return context
+
+
 def _in_process(path: Path, settings: SpeedSettings) -> Run:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=_processes()) as pool:
         try:
             return pool.submit(_run_any, path, settings).result()
         except BrokenProcessPool:
@@ -41,9 +58,15 @@ def _in_process(path: Path, settings: SpeedSettings) -> Run:
 
 
 def rounds(models: Mapping[str, Path], settings: SpeedSettings) -> Iterator[dict[str, Run]]:
-    """Yield a run of every model, round by round, until the speeds are stable or the budget is used; those to warm up come first."""
+    """Yield a run of every model, round by round, until the speeds are stable or the budget is used; those to warm up come first.
+
+    Of the budget, the first `repeats` counted rounds are always run; no other begins after `max_seconds`.
+    """
     done: list[dict[str, Run]] = []
+    started = time.monotonic()
     while len(done) < settings.warmup + settings.budget and not _are_stable(done[settings.warmup :], settings):
+        if len(done) >= settings.warmup + settings.repeats and time.monotonic() - started > settings.max_seconds:
+            return
         done.append({name: _in_process(path, settings) for name, path in models.items()})
         yield done[-1]
 
@@ -165,7 +188,7 @@ def print_rounds(result: Mapping[str, Any]) -> None:
     held, most = result["rounds"], result["settings"]["max_spread"]
     print(f"medians over {held['used']} rounds; speeds vary by a factor of at most {most:g}" if held["stable"] else
           f"unstable: speeds vary by more than a factor of {most:g} over {held['used']} rounds; "
-          "stop what else runs on this machine, or raise --max_repeats")  # fmt: skip
+          "stop what else runs on this machine, or raise --max_repeats and --max_seconds")  # fmt: skip
 
 
 def print_table(result: Mapping[str, Any]) -> None:

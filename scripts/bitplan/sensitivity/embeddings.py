@@ -55,7 +55,8 @@ def embedding_row(
     """Return the row of a candidate, with KL by window: what a layer's output tells is empty."""
     layer, plan, weights = candidate.layer, candidate.plan, QuantizedWeights(limit=0)
     final = _final(model, info, reference, plan, weights) if layer.token_table else reference.hidden
-    by_window = kld_by_window(reference, [final], [head_under(reference.head, plan, info, weights)])[0]
+    head = reference.head.read(model.device)
+    by_window = kld_by_window(reference, [final], head, [head_under(head, plan, info, weights)])[0]
     return row_of(candidate, by_window.tolist())
 
 

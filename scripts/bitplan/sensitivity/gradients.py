@@ -14,7 +14,7 @@ from bitplan.core.resume import PartialResults, gradient_name, load_states
 from bitplan.evaluate.scores import LOGIT_VALUES_AT_ONCE
 from bitplan.models.experts import has_experts
 from bitplan.models.walk import Block, Forward, StreamedModel, window_by_window
-from bitplan.reference.head import Head
+from bitplan.reference.head import Head, StoredHead
 from bitplan.sensitivity.output_gradients import gradient_of_inputs
 
 SEED = 0
@@ -51,12 +51,12 @@ def _after_last_block(model: StreamedModel, tokens: Tensor, states: Tensor, head
     return torch.cat(parts)
 
 
-def keep_gradients(model: StreamedModel, tokens: Tensor, head: Head, kept: PartialResults) -> None:
+def keep_gradients(model: StreamedModel, tokens: Tensor, head: StoredHead, kept: PartialResults) -> None:
     """Keep the gradient at the states after each block but the first's input, last block first; what is kept is not made again."""
     count = len(model.blocks)
     if not kept.has(gradient_name(count)):
         last = load_states(kept, count, model.device)
-        kept.save_tensor(gradient_name(count), _after_last_block(model, tokens, last, head))
+        kept.save_tensor(gradient_name(count), _after_last_block(model, tokens, last, head.read(model.device)))
     wanted = [block for block in range(count - 1, 0, -1) if not kept.has(gradient_name(block))]
     for block in progress(wanted, len(wanted), "blocks backward"):
         hidden = load_states(kept, block, model.device)

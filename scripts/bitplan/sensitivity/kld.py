@@ -12,21 +12,23 @@ from bitplan.reference.reference import Reference
 
 
 @torch.inference_mode()
-def kld_by_window(reference: Reference, finals: Sequence[Tensor], heads: Sequence[Head] | None = None) -> Tensor:
+def kld_by_window(
+    reference: Reference, finals: Sequence[Tensor], head: Head, heads: Sequence[Head] | None = None
+) -> Tensor:
     """Return the mean KL(reference || candidate) per token of each window, (candidates, sequences) float64, in nats.
 
-    finals: the candidates' final hidden states (sequences, length, hidden) on the reference's tokens; heads: theirs, where these are
-    not the reference's.
+    finals: the candidates' final hidden states (sequences, length, hidden) on the reference's tokens; `head`: the reference's; `heads`:
+    the candidates', where these are not the reference's.
     """
-    used = heads or [reference.head] * len(finals)
+    used = heads or [head] * len(finals)
     sequences, length = reference.tokens.shape
-    theirs, total = hidden_logits(reference, reference.hidden), torch.zeros(len(finals), sequences, dtype=torch.float64)
-    for window, rows in row_slices(reference):
+    theirs, total = hidden_logits(reference.hidden, head), torch.zeros(len(finals), sequences, dtype=torch.float64)
+    for window, rows in row_slices(reference.tokens, len(head.matrix)):
         logits = theirs(window, rows)
         known = torch.log_softmax(logits, dim=-1)
         probabilities = known.exp()
-        for number, (final, head) in enumerate(zip(finals, used, strict=True)):
-            change = hidden_logits(reference, final, head)(window, rows) - logits
+        for number, (final, own) in enumerate(zip(finals, used, strict=True)):
+            change = hidden_logits(final, own)(window, rows) - logits
             total[number, window] += divergence(known, probabilities, change).sum(dtype=torch.float64)
     return total / (length - 1)
 

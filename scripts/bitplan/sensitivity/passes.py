@@ -10,7 +10,7 @@ Every piece is kept as soon as it is done, and within a pass what its candidates
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ from bitplan.core.resume import SHARE, PartialResults, WalkProgress, digest_of, 
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.smoothing import SmoothGroup, Smoothing, read_smoothing, write_smoothing
-from bitplan.reference.head import Head
+from bitplan.reference.head import StoredHead
 from bitplan.reference.reference import Reference
 from bitplan.sensitivity.candidate_outputs import newborn
 from bitplan.sensitivity.candidates import (
@@ -173,9 +173,8 @@ class Measurement:
         return (self.model.tokens_forwarded - before) / self.tokens.numel()
 
     @cached_property
-    def _head(self) -> Head:
-        held, device = Head.of(self.model.checkpoint), self.model.device
-        return replace(held, matrix=held.matrix.to(device), bias=None if held.bias is None else held.bias.to(device))
+    def _head(self) -> StoredHead:
+        return StoredHead.of(self.model.checkpoint)
 
     @cached_property
     def _reference(self) -> Reference:
@@ -245,7 +244,8 @@ class Measurement:
         self.model.run(self.tokens, visit, range(first, last), start, differentiable=self.measure.fisher)
         for key in live:
             live[key] = self._final(live[key])
-        found = kld_by_window(self._reference, list(live.values())) if live else ()
+        head = self._head.read(self.model.device) if live else None
+        found = kld_by_window(self._reference, list(live.values()), head) if live else ()
         by_window = dict(zip(live, found, strict=True))
         for cell in cells:
             key = (cell["row"]["layer"], cell["choice"])

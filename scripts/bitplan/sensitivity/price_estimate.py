@@ -19,10 +19,10 @@ EXPECTED, CERTAIN = 0.05, 2
 
 
 def near(products: Tensor) -> Tensor:
-    """Return sum x_t x_u over tokens of one span or of neighbouring ones, of products x (tokens,): float64, without a dimension."""
+    """Return sum x_t x_u over tokens of one span or of neighbouring ones, of products x (..., tokens): float64 (...)."""
     wide = products.to(torch.float64)
-    spans = torch.stack([part.sum() for part in wide.split(SPAN)])
-    return spans.square().sum() + 2 * (spans[1:] * spans[:-1]).sum()
+    spans = torch.nn.functional.pad(wide, (0, -wide.shape[-1] % SPAN)).unflatten(-1, (-1, SPAN)).sum(-1)
+    return spans.square().sum(-1) + 2 * (spans[..., 1:] * spans[..., :-1]).sum(-1)
 
 
 def window_prices(whole: Tensor, near: Tensor, kinds: Sequence[object], scored: int) -> Tensor:

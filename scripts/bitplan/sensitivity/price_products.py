@@ -100,43 +100,63 @@ def window_products(
         places = [
             _place(block, forward, hidden, by_name[call.name], call, seen) for call in seen if call.name in by_name
         ]
-    found = {name: torch.zeros(2, len(by_name[name].choices), len(above), dtype=torch.float64) for name, *_ in places}
-    wanted, below = [given, *(tensor for _, tensor, _ in places)], torch.empty_like(above)
+    found = {
+        each.name: torch.zeros(2, len(by_name[each.name].choices), len(above), dtype=torch.float64) for each in places
+    }
+    wanted, below = [given, *(each.tensor for each in places)], torch.empty_like(above)
     for draw, gradient in enumerate(above):
         again = draw < len(above) - 1
         parts = torch.autograd.grad(output, wanted, gradient.to(output.dtype), retain_graph=again, allow_unused=True)
         below[draw] = 0 if parts[0] is None else parts[0]
-        for (name, _, changed), part in zip(places, parts[1:], strict=True):
-            if part is not None:
-                _add_products_(found[name][..., draw], part.flatten(0, -2).to(torch.float32), changed)
+        for place, part in zip(places, parts[1:], strict=True):
+            if part is not None and place.numbers:
+                _add_products_(found[place.name][..., draw], part.flatten(0, -2).to(torch.float32), place)
     return below, found
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A layer, the tensor whose gradient prices its candidates, and what those of its choices with these numbers change in that tensor.
+
+    changed: (tokens, numbered choices, out), None where no choice changes anything.
+    """
+
+    name: str
+    tensor: Tensor
+    numbers: Sequence[int]
+    changed: Tensor | None
+
+    @classmethod
+    def of(cls, name: str, tensor: Tensor, changed: Sequence[Tensor | None]) -> "_Place":
+        """Return the place of all choices' changes (tokens, out), None for a choice that changes nothing."""
+        numbers = [number for number, dy in enumerate(changed) if dy is not None]
+        return cls(name, tensor, numbers, torch.stack([changed[each] for each in numbers], dim=1) if numbers else None)
 
 
 def _place(
     block: Block, forward: Forward, hidden: Tensor, own: LayerCandidates, call: _Call, seen: Sequence[_Call]
-) -> tuple[str, Tensor, list[Tensor | None]]:
-    """Return the layer, the tensor whose gradient prices its candidates, and how each of them changes that tensor.
+) -> _Place:
+    """Return where a layer's candidates are priced.
 
-    It is the layer's output; for queries and keys what the attention's output projection reads, if each of its layers was called once.
+    It is at the layer's output; for queries and keys what the attention's output projection reads, if each of its layers was called once.
     """
     changed = own.changed_outputs(call.read.detach().flatten(0, -2))
     through, before = attention_of(block)
     out = through.get(call.name)
     calls = [each for each in seen if each.name in (*before, out)]
     if out is None or len(calls) != len(before) + 1:
-        return call.name, call.made, changed
+        return _Place.of(call.name, call.made, changed)
     outputs = {each.name: each.made.detach() for each in calls if each.name != out}
     read = next(each.read for each in calls if each.name == out)
-    return call.name, read, changed_attention(block, forward, hidden, outputs, call.name, changed)
+    return _Place.of(call.name, read, changed_attention(block, forward, hidden, outputs, call.name, changed))
 
 
-def _add_products_(totals: Tensor, gradient: Tensor, changed: Sequence[Tensor | None]) -> None:
-    """Add the sum over tokens of g_t . dY_t, and that over near tokens, of each choice to `totals` (2, choices)."""
-    used = [(number, dy) for number, dy in enumerate(changed) if dy is not None]
-    if not used:
-        return
-    # Of all choices at once: each copy to the processor makes a GPU wait.
-    by_choice = torch.stack([torch.linalg.vecdot(gradient, dy) for _, dy in used]).cpu()
-    for (number, _), products in zip(used, by_choice, strict=True):
-        totals[0, number] += products.sum(dtype=torch.float64)
-        totals[1, number] += near(products)
+def _add_products_(totals: Tensor, gradient: Tensor, place: _Place) -> None:
+    """Add the sum over tokens of g_t . dY_t, and that over near tokens, of each choice of a place to `totals` (2, choices).
+
+    gradient (tokens, out). One product of a matrix and a vector for each token reads the gradient once for all choices, in a fifth of the time
+    of one choice after the other; and one copy to the processor, which makes a GPU wait.
+    """
+    by_choice = torch.bmm(place.changed, gradient.unsqueeze(-1)).squeeze(-1).T.cpu()
+    totals[0, place.numbers] += by_choice.sum(-1, dtype=torch.float64)
+    totals[1, place.numbers] += near(by_choice)

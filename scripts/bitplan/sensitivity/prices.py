@@ -24,7 +24,7 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.apply_embeddings import embedding_quantizer
-from bitplan.reference.head import Head
+from bitplan.reference.head import Head, StoredHead
 from bitplan.rounding.layer import NEAREST
 from bitplan.sensitivity.candidates import changes
 from bitplan.sensitivity.embeddings import EmbeddingCandidate
@@ -53,7 +53,7 @@ class Pricing:
     model: StreamedModel
     info: ModelInfo
     tokens: Tensor
-    head: Head
+    head: StoredHead
     kept: PartialResults
     layers: Sequence[Layer]
     choices: Sequence[Choice]
@@ -97,31 +97,35 @@ class Pricing:
     def _at_the_end(self) -> tuple[Tensor, Tensor]:
         """Return the gradient after the last block (draws, sequences, length, hidden), and what other output matrices do to the labels."""
         states = load_states(self.kept, len(self.model.blocks), self.model.device)
-        heads = [self._head_of(candidate) for candidate in self.embeddings]
-        others = [head for head in heads if head is not self.head]
+        head = self.head.read(self.model.device)
+        heads = [self._head_of(head, candidate) for candidate in self.embeddings]
+        others = [other for other in heads if other is not head]
         above = torch.empty(self.draws, *states.shape, dtype=torch.float32, device=states.device)
         products = torch.zeros(len(heads), self.draws, len(states), dtype=torch.float64)
-        changed = [number for number, head in enumerate(heads) if head is not self.head]
+        changed = [number for number, other in enumerate(heads) if other is not head]
         for window in range(len(states)):
-            above[:, window], made = self._of_window(states[window : window + 1], window, others)
+            above[:, window], made = self._of_window(states[window : window + 1], window, [head, *others])
             products[changed, :, window] = made
         return above, products
 
-    def _of_window(self, states: Tensor, window: int, others: Sequence[Head]) -> tuple[Tensor, Tensor]:
-        """Return the gradients (draws, length, hidden) at a window's states after the last block, through the last norm, and the products."""
+    def _of_window(self, states: Tensor, window: int, heads: Sequence[Head]) -> tuple[Tensor, Tensor]:
+        """Return the gradients (draws, length, hidden) at a window's states after the last block, through the last norm, and the products.
+
+        heads: the model's, and others that change the logits.
+        """
         generator = torch.Generator().manual_seed(SEED + window)
         with torch.enable_grad():
             given = states.clone().requires_grad_()
             final = self.model.run(self.tokens[:1], blocks=range(0), hidden=given, differentiable=True)
-        gradients, products = drawn_gradients(self.head, final[0].detach(), self.draws, generator, others)
+        gradients, products = drawn_gradients(heads[0], final[0].detach(), self.draws, generator, heads[1:])
         below = [
             torch.autograd.grad(final, given, gradient.unsqueeze(0).to(final.dtype), retain_graph=True)[0][0]
             for gradient in gradients
         ]
         return torch.stack(below).to(torch.float32), products
 
-    def _head_of(self, candidate: EmbeddingCandidate) -> Head:
-        return head_under(self.head, candidate.plan, self.info, QuantizedWeights(limit=0))
+    def _head_of(self, head: Head, candidate: EmbeddingCandidate) -> Head:
+        return head_under(head, candidate.plan, self.info, QuantizedWeights(limit=0))
 
     # ----------------------------------------------------------------------------------------------------- a block
 

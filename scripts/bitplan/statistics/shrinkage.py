@@ -25,42 +25,66 @@ def weigh_noise(share: float, factor: float) -> float:
     return factor * share / (1 - share + factor * share)
 
 
-def shrink(hessian: Tensor, shrinkage: float) -> Tensor:
-    """Return (1 - s) H + s diag(H), (in, in)."""
-    shrunk = hessian * (1 - shrinkage)
-    shrunk.diagonal().copy_(hessian.diagonal())
-    return shrunk
+def shrink_(hessian: Tensor, shrinkage: float) -> Tensor:
+    """Replace H (in, in) by (1 - s) H + s diag(H), and return it."""
+    diagonal = hessian.diagonal().clone()
+    hessian.mul_(1 - shrinkage).diagonal().copy_(diagonal)
+    return hessian
 
 
-def inverse_sizes(hessian: Tensor) -> Tensor:
-    """Return H_jj^-1/2 of every column, (in,); 0 of a dead one."""
-    size = hessian.diagonal().sqrt()
+def inverse_sizes(diagonal: Tensor) -> Tensor:
+    """Return H_jj^-1/2 of every column (in,); 0 of a dead one."""
+    size = diagonal.sqrt()
     return torch.where(size > 0, 1 / size, 0.0)
 
 
-def noise_share(total: Tensor, difference: Tensor, counts: Sequence[int], scale: Tensor) -> float:
+def noise_share(sums: tuple[Tensor, Tensor], counts: Sequence[int], scale: Tensor, diagonal: bool = True) -> float:
     """Return the share of noise in the sum of squares of s_j m_jk s_k, from 0 to 1; 1 if a half has no tokens.
 
-    total: means m (in, in) over n + m tokens; difference: of the means over n tokens and over the other m. A mean over all has
-    n m / (n + m)^2 of the expected squared difference of its halves: a quarter if n = m.
+    sums: of the two halves (in, in), over n and over m tokens; m_jk are the means over both. A mean over all has n m / (n + m)^2 of the
+    expected squared difference of its halves: a quarter if n = m. Without `diagonal` only j != k count. Rows are taken some at a time: such
+    a matrix may be as large as a block of the model.
     """
     if not all(counts):
         return 1.0
-    squares = _squares(total, scale)
-    noise = _squares(difference, scale) * counts[0] * counts[1] / sum(counts) ** 2
+    own = [2.0 / count for count in counts]
+    squares = noise = 0.0
+    for start in range(0, len(scale), ROWS_AT_ONCE):
+        first, second = (half[start : start + ROWS_AT_ONCE] for half in sums)
+        total = (first + second).mul_(2.0 / sum(counts))
+        difference = (first * own[0]).sub_(second * own[1])
+        for each in () if diagonal else (total, difference):
+            each.diagonal(start).zero_()
+        sizes = scale[start : start + ROWS_AT_ONCE].unsqueeze(1)
+        squares += _squares_(total, sizes, scale)
+        noise += _squares_(difference, sizes, scale)
+    noise *= counts[0] * counts[1] / sum(counts) ** 2
     return min(1.0, noise / squares) if squares > 0 else 0.0
 
 
-def _squares(matrix: Tensor, scale: Tensor) -> float:
-    parts = zip(matrix.split(ROWS_AT_ONCE), scale.split(ROWS_AT_ONCE), strict=True)
-    return sum((rows * own.unsqueeze(1) * scale).square_().sum(dtype=torch.float64).item() for rows, own in parts)
+def _squares_(rows: Tensor, sizes: Tensor, scale: Tensor) -> float:
+    return rows.mul_(sizes).mul_(scale).square_().sum(dtype=torch.float64).item()
 
 
-def shrunk_cross(cross: CrossMoments, hessian: Tensor) -> Tensor:
-    """Return 2/N sum (x' - x) x^T, (in, in), shrunk towards 0 by its own noise, in the scale of the columns of H."""
-    total = cross.matrix
-    noise = noise_share(total, cross.difference, cross.tokens, inverse_sizes(hessian))
-    return total.mul_(1 - noise)
+def shrunk_cross_(cross: CrossMoments, diagonal: Tensor) -> Tensor:
+    """Return 2/N sum (x' - x) x^T, (in, in), shrunk towards 0 by its own noise, in the scale of the columns of H with this diagonal.
+
+    It takes the memory of the first half, and `cross` is of no use any more.
+    """
+    noise = noise_share(cross.grams, cross.tokens, inverse_sizes(diagonal))
+    return cross.grams[0].add_(cross.grams[1]).mul_(2.0 / max(1, sum(cross.tokens))).mul_(1 - noise)
+
+
+def shrink_crosses_(crosses: dict[str, CrossMoments], moments: "Mapping[str, HalvedMoments]") -> dict[str, Tensor]:
+    """Return {layer: `shrunk_cross_`} and leave `crosses` empty; layers that share moments share the matrix."""
+    shared: dict[int, Tensor] = {}
+    names = {name: id(cross) for name, cross in crosses.items()}
+    while crosses:
+        name, cross = crosses.popitem()
+        if id(cross) not in shared:
+            shared[id(cross)] = shrunk_cross_(cross, moments[name].diagonal)
+        del cross
+    return {name: shared[key] for name, key in names.items()}
 
 
 @dataclass(frozen=True)
@@ -78,18 +102,18 @@ class HalvedMoments:
     @property
     def plain(self) -> Tensor:
         """H = 2/N sum x x^T of all tokens, (in, in)."""
-        return (self.first.gram + self.second.gram) * (2.0 / max(1, self.tokens))
+        return (self.first.gram + self.second.gram).mul_(2.0 / max(1, self.tokens))
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal of H, (in,)."""
+        return (self.first.gram.diagonal() + self.second.gram.diagonal()) * (2.0 / max(1, self.tokens))
 
     @cached_property
     def noise(self) -> float:
         """Share of noise in the correlations of different columns (`noise_share`), from 0 to 1."""
-        total, counts = self.plain, (self.first.tokens, self.second.tokens)
-        inverse = inverse_sizes(total)
-        return noise_share(total.fill_diagonal_(0), self._difference.fill_diagonal_(0), counts, inverse)
-
-    @property
-    def _difference(self) -> Tensor:
-        return self.first.hessian.sub_(self.second.hessian)
+        counts = (self.first.tokens, self.second.tokens)
+        return noise_share((self.first.gram, self.second.gram), counts, inverse_sizes(self.diagonal), diagonal=False)
 
     @property
     def shrinkage(self) -> float:
@@ -99,13 +123,11 @@ class HalvedMoments:
     @cached_property
     def hessian(self) -> Tensor:
         """H of all tokens, shrunk, (in, in)."""
-        return shrink(self.plain, self.shrinkage)
+        return shrink_(self.plain, self.shrinkage)
 
-    @property
-    def shrunk_halves(self) -> tuple[Tensor, Tensor]:
-        """H of either half, shrunk as half of the tokens need it, (in, in) each."""
-        shrinkage = weigh_noise(self.noise, 2 * NOISE_COUNTS)
-        return shrink(self.first.hessian, shrinkage), shrink(self.second.hessian, shrinkage)
+    def shrunk_half(self, half: InputMoments) -> Tensor:
+        """H of one of the halves, shrunk as half of the tokens need it, (in, in)."""
+        return shrink_(half.hessian, weigh_noise(self.noise, 2 * NOISE_COUNTS))
 
 
 def collect_halves(block: Block, hidden: Tensor, forward: Forward) -> Mapping[str, HalvedMoments]:

@@ -82,7 +82,7 @@ def chain(demo, tmp_path_factory):
     speed = ("--max_tokens", 4, "--repeats", 1, "--warmup", 0, "--sequences", 2, "--length", 64)
     run("compare_real_quant.py", *model, *files, *speed, "--output", "speed.json")
     said["three"] = said["compare_real_quant.py"]
-    run("compare_real_quant.py", "--skip_original", *files, *speed[:6])
+    run("compare_real_quant.py", "--skip_original", *files, *speed)
     return folder, said
 
 

@@ -1,13 +1,15 @@
 """One line for each finished step: what it says of the time that is left."""
 
+import json
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.common import LogEvent
-from snakemake_logger_plugin_steps import LogHandler, Run, duration
+from snakemake_logger_plugin_steps import Expected, LogHandler, Run, duration
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,42 @@ def test_steps_that_run_side_by_side_end_sooner():
     for job in (1, 2):
         run.finish_(job, 10.0)
     assert run.seconds_left(10.0) == pytest.approx(10.0), "two of 10 s each were done in 10 s, and two are left"
+
+
+def estimate(folder: Path, cores: int = 2, **seconds: float) -> Path:
+    """Write an estimate.json in which a job of each rule takes so many seconds, and a `timing` runs alone; return its path."""
+    rows = [{"rule": rule, "jobs": 2, "seconds": 2 * each, "alone": rule == "timing"} for rule, each in seconds.items()]
+    path = folder / "results" / "demo" / "estimate.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"steps": rows, "total": {"cores": cores}}))
+    return path
+
+
+def test_waiting_steps_take_what_the_estimate_says_on_a_machine_that_is_as_slow_as_it_has_been(tmp_path):
+    run = run_of(short=1, long=2, timing=1)
+    run.expected = Expected.of([estimate(tmp_path, short=2, long=30, timing=8)])
+    run.start_(1, "short", "", 0.0)
+    run.finish_(1, 4.0)
+    assert run.seconds_left(4.0) == pytest.approx(2 * (2 * 30 / 2 + 8)), (
+        "twice as slow, two side by side, the timing alone"
+    )
+    run.start_(2, "long", "", 4.0)
+    assert run.seconds_left(14.0) == pytest.approx(2 * (2 * 30 / 2 + 8) - 10 / 2), "a running step has had its time"
+
+
+def test_nothing_is_said_while_the_estimate_is_still_to_be_made():
+    run = run_of(model=1, estimate=1, plan=9)
+    run.start_(1, "model", "", 0.0)
+    run.finish_(1, 4.0)
+    assert run.seconds_left(4.0) is None
+    run.start_(2, "estimate", "", 4.0)
+    run.finish_(2, 8.0)
+    assert run.seconds_left(8.0) == pytest.approx(36.0)
+
+
+def test_a_file_that_is_no_estimate_says_nothing(tmp_path):
+    (tmp_path / "estimate.json").write_text('{"steps": 1}')
+    assert Expected.of([tmp_path / "estimate.json", tmp_path / "none.json"]) == Expected()
 
 
 def handler(quiet=None, dryrun=False) -> LogHandler:

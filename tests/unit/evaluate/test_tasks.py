@@ -81,10 +81,10 @@ def test_a_whole_model_under_a_plan_gives_the_logits_of_the_walk(tmp_path):
     plan = uniform_plan(info, "mxfp4", "mxfp8")
     tokens = torch.arange(3, 67).view(2, 32)
     from bitplan.evaluate.perplexity import plan_hidden
-    from bitplan.reference.head import Head
+    from bitplan.reference.head import StoredHead
 
     hidden = plan_hidden(open_model(checkpoint), info, plan, tokens, QuantizedWeights())
-    expected = Head.of(checkpoint).logits(hidden.flatten(0, 1)).view(2, 32, -1)
+    expected = StoredHead.of(checkpoint).read().logits(hidden.flatten(0, 1)).view(2, 32, -1)
     with (
         open_whole_model(open_model(checkpoint), info, QuantizedWeights()).under(plan) as module,
         torch.inference_mode(),
@@ -104,7 +104,7 @@ def test_questions_have_one_right_answer_that_the_story_has_told(demo):
 
 def test_a_search_may_be_on_a_tasks_metric(bundled):
     checkpoint, info = bundled
-    model = PreparedModel(checkpoint, info, open_model(checkpoint), "fp32")
+    model = PreparedModel(checkpoint, info, "fp32")
     measure = task_metric(model, TaskSettings(("demo_stories",), limit=8), None, QuantizedWeights())
     plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(0.02, 6.0, 2.0))
     assert plan.summary["evaluated_on"]["metric"] == "word_perplexity" and plan.summary["ppl_increase"] <= 0.02
@@ -114,7 +114,7 @@ def test_a_search_may_be_on_a_tasks_metric(bundled):
 
 def test_where_higher_is_better_the_search_limits_the_error_rate(bundled):
     checkpoint, info = bundled
-    model = PreparedModel(checkpoint, info, open_model(checkpoint), "fp32")
+    model = PreparedModel(checkpoint, info, "fp32")
     measure = task_metric(model, TaskSettings(("demo_memory",), limit=20), "acc", QuantizedWeights())
     assert measure.name == "demo_memory 1 - acc"
     whole_, broken = (measure.figure(uniform_plan(info, name)) for name in ("bf16", "int2"))

@@ -30,7 +30,6 @@ from bitplan.formats.fitting import (
 from bitplan.formats.table import FORMATS
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan, average_bits, read_plan, uniform_plan, write_plan
 from bitplan.reference.opening import PreparedModel
@@ -159,7 +158,7 @@ def odd(tmp_path_factory):
         if name not in cache:
             folder = tmp_path_factory.mktemp("odd")
             checkpoint = Checkpoint.open(make_llama(folder / "model", *SHAPES[name]))
-            opened = PreparedModel(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
+            opened = PreparedModel(checkpoint, describe(checkpoint), "fp32")
             convert(checkpoint, folder / "base.gguf")
             cache[name] = Odd(opened, folder / "base.gguf", measured(opened, folder / "s.tsv"))
         return cache[name]

@@ -65,7 +65,8 @@ def test_a_walk_in_batches_gives_the_logits_of_transformers(family):
     module = AutoModelForCausalLM.from_pretrained(family.folder, dtype=torch.float32)
     with torch.inference_mode():
         expected = module(input_ids=family.reference.tokens).logits[:, :-1]
-    ours = torch.stack([family.reference.head.logits(hidden[:-1]) for hidden in family.reference.hidden])
+    head = family.reference.head.read()
+    ours = torch.stack([head.logits(hidden[:-1]) for hidden in family.reference.hidden])
     assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5)
     assert family.info.parameters == sum(parameter.numel() for parameter in module.parameters())
 
@@ -94,7 +95,7 @@ def test_average_bits_agree_with_a_count_over_the_stored_tensors(family):
 
 
 def test_the_adaptive_search_holds_its_limit(family):
-    model = PreparedModel(family.checkpoint, family.info, family.model, "fp32")
+    model = PreparedModel(family.checkpoint, family.info, "fp32")
     measure = token_perplexity(model, family.reference, QuantizedWeights())
     plan = search(model, alphas_of(model, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
     assert plan.summary["ppl_increase"] <= 0.02 and plan.summary["cost"]["evaluations"] >= 2
@@ -292,7 +293,7 @@ def test_a_trained_llama_as_qwen2_has_the_same_logits_plan_and_file_perplexity(a
         checkpoint = Checkpoint.open(folder)
         info, model = describe(checkpoint), open_model(checkpoint)
         reference = reference_of_tokens(checkpoint, tokens, model.run(tokens), "fp32")
-        opened = PreparedModel(checkpoint, info, model, "fp32")
+        opened = PreparedModel(checkpoint, info, "fp32")
         measure = token_perplexity(opened, reference, QuantizedWeights())
         plan = search(opened, alphas_of(opened, None, "hill"), measure, AdaptiveSettings(ppl_threshold=0.02))
         path = tmp_path / f"{info.model_type}.gguf"

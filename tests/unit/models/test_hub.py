@@ -4,7 +4,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +12,7 @@ from bitplan.core.errors import UserError
 from bitplan.models.hub import download as library
 from bitplan.models.hub import transfer
 from bitplan.models.hub.ids import looks_like_id
+from tests import warm
 from tests.conftest import SCRIPTS
 from tests.hub_stand_in import Fault, serving
 from tests.unit.models.hub_runs import FETCHED, TOKEN, WEIGHTS, assert_whole, environment, holds, run, visible
@@ -122,7 +122,8 @@ def test_a_file_that_stays_too_short_is_refused_after_a_bounded_number_of_tries(
 def test_a_download_that_was_killed_ends_whole_and_does_not_begin_again(hub, tmp_path):
     env, out = environment(hub, tmp_path), tmp_path / "out"
     hub.faults = [Fault("stall", WEIGHTS, times=1, at=200_000)]
-    line = [sys.executable, str(SCRIPTS / "download_model.py"), "--model", hub.id, "--output", str(out)]
+    # Not warm: what is killed has to be the process itself.
+    line = [warm.PYTHON, str(SCRIPTS / "download_model.py"), "--model", hub.id, "--output", str(out)]
     process = subprocess.Popen(line, env=env, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     until = time.monotonic() + 20
     while time.monotonic() < until and not any(part.stat().st_size > 100_000 for part in out.glob(f".{WEIGHTS}*.part")):

@@ -99,17 +99,19 @@ def test_a_value_that_is_not_finite_is_found_in_any_piece(monkeypatch):
 def test_scores_do_not_depend_on_how_many_rows_are_scored_at_once(monkeypatch):
     torch.manual_seed(0)
     head = Head(torch.randn(97, 16, dtype=torch.bfloat16))
-    reference = Reference(torch.randint(0, 97, (2, 13)), torch.randn(2, 13, 16), head, "fp32")
-    logits_of = scores.hidden_logits(reference, reference.hidden + 0.1 * torch.randn(2, 13, 16))
-    whole, nll = scores.score(reference, logits_of), scores.nll_of(reference, logits_of)
+    reference = Reference(torch.randint(0, 97, (2, 13)), torch.randn(2, 13, 16), None, "fp32")
+    logits_of = scores.hidden_logits(reference.hidden + 0.1 * torch.randn(2, 13, 16), head)
+    whole, nll = scores.score(reference, head, logits_of), scores.nll_of(reference.tokens, 97, logits_of)
     monkeypatch.setattr(scores, "SCORED_VALUES_AT_ONCE", 97 * 5)
-    parts = scores.score(reference, logits_of)
+    parts = scores.score(reference, head, logits_of)
     assert all(
         torch.equal(getattr(whole, field), getattr(parts, field)) for field in ("nll", "reference_nll", "kl", "agree")
     )
-    assert torch.equal(scores.nll_of(reference, logits_of), nll) and torch.allclose(nll, whole.nll, atol=1e-6)
+    assert torch.equal(scores.nll_of(reference.tokens, 97, logits_of), nll) and torch.allclose(
+        nll, whole.nll, atol=1e-6
+    )
     monkeypatch.setattr(scores, "LOGIT_VALUES_AT_ONCE", 97 * 3)
-    assert torch.allclose(scores.score(reference, logits_of).kl, whole.kl, atol=1e-6)
+    assert torch.allclose(scores.score(reference, head, logits_of).kl, whole.kl, atol=1e-6)
 
 
 def test_logits_come_from_slices_of_the_vocabulary(monkeypatch):

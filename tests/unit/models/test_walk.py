@@ -1,10 +1,12 @@
 """The walk: the same numbers as a plain forward, plans applied as blocks are loaded, nothing quantized twice."""
 
 import math
-from dataclasses import replace
+import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bitplan.core.errors import UserError
@@ -16,9 +18,11 @@ from bitplan.models.layers import describe
 from bitplan.models.walk import TOKENS_PER_BATCH, Block, open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import LayerPlan, Plan, uniform_plan
-from bitplan.reference.head import Head
+from bitplan.reference import head as head_module
+from bitplan.reference.head import StoredHead
 from bitplan.reference.head_check import check_head
 from bitplan.reference.reference import load_reference, make_reference, reference_of_tokens, save_reference
+from tests.checkpoints import change
 
 
 @pytest.fixture(scope="module")
@@ -146,9 +150,19 @@ def test_only_one_block_has_weights_at_a_time(opened, reference):
     assert loaded == [[0], [1]] and all(p.is_meta for part in model.blocks for p in part.parameters())
 
 
+def test_a_damaged_block_is_named_when_its_turn_comes(tiny, reference, tmp_path):
+    folder, visited = shutil.copytree(tiny, tmp_path / "model"), []
+    broken = "model.layers.1.mlp.up_proj.weight"
+    change(folder, lambda held: held | {broken: held[broken].fill_(math.nan)})
+    with pytest.raises(UserError, match=rf"MODEL-NOT-FINITE.*{re.escape(broken)}"):
+        open_model(Checkpoint.open(folder)).run(
+            reference.tokens, lambda block, hidden, forward: visited.append(block.index) or forward(hidden)
+        )
+    assert visited == [0]
+
+
 def test_a_padding_token_outside_the_text_does_not_disturb(tiny, reference, tmp_path):
     import json
-    import shutil
 
     shutil.copytree(tiny, tmp_path / "m")
     config = json.loads((tmp_path / "m/config.json").read_text()) | {"pad_token_id": 2000}
@@ -169,9 +183,10 @@ def test_heads_with_bias_scale_or_soft_cap_give_the_nll_of_a_plain_forward(famil
     checkpoint = Checkpoint.open(tmp_path)
     model = open_model(checkpoint)
     walked = reference_of_tokens(checkpoint, tokens, model.run(tokens), "fp32")
+    head = walked.head.read()
     with torch.inference_mode():
         expected = module(input_ids=tokens).logits[:, :-1]
-    ours = torch.stack([walked.head.logits(hidden[:-1]) for hidden in walked.hidden])
+    ours = torch.stack([head.logits(hidden[:-1]) for hidden in walked.hidden])
     assert torch.allclose(ours, expected.float(), rtol=1e-4, atol=1e-4)
 
 
@@ -199,17 +214,51 @@ SMALL = {
 }
 
 
-def test_a_family_with_a_head_of_its_own_is_refused_and_not_scored_wrongly(tmp_path):
+def test_a_family_with_a_head_of_its_own_is_refused_and_not_scored_wrongly(tmp_path, monkeypatch):
     config = AutoConfig.for_model("cohere", **SMALL["llama"])
     module = AutoModelForCausalLM.from_config(config)
     module.save_pretrained(tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     model = open_model(checkpoint)
     hidden = model.run(torch.arange(3, 35).view(2, 16))
-    check_head(model, Head.of(checkpoint), hidden)
+    head = StoredHead.of(checkpoint)
+    check_head(model, head, hidden)
+    monkeypatch.setattr(head_module, "SCALES", {})
     with pytest.raises(UserError, match="MODEL-UNKNOWN-HEAD"):
-        check_head(model, replace(Head.of(checkpoint), scale=1.0), hidden)
+        check_head(model, head, hidden)
     assert model.run(torch.arange(3, 35).view(2, 16)).equal(hidden)
+
+
+def test_the_output_matrix_is_read_when_the_walk_has_ended_onto_its_device(opened, reference, monkeypatch):
+    _, info, model = opened
+    read, read_rows, read_head, order = Checkpoint.read, Checkpoint.read_rows, StoredHead.read, []
+    monkeypatch.setattr(
+        Checkpoint, "read", lambda self, names, *how: order.extend(names) or read(self, order[-len(names) :], *how)
+    )
+    monkeypatch.setattr(
+        Checkpoint, "read_rows", lambda self, name, rows: order.append(name) or read_rows(self, name, rows)
+    )
+    monkeypatch.setattr(StoredHead, "read", lambda self, device="cpu": order.append(device) or read_head(self, device))
+    score_plan(model, info, uniform_plan(info, "int4"), reference, QuantizedWeights())
+    assert order[-2:] == [model.device, reference.head.name]
+    assert any(name.startswith("model.layers.1.") for name in order) and order.count(reference.head.name) == 1
+
+
+def test_the_output_matrix_is_read_in_parts_as_it_is_stored(opened, tiny, monkeypatch):
+    stored = load_file(tiny / "model.safetensors")["lm_head.weight"]
+    monkeypatch.setattr(head_module, "VALUES_AT_ONCE", 7 * stored.shape[1] + 3)
+    head = StoredHead.of(opened[0])
+    matrix = head.read().matrix
+    assert torch.equal(matrix, stored) and matrix.dtype == stored.dtype and head.vocabulary == len(stored)
+
+
+def test_nan_in_the_output_matrix_is_refused_before_a_block_is_loaded(tiny, demo, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    change(folder, lambda held: held | {"lm_head.weight": held["lm_head.weight"].fill_(math.nan)})
+    model = open_model(Checkpoint.open(folder))
+    with pytest.raises(UserError, match=r"MODEL-NOT-FINITE.*lm_head\.weight"):
+        make_reference(model, demo / "evaluation.txt", 64, 2, "fp32")
+    assert model.block_forwards == 0
 
 
 def test_batches_do_not_change_the_result(opened, reference):

@@ -245,9 +245,7 @@ def test_the_bundled_models_file_scores_as_the_plan_with_embedding_and_output_in
 def table_of(one: Small, output: Path, shard=(1, 1), embeddings=("q4_0", "q8_0"), anchors="1") -> Path:
     measure = MeasureSettings(anchors, 10**9, shard, embeddings=embeddings)
     settings = SensitivitySettings((Choice("q4_0"), Choice("q8_0")), tokens=64)
-    make_table(
-        PreparedModel(one.checkpoint, one.info, one.model, "fp32"), str(TEXT), 32, 4, settings, measure, None, output
-    )
+    make_table(PreparedModel(one.checkpoint, one.info, "fp32"), str(TEXT), 32, 4, settings, measure, None, output)
     return output
 
 
@@ -326,7 +324,7 @@ def test_another_importance_matrix_or_other_formats_begin_a_measurement_anew(sma
 
     one = small("llama")
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
-    opened = PreparedModel(one.checkpoint, one.info, one.model, "fp32")
+    opened = PreparedModel(one.checkpoint, one.info, "fp32")
     digests = []
     results = [
         ({}, ()),
@@ -360,7 +358,7 @@ def test_measured_rows_are_of_weights_quantized_with_the_importance_matrix(small
     columns = {layer.name: torch.rand(layer.shape[1]).square() for layer in one.info.quantizable}
     write_importance(tmp_path / "i.safetensors", columns)
     settings = SensitivitySettings((Choice("q4_0"),), tokens=64)
-    opened, output = PreparedModel(one.checkpoint, one.info, one.model, "fp32"), tmp_path / "s.tsv"
+    opened, output = PreparedModel(one.checkpoint, one.info, "fp32"), tmp_path / "s.tsv"
     how = (settings, MeasureSettings("all", 10**9), None, output, tmp_path / "i.safetensors")
     make_table(opened, str(TEXT), 32, 4, *how)
     row = read_table(output)[3]

@@ -21,7 +21,8 @@ def with_inputs(inputs: torch.Tensor, name: str = "int4", aware: bool = True):
     moments = halved(inputs)
     if not aware:
         return replace(layer, hessian=moments.plain)
-    return replace(layer, hessian=moments.hessian, moments=moments)
+    layer = replace(layer, hessian=moments.hessian, tokens=moments.tokens)
+    return replace(layer, held_out=held_out_ratio(layer, moments, 2)) if needs_judging(layer, moments) else layer
 
 
 def inputs_of(layer_inputs: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,24 +36,22 @@ def test_with_fewer_tokens_than_columns_feedback_beats_nearest_on_other_text(tok
     _, inputs = layer_to_round("int4", 24, 256)
     some, truth = inputs_of(inputs, tokens)
     asked = with_inputs(some)
-    judge = replace(asked, hessian=truth, moments=None)
+    judge = replace(asked, hessian=truth)
     nearest = judge.error(asked.nearest())
     aware, unaware = (round_layer(with_inputs(some, aware=flag)).quantized for flag in (True, False))
     assert judge.error(aware) <= nearest < judge.error(unaware)
 
 
-def test_inputs_without_correlations_leave_so_little_to_gain_that_nearest_may_stay(caplog, monkeypatch):
+def test_inputs_without_correlations_leave_so_little_to_gain_that_nearest_may_stay(caplog):
     inputs = torch.randn(24, 256, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr("bitplan.rounding.layer.held_out_ratio", lambda layer, descents: 1.25)
-    result = round_layer(with_inputs(inputs))
+    result = round_layer(replace(with_inputs(inputs), held_out=1.25))
     assert result.rounding == NEAREST and result.why.startswith("on tokens held out of 24") and "1.25" in result.why
     assert "rounded to nearest: on tokens held out" in caplog.text
 
 
-def test_only_layers_with_few_tokens_are_judged_on_those_held_out(monkeypatch):
-    _, inputs = layer_to_round("int4", 24, 256)
-    monkeypatch.setattr("bitplan.rounding.layer.held_out_ratio", lambda layer, descents: 2.0)
-    assert [needs_judging(with_inputs(inputs[:tokens])) for tokens in (511, 512)] == [True, False]
+def test_only_layers_with_few_tokens_are_judged_on_those_held_out():
+    layer, inputs = layer_to_round("int4", 24, 256)
+    assert [needs_judging(layer, halved(inputs[:tokens])) for tokens in (511, 512)] == [True, False]
     assert round_layer(with_inputs(inputs[:512])).rounding == FEEDBACK
 
 
@@ -60,15 +59,14 @@ def test_what_half_of_the_tokens_gain_on_the_other_half_is_near_what_all_gain_on
     _, inputs = layer_to_round("int4", 24, 256)
     some, truth = inputs_of(inputs, 200)
     asked = with_inputs(some)
-    judge = replace(asked, hessian=truth, moments=None)
+    judge = replace(asked, hessian=truth)
     gained = judge.error(round_layer(asked).quantized) / judge.error(asked.nearest())
-    assert gained - 0.02 < held_out_ratio(asked, 2) < gained + 0.25
+    assert gained - 0.02 < asked.held_out < gained + 0.25
 
 
 def test_a_layer_that_one_half_of_the_text_does_not_reach_cannot_be_judged():
-    _, inputs = layer_to_round("int4", 24, 256)
-    lonely = halved(inputs[:20], 0)
-    assert held_out_ratio(replace(with_inputs(inputs[:20]), moments=lonely, hessian=lonely.hessian), 2) is None
+    layer, inputs = layer_to_round("int4", 24, 256)
+    assert held_out_ratio(layer, halved(inputs[:20], 0), 2) is None
 
 
 def test_the_log_warns_of_few_tokens_once_and_the_table_says_how_many_each_layer_had(tmp_path, caplog):

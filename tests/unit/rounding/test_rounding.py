@@ -177,7 +177,7 @@ def test_a_layer_aims_at_the_least_squares_weight_for_the_outputs_between_its_ow
     cross = CrossMoments([0, 0], tuple(torch.zeros(256, 256, dtype=torch.float64) for _ in range(2)))
     for some in range(0, len(inputs), 256):
         cross.add_(inputs[some : some + 256], reference[some : some + 256], some // 512)
-    layer = replace(asked, cross=cross.matrix, share=share)
+    layer = replace(asked, drift=asked.weight @ cross.matrix, share=share)
     aimed = layer.aimed(damped_factors(asked.hessian, 1e-9))
     outputs = ((1 - share) * inputs + share * reference) @ asked.weight.T
     torch.testing.assert_close(aimed.weight, torch.linalg.lstsq(inputs, outputs).solution.T, rtol=1e-5, atol=1e-6)
@@ -188,7 +188,7 @@ def test_a_layer_rounded_towards_the_reference_is_judged_by_that_and_falls_back_
 ):
     asked, _ = layer_to_round("q4_k")
     noise = 0.02 * torch.randn(512, 512, generator=torch.Generator().manual_seed(3))
-    layer = replace(asked, cross=noise, share=0.5)
+    layer = replace(asked, drift=asked.weight @ noise, share=0.5)
     made, aimed = round_layer(layer), layer.aimed(damped_factors(asked.hessian, asked.damping))
     assert made.rounding == FEEDBACK and made.error == pytest.approx(aimed.error(made.quantized))
     assert made.error_nearest == pytest.approx(aimed.error(asked.nearest()))

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,27 @@ def test_speeds_that_never_settle_are_called_unstable_with_their_range(files, mo
     shown = capsys.readouterr().out
     assert "unstable 3.10x - 11.00x" in shown and "unstable 3.1 - 11.0" in shown and "--max_repeats" in shown
     assert "1.00x" in shown
+
+
+def test_unstable_speeds_end_after_a_time_but_never_before_the_counted_rounds(files, monkeypatch):
+    clock = iter(range(0, 1000, 30))
+    monkeypatch.setattr(speed.time, "monotonic", lambda: next(clock))
+    result, rounds = timed(monkeypatch, files, [9, *[3.1, 11.0] * 8], max_seconds=50)
+    # Asked for the time after three and four counted rounds: 30 and 60 seconds.
+    assert rounds == 5 and result["rounds"] == {"run": 4, "used": 4, "stable": False}
+    clock = iter(range(0, 1000, 30))
+    assert timed(monkeypatch, files, [9, *[3.1, 11.0] * 8], max_seconds=1)[1] == 4
+
+
+def _seen(path, settings):
+    return speed.Run(0.1, 1.0, float(os.getpid()), 10**8, (str("llama_cpp" in sys.modules),))
+
+
+def test_each_run_is_a_process_of_its_own_that_starts_with_the_library_imported(files, monkeypatch):
+    monkeypatch.setattr(speed, "_run_any", _seen)
+    runs = [run for each in speed.rounds(files, speed.SpeedSettings(repeats=1, warmup=1)) for run in each.values()]
+    assert len({run.generation_tokens_per_second for run in runs} | {float(os.getpid())}) == 5
+    assert {run.answers for run in runs} == {(str(speed.METHOD == "forkserver"),)}
 
 
 def test_the_report_calls_an_unstable_speed_so_and_keeps_its_numbers():

@@ -12,7 +12,6 @@ from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import score_plan
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.models.walk import open_model
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.plan import Plan, average_bits, read_plan, uniform_plan
 from bitplan.reference.opening import PreparedModel
@@ -62,7 +61,7 @@ def test_a_shift_of_all_windows_is_seen_through_their_noise_and_one_window_decid
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> PreparedModel:
     checkpoint = Checkpoint.open(make_family("llama", tmp_path_factory.mktemp("llama") / "model"))
-    return PreparedModel(checkpoint, describe(checkpoint), open_model(checkpoint), "fp32")
+    return PreparedModel(checkpoint, describe(checkpoint), "fp32")
 
 
 PALETTE = ("q4_0", "q5_0", "q8_0")

@@ -15,7 +15,7 @@ from bitplan.core.files import read_table
 from bitplan.core.resume import PartialResults, gradient_name, states_name
 from bitplan.evaluate.scores import divergence
 from bitplan.models.walk import open_model
-from bitplan.reference.head import Head
+from bitplan.reference.head import Head, StoredHead
 from bitplan.reference.opening import prepare_model
 from bitplan.reference.text import windows
 from bitplan.search.genetic.rows import read_sensitivity
@@ -246,7 +246,7 @@ def test_the_gradient_between_blocks_is_that_of_the_whole_model(llama, tmp_path)
     llama.opened.model.run(llama.tokens, note)
     for block, values in enumerate(states, start=1):
         kept.save_tensor(states_name(block), values)
-    keep_gradients(llama.opened.model, llama.tokens, Head.of(llama.opened.checkpoint), kept)
+    keep_gradients(llama.opened.model, llama.tokens, StoredHead.of(llama.opened.checkpoint), kept)
     names = ["model.layers.0", "model.layers.1"]
     wanted = whole_gradients(llama.folder, llama.tokens, names)
     for block, name in enumerate(names, start=1):

@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from bitplan.core.errors import UserError
 from bitplan.core.resume import PartialResults, states_name
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.measure import merged
+from tests import warm
 from tests.conftest import SCRIPTS
 from tests.families import TEXT
 from tests.measured_models import ALL, Model
@@ -27,7 +26,11 @@ def arguments(model: Model, output: Path) -> list[str]:
     """A command whose passes take long enough to be killed within one."""
     words = [SCRIPTS / "sensitivity.py", "--model", model.folder, "--calibration", TEXT, "--length", 64]
     words += ["--sequences", 48, "--threads", 1, "--palette", "int3", "q8_0", "--anchors", "all", "--fisher"]
-    return [sys.executable, *map(str, [*words, "--output", output])]
+    return [*map(str, [*words, "--output", output])]
+
+
+def exit_code(running: warm.Running) -> int:
+    return os.waitstatus_to_exitcode(running.wait())
 
 
 def pieces(output: Path) -> dict[str, int]:
@@ -43,32 +46,31 @@ def pieces(output: Path) -> dict[str, int]:
         return {}
 
 
-def killed_after(words: list[str], output: Path, more: int, rest: float) -> tuple[int, str]:
-    """Run a command and kill it `rest` seconds after it has kept `more` pieces more; return its exit code and log."""
+def killed_after(words: list[str], output: Path, more: int, rest: float, log: Path) -> int:
+    """Run a command and kill it `rest` seconds after it has kept `more` pieces more; return its exit code."""
     before = len(pieces(output))
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while child.poll() is None and len(pieces(output)) < before + more:
+    running = warm.start(words, output.parent.parent, log)
+    while not running.ended() and len(pieces(output)) < before + more:
         time.sleep(0.001)
-    time.sleep(rest if child.poll() is None else 0)
-    if child.poll() is None:
-        os.kill(child.pid, signal.SIGKILL)
-    return child.wait(), child.stderr.read()
+    time.sleep(0 if running.ended() else rest)
+    if not running.ended():
+        os.kill(running.process, signal.SIGKILL)
+    return exit_code(running)
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_goes_on_where_it_was_and_writes_the_same_bytes(llama, tmp_path):
     whole, output = tmp_path / "whole" / "s.tsv", tmp_path / "killed" / "s.tsv"
-    subprocess.run(arguments(llama, whole), check=True, capture_output=True)
-    moments, logs = random.Random(0), []
-    for more in (1, 4, 3, 2):
+    assert exit_code(warm.start(arguments(llama, whole), tmp_path, tmp_path / "whole.log")) == 0
+    moments, logs = random.Random(0), [tmp_path / f"{run}.log" for run in range(5)]
+    for more, log in zip((1, 4, 3, 2), logs, strict=False):
         before = pieces(output)
-        code, log = killed_after(arguments(llama, output), output, more, moments.random() / 5)
+        code = killed_after(arguments(llama, output), output, more, moments.random() / 5, log)
         after = pieces(output)
         assert code == -signal.SIGKILL and len(after) >= len(before) + more
         assert {name: after[name] for name in before} == before, "a kept piece was made again"
-        logs.append(log)
-    logs.append(subprocess.run(arguments(llama, output), check=True, capture_output=True, text=True).stderr)
-    assert ["resuming from" in log for log in logs] == [False, True, True, True, True]
+    assert exit_code(warm.start(arguments(llama, output), tmp_path, logs[-1])) == 0
+    assert ["resuming from" in log.read_text() for log in logs] == [False, True, True, True, True]
     assert not PartialResults.folder_of(output).folder.exists()
     for name in ("s.tsv", "s.smoothing.safetensors"):
         assert (output.parent / name).read_bytes() == (whole.parent / name).read_bytes()

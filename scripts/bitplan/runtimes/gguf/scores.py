@@ -39,7 +39,7 @@ def score_gguf(path: Path, reference: Reference, threads: int, shown: Path | Non
     Raises `UserError` when its vocabulary is another, or its logits are not finite.
     """
     with opened(path, reference.tokens.shape[1], threads) as runtime:
-        expected = reference.head.matrix.shape[0]
+        expected = reference.head.vocabulary
         if runtime.vocabulary != expected:
             what = f"has {runtime.vocabulary} tokens, the model has {expected}"
             raise user_error(
@@ -48,4 +48,5 @@ def score_gguf(path: Path, reference: Reference, threads: int, shown: Path | Non
                 what,
                 "It belongs to a different model: give the GGUF file of this model",
             )
-        return score(reference, _runtime_logits(runtime, reference.tokens, path, shown or path))
+        logits_of = _runtime_logits(runtime, reference.tokens, path, shown or path)
+        return score(reference, reference.head.read(), logits_of)

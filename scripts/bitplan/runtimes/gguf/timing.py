@@ -3,7 +3,8 @@
 from itertools import chain, cycle, islice
 from pathlib import Path
 
-from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
+from bitplan.core.memory import peak_memory_bytes
+from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings
 from bitplan.runtimes.gguf.llama_runtime import opened
 
 

@@ -27,7 +27,7 @@ def logits_in(net: nn.Module) -> WindowLogits:
 
 def score_windows(folder: Path, reference: Reference, run: WindowLogits) -> TokenScores:
     """Return the scores of a model on the reference's tokens. Raises `UserError` for one of another vocabulary, and for NaN and Inf."""
-    expected = reference.head.matrix.shape[0]
+    expected = reference.head.vocabulary
 
     @lru_cache(maxsize=1)
     def logits(window: int) -> Tensor:
@@ -41,4 +41,4 @@ def score_windows(folder: Path, reference: Reference, run: WindowLogits) -> Toke
             raise user_error("RUNTIME-NOT-FINITE", folder, what, "Export the plan again")
         return held
 
-    return score(reference, lambda window, rows: logits(window)[rows])
+    return score(reference, reference.head.read(), lambda window, rows: logits(window)[rows])

@@ -55,7 +55,8 @@ def check_served(
     reference = open_reference(check.text, model, check.length, check.sequences).first(len(tokens))
     weights = QuantizedWeights(limit=0, importance=importance)
     hidden = plan_hidden(model.model, model.info, plan, reference.tokens, weights)
-    ours = hidden_logits(reference, hidden, head_under(reference.head, plan, model.info, weights))
+    head = reference.head.read(model.model.device)
+    ours = hidden_logits(hidden, head_under(head, plan, model.info, weights))
     figures = summarize(list(differences(served, reference, ours)))
     if figures["mean_difference"] is None:
         what = "gives no log-probability of the text's own tokens"
@@ -65,7 +66,7 @@ def check_served(
         "verdict": AS_PLANNED if holds else DIFFERS,
         "tolerance": check.tolerance,
         **figures,
-        "plan_change": plan_change(reference, ours),
+        "plan_change": plan_change(reference, head, ours),
         **{"url": server.url, "served_model": name, "mode": mode.name, "top": check.top, "dtype": model.dtype},
         **{"windows": len(tokens), "length": tokens.shape[1]},
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.evaluate.scores import LogitsOf, hidden_logits, nll_of, row_slices
+from bitplan.reference.head import Head
 from bitplan.reference.reference import Reference
 from bitplan.runtimes.served.modes import Position, Positions
 
@@ -55,8 +56,8 @@ def difference(position: Position, ours: Tensor, token: int) -> Difference:
 @torch.inference_mode()
 def differences(served: Sequence[Positions], reference: Reference, logits_of: LogitsOf) -> Iterator[Difference]:
     """Yield the differences at all positions that the server said something of; `logits_of` gives our logits on the reference's tokens."""
-    for window, rows in row_slices(reference):
-        ours = torch.log_softmax(logits_of(window, rows), dim=-1)
+    for window, rows in row_slices(reference.tokens, reference.head.vocabulary):
+        ours = torch.log_softmax(logits_of(window, rows), dim=-1).cpu()
         targets = reference.tokens[window, 1:][rows].tolist()
         for position, row, token in zip(served[window][rows], ours, targets, strict=True):
             if position is not None:
@@ -85,10 +86,11 @@ def summarize(found: Sequence[Difference]) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def plan_change(reference: Reference, logits_of: LogitsOf) -> float:
+def plan_change(reference: Reference, head: Head, logits_of: LogitsOf) -> float:
     """Return the mean |difference| between a plan and the full-precision model, on the text's own tokens, in nats.
 
-    It says what a tolerance can tell apart: a server of the original would differ by so much.
+    `head` is the reference's. The figure says what a tolerance can tell apart: a server of the original would differ by so much.
     """
-    original = nll_of(reference, hidden_logits(reference, reference.hidden))
-    return (nll_of(reference, logits_of) - original).abs().mean().item()
+    tokens, vocabulary = reference.tokens, len(head.matrix)
+    original = nll_of(tokens, vocabulary, hidden_logits(reference.hidden, head))
+    return (nll_of(tokens, vocabulary, logits_of) - original).abs().mean().item()

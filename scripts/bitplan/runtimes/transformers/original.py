@@ -4,7 +4,8 @@ import time
 from itertools import chain, cycle, islice
 from pathlib import Path
 
-from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings, peak_memory_bytes
+from bitplan.core.memory import peak_memory_bytes
+from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings
 
 
 def run_original(folder: Path, settings: SpeedSettings) -> Run:

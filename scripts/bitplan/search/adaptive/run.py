@@ -142,7 +142,8 @@ def held_out(
     """Return perplexity on held-out text, of the model and of the plan found; nothing without a text."""
     if evaluation is None:
         return {}
-    base = perplexity(hidden_nll(evaluation, evaluation.hidden).double().mean().item())
+    base_nll = hidden_nll(evaluation.tokens, evaluation.hidden, evaluation.head.read(model.model.device))
+    base = perplexity(base_nll.double().mean().item())
     found = token_perplexity(model, evaluation, weights).figure(plan)
     return {"evaluation_base_ppl": base, "evaluation_ppl": found}
 

@@ -1,4 +1,8 @@
-"""An estimate beside what the steps took: Snakemake's benchmark files of a finished run."""
+"""An estimate beside what the steps took: Snakemake's benchmark files of a finished run, and what the commands say of themselves.
+
+Snakemake looks at a job twice a second for 15 seconds and every 30 seconds afterwards, so it misses up to half a minute at the end of a long one.
+A command that writes `.meta.json` says what it had used by then. Both are too low, so the larger one is taken.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -13,6 +17,7 @@ COLUMNS = (
     Column("step", "step"),
     Column("jobs", "jobs"),
     Column("estimated", "estimated s", "{:.1f}"),
+    Column("most", "at most s", "{:.1f}"),
     Column("measured", "measured s", "{:.1f}"),
     Column("factor", "estimated / measured", "{:.2f}"),
     Column("memory", "estimated GB", "{:.2f}"),
@@ -44,32 +49,62 @@ def _method_of(plan: Path) -> str:
     return str(read_json(plan).get("summary", {}).get("method", "")) if plan.is_file() else ""
 
 
+def benchmark_of(output: Path) -> str:
+    """Return the name of the benchmark file, without its end, of the step that wrote an output, a path below a model's results."""
+    if len(output.parts) == 1:
+        return {"base.gguf": "base_gguf"}.get(output.name, output.stem)
+    _, of, *inside = output.parts
+    if inside[-1] in ("config.json", "plan.json"):
+        return f"{of}.{'search' if len(inside) == 1 else inside[0]}"
+    if inside[-1].startswith("model"):
+        return f"{of}.{inside[0] if len(inside) > 1 else 'gguf'}"
+    return ".".join((of, *inside)).removesuffix(".json")
+
+
+def recorded_of(folder: Path) -> dict[str, tuple[float, float]]:
+    """Return {benchmark file's name: processor seconds, peak in bytes} of the steps whose commands have said it beside their outputs."""
+    found = {}
+    for path in sorted(folder.rglob("*.meta.json")):
+        content = read_json(path)
+        if "processor_seconds" in content:
+            name = benchmark_of(path.relative_to(folder).with_name(path.name.removesuffix(".meta.json")))
+            found[name] = (float(content["processor_seconds"]), float(content["peak_memory_bytes"]))
+    return found
+
+
 def measured_of(folder: Path) -> dict[str, dict[str, float]]:
     """Return {rule: {jobs, seconds of the processor in all, largest memory in bytes}} of a model's folder of results."""
     found: dict[str, dict[str, float]] = {}
+    recorded = recorded_of(folder)
     for path in sorted((folder / "benchmarks").glob("*.tsv")):
         rule, measured = rule_of(folder, path.name), read_benchmark(path)
-        if rule is None or measured is None or measured.processor_seconds is None:
+        seconds, peak = recorded.get(path.stem, (0.0, 0.0))
+        if rule is None or measured is None or (measured.processor_seconds is None and not seconds):
             continue
         one = found.setdefault(rule, {"jobs": 0, "seconds": 0.0, "memory": 0.0})
         one["jobs"] += 1
-        one["seconds"] += measured.processor_seconds
-        one["memory"] = max(one["memory"], measured.peak_bytes or 0.0)
+        one["seconds"] += max(seconds, measured.processor_seconds or 0.0)
+        one["memory"] = max(one["memory"], peak, measured.peak_bytes or 0.0)
     return found
 
 
 def compared(content: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield a row for each rule that was estimated and measured: processor seconds of one job, their ratio, memory in GB."""
+    """Yield a row for each rule that was estimated and measured: processor seconds of one job, their ratio, memory in GB.
+
+    The ratio is 1 where a job took between what it takes at least and with what may come besides.
+    """
     measured = measured_of(folder)
     for row in content["steps"]:
         if other := measured.get(row["rule"]):
-            estimated, seconds = row["seconds"] / row["jobs"], other["seconds"] / other["jobs"]
+            jobs, seconds = row["jobs"], other["seconds"] / other["jobs"]
+            least, most = row["seconds"] / jobs, (row["seconds"] + row.get("perhaps", 0.0)) / jobs
             yield {
                 "step": row["rule"].replace("_", " "),
                 "jobs": int(other["jobs"]),
-                "estimated": estimated,
+                "estimated": least,
+                "most": most if most > least else None,
                 "measured": seconds,
-                "factor": estimated / seconds if seconds else None,
+                "factor": min(most, max(least, seconds)) / seconds if seconds else None,
                 "memory": row["memory"] / 1e9,
                 "resident": other["memory"] / 1e9,
             }

@@ -9,11 +9,12 @@ from typing import Any
 
 from bitplan.config.settings import ModelSettings, Settings, WindowSettings
 from bitplan.core.files import read_json
-from bitplan.formats.pairs import parse_pair
 from bitplan.models.layers import ModelInfo, model_info
-from bitplan.workflow.estimate.rates import Rates, rates_of
+from bitplan.workflow.estimate.case import Case
+from bitplan.workflow.estimate.plan_steps import rounds, timed_formats
+from bitplan.workflow.estimate.rates import Rates, has_units, rates_of
 from bitplan.workflow.estimate.rows import line_of, rows_of, table_of, total_of
-from bitplan.workflow.estimate.steps import Case, formats_of, steps_of
+from bitplan.workflow.estimate.steps import steps_of
 
 # Tokens of the batch that is timed, of the first so many of the vocabulary.
 TOKENS, KNOWN = 2048, 100
@@ -44,14 +45,6 @@ class Estimate:
         """Return the content of an estimate.json."""
         found = {"name": self.name, "steps": self.rows, "total": self.total, "counted": dict(self.counted)}
         return {**found, "rates": self.rates.to_json()}
-
-
-def timed_formats(settings: Settings) -> list[str]:
-    """Return the weight formats whose quantizers the steps of the settings run."""
-    plans = [name for plan in settings.plans.values() for name in formats_of(plan)]
-    table = [parse_pair(name).wq for name in settings.sensitivity.palette]
-    recipes = [f"{name.split('_')[0]}_k" for name in settings.baselines if "_k" in name]
-    return sorted({*plans, *table, *recipes, "int4"})
 
 
 def estimate(
@@ -90,33 +83,32 @@ def _sizes(model: Any) -> dict[str, int]:
 
 def measured(path: Path, name: str, settings: Settings) -> tuple[ModelInfo, Rates, dict[str, Any]]:
     """Return the description of a model, the rates timed on it, and what is counted. Raises `UserError`."""
-    started = time.monotonic()
+    started, python = time.monotonic(), time.process_time()
     import torch
 
-    command = time.process_time()
+    loaded, held = time.process_time(), _resident()
     from bitplan.reference.opening import prepare_model
 
     compute, length = settings.compute, settings.calibration.length
     model = prepare_model(path, compute.dtype, compute.device, compute.threads, settings.bos)
+    on_gpu = model.model.device.type == "cuda"
     opened, memory = time.process_time(), _resident()
-    from bitplan.workflow.estimate.measure import Clock, block_rates, layer_rates, score_rate
+    from bitplan.workflow.estimate.measure import Clock, block_rates, candidates, layer_rates, score_rates
 
-    clock = Clock(model.model.device.type == "cuda")
+    clock = Clock(on_gpu)
     tokens = _text_tokens(model, settings.models[name], settings)
     text = (time.process_time() - opened) / len(TEXTS)
     sizes = _sizes(model)
     shape = (max(1, TOKENS // length), length)
     batch = torch.randint(0, min(sizes["vocabulary"], KNOWN), shape, generator=torch.Generator().manual_seed(0))
-    rounded = any(
-        plan.method == "sparsegpt" or settings.rounding_of(each) != "nearest" for each, plan in settings.plans.items()
-    )
+    rounded = any(rounds(settings, plan) for plan in settings.plans)
     seconds = {
-        **{"command": command, "open": opened, "text": text},
-        **block_rates(model, batch, clock),
-        "score": score_rate(model, batch, clock),
+        **{"python": python, "torch": loaded - python, "model": opened - loaded, "text": text},
+        **block_rates(model, batch, candidates(settings.sensitivity), clock),
+        **score_rates(model, batch, clock),
         **layer_rates(model, timed_formats(settings), settings.imatrix, rounded, clock),
     }
-    rates = Rates(model.info.fingerprint, seconds, memory, time.monotonic() - started, compute.threads)
+    rates = Rates(model.info.fingerprint, seconds, memory, time.monotonic() - started, compute.threads, held)
     return model.info, rates, {**sizes, "tokens": tokens}
 
 
@@ -127,13 +119,13 @@ def estimated(path: Path, name: str, settings: Settings, cores: int) -> Estimate
 
 
 def estimated_before(folder: Path, name: str, settings: Settings, cores: int) -> Estimate | None:
-    """Return the estimate of other settings by the rates in a folder of results; None where the model was not timed there."""
+    """Return the estimate of other settings by the rates in a folder of results; None where the model was not timed there in the same units."""
     if not ((folder / "estimate.json").is_file() and (folder / "model.json").is_file()):
         return None
     info, content = model_info(folder / "model.json"), read_json(folder / "estimate.json")
+    # An estimate is made once for a model: one of an earlier version stays.
+    if not has_units(content):
+        return None
     rates = rates_of(content, folder / "estimate.json")
-    return (
-        estimate(name, info, settings, rates, content["counted"], cores)
-        if rates.fingerprint == info.fingerprint
-        else None
-    )
+    known = rates.fingerprint == info.fingerprint
+    return estimate(name, info, settings, rates, content["counted"], cores) if known else None

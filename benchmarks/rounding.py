@@ -1,13 +1,15 @@
 """The time of one layer rounded with error feedback against SparseGPT's sweep with one width, in turn in one process.
 
-    python benchmarks/rounding.py [--columns 4096] [--rows 4096] [--format q4_k] [--descents 0 2] [--rounds 2] [--threads 1]
+    python benchmarks/rounding.py [--columns 4096] [--rows 4096] [--format q4_k] [--descents 0 2] [--rounds 2] [--threads 1] [--whole]
 
-Both have the same weight and Hessian, and factorize it. Seconds are the processor's; only their ratios mean something on a machine that other work shares.
+Both have the same weight and Hessian, and factorize it. With `--whole` also all that a layer takes within a plan: rounding to nearest, the aim at
+the reference model's outputs, and both errors. Seconds are the processor's; only their ratios mean something on a machine that other work shares.
 """
 
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,6 +21,7 @@ from bitplan.formats.table import FORMATS  # noqa: E402
 from bitplan.rounding.channel_grid import Quantizer  # noqa: E402
 from bitplan.rounding.columns import LayerToRound  # noqa: E402
 from bitplan.rounding.feedback import round_with_feedback  # noqa: E402
+from bitplan.rounding.layer import REFERENCE_SHARE, round_layer  # noqa: E402
 from bitplan.rounding.sweep import Pruning, factorize, sweep  # noqa: E402
 
 
@@ -48,6 +51,7 @@ def main() -> None:
     flags.add_argument("--descents", type=int, nargs="+", default=[0, 2])
     flags.add_argument("--rounds", type=int, default=2)
     flags.add_argument("--threads", type=int, default=1)
+    flags.add_argument("--whole", action="store_true")
     args = flags.parse_args()
     torch.set_num_threads(args.threads)
     layer = made_layer(args.rows, args.columns, args.format)
@@ -65,10 +69,11 @@ def main() -> None:
                     layer, factorize(layer.hessian, layer.damping), count
                 ).quantized()
             )
-            print(
-                f"round {number + 1}: {args.format}, {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s",
-                flush=True,
-            )
+            print(f"round {number + 1}: {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s", flush=True)
+            if args.whole:
+                aimed = replace(layer, drift=0.01 * layer.weight @ layer.hessian, share=REFERENCE_SHARE)
+                whole = seconds(lambda aimed=aimed, count=count: round_layer(aimed, descents=count))
+                print(f"    the whole layer: {whole / base:.2f}", flush=True)
 
 
 if __name__ == "__main__":

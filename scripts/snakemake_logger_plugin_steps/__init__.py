@@ -122,7 +122,6 @@ class LogHandler(LogHandlerBase):
 
     def __post_init__(self) -> None:
         self.steps = Run(time.monotonic())
-        self._expect()
         self.quiet = bool({Quietness.PROGRESS, Quietness.ALL} & {*(self.common_settings.quiet or ())})
         self.by_event = {
             LogEvent.RUN_INFO: self._plan,
@@ -143,6 +142,7 @@ class LogHandler(LogHandlerBase):
     def _plan(self, record: logging.LogRecord) -> None:
         before = self.steps.total
         self.steps.plan_(record.stats)
+        self._expect()
         # A dry run says it twice.
         if self.steps.total not in (0, before):
             self._tell(f"{self.steps.total} steps")

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import logging
 import os
 import re
@@ -273,3 +274,6 @@ def run(made: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None
             "interrupted; run the same command again: steps that save their progress resume from there", file=sys.stderr
         )
         sys.exit(1)
+    finally:
+        # At its end Python looks three times for garbage among all that was loaded: a second for transformers, which is a quarter of a small step.
+        gc.freeze()

@@ -40,7 +40,7 @@ class LayerToRound:
         """Return the layer with the weight that gives the outputs aimed at, W + share x W C H^-1 (after GPTAQ, 2504.02692)."""
         if self.drift is None or not self.share:
             return self
-        correction = factors.divide(self.drift)
+        correction = self.drift @ factors.upper.T @ factors.upper
         return replace(self, weight=self.weight + self.share * correction, drift=None)
 
     @property

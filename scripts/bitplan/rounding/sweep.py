@@ -17,7 +17,7 @@ from bitplan.rounding.channel_grid import Grid
 
 log = logging.getLogger(__name__)
 MOST_DAMPING = 1e4
-# Products with a triangular matrix are computed in blocks of this many columns.
+# Columns of a product with a triangle that are computed at once.
 COLUMNS_AT_ONCE = 512
 
 
@@ -62,22 +62,12 @@ class Factors:
     upper: Tensor
     inverse_diagonal: Tensor
 
-    def divide(self, matrix: Tensor) -> Tensor:
-        """Return matrix (out, in) times H^-1 = U^T U; the zeros of U take no part."""
-        upper, spans = self.upper, [slice(*pair) for pair in _spans(len(self.upper), COLUMNS_AT_ONCE)]
-        half = torch.cat([matrix[:, some.start :] @ upper[some, some.start :].T for some in spans], dim=1)
-        return torch.cat([half[:, : some.stop] @ upper[: some.stop, some] for some in spans], dim=1)
-
-
-def _spans(count: int, step: int) -> list[tuple[int, int]]:
-    """Return the spans [start, stop) of at most `step` that `count` is cut into."""
-    return [(start, min(start + step, count)) for start in range(0, count, step)]
-
 
 def weighted_squares(change: Tensor, hessian: Tensor) -> float:
     """Return tr(D H D^T) of a change (out, in) of weights under a symmetric H (in, in), of which the upper triangle is read."""
     total = 0.0
-    for start, stop in _spans(len(hessian), COLUMNS_AT_ONCE):
+    for start in range(0, len(hessian), COLUMNS_AT_ONCE):
+        stop = min(start + COLUMNS_AT_ONCE, len(hessian))
         some = change[:, start:stop]
         product = some @ hessian[start:stop, start:stop]
         if start:

@@ -106,12 +106,14 @@ def tune_(
     """Tune the elements of layers in place. Returns the block's error over all windows before and after.
 
     by_layer: the columns of each layer after error feedback; hidden, target (sequences, length, hidden): the block's input and its
-    full-precision output. If the error does not fall, the elements are unchanged. The modules are left with temporary weights.
+    full-precision output. If the error does not fall, or there is nothing to tune, the elements are unchanged. The modules are left with temporary weights.
     """
     choices = {name: Choice.of(columns) for name, columns in by_layer.items()}
     with torch.no_grad():
         weights = {name: _weight_(modules[name], choice.values()) for name, choice in choices.items()}
         before = _error(hidden, target, forward)
+    if not choices:
+        return before, before
     for step, chosen in enumerate(_batches(len(hidden), hidden.shape[1], settings)):
         loss = error_of(forward(hidden[chosen]), target[chosen])
         gradients = torch.autograd.grad(loss, list(weights.values()))

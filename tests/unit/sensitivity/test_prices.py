@@ -35,7 +35,7 @@ GENTLE = SensitivitySettings((Choice("int8", group_size=32), Choice("int8", "int
 
 # ------------------------------------------------------------------------------- a model of one matrix and a softmax
 
-TOKENS, COLUMNS, OUT, WORDS, DRAWS = 12, 6, 6, 20, 20_000
+TOKENS, COLUMNS, OUT, WORDS, DRAWS = 12, 6, 6, 20, 10_000
 
 
 def numbers(seed: int, *shape: int) -> torch.Tensor:
@@ -253,7 +253,7 @@ def bundled(demo, tmp_path_factory):
     """Rows of the bundled model's layers, measured and priced on a few windows."""
     model = prepare_model(demo / "model", "fp32", "cpu", 1)
     settings = SensitivitySettings((Choice("q3_k"), Choice("q4_k"), Choice("q6_k")))
-    tokens = windows(demo / "model", TEXT, 128, 16)
+    tokens = windows(demo / "model", TEXT, 128, 8)
     return measure_table(model, tokens, settings, replace(ALL, draws=16), tmp_path_factory.mktemp("b") / "s.tsv").rows
 
 

@@ -1,5 +1,6 @@
 """A model as an estimate sees it, and amounts of work: what walking it, quantizing it and scoring it take, in the units of `rates.py`."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,8 @@ SOLVER, GGUF, LLAMA_LOADED, PAGE = {"torch": 0.7}, {"torch": 0.3}, {"torch": 0.1
 class Step:
     """A kind of job: its rule, how many of it there are, and the work of one, {unit: amount}. `alone`: it takes the whole machine.
 
-    `held` is the memory in bytes beside an open model, `disk` what one leaves. `perhaps` is work that comes besides where what is found asks for it.
+    `held` is the memory in bytes beside an open model, `disk` what one leaves. `perhaps` is work that comes besides where what is found asks for it,
+    in at most so many seconds.
     """
 
     rule: str
@@ -42,6 +44,7 @@ class Step:
     disk: float = 0.0
     alone: bool = False
     perhaps: Mapping[str, float] = field(default_factory=dict)
+    at_most: float = math.inf
 
 
 def added(*parts: Mapping[str, float]) -> Work:

@@ -4,7 +4,18 @@ from collections.abc import Iterator
 
 from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.evaluate.timing import PROMPT_TOKENS, PROMPTS
-from bitplan.workflow.estimate.case import LLAMA_BYTES, LLAMA_LOADED, OPENED, TORCH, Case, Step, Work, added, times
+from bitplan.workflow.estimate.case import (
+    FLOAT,
+    LLAMA_BYTES,
+    LLAMA_LOADED,
+    OPENED,
+    TORCH,
+    Case,
+    Step,
+    Work,
+    added,
+    times,
+)
 from bitplan.workflow.inputs import BASELINES as LLAMA
 
 # llama.cpp and ggml against torch on the same thread, built without the instructions of one processor (measured: docs/scaling.md).
@@ -26,12 +37,12 @@ def speed_step(case: Case, rule: str, file: float) -> Step:
     Rounds are repeated while speeds vary, which they do where other work runs.
     """
     section = case.settings.speed
-    # A token that is generated alone reads every weight: it costs as much as several of a window.
-    tokens = PROMPT_TOKENS + 6 * len(section.prompts or PROMPTS) * section.max_tokens
+    tokens = PROMPT_TOKENS + len(section.prompts or PROMPTS) * section.max_tokens
     one = {"forward": 2 * LLAMA_FORWARD * tokens * case.blocks}
     # Runs are forked from a process that has loaded llama.cpp alone.
     work = added(TORCH, {"python": 1.0}, LLAMA_LOADED, times(section.warmup + section.repeats, one))
-    return Step(rule, 1, work, file, 1e4, True, times(max(0, section.max_repeats - section.repeats), one))
+    more = times(max(0, section.max_repeats - section.repeats), one)
+    return Step(rule, 1, work, file, 1e4, True, more, section.max_seconds)
 
 
 def of_files(case: Case) -> Iterator[Step]:
@@ -50,7 +61,7 @@ def of_files(case: Case) -> Iterator[Step]:
         kind = "" if recipe in ("f16", "bf16") else f"{recipe.split('_')[0]}_k" if "_k" in recipe else recipe
         size = stored if not kind else case.info.parameters * (int(recipe[1]) if recipe[1].isdigit() else 4) * 1.15 / 8
         made = case.quantizing({kind: GGML_SHARE}) if kind else {}
-        yield Step("baseline_gguf", 1, added(TORCH, LLAMA_LOADED, made), 2 * stored, size)
+        yield Step("baseline_gguf", 1, added(TORCH, LLAMA_LOADED, made), 3 * FLOAT * case.largest, size)
         yield Step(
             "baseline_perplexity", 1, llama_scoring(case), size + LLAMA_BYTES + case.walk_memory("evaluation"), 1e4
         )

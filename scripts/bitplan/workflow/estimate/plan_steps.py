@@ -9,6 +9,7 @@ from bitplan.config.settings import Settings
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
 from bitplan.formats.pairs import parse_pair
+from bitplan.formats.sizes import SIZES
 from bitplan.search.plan_settings import PlanSettings
 from bitplan.workflow.estimate.case import (
     FLOAT,
@@ -29,7 +30,11 @@ from bitplan.workflow.estimate.rates import QUANTIZE
 # Evaluations of an adaptive search with two formats: the bundled model's, trying every step and halving.
 USUAL = {"linear": 10, "bisect": 6}
 MX = ("mxfp4", "mxfp8")
+# Bits of a plan that says nothing of them, and how far from its bits the formats are that it is likely to have.
+USUAL_BITS, NEAR = 5.0, 1.5
 W4, A8 = "int4", "int8_tensor"
+# Types that are tried for a layer with a width per channel, and rows of it that they are tried on: runtimes/gguf/tensor_types.py.
+TRIED, TRIED_ROWS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"), 256
 # Evaluations before a correction: the plan on the calibration text, the plan and a step on half of the validation text.
 SEEN, JUDGED = 1, 2
 # Columns that few tokens reach are rounded once for each half of the text besides: rounding/held_out.py.
@@ -39,12 +44,25 @@ TOKENS_PER_COLUMN = 2
 PRODUCTS, AIMED, FACTORS = 6.0, 3.0, 2.0
 
 
+def bits_of(plan: PlanSettings) -> float:
+    """Return about how many bits the layers of a plan of these settings have: its target, or that of the recipe whose size it has."""
+    wanted, recipe = getattr(plan, "target_avg_bits", None), getattr(plan, "same_size_as", None) or ""
+    digits = [int(letter) for letter in recipe if letter.isdigit()]
+    if wanted is None:
+        # K recipes have some layers in more bits than their name says.
+        return 16.0 if recipe in ("f16", "bf16") else digits[0] + 0.8 if digits else USUAL_BITS
+    return float(wanted[0] if isinstance(wanted, list) else wanted)
+
+
 def formats_of(plan: PlanSettings) -> dict[str, float]:
-    """Return {format: share} of the weights that a plan of these settings is likely to have: the middle half of its palette."""
+    """Return {format: share} of the weights that a plan of these settings is likely to have: those of its palette that are near its bits."""
     names = [parse_pair(name).wq for name in getattr(plan, "palette", []) or getattr(plan, "formats", [])]
     names = names or ([W4] if plan.method == "genetic" else [*MX] if plan.method == "random" else [])
-    middle = names[len(names) // 4 : len(names) - len(names) // 4] or names
-    return {name: middle.count(name) / len(middle) for name in middle}
+    apart = {name: abs(SIZES[name].bits_per_value() - bits_of(plan)) for name in names if name in SIZES}
+    near = [name for name in apart if apart[name] <= max(NEAR, min(apart.values()))]
+    # A search with thresholds tries all of its formats.
+    chosen = near if near and plan.method in ("optimal", "genetic") else names
+    return {name: chosen.count(name) / len(chosen) for name in chosen}
 
 
 def inputs_of(plan: PlanSettings) -> dict[str, float]:
@@ -75,12 +93,6 @@ def outside(case: Case, plan: PlanSettings) -> Work:
 def rounds(settings: Settings, name: str) -> bool:
     """Return whether a plan's weights are stored with it, not rounded to nearest by each step."""
     return settings.rounding_of(name) != "nearest" or settings.every_plan[name].method == "sparsegpt"
-
-
-def _bits(case: Case, name: str) -> float:
-    """Return about how many bits a plan's layers have, for the size of files."""
-    wanted = getattr(case.settings.every_plan[name], "target_avg_bits", None)
-    return 4.0 if isinstance(wanted, list) else float(wanted or 5.0)
 
 
 # -- searches ----------------------------------------------------------------------------------------------------------
@@ -203,13 +215,21 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     inputs = case.quantizing_inputs(case.of("evaluation"), inputs_of(plan))
     scored = added(OPENED, case.evaluation("evaluation"), weights, inputs)
     yield Step("plan_perplexity", 1, scored, case.walk_memory("evaluation"), 1e4)
-    file = case.info.parameters * min(_bits(case, name), 8.5) / 8
+    file = case.info.parameters * min(bits_of(plan), 8.5) / 8
+    written = added(case.quantizing(formats), outside(case, plan), _converted(case, plan))
     for runtime in case.settings.models[case.name].runtimes:
-        read = {"read": 2.0 * case.info.parameters * case.stored}
-        # Compressed values are no roundings of the model's: a file of them is converted first.
-        converted = added(OPENED, read) if plan.method == "sparsegpt" else {}
-        yield Step(f"plan_{runtime}", 1, added(TORCH, GGUF, read, weights, converted), 6 * FLOAT * case.largest, file)
+        # The codes of a rounded plan are put into blocks in about the time in which a quantizer finds them.
+        read = {"read": 4.0 * case.info.parameters * case.stored}
+        yield Step(f"plan_{runtime}", 1, added(TORCH, GGUF, read, written), 6 * FLOAT * case.largest, file)
         yield from _in_runtime(case, runtime, file)
+
+
+def _converted(case: Case, plan: PlanSettings) -> Work:
+    """Return the work of converting a compressed model to a file, which an export of one begins with, and of trying types on some rows of each layer."""
+    if plan.method != "sparsegpt":
+        return {}
+    tried = {form: TRIED_ROWS / max(TRIED_ROWS, *(layer.shape[0] for layer in case.info.quantizable)) for form in TRIED}
+    return added({"model": 1.0}, OPENED, case.quantizing(tried))
 
 
 def _in_runtime(case: Case, runtime: str, file: float) -> Iterator[Step]:

@@ -57,7 +57,7 @@ def rows_of(steps: Iterable[Step], rates: Rates) -> list[dict[str, Any]]:
         row = rows.setdefault(step.rule, {"rule": step.rule, **empty, "alone": step.alone})
         row["jobs"] += step.jobs
         row["seconds"] += step.jobs * seconds_of(step.work, rates)
-        row["perhaps"] += step.jobs * seconds_of(step.perhaps, rates)
+        row["perhaps"] += step.jobs * min(step.at_most, seconds_of(step.perhaps, rates))
         row["memory"] = max(row["memory"], rates.memory_of(step.work) + step.held)
         row["disk"] += step.jobs * step.disk
     return list(rows.values())

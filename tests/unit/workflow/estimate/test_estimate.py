@@ -14,6 +14,7 @@ from bitplan.models.layers import Layer, ModelInfo
 from bitplan.workflow.estimate.case import Case, Step
 from bitplan.workflow.estimate.compare import benchmark_of, compared, rule_of
 from bitplan.workflow.estimate.make import estimated_before
+from bitplan.workflow.estimate.plan_steps import formats_of
 from bitplan.workflow.estimate.rates import UNITS, Rates, rates_of
 from bitplan.workflow.estimate.rows import duration, rows_of, span, total_of
 from bitplan.workflow.estimate.steps import steps_of
@@ -66,8 +67,22 @@ def test_timings_run_alone_and_all_else_side_by_side():
     assert (total["processor_seconds"], total["seconds"], total["memory"], total["disk"]) == (45.0, 25.0, 2e9, 7.0)
 
 
+def test_what_may_come_besides_ends_after_a_time():
+    more = Step("a", 2, {}, perhaps={"model": 100.0}, at_most=60.0)
+    assert [row["perhaps"] for row in rows_of([more, replace(more, rule="b", at_most=500.0)], RATES)] == [120.0, 200.0]
+
+
 def test_durations_are_in_words():
     assert [duration(each) for each in (8, 300, 9000, 400_000)] == ["8 s", "5 min", "2.5 h", "4.6 days"]
+
+
+@pytest.mark.parametrize(
+    ("size", "formats"),
+    [({"target_avg_bits": 9}, {"q8_0"}), ({"same_size_as": "q4_k_m"}, {"q3_k", "q4_k", "q5_k"}), ({"target_avg_bits": 2}, {"q2_k", "q3_k"})],
+)  # fmt: skip
+def test_a_plan_is_expected_to_have_the_formats_near_its_bits(size, formats):
+    plan = case(plans={"p": {"method": "optimal", **size}}).settings.plans["p"]
+    assert set(formats_of(plan)) == formats and sum(formats_of(plan).values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("least", "most", "words"), [(8, 8, "8 s"), (8, 45, "8 to 45 s"), (8, 300, "8 s to 5 min")])

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from bitplan.core.errors import user_error
+from bitplan.models.devices import return_free_memory
 from bitplan.reference.head import Head
 from bitplan.reference.reference import Reference
 from bitplan.reference.text import NO_BOS
@@ -21,6 +22,8 @@ from bitplan.reference.text import NO_BOS
 LOGIT_VALUES_AT_ONCE = 1 << 25
 # Scoring processes a few MiB of logits at a time, which stay in the cache and need no new memory.
 SCORED_VALUES_AT_ONCE = 1 << 20
+# After so many logits freed memory returns to the system: glibc does not join it, for the scores that are kept lie between its pieces.
+RETURNED_VALUES = 1 << 23
 OVERFLOW = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or formats with more bits"
 LARGEST_NLL = math.log(sys.float_info.max)
 # logits_of(window, positions) -> (positions, vocabulary) float32
@@ -69,7 +72,10 @@ def row_slices(tokens: Tensor, vocabulary: int) -> Iterator[tuple[int, slice]]:
     step = max(1, LOGIT_VALUES_AT_ONCE // vocabulary)
     for window in range(sequences):
         for start in range(0, length - 1, step):
-            yield window, slice(start, min(start + step, length - 1))
+            rows = slice(start, min(start + step, length - 1))
+            yield window, rows
+            if (rows.stop - rows.start) * vocabulary >= RETURNED_VALUES:
+                return_free_memory()
 
 
 def _by_rows(

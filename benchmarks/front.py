@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -317,7 +317,11 @@ def against_rounded(bench: Bench, name: str, plan: Plan) -> None:
 
 def simulated(bench: Bench, plan: Plan) -> np.ndarray:
     """Return the KL by window of a rounded plan with the file's weights and inputs in float32: without llama.cpp's 8-bit inputs."""
-    scores = score_plan(bench.model.model, bench.model.info, plan, bench.evaluation, QuantizedWeights())
+    info = bench.model.info
+    table = next(layer.name for layer in info.layers if layer.token_table)
+    tied = {layer.name: plan.of(table) for layer in info.layers if layer.tied}
+    whole = replace(plan, layers={**plan.layers, **tied})
+    scores = score_plan(bench.model.model, info, whole, bench.evaluation, QuantizedWeights())
     return scores.kl.double().mean(dim=1).numpy()
 
 

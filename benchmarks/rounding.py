@@ -71,7 +71,7 @@ def main() -> None:
             )
             print(f"round {number + 1}: {count} descents: {own / base:.2f} of SparseGPT's {base:.1f} s", flush=True)
             if args.whole:
-                aimed = replace(layer, cross=0.01 * layer.hessian, share=REFERENCE_SHARE)
+                aimed = replace(layer, drift=0.01 * layer.weight @ layer.hessian, share=REFERENCE_SHARE)
                 whole = seconds(lambda aimed=aimed, count=count: round_layer(aimed, descents=count))
                 print(f"    the whole layer: {whole / base:.2f}", flush=True)
 

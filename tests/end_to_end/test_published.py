@@ -89,9 +89,12 @@ def test_wikitext_is_fetched_from_the_hub_and_joined(split, tmp_path):
     file = tmp_path / "hub" / known.file.replace("train", split)
     file.parent.mkdir(parents=True)
     pd.DataFrame({known.column: ["= Title =", "", "some words"]}).to_parquet(file)
-    code = f"import sys, json; sys.path.insert(0, {str(PROGRAM.parent)!r}); import published; print(json.dumps(published.wikitext({split!r})))"
+    program = tmp_path / "text.py"
+    program.write_text(
+        f"import sys, json; sys.path.insert(0, {str(PROGRAM.parent)!r}); import published; print(json.dumps(published.wikitext({split!r})))"
+    )
     with serving(tmp_path / "hub", f"datasets/{known.repository}") as hub:
-        line = [sys.executable, "-c", code]
+        line = [sys.executable, str(program)]
         made = subprocess.run(
             line, capture_output=True, text=True, check=False, env=environment(hub.url, tmp_path / "home")
         )

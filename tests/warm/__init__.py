@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.warm.client import Running, started
@@ -35,13 +35,13 @@ def _write_programs(folder: Path, address: Path) -> None:
         (folder / name).chmod(0o755)
 
 
-def _serve(listener: socket.socket, folder: Path) -> None:
-    """Wait for the first client, then start the server; stop it when this process ends."""
+def _serve(listener: socket.socket, folder: Path, environment: Mapping[str, str]) -> None:
+    """Wait for the first client, then start the server, not in what a test has made of the environment; stop it when this process ends."""
     select.select([listener], [], [])
     line = [PYTHON, HERE / "server.py", str(listener.fileno()), folder / "python"]
     with listener, (folder / "log").open("w") as log:
         server = subprocess.Popen(
-            line, stdin=subprocess.PIPE, stdout=log, stderr=log, env=os.environ | BEFORE_IMPORT,
+            line, stdin=subprocess.PIPE, stdout=log, stderr=log, env={**environment, **BEFORE_IMPORT},
             pass_fds=(listener.fileno(),), start_new_session=True,
         )  # fmt: skip
     atexit.register(server.communicate)
@@ -59,7 +59,7 @@ def programs(number: int = 0) -> Path:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
     listener.listen(64)
-    threading.Thread(target=_serve, args=(listener, folder), daemon=True).start()
+    threading.Thread(target=_serve, args=(listener, folder, dict(os.environ)), daemon=True).start()
     return folder
 
 

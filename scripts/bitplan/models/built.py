@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bitplan.core.errors import user_error
+from bitplan.core.garbage import loading_packages
 
 BAD_CONFIG = (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError)
 TIED = "tie_word_embeddings"
@@ -36,12 +37,15 @@ def build(
     The context decides where parameters and buffers are placed; no weights are loaded. Code from the checkpoint is never
     run. Raises `UserError` for a family that transformers does not know.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoModelForCausalLM
+    with loading_packages():
+        from huggingface_hub.errors import StrictDataclassError
+        from transformers import AutoModelForCausalLM
 
     try:
-        config = text_config(folder)
-        with within:
+        # The modules of a family are loaded when its configuration is read, and when the model is built.
+        with loading_packages():
+            config = text_config(folder)
+        with loading_packages(), within:
             return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False).eval()
     except (*BAD_CONFIG, StrictDataclassError) as error:
         kind = settings.get("model_type", "no model_type")

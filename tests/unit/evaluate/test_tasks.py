@@ -159,7 +159,7 @@ def test_the_command_writes_the_same_bytes_twice(command, demo, tmp_path):
 
 def test_plans_with_a_scale_per_window_do_not_see_the_padding_of_a_batch(command, demo, tmp_path):
     (tmp_path / "c.json").write_text('{"default": {"wq": "int4", "aq": "int4_tensor"}}')
-    arguments = ("--model", demo / "model", "--plan", tmp_path / "c.json", "--tasks", "demo_stories", "--limit", 6)
+    arguments = ("--model", demo / "model", "--plan", tmp_path / "c.json", "--tasks", "demo_stories", "--limit", 4)
     for size in (1, 4):
         command("eval_with_lm_eval.py", *arguments, "--batch_size", size, "--output", tmp_path / f"{size}.json")
     assert (tmp_path / "1.json").read_bytes() == (tmp_path / "4.json").read_bytes()

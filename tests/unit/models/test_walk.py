@@ -13,6 +13,7 @@ from bitplan.core.errors import UserError
 from bitplan.evaluate.perplexity import plan_nll, score_plan
 from bitplan.evaluate.scores import summarize
 from bitplan.formats.table import FORMATS
+from bitplan.models import walk
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.models.walk import TOKENS_PER_BATCH, Block, open_model
@@ -148,6 +149,17 @@ def test_only_one_block_has_weights_at_a_time(opened, reference):
 
     model.run(reference.tokens, visit)
     assert loaded == [[0], [1]] and all(p.is_meta for part in model.blocks for p in part.parameters())
+
+
+def test_large_blocks_return_their_memory_one_by_one_and_small_ones_when_the_walk_ends(opened, reference, monkeypatch):
+    _, _, model = opened
+    calls = []
+    monkeypatch.setattr(walk, "return_free_memory", lambda: calls.append(1))
+    for limit, expected in ((walk.RETURNED_BYTES, 1), (1, 3)):
+        monkeypatch.setattr(walk, "RETURNED_BYTES", limit)
+        calls.clear()
+        model.run(reference.tokens)
+        assert len(calls) == expected
 
 
 def test_a_damaged_block_is_named_when_its_turn_comes(tiny, reference, tmp_path):

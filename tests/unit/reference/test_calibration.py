@@ -78,7 +78,8 @@ def test_a_data_set_of_the_hub_is_fetched_by_its_usual_name(name, tiny, tmp_path
     with serving(tmp_path / "hub", f"datasets/{dataset.repository}") as hub:
         hub.revisions = {dataset.revision or "main"}
         home = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-        line = [sys.executable, "-c", PROGRAM, str(SCRIPTS), str(tiny), name]
+        (tmp_path / "tokens.py").write_text(PROGRAM)
+        line = [sys.executable, str(tmp_path / "tokens.py"), str(SCRIPTS), str(tiny), name]
         result = subprocess.run(line, capture_output=True, text=True, check=False, env={**os.environ, **home})
     assert result.returncode == 0, result.stderr[-1500:]
     tokens = json.loads(result.stdout)

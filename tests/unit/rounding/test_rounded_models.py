@@ -91,7 +91,7 @@ def errors_by_block(case: Opened, plan: Plan) -> list[float]:
 def test_tuned_codes_damage_each_block_of_a_trained_model_less_than_those_of_feedback(bundled, tmp_path):
     # Not by KL: that of one rounding and of another that differs in a last digit vary by 5 %, a block's outputs by far less.
     plan = uniform_plan(bundled.info, "q4_k")
-    tuned = ModelRounding("tuned", tuning=TuningSettings(40, 2048))
+    tuned = ModelRounding("tuned", tuning=TuningSettings(20, 1024))
     ours, start = (
         errors_by_block(bundled, rounded(bundled, plan, tmp_path / how.rounding, how))
         for how in (tuned, ModelRounding())

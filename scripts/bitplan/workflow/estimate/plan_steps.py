@@ -33,6 +33,8 @@ MX = ("mxfp4", "mxfp8")
 # Bits of a plan that says nothing of them, and how far from its bits the formats are that it is likely to have.
 USUAL_BITS, NEAR = 5.0, 1.5
 W4, A8 = "int4", "int8_tensor"
+# Types that are tried for a layer with a width per channel, and rows of it that they are tried on: runtimes/gguf/tensor_types.py.
+TRIED, TRIED_ROWS = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0"), 256
 # Evaluations before a correction: the plan on the calibration text, the plan and a step on half of the validation text.
 SEEN, JUDGED = 1, 2
 # Columns that few tokens reach are rounded once for each half of the text besides: rounding/held_out.py.
@@ -214,12 +216,20 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     scored = added(OPENED, case.evaluation("evaluation"), weights, inputs)
     yield Step("plan_perplexity", 1, scored, case.walk_memory("evaluation"), 1e4)
     file = case.info.parameters * min(bits_of(plan), 8.5) / 8
+    written = added(case.quantizing(formats), outside(case, plan), _converted(case, plan))
     for runtime in case.settings.models[case.name].runtimes:
-        read = {"read": 2.0 * case.info.parameters * case.stored}
-        # Compressed values are no roundings of the model's: a file of them is converted first.
-        converted = added(OPENED, read) if plan.method == "sparsegpt" else {}
-        yield Step(f"plan_{runtime}", 1, added(TORCH, GGUF, read, weights, converted), 6 * FLOAT * case.largest, file)
+        # The codes of a rounded plan are put into blocks in about the time in which a quantizer finds them.
+        read = {"read": 4.0 * case.info.parameters * case.stored}
+        yield Step(f"plan_{runtime}", 1, added(TORCH, GGUF, read, written), 6 * FLOAT * case.largest, file)
         yield from _in_runtime(case, runtime, file)
+
+
+def _converted(case: Case, plan: PlanSettings) -> Work:
+    """Return the work of converting a compressed model to a file, which an export of one begins with, and of trying types on some rows of each layer."""
+    if plan.method != "sparsegpt":
+        return {}
+    tried = {form: TRIED_ROWS / max(TRIED_ROWS, *(layer.shape[0] for layer in case.info.quantizable)) for form in TRIED}
+    return added({"model": 1.0}, OPENED, case.quantizing(tried))
 
 
 def _in_runtime(case: Case, runtime: str, file: float) -> Iterator[Step]:

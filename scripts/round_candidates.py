@@ -3,7 +3,6 @@
 For example:
 
     python scripts/round_candidates.py --model demo/model --palette q3_k q4_k --calibration demo/calibration.txt --output candidates
-    python scripts/round_model.py --model demo/model --plan plan.json --candidates candidates --output rounded-plan
 """
 
 import time

@@ -65,7 +65,7 @@ def _layer_plan(entry: Mapping[str, Any]) -> LayerPlan:
     return LayerPlan(*formats, entry.get("group_size"), notes, entry.get("stored_bits"), entry.get("embeddings", False))
 
 
-def _with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], source: str) -> dict[str, LayerPlan]:
+def with_tied_output(chosen: Mapping[str, LayerPlan], layers: Sequence[Layer], source: str) -> dict[str, LayerPlan]:
     """Return the plans of layers with the embedding's for a tied output matrix. Raises `UserError` if it requests a different one."""
     table = next((layer.name for layer in layers if layer.token_table), None)
     output = next((layer.name for layer in layers if layer.tied), None)
@@ -104,7 +104,7 @@ def expand(
     for layer in layers:
         if layer.protected and not chosen[layer.name].embeddings:
             chosen[layer.name] = LayerPlan(notes=chosen[layer.name].notes)
-    chosen = _with_tied_output(chosen, layers, source)
+    chosen = with_tied_output(chosen, layers, source)
     warn_of_plan(source, chosen, layers)
     return Plan(fit_layers(chosen, layers), _summary_in(config))
 

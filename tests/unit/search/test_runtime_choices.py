@@ -83,3 +83,12 @@ def test_without_stored_sizes_a_choice_takes_the_bits_of_its_format(info):
 
 def test_what_layers_share_follows_from_what_a_runtime_stores_as_one():
     assert shared_in(BOTH) == "fusion" and shared_in(BOTH[:1]) == "experts" and shared_in([]) is None
+
+
+def test_a_plan_that_is_scored_before_it_is_written_quantizes_a_tied_output_as_the_embedding(info):
+    plan, _ = plan_within(held_table(table_of(info), BOTH[:1], info), info, 0.3)
+    table = next(layer.name for layer in info.layers if layer.token_table)
+    outputs = [layer for layer in info.layers if layer.category == "lm_head"]
+    assert plan.of(table).wq in ("q4_0", "q8_0")
+    for output in outputs:
+        assert plan.of(output.name).wq == (plan.of(table).wq if output.tied else "bf16")

@@ -13,7 +13,7 @@ from bitplan.formats.pairs import parse_pair
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.plans.fitting import substitute_note
-from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
+from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, with_tied_output
 from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference
 from bitplan.search.allocation.constraints import Constraints
@@ -111,7 +111,8 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
             notes = {"category": layer.category, **substitute_note(asked, form, layer)}
             lifted = {"embeddings": True} if layer.name in outside and layer.name in formats else {}
             layers[layer.name] = LayerPlan(*astuple(parse_pair(form)), notes=notes, **lifted)
-        return Plan(layers)
+        # A tied output matrix is the embedding: a plan that is scored before it is written quantizes both, too.
+        return Plan(with_tied_output(layers, info.layers, "plan"))
 
     return plan_of
 

@@ -231,9 +231,8 @@ def test_a_killed_snakemake_goes_on_after_unlock_and_ends_in_the_same_bytes(undi
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:
-        while process.poll() is None and not (folder / "results/small/layer_stats.tsv").exists():
-            time.sleep(0.05)
-        time.sleep(1.0)
+        while process.poll() is None and not (folder / "logs/small/careful/search.log").exists():
+            time.sleep(0.01)
         with_group(process.pid, signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     refused = run(folder, target)

@@ -124,6 +124,8 @@ class Server:
         """Close in a fork what is the server's."""
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # A shell without job control starts what runs beside it with interrupts ignored; whoever interrupts a script means it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         self.ready.close()
         for each in (client, *self.clients.values(), self.listener, self.woken, self.waker):
             each.close()

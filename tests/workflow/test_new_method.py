@@ -79,7 +79,7 @@ rule flat_plan:
     log:
         "logs/{model}/{plan}/search.log",
     wildcard_constraints:
-        plan=one_of(plans_of("flat")),
+        plan=one_of(targets.plans_of(SETTINGS, "flat")),
     localrule: True
     conda:
         "../envs/torch.yaml"

@@ -21,4 +21,5 @@ if ! installed; then
         </dev/null >/tmp/bitplan-slurm-install.log 2>&1 || skip "apt-get could not install $PACKAGES (/tmp/bitplan-slurm-install.log)"
     installed || skip "Debian's SLURM was installed, and its programs are still not found"
 fi
+export BITPLAN_TESTS_COLD=1
 exec python -m pytest tests/slurm -n 3 "$@"

@@ -26,13 +26,13 @@ def test_a_cancelled_job_is_run_again(cluster, started, folder, undisturbed):
 
 def test_a_job_over_its_memory_is_run_again_with_more(cluster, started, folder, undisturbed):
     run = started(cluster, folder)
-    assert run.run(TARGET, "--set-resources", "evaluation:mem_mb=200 if attempt == 1 else 2000") == 0, run.said[-3000:]
+    assert run.run(TARGET, "--set-resources", "evaluation:mem_mb=300 if attempt == 1 else 2000") == 0, run.said[-3000:]
     (line,) = early(run.said)
     assert (
         f"evaluation ({TARGET}): SLURM job " in line
         and f" ran out of memory. Log: {LOG}, .snakemake/slurm_logs/" in line
     )
-    assert "mem_mb=200" in run.said and "mem_mb=2000" in run.said
+    assert "mem_mb=300" in run.said and "mem_mb=2000" in run.said
     assert (folder / TARGET).read_bytes() == undisturbed[TARGET]
 
 

@@ -71,9 +71,10 @@ def environment(number: int = 0) -> dict[str, str]:
 def use_() -> None:
     """Have what this process starts with its own interpreter, and the programs `python` and `snakemake`, start warm.
 
-    On Linux, where a process that has loaded these libraries can be forked.
+    On Linux, where a process that has loaded these libraries can be forked. Not where BITPLAN_TESTS_COLD is set: the jobs of a cluster are
+    processes of its own, whose memory and end it sees.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or os.environ.get("BITPLAN_TESTS_COLD"):
         return
     sys.executable = str(programs() / "python")
     os.environ["PATH"] = environment()["PATH"]

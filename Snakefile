@@ -19,8 +19,8 @@ configfile: str(HERE if HERE.exists() or workflow.overwrite_configfiles else OWN
 report: "docs/report.rst"
 
 
-# Of the jobs that could start, Snakemake starts those of the highest priority: 100 for the model, 90 for what every search waits for, down to 10 for
-# scores; timings have none, as they want the machine for themselves.
+# Of the jobs that could start, Snakemake starts those of the highest priority: 100 for the estimate, 90 for what every search waits for, down to 10
+# for scores. Timings have none: they need the machine to themselves and come last.
 include: "rules/common.smk"
 include: "rules/model.smk"
 include: "rules/stats.smk"

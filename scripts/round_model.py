@@ -19,6 +19,7 @@ def main(args) -> None:
     """Write the plan with its rounded weights, and a row of figures for each layer. Raises `UserError`."""
     from bitplan.core.files import write_table
     from bitplan.core.provenance import write_provenance
+    from bitplan.models.layers import model_info
     from bitplan.plans.plan import LayerPlan, write_plan
     from bitplan.plans.rounded import FOLDER
     from bitplan.plans.torch_config import read_any_plan
@@ -27,25 +28,27 @@ def main(args) -> None:
     from bitplan.rounding.candidates import FOLDER as CANDIDATES
     from bitplan.rounding.candidates import take_candidates
     from bitplan.rounding.model import COLUMNS, ModelRounding, round_plan
-    from bitplan.rounding.report import check_output, print_rounding
+    from bitplan.rounding.report import check_output, check_source, print_rounding
     from bitplan.rounding.tuning import TuningSettings
 
-    started = time.monotonic()
+    started, folder, walked = time.monotonic(), args.output / FOLDER, {}
     check_output(args.output, args.plan)
-    model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
-    plan = read_any_plan(args.plan, model.info)
-    folder = args.output / FOLDER
+    check_source(args.candidates, args.rounding)
     if args.candidates is not None:
-        made, rows = take_candidates(plan, model.info, args.candidates / CANDIDATES, folder)
+        info = model_info(args.model)
+        made, rows = take_candidates(read_any_plan(args.plan, info), info, args.candidates / CANDIDATES, folder)
     else:
+        model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
+        info, plan = model.info, read_any_plan(args.plan, model.info)
         tokens = calibration_windows(model, args.calibration, args.length, args.sequences, args.seed)
         tuning = TuningSettings(args.steps, args.tokens_per_step, args.seed)
         how = {"damping": args.damping, "descents": args.descents, "reference_share": args.reference_share}
         settings = ModelRounding(args.rounding, **how, tuning=tuning)
-        made, rows = round_plan(model.model, model.info, plan, tokens, settings, folder, model.dtype)
-    write_plan(args.output / "plan.json", made, LayerPlan(), model.info)
+        made, rows = round_plan(model.model, info, plan, tokens, settings, folder, model.dtype)
+        walked["block_forwards"] = model.model.block_forwards
+    write_plan(args.output / "plan.json", made, LayerPlan(), info)
     write_table(args.output / "rounding.tsv", rows, COLUMNS)
-    write_provenance(args.output / "plan.json", started, block_forwards=model.model.block_forwards)
+    write_provenance(args.output / "plan.json", started, **walked)
     print_rounding(args.output, rows)
 
 

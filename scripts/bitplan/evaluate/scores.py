@@ -22,7 +22,7 @@ from bitplan.reference.text import NO_BOS
 LOGIT_VALUES_AT_ONCE = 1 << 25
 # Scoring processes a few MiB of logits at a time, which stay in the cache and need no new memory.
 SCORED_VALUES_AT_ONCE = 1 << 20
-# After so many logits freed memory returns to the system: glibc does not join it, for the scores that are kept lie between its pieces.
+# After a slice of at least so many logits, freed memory is returned to the system: scores that are kept lie between its pieces, so glibc cannot join them.
 RETURNED_VALUES = 1 << 23
 OVERFLOW = "Computing overflowed: use --dtype bf16 or fp32 in the place of fp16, or formats with more bits"
 LARGEST_NLL = math.log(sys.float_info.max)

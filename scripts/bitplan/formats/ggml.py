@@ -21,7 +21,6 @@ from bitplan.formats.base import Dequantize, Quantize, Quantized
 from bitplan.formats.facts import NEED_IMPORTANCE
 from bitplan.formats.fitting import SUBSTITUTES
 
-# ggml's name of the type that each format of this kind is.
 ROWS_PER_CHUNK_VALUES = 1 << 20
 LIBRARY_NAMES = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll")
 

@@ -1,7 +1,7 @@
 """What a model loads, as model.json records it: asking transformers again takes longer than scoring a small file in its runtime."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -29,13 +29,15 @@ def loading_record(folder: Path, stored: Iterable[str], loading: "Loading") -> d
 
 
 def recorded_loading(record: Any, folder: Path, stored: Iterable[str]) -> "Loading | None":
-    """Return the loading of a record; None where there is none, or config.json, the files' names or transformers are others now."""
+    """Return the loading of a record; None where there is none, where an earlier version wrote it, or where config.json, the files' names or
+    transformers have changed since."""
     if not isinstance(record, Mapping) or record.get("key") != _key(folder, stored):
         return None
     from bitplan.models.loading import Loading
 
-    fields = {name: value for name, value in record.items() if name != "key"}
-    needed = {name: (source, tuple(shape)) for name, (source, shape) in record["needed"].items()}
-    return Loading(
-        **{**fields, "buffers": frozenset(record["buffers"]), "unused": tuple(record["unused"]), "needed": needed}
-    )
+    known = {name: value for name, value in record.items() if name != "key"}
+    if known.keys() != {each.name for each in fields(Loading)}:
+        return None
+    needed = {name: (source, tuple(shape)) for name, (source, shape) in known["needed"].items()}
+    changed = {"buffers": frozenset(known["buffers"]), "unused": tuple(known["unused"]), "needed": needed}
+    return Loading(**known | changed)

@@ -1,14 +1,14 @@
 """The head of a model, which maps its final hidden states to logits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.models.finite import check_read, check_stored
+from bitplan.models.finite import check_stored
 from bitplan.models.layers import output_tensor_name
 
 VOCABULARY_SLICE = 16_384
@@ -30,10 +30,6 @@ class Head:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-
-    def first(self, words: int) -> "Head":
-        """Return the head of the first `words` tokens of the vocabulary."""
-        return replace(self, matrix=self.matrix[:words], bias=None if self.bias is None else self.bias[:words])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return float32 logits (rows, vocabulary) of hidden states (rows, hidden); the matrix is converted slice by slice."""
@@ -68,9 +64,7 @@ class StoredHead:
 
     def read(self, device: torch.device | str = "cpu") -> Head:
         """Return the head with its matrix on a device. The caller drops it before a walk."""
-        read = {name: self._read_in_parts(name, device) for name in self._tensors}
-        check_read(read, self.checkpoint)
-        return self._head(read)
+        return self._head({name: self._read_in_parts(name, device) for name in self._tensors})
 
     def read_first(self, words: int) -> Head:
         """Return the head of the first `words` tokens of the vocabulary, of which alone the rows are read."""

@@ -26,7 +26,7 @@ from bitplan.plans.compressed import block_file, finish_folder
 from bitplan.plans.layer_plan import LayerPlan
 from bitplan.plans.plan import Plan, check_columns
 from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_block, read_rounded_block, write_rounded
-from bitplan.rounding.columns import LayerToRound
+from bitplan.rounding.columns import LayerToRound, no_moments
 from bitplan.rounding.grids import is_rounded
 from bitplan.rounding.layer import FEEDBACK, round_layer
 from bitplan.rounding.model import ModelRounding, names_to_round, note_of, with_moments
@@ -110,10 +110,11 @@ class _Candidates:
         return notes
 
     def _request(self, name: str, weight: Tensor, choice: LayerPlan, moments: HalvedMoments | None) -> LayerToRound:
-        empty = weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
         form = FORMATS[choice.wq]
-        layer = LayerToRound(name, weight, empty, form, form.group(choice.group_size), self.settings.damping)
-        return layer if moments is None else with_moments(layer, moments, self.settings)
+        group, damping = form.group(choice.group_size), self.settings.damping
+        return with_moments(
+            LayerToRound(name, weight, no_moments(weight), form, group, damping), moments, self.settings
+        )
 
 
 def round_candidates(

@@ -14,6 +14,11 @@ DAMPING = 0.01
 COLUMNS_AT_ONCE = 128
 
 
+def no_moments(weight: Tensor) -> Tensor:
+    """Return H of a layer (out, in) that no token has reached: zeros (in, in), in the memory of one."""
+    return weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
+
+
 @dataclass(frozen=True)
 class LayerToRound:
     """A weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, its format and values per block.

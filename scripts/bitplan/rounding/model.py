@@ -25,7 +25,7 @@ from bitplan.plans.apply import QuantizedWeights, planned_weight, quantize_input
 from bitplan.plans.compressed import finish_folder
 from bitplan.plans.plan import Plan, check_columns
 from bitplan.plans.rounded import RoundedLayer, RoundedModel, read_finished_block, write_rounded
-from bitplan.rounding.columns import DAMPING, LayerToRound
+from bitplan.rounding.columns import DAMPING, LayerToRound, no_moments
 from bitplan.rounding.grids import GRIDS, is_rounded
 from bitplan.rounding.held_out import held_out_ratio, needs_judging
 from bitplan.rounding.layer import (
@@ -181,6 +181,7 @@ class _Rounding:
         for name in (each for each in block.layers if each in self._names):
             request = self._request(name, block, moments.pop(name, None), crosses.pop(name, None))
             result = round_layer(request, self.settings.rounding, self.settings.descents)
+            # Handed over: while this waits for the next call, it holds neither.
             pair = [(request, result)]
             del request, result
             yield pair.pop()
@@ -211,13 +212,15 @@ class _Rounding:
         form = self.weights.formats[choice.wq]
         aim = {} if cross is None else {"drift": weight @ cross, "share": self.settings.reference_share}
         del cross
-        empty = weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
-        layer = LayerToRound(name, weight, empty, form, form.group(choice.group_size), self.settings.damping, **aim)
-        return layer if moments is None else with_moments(layer, moments, self.settings)
+        group, damping = form.group(choice.group_size), self.settings.damping
+        layer = LayerToRound(name, weight, no_moments(weight), form, group, damping, **aim)
+        return with_moments(layer, moments, self.settings)
 
 
-def with_moments(layer: LayerToRound, moments: HalvedMoments, settings: ModelRounding) -> LayerToRound:
-    """Return a layer with H of its moments, and with feedback judged on tokens held out where there are few."""
+def with_moments(layer: LayerToRound, moments: HalvedMoments | None, settings: ModelRounding) -> LayerToRound:
+    """Return a layer with H of its moments, and with feedback judged on tokens held out where there are few; unchanged without moments."""
+    if moments is None:
+        return layer
     judged = settings.rounding != NEAREST and layer.form.name in GRIDS and needs_judging(layer, moments)
     held_out = held_out_ratio(layer, moments, settings.descents) if judged else None
     text = {"tokens": moments.tokens, "shrinkage": moments.shrinkage, "held_out": held_out}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bitplan.core.errors import user_error
+from bitplan.rounding.layer import FEEDBACK
 
 
 def check_output(folder: Path, plan: Path) -> None:
@@ -15,6 +16,15 @@ def check_output(folder: Path, plan: Path) -> None:
     if (folder / "plan.json").exists():
         raise user_error(
             "OUTPUT-EXISTS", folder / "plan.json", "exists already", "Choose another folder or remove this one"
+        )
+
+
+def check_source(candidates: Path | None, rounding: str) -> None:
+    """Raise `UserError` if codes are to come from a database of candidates, and another rounding than theirs is asked for."""
+    if candidates is not None and rounding != FEEDBACK:
+        what = f"is {rounding}, but {candidates} holds candidates rounded with {FEEDBACK}"
+        raise user_error(
+            "CANDIDATES-OTHER-ROUNDING", "--rounding", what, "Omit it, or round the plan with --calibration"
         )
 
 

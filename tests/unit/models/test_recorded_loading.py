@@ -42,7 +42,13 @@ def change_version(folder):
     write_json(path, {**read_json(path), "loading": {**read_json(path)["loading"], "key": "of another transformers"}})
 
 
-@pytest.mark.parametrize("change", [change_config, change_version])
+def change_fields(folder):
+    path = folder.parent / "model.json"
+    record = read_json(path)["loading"]
+    write_json(path, {**read_json(path), "loading": {key: value for key, value in record.items() if key != "needed"}})
+
+
+@pytest.mark.parametrize("change", [change_config, change_version, change_fields])
 def test_transformers_is_asked_again_after_a_change(change, tiny, tmp_path, monkeypatch):
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)

@@ -21,6 +21,7 @@ from bitplan.rounding.candidates import (
     take_candidates,
 )
 from bitplan.rounding.model import ModelRounding, round_plan
+from bitplan.rounding.report import check_source
 from tests.families import TEXT, make_family
 from tests.unit.search.opened_models import Opened
 
@@ -119,6 +120,13 @@ def test_plans_with_smoothing_and_databases_of_other_models_are_refused(llama, d
     refused(llama, replace(plan, smoothing=Smoothing(())), database, tmp_path / "r", "CANDIDATES-SMOOTHED")
     other = SimpleNamespace(info=replace(llama.info, fingerprint="other"))
     refused(other, plan, database, tmp_path / "r", "CANDIDATES-OTHER-MODEL")
+
+
+def test_a_rounding_that_the_database_does_not_hold_is_refused(tmp_path):
+    with pytest.raises(UserError, match="CANDIDATES-OTHER-ROUNDING.*tuned.*--calibration"):
+        check_source(tmp_path, "tuned")
+    check_source(tmp_path, "feedback")
+    check_source(None, "tuned")
 
 
 def test_the_commands_write_a_database_and_take_a_plans_codes_from_it(command, llama, tmp_path):

@@ -53,69 +53,39 @@ def counted(name: str, *words: object) -> Counter:
     return work
 
 
+def commands(folder: Path) -> dict[str, list]:
+    """Each rule's command in a folder, with its flags, in the order in which they need each other: {rule: words}."""
+    text = ROOT / "demo" / "calibration.txt"
+    windows = ("--length", LENGTH, "--sequences", WINDOWS)
+    opened = ("--model", folder / MODEL, *COMPUTE)
+    seen, fresh, stats = (folder / name for name in ("seen.safetensors", "fresh.safetensors", "stats.tsv"))
+    table, imatrix = folder / "table.tsv", ("--imatrix", folder / "stats.safetensors")
+    both = ("--palette", "q4_k", "--palette", "q8_0", "--embeddings", "q8_0", "--smooth-alpha", "0.5")
+    plans = {name: folder / name / "plan.json" for name in ("best", "rounded", "alpha", "pruned")}
+
+    def written(name: str) -> tuple:
+        return "--output-plan", plans[name], "--output-config", plans[name].with_name("config.json")
+
+    return {
+        "model": ["describe_model", "--model", folder / "model", "--output", folder / MODEL],
+        "layer_stats": ["layer_stats", *opened, *windows, "--calibration", text, "--output", stats, "--save-text", seen],
+        "evaluation": ["teacher", *opened, *windows, "--text", text, "--skip-tokens", 256, "--output", fresh],
+        "sensitivity": ["sensitivity", *opened, "--layer-stats", stats, "--calibration", seen, *imatrix, *both,
+                        "--metric", "gradient", "--draws", DRAWS, "--tokens", TOKENS, "--output", table],
+        "optimal_plan": ["optimal_search", *opened, "--sensitivity", table, "--calibration", seen, "--validation", fresh, *imatrix,
+                         "--palette", "q4_k", "q8_0", "--target-avg-bits", 8, "--output-plan", plans["best"]],
+        "rounded_plan": ["round_model", *opened, "--plan", plans["best"], "--calibration", seen, "--output", folder / "rounded"],
+        "plan_perplexity": ["perplexity", *opened, "--plan", plans["rounded"], "--text", fresh, "--output", folder / "p.json"],
+        "adaptive_plan": ["adaptive_quantization_search", *opened, "--layer-stats", stats, "--calibration", seen,
+                          "--formats", "mxfp8", "--step-size", 100, *written("alpha")],
+        "sparsegpt_plan": ["sparsegpt_enhanced", folder / MODEL, seen, *COMPUTE, "--target_avg_bits", 4, *written("pruned")],
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def done(folder) -> dict[str, Counter]:
     """The work that each rule's command did, {rule: {unit: amount}}."""
-    model, text = folder / MODEL, ROOT / "demo" / "calibration.txt"
-    windows = ("--length", LENGTH, "--sequences", WINDOWS)
-    opened = ("--model", model, *COMPUTE)
-    seen, fresh, stats = folder / "seen.safetensors", folder / "fresh.safetensors", folder / "stats.tsv"
-    table, plan, imatrix = folder / "table.tsv", folder / "best.json", folder / "stats.safetensors"
-    found = {"model": counted("describe_model", "--model", folder / "model", "--output", model)}
-    found["layer_stats"] = counted(
-        "layer_stats", *opened, *windows, "--calibration", text, "--output", stats, "--save-text", seen
-    )
-    found["evaluation"] = counted("teacher", *opened, *windows, "--text", text, "--skip-tokens", 256, "--output", fresh)
-    found["sensitivity"] = counted(
-        *("sensitivity", *opened, "--layer-stats", stats, "--calibration", seen, "--imatrix", imatrix),
-        *("--metric", "gradient", "--draws", DRAWS, "--palette", "q4_k", "--palette", "q8_0", "--tokens", TOKENS),
-        *("--embeddings", "q8_0", "--smooth-alpha", "0.5", "--output", table),
-    )
-    found["optimal_plan"] = counted(
-        *("optimal_search", *opened, "--sensitivity", table, "--calibration", seen, "--validation", fresh),
-        *("--palette", "q4_k", "q8_0", "--target-avg-bits", 8, "--imatrix", imatrix, "--output-plan", plan),
-    )
-    found["rounded_plan"] = counted(
-        *("round_model", *opened, "--plan", plan, "--calibration", seen, "--rounding", "feedback"),
-        *("--output", folder / "rounded"),
-    )
-    found["plan_perplexity"] = counted(
-        "perplexity",
-        *opened,
-        "--plan",
-        folder / "rounded" / "plan.json",
-        "--text",
-        fresh,
-        "--output",
-        folder / "p.json",
-    )
-    found["adaptive_plan"] = counted(
-        *("adaptive_quantization_search", *opened, "--layer-stats", stats, "--calibration", seen),
-        *(
-            "--formats",
-            "mxfp8",
-            "--step-size",
-            100,
-            "--output-plan",
-            folder / "alpha.json",
-            "--output-config",
-            folder / "c.json",
-        ),
-    )
-    found["sparsegpt_plan"] = counted(
-        *(
-            "sparsegpt_enhanced",
-            model,
-            seen,
-            *COMPUTE,
-            "--target_avg_bits",
-            4,
-            "--output-plan",
-            folder / "pruned" / "p.json",
-        ),
-        *("--output-config", folder / "pruned" / "c.json"),
-    )
-    return found
+    return {rule: counted(*words) for rule, words in commands(folder).items()}
 
 
 @pytest.fixture(scope="module")

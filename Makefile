@@ -18,7 +18,7 @@ $(STAMP): requirements.lock scripts/set_up.py
 
 # One line for each finished step; plain snakemake prints all of Snakemake's own lines.
 run: $(STAMP)
-	@echo "The bundled model through the whole workflow: 5 to 16 minutes on 2 cores. Finished steps are kept."
+	@echo "The bundled model through the whole workflow: 4 to 10 minutes on 2 cores. Finished steps are kept."
 	PYTHONPATH=scripts snakemake --cores $(CORES) --logger steps $(SNAKEMAKE)
 
 test: $(RUNTIMES)

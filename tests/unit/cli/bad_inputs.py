@@ -232,6 +232,7 @@ CASES = [
     ("a file to time that is cut short", f"{SPEED} a={{gguf_cut_in_the_data}}", "gguf_cut_in_the_data", "GGUF-NOT-LOADED"),
     ("an unknown runtime", f"{OF_RUNTIME} ggfu", "runtime 'ggfu'", "RUNTIME-UNKNOWN"),
     ("a palette of no runtimes", f"{OPTIMAL} --palette runtime", "--palette runtime", "RUNTIME-NO-PALETTE"),
+    ("fewer windows than steps are decided on", f"{OPTIMAL} --length 16 --sequences 3", "--validation", "OPTIMAL-NO-VALIDATION"),
     ("sizes of no runtimes", f"{OPTIMAL} --sizes stored", "--sizes stored", "RUNTIME-NO-PALETTE"),
     ("a search for an unknown runtime", f"{OPTIMAL} --palette runtime --runtimes ggfu", "runtime 'ggfu'", "RUNTIME-UNKNOWN"),
     ("a palette of runtimes and a format", f"{OPTIMAL} --palette runtime q8_0 --runtimes gguf", "--palette runtime", "SENSITIVITY-BAD-PALETTE"),

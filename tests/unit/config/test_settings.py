@@ -68,6 +68,14 @@ def problems(**changes) -> list[str]:
             {"imatrix": False, "plans": {"a": {"method": "adaptive", "formats": ["iq1_m", "q4_k"]}}},
             "iq1_m needs the importance matrix",
         ),
+        (
+            {
+                "plans": {"a": {"method": "optimal", "target_avg_bits": 6, "palette": ["q4_k"]}},
+                "sensitivity": {"palette": ["q4_k"]},
+                "validation": {"sequences": 3},
+            },
+            "plan a decides its steps on at least 4 windows: set validation.sequences to 4 or more",
+        ),
         ({"speed": {"repeats": "many"}}, "speed.repeats: input should be a valid integer"),
     ],
 )

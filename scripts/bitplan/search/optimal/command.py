@@ -19,7 +19,7 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.candidates import chosen_table
 from bitplan.search.optimal.held import held_table, shared_in
 from bitplan.search.optimal.refinement import RefinementSettings
-from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, file_budget
+from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, check_fresh, file_budget
 from bitplan.search.plan_settings import OF_RUNTIMES
 from bitplan.sensitivity.candidates import MeasureSettings
 from bitplan.sensitivity.local_errors import SensitivitySettings, choice_named
@@ -83,7 +83,9 @@ def _texts(args: Namespace, model: PreparedModel) -> tuple[Reference, Reference]
             "OPTIMAL-NO-VALIDATION", "--validation", what, "Give --validation, or --no-correct and --no-refine"
         )
     seen = open_reference(source, *how)
-    return seen, open_held_out_reference(args.validation or source, seen, *how)
+    fresh = open_held_out_reference(args.validation or source, seen, *how)
+    check_fresh(fresh)
+    return seen, fresh
 
 
 def _table_beside(output: Path) -> Path:
@@ -114,11 +116,11 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
+    texts = _texts(args, model) if args.correct or args.refine else (None, None)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
     if runtimes:
         table = held_table(table, runtimes, model.info, stored)
-    texts = _texts(args, model) if args.correct or args.refine else (None, None)
     weights = QuantizedWeights(args.memory_limit, importance=importance)
     kept = _kept(args, model, weights, *texts)
     return OptimalSearch(model, table, settings, weights, *texts, kept), settings

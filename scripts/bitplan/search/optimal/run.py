@@ -25,10 +25,10 @@ from bitplan.search.optimal.candidates import sharing
 from bitplan.search.optimal.correction import Prospect, corrected, prospect
 from bitplan.search.optimal.paired import Difference, difference
 from bitplan.search.optimal.refinement import RefinementSettings, refine
+from bitplan.search.optimal.settings import FEWEST_WINDOWS
 from bitplan.sensitivity.table import SensitivityTable
 
 log = logging.getLogger(__name__)
-FEWEST_WINDOWS = 4
 CORRECTION = "correction"
 
 Choice = NDArray[np.intp]
@@ -117,6 +117,14 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
     return plan_of
 
 
+def check_fresh(fresh: Reference | None) -> None:
+    """Raise `UserError` for text that is too short to decide on steps, or absent."""
+    if fresh is None or len(fresh.tokens) < FEWEST_WINDOWS:
+        what = f"has fewer than {FEWEST_WINDOWS} windows, too few to decide on corrections and refinement"
+        hint = "Give a longer text or a larger --sequences, or --no-correct and --no-refine"
+        raise user_error("OPTIMAL-NO-VALIDATION", "--validation", what, hint)
+
+
 @dataclass
 class OptimalSearch:
     """The search from one table for several targets. `calibration` is what was measured on, `fresh` text that it has not seen.
@@ -136,11 +144,8 @@ class OptimalSearch:
         groups = self.settings.groups_of(self.model.info, self.table.layers)
         self.problem = allocation_problem(self.table, Constraints(groups))
         self._plan_of = plan_maker(self.problem, self.model.info, self.settings.palette)
-        if self._steps and (self.fresh is None or len(self.fresh.tokens) < FEWEST_WINDOWS):
-            what = f"has fewer than {FEWEST_WINDOWS} windows, too few to decide on corrections and refinement"
-            raise user_error(
-                "OPTIMAL-NO-VALIDATION", "--validation", what, "Give a longer text, or --no-correct and --no-refine"
-            )
+        if self._steps:
+            check_fresh(self.fresh)
 
     @property
     def _steps(self) -> bool:

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from bitplan.core.section import Flag
 from bitplan.search.plan_settings import Palette, RoundablePlan
 
+FEWEST_WINDOWS = 4  # of text that the search has not seen, to decide on a step
+
 
 class OptimalPlan(RoundablePlan):
     """The plan of least damage within a size: exact from measured KL, then corrected and refined on fresh text."""
@@ -55,5 +57,8 @@ class OptimalPlan(RoundablePlan):
         if (self.correct or self.refine) and settings.calibration.sequences is None:
             what = "decides its steps on calibration text that was not measured on"
             yield f"{what}: set calibration.sequences, or correct and refine to false"
+        if (self.correct or self.refine) and (settings.validation.sequences or FEWEST_WINDOWS) < FEWEST_WINDOWS:
+            what = f"decides its steps on at least {FEWEST_WINDOWS} windows"
+            yield f"{what}: set validation.sequences to {FEWEST_WINDOWS} or more, or correct and refine to false"
         if self.same_size_as not in (None, *settings.baselines):
             yield f"is to have the size of {self.same_size_as}, which is no baseline"

@@ -9,6 +9,7 @@ With --folder the model and a finished run are kept, and used again.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+os.environ["BITPLAN_TESTS_COLD"] = "1"  # steps are processes of their own, as a user's are
 
 import size  # noqa: E402
 

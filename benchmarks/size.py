@@ -32,6 +32,7 @@ PLAN = {
     "overrides": [{"pattern": "*.mlp.*", "wq": "mxfp4", "aq": "bf16"}],
 }
 BOTH_PLAN = {"default": {"wq": "mxfp4", "aq": "mxfp4"}}
+K_TYPES = ("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_0")
 K_PLAN = {"default": {"wq": "q4_k", "aq": "bf16"}}
 
 
@@ -199,10 +200,14 @@ def steps(model: Path, out: Path, sequences: int, threads: int) -> dict[str, lis
         return command("perplexity.py", "--text", saved, *flags, *many, output="perplexity.json")
 
     statistics = ("--calibration", str(ROOT / "demo" / "calibration.txt"), *windows, *many)
-    keep = ("--save-text", str(out / "calibration.safetensors"))
+    kept = str(out / "calibration.safetensors")
+    keep = ("--save-text", kept)
+    priced = ("--metric", "gradient", "--draws", "4", "--smooth-alpha", "none", "--palette", *K_TYPES)
     return {
         "model": command("describe_model.py", output="model.json", source=str(model)),
         "layer statistics": command("layer_stats.py", *statistics, *keep, output="layer_stats.tsv"),
+        "prices": command("sensitivity.py", "--calibration", kept, *priced, *many, output="sensitivity.tsv"),
+        "rounding q4_k": command("round_model.py", "--plan", k_plan, "--calibration", kept, *many, output="rounded"),
         "average bits": command("calculate_avg_bits.py", "--config", plan, output="bits.csv"),
         "evaluation": command("teacher.py", "--text", text, *windows, *many, output="evaluation.safetensors"),
         "perplexity": perplexity("--plan", plan),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from bitplan.cli.inputs import input_folder
 from bitplan.cli.parser import parser
+from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.console.project import Project
 from bitplan.console.snakemake_run import flags_of, run_workflow
 from bitplan.console.wishes import add_run_flags
@@ -28,10 +29,11 @@ def build_parser() -> ArgumentParser:
 
 def main(args: Namespace) -> None:
     """Run every step that is not up to date; the workflow prints the headlines and where the pages are. Raises `UserError` for a
-    folder without a config.yaml."""
+    folder without a config.yaml, and for one that is no YAML."""
     project = Project(args.folder.resolve(), "")
     if not (project.folder / "config.yaml").is_file():
         raise user_error(
             "INPUT-MISSING", project.folder / "config.yaml", "does not exist", "Write one with bitplan init"
         )
+    check_duplicate_keys(project.folder / "config.yaml")
     run_workflow(project, [], args.cores, flags_of(args))

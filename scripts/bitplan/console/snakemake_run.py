@@ -4,14 +4,17 @@ import os
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bitplan.console.project import Project, snakefile
+from bitplan.console.typed_words import as_typed
 from bitplan.core.errors import user_error
 from bitplan.core.places import scripts_folder
 
 QUIET = "--quiet"
+# How the logger prints an error that says itself what is wrong and where.
+CODED = "error ["
 # What Snakemake prints before any logger is there.
 NOISE = ("Using workflow specific profile", "Using profile")
 
@@ -35,24 +38,36 @@ def command(project: Project, targets: Sequence[Path], cores: int, more: Sequenc
 
 def flags_of(args: Namespace) -> list[str]:
     """Return the flags of Snakemake that the flags of a command ask for."""
-    return [flag for flag, wanted in (("--dry-run", args.dry_run), (QUIET, args.quiet)) if wanted]
+    asked = (("--dry-run", args.dry_run), (QUIET, args.quiet), ("--verbose", args.verbose))
+    return [flag for flag, wanted in asked if wanted]
 
 
-def _without_noise(text: str) -> list[str]:
-    return [line for line in text.splitlines(keepends=True) if not line.startswith(NOISE)]
+def relayed(lines: Iterable[str], typed: Mapping[str, str]) -> bool:
+    """Print lines to stderr as they come, without Snakemake's own noise and in the words that the user `typed`. Returns whether one is an
+    error that says itself what is wrong."""
+    coded = False
+    for line in lines:
+        if not line.startswith(NOISE):
+            print(as_typed(line, typed), end="", file=sys.stderr, flush=True)
+        coded |= line.startswith(CODED)
+    return coded
 
 
 def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Sequence[str] = ()) -> None:
-    """Make some files of a project. Raises `UserError` where a step failed; the steps that are finished are kept.
+    """Make some files of a project. Raises `UserError` where a step failed for a reason that the printed lines do not say; where they do,
+    `SystemExit` with 2. The steps that are finished are kept.
 
-    With --quiet, Snakemake's own lines are not printed; warnings, errors and the tables that a run ends with are, when it has ended.
+    With --quiet, Snakemake's own lines are not printed; warnings, errors and the tables that a run ends with are.
     """
-    line = command(project, targets, cores, more)
     # What steps print besides, the estimate, goes to stdout.
-    quietly = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} if QUIET in more else {}
-    done = subprocess.run(line, env=environment(os.environ), text=True, check=False, **quietly)
-    print("".join(_without_noise(done.stderr or "")), end="", file=sys.stderr)
-    if status := done.returncode:
+    stdout = subprocess.DEVNULL if QUIET in more else None
+    line = command(project, targets, cores, more)
+    run = subprocess.Popen(line, env=environment(os.environ), text=True, stdout=stdout, stderr=subprocess.PIPE)
+    with run as process:
+        coded = relayed(process.stderr, {**project.typed, "log: logs": f"log: {os.path.relpath(project.folder / 'logs')}"})
+    if run.returncode and coded:
+        sys.exit(2)
+    if status := run.returncode:
         what = f"the workflow stopped with exit code {status}; the lines above say which step failed"
         raise user_error(
             "WORKFLOW-FAILED",

@@ -1,6 +1,7 @@
 """The flags that the commands of the `bitplan` program share, and the project that they describe."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -8,7 +9,17 @@ from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
 from bitplan.config.flag_types import ALL_CORES, count, number
 from bitplan.config.recipes import QUANTIZED_RECIPES
-from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
+from bitplan.console.project import (
+    FOLDER,
+    Project,
+    Wish,
+    absolute,
+    configuration,
+    ignore_in_git_,
+    project_of,
+    write_configuration,
+)
+from bitplan.console.typed_words import in_typed_words, typed_words
 from bitplan.search.plan_settings import Rounding
 
 DEFAULT_RECIPE = "q4_k_m"
@@ -68,5 +79,8 @@ def model_settings(args: Namespace) -> dict[str, str]:
 def prepared_project(args: Namespace) -> tuple[Project, Wish]:
     """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid."""
     project, wish = project_of(args.model, args.work.resolve()), wish_of(args)
-    write_configuration(project, configuration(project, model_settings(args), wish))
+    project = replace(project, typed=typed_words(args, project.name, wish.name))
+    with in_typed_words(project.typed):
+        write_configuration(project, configuration(project, model_settings(args), wish))
+    ignore_in_git_(project.folder)
     return project, wish

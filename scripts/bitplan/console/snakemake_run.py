@@ -64,7 +64,9 @@ def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Se
     line = command(project, targets, cores, more)
     run = subprocess.Popen(line, env=environment(os.environ), text=True, stdout=stdout, stderr=subprocess.PIPE)
     with run as process:
-        coded = relayed(process.stderr, {**project.typed, "log: logs": f"log: {os.path.relpath(project.folder / 'logs')}"})
+        coded = relayed(
+            process.stderr, {**project.typed, "log: logs": f"log: {os.path.relpath(project.folder / 'logs')}"}
+        )
     if run.returncode and coded:
         sys.exit(2)
     if status := run.returncode:

@@ -3,13 +3,19 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
+import yaml
+
 from bitplan.cli.inputs import input_folder
 from bitplan.cli.parser import parser
+from bitplan.config.completion import completed
+from bitplan.config.settings import parse_settings
 from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.console.project import Project
 from bitplan.console.snakemake_run import flags_of, run_workflow
+from bitplan.console.step_warnings import StepWarning, records_of, tell_warnings, warnings_of
 from bitplan.console.wishes import add_run_flags
 from bitplan.core.errors import user_error
+from bitplan.core.places import workflow_folder
 
 ABOUT = """Run the workflow on a folder's config.yaml, up to the comparison of its plans.
 
@@ -27,6 +33,15 @@ def build_parser() -> ArgumentParser:
     return flags
 
 
+def _warnings(folder: Path) -> list[StepWarning]:
+    """Return what the steps behind the plans and baselines of a folder's config.yaml warned of."""
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    settings = parse_settings(completed(config or {}, workflow_folder()))
+    names = tuple(settings.every_plan), tuple(settings.baselines)
+    projects = [Project(folder, model) for model in settings.models]
+    return [warning for each in projects for warning in warnings_of(each, records_of(each, *names))]
+
+
 def main(args: Namespace) -> None:
     """Run every step that is not up to date; the workflow prints the headlines and where the pages are. Raises `UserError` for a
     folder without a config.yaml, and for one that is no YAML."""
@@ -37,3 +52,5 @@ def main(args: Namespace) -> None:
         )
     check_duplicate_keys(project.folder / "config.yaml")
     run_workflow(project, [], args.cores, flags_of(args))
+    if not args.dry_run:
+        tell_warnings(_warnings(project.folder))

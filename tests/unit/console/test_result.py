@@ -19,7 +19,6 @@ from bitplan.core.provenance import versions
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
 from bitplan.runtimes.card.card import card_text
-from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.registry import runtime_named
 from tests.families import TEXT
 
@@ -97,15 +96,25 @@ def test_where_llama_server_is_installed_it_runs_the_file(monkeypatch):
     assert run_lines(GGUF, Path("my file.gguf"), "mine") == ["Run it: llama-server -m 'my file.gguf'"]
 
 
-def test_elsewhere_python_runs_it_and_the_server_is_the_other_way(monkeypatch, tiny, tmp_path):
-    file = tmp_path / "my file.gguf"
-    convert(Checkpoint.open(tiny), file)
+LLAMA_CPP = """
+class Llama:
+    def __init__(self, path, verbose):
+        self.path = path
+
+    def __call__(self, text, max_tokens):
+        return {"choices": [{"text": f"{self.path} goes on from {text!r}"}]}
+"""
+
+
+def test_elsewhere_python_runs_it_and_the_server_is_the_other_way(monkeypatch, tmp_path):
+    (tmp_path / "llama_cpp.py").write_text(LLAMA_CPP)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setattr(run_hint, "find_spec", lambda name: None)
-    first, second = run_lines(GGUF, file, "mine")
-    assert second.endswith(f"llama-server -m '{file}'")
-    ran = subprocess.run(first.removeprefix("Run it: "), shell=True, capture_output=True, text=True, check=True)
-    assert len(ran.stdout.strip()) > 10
+    first, second = run_lines(GGUF, Path("my file's.gguf"), "mine")
+    assert second.endswith("""llama-server -m 'my file'"'"'s.gguf'""")
+    line, where = first.removeprefix("Run it: "), {"PYTHONPATH": str(tmp_path)}
+    ran = subprocess.run(line, shell=True, capture_output=True, text=True, check=True, env=where)
+    assert ran.stdout == "my file's.gguf goes on from 'Once upon a time'\n"
 
 
 def test_with_the_extras_of_llama_cpp_python_its_server_runs_it(monkeypatch):

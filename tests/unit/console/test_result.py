@@ -81,14 +81,15 @@ def test_the_card_names_the_file_as_it_lies_there_and_nothing_that_is_not_there(
     assert (
         "llama-server -m small.gguf" in text and "echo 'FROM ./small.gguf' > small.Modelfile && ollama create" in text
     )
-    assert "bitplan quantize MODEL --text TEXT --same-size-as q4_k_m --rounding feedback -o small.gguf" in text
+    assert "bitplan quantize MODEL --text TEXT --same-size-as q4_k_m " in text and " -o small.gguf" in text
     assert "\n- odd tokens\n" in text and str(project[0].folder) not in text
     for absent in ("model.gguf", "report.json", "plan.json", "a.log"):
         assert absent not in text, absent
 
 
 def test_the_command_of_a_card_has_the_bits_that_were_asked_for():
-    assert "--bits 4.5 --rounding nearest -o b.gguf" in command_of(Wish(bits=4.5, rounding="nearest"), Path("a/b.gguf"))
+    command = command_of(Wish(bits=4.5, rounding="nearest"), Path("a/b.gguf"))
+    assert " --bits 4.5 " in command and " --rounding nearest " in command and command.endswith(" -o b.gguf")
 
 
 def test_where_llama_server_is_installed_it_runs_the_file(monkeypatch):

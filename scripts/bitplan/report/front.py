@@ -10,6 +10,8 @@ from bitplan.report.tables import Row
 
 # Below this a file is as good as the reference.
 LOSSLESS_KL = 1e-6
+# Files whose sizes differ by less than this share are of the same size: their metadata alone differ by some hundred bytes.
+SAME_SIZE = 0.001
 # An error bar as a share of its KL, at most: a logarithmic axis has no 0.
 LARGEST_ERROR = 0.9
 # What a row that is the best of at most its size has in the column that names the best.
@@ -41,22 +43,47 @@ def axes_of(rows: Iterable[Row]) -> Axes:
     return OF_FILES if any(row.get(OF_FILES.size) is not None for row in rows) else OF_PLANS
 
 
+def _fits(row: Row, limit: Row, axes: Axes) -> bool:
+    """Return whether a row is no larger than another, to `SAME_SIZE`."""
+    return row[axes.size] <= limit[axes.size] * (1 + SAME_SIZE)
+
+
+def _beats(row: Row, other: Row, axes: Axes) -> bool:
+    """Return whether a row is no larger than another and has a lower KL, or the same KL and is smaller by more than `SAME_SIZE`."""
+    same_kl = row[axes.kl] == other[axes.kl]
+    return _fits(row, other, axes) and (row[axes.kl] < other[axes.kl] or (same_kl and not _fits(other, row, axes)))
+
+
+def front_of(rows: Sequence[Row], axes: Axes) -> list[Row]:
+    """Return the rows that no row of the front beats, by rising size: each other row is beaten by one of them.
+
+    "Of the same size" is not transitive: in a row of plans, each a little larger and better than the one before, the largest is not of
+    the first one's size. So a row is compared, by rising KL, with those alone that are on the front by then.
+    """
+    front: list[Row] = []
+    for row in sorted(filter(axes.has, rows), key=lambda row: (row[axes.kl], row[axes.size])):
+        if not any(_beats(better, row, axes) for better in front):
+            front.append(row)
+    return sorted(front, key=lambda row: row[axes.size])
+
+
 def dominated(rows: Sequence[Row], axes: Axes) -> set[str]:
-    """Return the names of rows that another one is no larger than and no worse than, and better in one of the two."""
-    places = [(row["name"], row[axes.size], row[axes.kl]) for row in rows if axes.has(row)]
-    return {
-        name for name, size, kl in places if any(s <= size and k <= kl and (s < size or k < kl) for _, s, k in places)
-    }
+    """Return the names of the rows with size and KL that are not on the front."""
+    front = {row["name"] for row in front_of(rows, axes)}
+    return {row["name"] for row in rows if axes.has(row) and row["name"] not in front}
 
 
 def with_best(rows: Sequence[Row], axes: Axes) -> list[dict[str, Any]]:
-    """Return the rows with `best_at_size`: which row of at most their size has the lowest KL; None for one without size or KL."""
-    known = [row for row in rows if axes.has(row)]
+    """Return the rows with `best_at_size`: the row of the front of at most their size, to `SAME_SIZE`, that has the lowest KL; itself
+    for a row of the front, None for one without size or KL."""
+    front = front_of(rows, axes)
+    names = {row["name"] for row in front}
 
     def best(row: Row) -> str | None:
-        small = [other for other in known if axes.has(row) and other[axes.size] <= row[axes.size]]
-        name = min(small, key=lambda other: (other[axes.kl], other[axes.size]))["name"] if small else None
-        return ITSELF if name == row["name"] else name
+        if row["name"] in names or not axes.has(row):
+            return ITSELF if row["name"] in names else None
+        small = [other for other in front if _fits(other, row, axes)]
+        return min(small, key=lambda other: (other[axes.kl], other[axes.size]))["name"]
 
     return [{**row, "best_at_size": best(row)} for row in rows]
 
@@ -92,7 +119,8 @@ def _point(row: Row, axes: Axes, floor: float, hidden: bool) -> Point:
 
 
 def headlines(rows: Sequence[Row], axes: Axes) -> list[str]:
-    """Return a sentence for each recipe but the reference (the first): the best KL of a plan of at most its size, and its own."""
+    """Return a sentence for each recipe but the reference (the first): the best KL of a plan of at most its size, to `SAME_SIZE`, and
+    its own."""
     known = [row for row in rows if axes.has(row)]
     recipes = [row for row in known if row["method"] == BASELINE_METHOD][1:]
     plans = [row for row in known if row["method"] != BASELINE_METHOD]
@@ -106,12 +134,12 @@ def _next_better(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
     first = min(better, key=lambda row: row[axes.size])
     times = first[axes.size] / recipe[axes.size]
     return (
-        f"; {first['name']} has KL {first[axes.kl]:.2g} instead of {recipe[axes.kl]:.2g} at {times:.2f} times its size"
+        f"; {first['name']} has KL {first[axes.kl]:.2g} instead of {recipe[axes.kl]:.2g} at {times:.3f} times its size"
     )
 
 
 def _headline(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
-    small = [row for row in plans if row[axes.size] <= recipe[axes.size]]
+    small = [row for row in plans if _fits(row, recipe, axes)]
     if not small:
         return f"No plan is as small as {recipe['name']}{_next_better(recipe, plans, axes)}."
     best = min(small, key=lambda row: row[axes.kl])
@@ -127,8 +155,7 @@ def summary_lines(rows: Sequence[Row], most: int = 8) -> list[str]:
     """Return what a run ends with: the headlines, and the rows on the front by rising size, each with its size and KL; at most
     `most` of either."""
     axes = axes_of(rows)
-    hidden = dominated(rows, axes)
-    front = sorted((row for row in rows if axes.has(row) and row["name"] not in hidden), key=lambda row: row[axes.size])
+    front = front_of(rows, axes)
     width = max((len(row["name"]) for row in front), default=0)
     lines = [f"  {row['name']:<{width}}  {row[axes.size]:6.3f} bits  KL {row[axes.kl]:.6f}" for row in front[-most:]]
-    return [*headlines(rows, axes)[:most], "Best at their size:", *lines]
+    return [*headlines(rows, axes)[:most], f"Best at their size ({100 * SAME_SIZE:g} % is no difference):", *lines]

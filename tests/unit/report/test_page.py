@@ -63,7 +63,7 @@ def test_the_headline_compares_the_best_plan_of_at_most_a_recipes_size():
     assert lost == "At q4_k_m's size no plan has a lower KL than its 0.002; best has 0.004."
     big = row("big", "optimal", 4.9 * 1.2, 0.0012)
     (large,) = headlines([f16, recipe, big, row("bigger", "optimal", 8.0, 0.0)], OF_FILES)
-    assert large == "No plan is as small as q4_k_m; big has KL 0.0012 instead of 0.002 at 1.20 times its size."
+    assert large == "No plan is as small as q4_k_m; big has KL 0.0012 instead of 0.002 at 1.200 times its size."
     assert headlines([f16, recipe, {**big, "file_kl": 0.1}], OF_FILES) == ["No plan is as small as q4_k_m."]
     assert headlines([f16, best], OF_FILES) == []
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from bitplan.models.layers import Layer
-from bitplan.report.answers import Answer, compared
+from bitplan.report.answers import compared
 from bitplan.report.comparison import comparison_table
 from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of, with_best
 from bitplan.report.metrics import METRICS
@@ -75,9 +75,33 @@ def test_a_kl_of_almost_nothing_is_drawn_at_the_edge_and_says_so():
     assert points["worse"].error == pytest.approx(0.9 * 0.003) and points["best"].label == "best"
 
 
-def test_the_words_that_an_answer_has_of_its_own_are_marked():
-    words = compared("the cat sat on the mat", "the dog sat on a mat now")
-    assert [word.text for word in words if word.differs] == ["dog", "a", "now"]
+def marked(prompt: str, reference: str, answer: str) -> list[str]:
+    return [word.text for word in compared(prompt, reference, answer).words if word.differs]
+
+
+def test_the_words_that_an_answer_adds_or_changes_are_marked():
+    assert marked("There", " the cat sat on the mat", " the dog sat on a mat now") == ["dog", "a", "now"]
+    # What follows an inserted word is the reference's again.
+    assert marked("There", " a cat sat on the mat.", " a big cat sat on the mat.") == ["big"]
+    assert marked("There", " a very big cat sat", " a cat sat") == []
+
+
+def test_a_word_that_the_prompt_begins_and_the_answer_ends_is_one_word():
+    answer = compared("there was a", "vailable. He sat", "vailable. She sat")
+    assert [word.text for word in answer.reference] == ["there", "was", "available.", "He", "sat"]
+    assert [word.text for word in answer.words if word.given] == ["there", "was"]
+    assert [word.text for word in answer.words if word.differs] == ["She"]
+    assert marked("there was a", "vailable", " cat") == ["a", "cat"]
+
+
+def test_an_answer_says_how_many_words_are_the_same_before_the_first_that_differs():
+    assert compared("Once", " a cat sat", " a cat ran and sat").same == 2
+    assert compared("Once", " a cat", " the cat").same == 0
+    assert compared("Once", " a cat", " a cat").same is None
+
+
+def test_texts_without_spaces_are_compared_by_character():
+    assert marked("从前", "有一只猫。", "有一只狗。") == ["狗"]
 
 
 def layer(name: str, category: str, block: int) -> Layer:
@@ -114,7 +138,7 @@ CONTENT = Content(
         "formats": heat_map({"one": ONE, "other": OTHER}, {}),
         **price_charts(INFO.layers, KNOWN),
     },
-    {name: [Answer("Once", "a cat sat", compared("a cat sat", f"a {name} sat"))] for name in ("best", "worse")},
+    {name: [compared("Once", " a cat sat", f" a {name} sat")] for name in ("best", "worse")},
     frozenset(dominated(ROWS, OF_FILES)),
     {"best": {"plan.json": "plans/best/plan.json"}, "f16": {}},
     {**offers(ROWS, OF_FILES, INFO), **predicted_offers(KNOWN, INFO, "my text.txt", OVERHEAD)},

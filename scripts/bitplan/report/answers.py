@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any
+
+import numpy as np
 
 from bitplan.core.files import read_json
 from bitplan.report.results import Entry
@@ -37,15 +38,13 @@ class Answer:
 
 
 def compared(prompt: str, reference: str, answer: str) -> Answer:
-    """Return the answer beside the reference's; words that a word diff adds to the reference's text or changes differ.
+    """Return the answer beside the reference's; words that the shortest edit of the reference's text adds differ.
 
     Prompt and answer are split into words as one text: a tokenizer may end a prompt inside a word, which the answer then completes.
     """
     theirs, ours = (_words(prompt, text) for text in (reference, answer))
     their_text, our_text = ([word.text for word in words] for words in (theirs, ours))
-    same: set[int] = set()
-    for block in SequenceMatcher(None, their_text, our_text, autojunk=False).get_matching_blocks():
-        same.update(range(block.b, block.b + block.size))
+    same = _in_common(their_text, our_text)
     marked = tuple(Word(word.space, word.text, word.given, place not in same) for place, word in enumerate(ours))
     return Answer(prompt, theirs, marked, None if their_text == our_text else _alike(theirs, ours))
 
@@ -53,6 +52,25 @@ def compared(prompt: str, reference: str, answer: str) -> Answer:
 def _words(prompt: str, answer: str) -> tuple[Word, ...]:
     found = WORD.finditer(prompt + answer)
     return tuple(Word(each[1], each[2], given=each.end() <= len(prompt)) for each in found)
+
+
+def _in_common(theirs: Sequence[str], ours: Sequence[str]) -> set[int]:
+    """Return the places in `ours` of a longest common subsequence: difflib's longest block first marks up to a quarter more words."""
+    equal = np.array(theirs, dtype=object)[:, None] == np.array(ours, dtype=object)[None, :]
+    length = np.zeros((len(theirs) + 1, len(ours) + 1), dtype=np.int32)  # of that of the words from (row, column) on
+    for row in range(len(theirs) - 1, -1, -1):
+        best = np.where(equal[row], length[row + 1, 1:] + 1, length[row + 1, :-1])
+        length[row, :-1] = np.maximum.accumulate(best[::-1])[::-1]
+    row, column, places = 0, 0, set()
+    while row < len(theirs) and column < len(ours):
+        if equal[row, column]:
+            places.add(column)
+            row, column = row + 1, column + 1
+        elif length[row + 1, column] >= length[row, column + 1]:
+            row += 1
+        else:
+            column += 1
+    return places
 
 
 def _alike(theirs: Sequence[Word], ours: Sequence[Word]) -> int:

@@ -14,6 +14,8 @@ LOSSLESS_KL = 1e-6
 SAME_SIZE = 0.001
 # An error bar as a share of its KL, at most: a logarithmic axis has no 0.
 LARGEST_ERROR = 0.9
+# Beside the points an axis has a tenth of their KL.
+ROOM = 1.1
 # What a row that is the best of at most its size has in the column that names the best.
 ITSELF = "this one"
 
@@ -90,7 +92,10 @@ def with_best(rows: Sequence[Row], axes: Axes) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error` that ends above 0, and a label for it."""
+    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error` that ends above 0, and a label for it.
+
+    A point `below` has a KL below 1e-6, which would take the room of the others: it stands outside the axis, at its lower edge.
+    """
 
     name: str
     method: str
@@ -99,23 +104,31 @@ class Point:
     error: float
     label: str
     dominated: bool
+    below: bool
 
 
 def points_of(rows: Sequence[Row], axes: Axes) -> list[Point]:
-    """Return the points of the rows that have a size and a KL, by rising size.
-
-    A KL below 1e-6, which would take the room of the others, is drawn at the lower edge; its label says so.
-    """
+    """Return the points of the rows that have a size and a KL, by rising size; the label of one below the axis says its KL."""
     known, hidden = sorted(filter(axes.has, rows), key=lambda row: row[axes.size]), dominated(rows, axes)
-    floor = min((row[axes.kl] for row in known if row[axes.kl] > LOSSLESS_KL), default=LOSSLESS_KL) / 2
-    return [_point(row, axes, floor, row["name"] in hidden) for row in known]
+    return [_point(row, axes, row["name"] in hidden) for row in known]
 
 
-def _point(row: Row, axes: Axes, floor: float, hidden: bool) -> Point:
-    kl = max(row[axes.kl], floor)
-    label = row["name"] if kl == row[axes.kl] else f"{row['name']} (below the axis: {row[axes.kl]:.0e})"
+def _point(row: Row, axes: Axes, hidden: bool) -> Point:
+    kl = row[axes.kl]
+    below = kl <= LOSSLESS_KL
+    label = f"{row['name']}: KL {kl:.1g}" if below else row["name"]
     error = min(row.get(axes.error) or 0.0, LARGEST_ERROR * kl)
-    return Point(row["name"], row["method"] or "", row[axes.size], kl, error, label, hidden)
+    return Point(row["name"], row["method"] or "", row[axes.size], kl, error, label, hidden, below)
+
+
+def ends_of_axis(kl: Iterable[float]) -> tuple[float, float]:
+    """Return where a logarithmic axis of some KL begins and ends: at 1, 2, 3 or 5 times a power of ten, with a tenth of room."""
+    values = [*kl] or [LOSSLESS_KL, 1.0]
+    marks = [float(f"{step}e{power}") for power in range(-12, 4) for step in (1, 2, 3, 5)]
+    low, high = min(values) / ROOM, max(values) * ROOM
+    return max((mark for mark in marks if mark <= low), default=low), min(
+        (mark for mark in marks if mark >= high), default=high
+    )
 
 
 def headlines(rows: Sequence[Row], axes: Axes) -> list[str]:

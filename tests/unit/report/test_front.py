@@ -2,7 +2,16 @@
 
 import pytest
 
-from bitplan.report.front import OF_FILES, SAME_SIZE, dominated, front_of, headlines, summary_lines, with_best
+from bitplan.report.front import (
+    OF_FILES,
+    SAME_SIZE,
+    dominated,
+    ends_of_axis,
+    front_of,
+    headlines,
+    summary_lines,
+    with_best,
+)
 
 
 def row(name: str, bits: float, kl: float, method: str = "optimal") -> dict:
@@ -71,3 +80,10 @@ def test_plans_each_a_little_larger_than_the_one_before_do_not_all_hide_behind_t
         )
     kls = [each["file_kl"] for each in front]
     assert kls == sorted(kls, reverse=True)
+
+
+def test_an_axis_of_kl_ends_at_round_figures_beside_the_points():
+    assert ends_of_axis([0.0005, 0.003]) == (0.0003, 0.005)
+    assert ends_of_axis([0.0004]) == (0.0003, 0.0005)
+    low, high = ends_of_axis([])
+    assert 0 < low < high

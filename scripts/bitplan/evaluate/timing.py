@@ -56,8 +56,8 @@ class Prompt:
 def tokens_of_prompt(prompt: str, tokenize: Callable[[str], list[int]]) -> Prompt:
     """Return a prompt's tokens; with the space after its last word where that takes no further token.
 
-    Most vocabularies have the space before a word inside the word's token. In one that has the space after it there, as in "a\u2581",
-    a prompt without that space is one whose last word is not over: the model would go on with "vailable".
+    Most vocabularies have the space before a word in the word's token. In one that has the space after it there, as in "a\u2581", a prompt
+    without that space ends inside a word, which the model would complete: "a" to "available".
     """
     plain, spaced = tokenize(prompt), tokenize(f"{prompt} ")
     closed = len(spaced) <= len(plain) and spaced != plain

@@ -339,13 +339,16 @@ def test_the_formats_of_the_chosen_plan_are_drawn(shown):
 
 def test_the_legend_has_the_formats_of_the_chosen_plan_alone_and_is_not_cut(shown):
     choose = "(list => { list.selectedIndex = %d; list.dispatchEvent(new Event('change')) })(document.querySelector('.vega-bind select'))"
+    resized(shown, 390)
     shown.value(choose % 1)
     shown.wait("document.querySelectorAll('[data-spec=formats-spec] .role-legend-label text').length === 1")
     shown.value(choose % 0)
     shown.wait("document.querySelectorAll('[data-spec=formats-spec] .role-legend-label text').length === 2")
     labels = boxes_of(shown, "[data-spec=formats-spec] .role-legend-label text")
-    edge = shown.value("document.querySelector('[data-spec=formats-spec]').getBoundingClientRect().right")
-    assert set(labels) == {"q4_k", "bf16"} and max(box[2] for box in labels.values()) <= edge
+    _, _, right, bottom = shown.value(BOX.format("document.querySelector('[data-spec=formats-spec] svg')"))
+    assert set(labels) == {"q4_k", "bf16"}
+    assert all(box[2] <= right and box[3] <= bottom for box in labels.values())
+    resized(shown, 1200)
 
 
 def test_the_answers_of_the_chosen_plan_stand_beside_the_references(shown):

@@ -174,4 +174,6 @@ def _tooltip(alt: Any, rows: Sequence[Row]) -> list[Any]:
 
 def finished(chart: "altair.TopLevelMixin", height: int) -> dict[str, Any]:
     """Return a chart as wide as its place, as a specification."""
-    return chart.properties(width="container", height=height, background="transparent").to_dict()
+    # The room of a legend changes with what it lists.
+    autosize = {"type": "fit-x", "contains": "padding", "resize": True}
+    return chart.properties(width="container", height=height, background="transparent", autosize=autosize).to_dict()

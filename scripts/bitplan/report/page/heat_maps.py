@@ -79,7 +79,7 @@ def _legend(alt: Any, plans: Mapping[str, list[dict[str, Any]]], formats: Sequen
     """Return a legend of the formats that the chosen plan has, in as many rows as they need."""
     used = {name: {each["format"] for each in cells} for name, cells in plans.items()}
     of_plan = {name: [form for form in formats if form in used[name]] for name in plans}
-    return alt.Legend(values=alt.expr(f"({json.dumps(of_plan)})[plan]"), columns=alt.expr("max(2, floor(width / 100))"))
+    return alt.Legend(values=alt.expr(f"({json.dumps(of_plan)})[plan]"), columns=alt.expr("max(2, floor(width / 90))"))
 
 
 def price_cells(layers: Iterable[Layer], known: Prediction) -> list[dict[str, Any]]:

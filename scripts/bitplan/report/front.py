@@ -171,4 +171,5 @@ def summary_lines(rows: Sequence[Row], most: int = 8) -> list[str]:
     front = front_of(rows, axes)
     width = max((len(row["name"]) for row in front), default=0)
     lines = [f"  {row['name']:<{width}}  {row[axes.size]:6.3f} bits  KL {row[axes.kl]:.6f}" for row in front[-most:]]
-    return [*headlines(rows, axes)[:most], f"Best at their size ({100 * SAME_SIZE:g} % is no difference):", *lines]
+    told = f"Best at their size (sizes within {100 * SAME_SIZE:g} % are the same):"
+    return [*headlines(rows, axes)[:most], told, *lines]

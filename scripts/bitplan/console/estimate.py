@@ -9,6 +9,7 @@ from bitplan.config.flag_types import count
 from bitplan.console.project import model_name
 from bitplan.workflow.estimate.make import Estimate, estimated
 from bitplan.workflow.estimate.read import cores_here, settings_for
+from bitplan.workflow.model_checks import check_against_model
 
 ABOUT = """Estimate time, memory and disk of every step of a model on this machine; takes some seconds.
 
@@ -37,6 +38,8 @@ def estimate_of(
     name = model_name(model)
     folder = fetched(Path(model).expanduser(), revision)
     used = settings_for(str(settings) if settings else None, name, folder)
+    if settings:
+        check_against_model(used, name, folder)
     return estimated(folder, name, used, cores or cores_here())
 
 

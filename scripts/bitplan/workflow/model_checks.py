@@ -16,7 +16,8 @@ from bitplan.core.errors import Problem, UserError
 from bitplan.core.files import read_json
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import ModelInfo, model_info, outline
-from bitplan.reference.token_count import begins_with_bos, count_tokens
+from bitplan.reference.bos import begins_with_bos
+from bitplan.reference.token_count import count_tokens
 from bitplan.workflow.inputs import model_folder, told_runtimes
 
 # Bytes of a token that texts seldom reach: a longer text is not counted at every start.
@@ -32,7 +33,7 @@ def plan_problems(settings: Settings, name: str, info: ModelInfo) -> Iterator[Pr
 
 
 def text_problems(settings: Settings, name: str, folder: Path, likely: float = math.inf) -> Iterator[Problem]:
-    """Yield the texts of a model that have fewer tokens than the settings use. Raises `UserError` for what is no text.
+    """Yield the texts of a model that have fewer tokens than the settings use. Raises `UserError` for a file that is not UTF-8 text.
 
     `likely`: a text of so many bytes for each token that is needed is long enough in all likelihood, and not counted.
     """

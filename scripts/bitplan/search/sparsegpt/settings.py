@@ -85,7 +85,9 @@ class SparseGPTPlan(PlanSettings):
         uniform, (low, high) = self.bit_allocation_method == "uniform", (self.bit_options[0], self.bit_options[-1])
         for target in self.target_avg_bits:
             if uniform and target not in range(2, 9):
-                raise ValueError(f"target_avg_bits: {target:g} is no width that all channels can have: 2 to 8")
+                raise ValueError(
+                    f"target_avg_bits: {target:g} is not a width that all channels can have: choose one of 2 to 8"
+                )
             if not uniform and not low <= target <= high:
                 raise ValueError(f"target_avg_bits: {target:g} is out of reach of bit_options, {low} to {high}")
         return self

@@ -103,8 +103,9 @@ class Runtime:
     score_packages: tuple[str, ...] = ()
     code: Mapping[str, str] = field(default_factory=dict)
 
-    def holds(self, candidate: str, embedding: bool = False) -> Verdict:
-        """Return the verdict on a candidate of a palette, as int4_g32 or mxfp4/mxfp8, in a layer that its blocks fit, or in the token embedding.
+    def holds(self, candidate: str, embedding: bool = False, fits: bool = True) -> Verdict:
+        """Return the verdict on a candidate of a palette, as int4_g32 or mxfp4/mxfp8, in a layer that its blocks fit, or in the token embedding;
+        with `fits` false in one whose rows no blocks fit.
 
         It is `verdict`'s own, and needs no heavy package. Raises ValueError for what is no candidate.
         """
@@ -113,7 +114,7 @@ class Runtime:
         from bitplan.plans.layer_plan import LayerPlan
 
         pair = parse_pair(candidate)
-        shape = (BLOCKS_FIT, BLOCKS_FIT * (pair.group_size or 1))
+        shape = (BLOCKS_FIT, BLOCKS_FIT * (pair.group_size or 1) + (not fits))
         name, category, block = ORDINARY["embedding" if embedding else "linear"]
         layer = Layer(name, category, shape, block, "", protected=embedding)
         info = ModelInfo("", "", "LlamaForCausalLM", "llama", layer.params, (layer,))

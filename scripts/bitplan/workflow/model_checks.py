@@ -5,7 +5,7 @@ program before it starts the workflow.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +14,14 @@ from bitplan.config.settings import Settings
 from bitplan.config.text_needs import needs_of
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.files import read_json
+from bitplan.formats.fitting import fitting_format
 from bitplan.models.checkpoint import Checkpoint
-from bitplan.models.layers import ModelInfo, model_info, outline
+from bitplan.models.layers import Layer, ModelInfo, model_info, outline
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.reference.bos import begins_with_bos
 from bitplan.reference.token_count import count_tokens
+from bitplan.runtimes.registry import runtime_named
+from bitplan.runtimes.runtime import Runtime
 from bitplan.workflow.inputs import model_folder, told_runtimes
 
 # Bytes of a token that texts seldom reach: a longer text is not counted at every start.
@@ -30,6 +34,30 @@ def plan_problems(settings: Settings, name: str, info: ModelInfo) -> Iterator[Pr
         runtimes = told_runtimes(settings, SimpleNamespace(model=name, plan=plan))
         for wrong in section.out_of_reach(info, settings, runtimes):
             yield replace(wrong, where=f"plans.{plan}.{wrong.where}", what=f"{wrong.what} on model {name}")
+        formats = section.given_formats(settings)
+        for runtime in map(runtime_named, settings.models[name].runtimes if formats else ()):
+            yield from _refused(runtime, formats, info, f"plans.{plan}", name)
+
+
+def _refused(
+    runtime: Runtime, formats: Sequence[LayerPlan], info: ModelInfo, where: str, name: str
+) -> Iterator[Problem]:
+    """Yield layers that a runtime refuses in every format of a plan, those of a family that it does not know among them."""
+    verdicts = {
+        layer: [runtime.verdict(layer, _fit(form, layer), info) for form in formats] for layer in info.quantizable
+    }
+    refused = {
+        layer: each[0].reason for layer, each in verdicts.items() if all(one.status == "refused" for one in each)
+    }
+    if refused:
+        layer, reason = next(iter(refused.items()))
+        what = f"{runtime.name} cannot store {len(refused)} of {len(verdicts)} layers of model {name} in any of its formats ({layer.name}: {reason})"
+        hint = f"Choose other formats or groups, or take {runtime.name} out of models.{name}.runtimes"
+        yield Problem("RUNTIME-REFUSED", where, what, hint)
+
+
+def _fit(form: LayerPlan, layer: Layer) -> LayerPlan:
+    return replace(form, wq=fitting_format(form.wq, layer.shape[1]))
 
 
 def text_problems(settings: Settings, name: str, folder: Path, likely: float = math.inf) -> Iterator[Problem]:

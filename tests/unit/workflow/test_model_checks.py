@@ -89,6 +89,36 @@ def test_what_runtimes_store_counts_where_sizes_are_stored(tiny, described):
     assert found["compressed_tensors"] < found["mlx"]
 
 
+REFUSED = {
+    "groups that do not divide rows": ({"method": "genetic"}, "mlx", 2),
+    "a format that is none of the runtime's": ({"method": "adaptive", "formats": ["q4_k", "q8_0"]}, "mlx", 14),
+    "formats of which one alone is": ({"method": "adaptive", "formats": ["q4_k", "mxfp8"]}, "mlx", 0),
+    "blocks of a random plan": ({"method": "random"}, "auto_round", 14),
+    "widths of channels": ({"method": "sparsegpt"}, "compressed_tensors", 14),
+    "widths of channels in a file that comes near": ({"method": "sparsegpt"}, "gguf", 0),
+    "weights that are pruned only": ({"method": "sparsegpt", "target_avg_bits": 16}, "compressed_tensors", 0),
+    "a choice that the search makes among what is held": (OPTIMAL | {"palette": ["int4_g64", "int8_g64"]}, "mlx", 0),
+}
+NONE_HELD = OPTIMAL | {"palette": ["int4_g128", "int8_g128"]}
+
+
+@pytest.mark.parametrize(("plan", "runtime", "layers"), REFUSED.values(), ids=REFUSED)
+def test_layers_that_a_runtime_refuses_in_every_format_of_a_plan_are_said(plan, runtime, layers, tiny, described):
+    settings = settings_of(tiny, {"p": plan}, sensitivity={"group_size": 64})
+    held = {"mine": settings.models["mine"].model_copy(update={"runtimes": [runtime]})}
+    found = problems(settings.model_copy(update={"models": held}), described)
+    assert [(each.code, each.where) for each in found] == [("RUNTIME-REFUSED", "plans.p")] * bool(layers)
+    assert not layers or f"cannot store {layers} of 14 layers" in found[0].what
+
+
+@pytest.mark.parametrize("size", [{"target_avg_bits": 16}, {"target_avg_bits": None, "same_size_as": "q4_k_m"}])
+def test_a_palette_of_which_runtimes_store_nothing_is_refused(size, tiny, described):
+    settings = settings_of(tiny, {"p": NONE_HELD | size})
+    held = {"mine": settings.models["mine"].model_copy(update={"runtimes": ["mlx"]})}
+    [found] = problems(settings.model_copy(update={"models": held}), described)
+    assert (found.code, found.where) == ("RUNTIME-REFUSED", "plans.p.palette")
+
+
 def test_an_adaptive_plan_that_only_warns_may_miss_its_target(tiny, described):
     assert problems(settings_of(tiny, {"p": {"method": "adaptive", "target_avg_bits": 1}}), described) == []
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bitplan.core.errors import Problem
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import PlanSettings
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
 
@@ -105,3 +106,7 @@ class SparseGPTPlan(PlanSettings):
         if len(self.target_avg_bits) > blocks:
             what = f"has {len(self.target_avg_bits)} parts, and the model {blocks} blocks"
             yield Problem("SPARSEGPT-TARGET", "target_avg_bits", what, "Give at most one per block")
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the format of codes with a width per channel, unless weights are pruned only."""
+        return [] if self.target_avg_bits == [16.0] and not self.layer_bits else [LayerPlan("per_channel")]

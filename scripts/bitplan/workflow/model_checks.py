@@ -7,6 +7,7 @@ program before it starts the workflow.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,6 +61,15 @@ def _fit(form: LayerPlan, layer: Layer) -> LayerPlan:
     return replace(form, wq=fitting_format(form.wq, layer.shape[1]))
 
 
+def runtime_problems(settings: Settings, name: str, folder: Path) -> Iterator[Problem]:
+    """Yield the runtimes of a model that cannot load a model of its architecture."""
+    config = read_json(folder / "config.json")
+    for runtime in map(runtime_named, settings.models[name].runtimes):
+        if reason := runtime.why_unsupported and runtime.why_unsupported(config):
+            hint = f"Take {runtime.name} out of models.{name}.runtimes (none: [])"
+            yield Problem("RUNTIME-UNSUPPORTED", f"models.{name}.runtimes: {runtime.name}", reason, hint)
+
+
 def text_problems(settings: Settings, name: str, folder: Path, likely: float = math.inf) -> Iterator[Problem]:
     """Yield the texts of a model that have fewer tokens than the settings use. Raises `UserError` for a file that is not UTF-8 text.
 
@@ -76,7 +86,7 @@ def text_problems(settings: Settings, name: str, folder: Path, likely: float = m
 
 
 def _problems(settings: Settings, name: str, info: ModelInfo, folder: Path, likely: float = math.inf) -> list[Problem]:
-    problems = list(plan_problems(settings, name, info))
+    problems = [*runtime_problems(settings, name, folder), *plan_problems(settings, name, info)]
     try:
         return [*problems, *text_problems(settings, name, folder, likely)]
     except UserError as error:
@@ -118,3 +128,28 @@ def check_described(settings: Settings, results: Path = Path("results")) -> None
     ]
     if problems:
         raise UserError(problems)
+
+
+def check_tasks(settings: Settings) -> None:
+    """Raise `UserError` with every task of lm-eval, of the settings and of adaptive plans, that is not known. Nothing is checked where lm-eval is
+    not installed."""
+    asked = [("tasks.names", settings.tasks.names, settings.tasks.include_path)] + [
+        (f"plans.{name}.task", [plan.task], plan.include_path)
+        for name, plan in settings.plans.items()
+        if getattr(plan, "task", None)
+    ]
+    problems: list[Problem] = []
+    for key, names, include_path in asked if find_spec("lm_eval") else ():
+        try:
+            _known(names, include_path)
+        except UserError as error:
+            problems += (replace(each, where=f"{key}: {each.where}") for each in error.problems)
+    if problems:
+        raise UserError(problems)
+
+
+def _known(names: Sequence[str], include_path: str | None) -> None:
+    if names:
+        from bitplan.evaluate.tasks import TaskSettings, known_tasks
+
+        known_tasks(TaskSettings(tuple(names), include_path=Path(include_path) if include_path else None))

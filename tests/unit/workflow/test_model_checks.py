@@ -14,7 +14,8 @@ from bitplan.core.places import workflow_folder
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe, outline
 from bitplan.reference.text import load_tokenizer
-from bitplan.workflow.model_checks import check_against_model, check_described
+from bitplan.runtimes.gguf.architectures import converter_table, known_architectures, why_unsupported
+from bitplan.workflow.model_checks import check_against_model, check_described, check_tasks
 from tests.conftest import ROOT
 
 TEXT = ROOT / "demo" / "calibration.txt"
@@ -135,6 +136,38 @@ def test_widths_of_layers_that_the_model_lacks_and_more_parts_than_blocks_are_re
 def test_an_outline_is_the_description_without_the_digest_of_the_weights(tiny):
     made, described = outline(Checkpoint.open(tiny)), describe(Checkpoint.open(tiny))
     assert made.to_json() == {**described.to_json(), "fingerprint": ""}
+
+
+# -------------------------------------------------------------------------------------------------------- runtimes, tasks
+
+
+def test_an_architecture_that_llama_cpps_converter_lacks_is_said_of_the_runtime(tiny, described, tmp_path):
+    (tmp_path / "__init__.py").write_text('TEXT_MODEL_MAP: dict[str, str] = {"LlamaForCausalLM": "llama"}\n')
+    table = tmp_path / "__init__.py"
+    assert why_unsupported({"architectures": ["LlamaForCausalLM"]}, table) == ""
+    assert (
+        why_unsupported({"architectures": ["Vision"], "text_config": {"architectures": ["LlamaForCausalLM"]}}, table)
+        == ""
+    )
+    assert "FooForCausalLM" in why_unsupported({"architectures": ["FooForCausalLM"]}, table)
+    assert why_unsupported({"architectures": ["FooForCausalLM"]}, tmp_path / "absent.py") == ""
+    assert problems(settings_of(tiny, {"p": OPTIMAL}), described) == []
+
+
+def test_the_table_of_the_converter_that_is_installed_is_read():
+    if not converter_table().is_file():
+        pytest.skip("the converter is not here")
+    assert {"LlamaForCausalLM", "Qwen2ForCausalLM", "Gemma3ForCausalLM"} <= known_architectures(converter_table())
+
+
+def test_tasks_that_lm_eval_does_not_know_are_said_at_their_keys(tiny, tmp_path):
+    (tmp_path / "own").mkdir()
+    folder = {"include_path": str(tmp_path / "own")}
+    plan = {"method": "adaptive", "task": "demo_memory", **folder}
+    check_tasks(settings_of(tiny, {"p": plan}, tasks={"names": ["demo_stories"], **folder}))
+    (tmp_path / "own" / "broken.yaml").write_text("task: [")
+    with pytest.raises(UserError, match=r"TASKS-NOT-YAML\] tasks\.names.*TASKS-NOT-YAML\] plans\.p\.task: "):
+        check_tasks(settings_of(tiny, {"p": plan}, tasks={"names": ["demo_stories"], **folder}))
 
 
 # ----------------------------------------------------------------------------------------------------------------- texts

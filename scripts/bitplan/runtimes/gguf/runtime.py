@@ -28,6 +28,13 @@ def write(job: ExportJob) -> Mapping[str, Any]:
     return write_job(job)
 
 
+def why_unsupported(config: Mapping[str, Any]) -> str:
+    """Return why a model with this config.json has no GGUF; "" where it may have one."""
+    from bitplan.runtimes.gguf.architectures import why_unsupported as of_converter
+
+    return of_converter(config)
+
+
 def how_to_run(artifact: Path, name: str) -> str:
     """Return the commands that serve a GGUF file in the programs that read it."""
     from bitplan.runtimes.gguf.type_lines import beside
@@ -61,6 +68,7 @@ RUNTIME = Runtime(
     how_to_run,
     score,
     time,
+    why_unsupported=why_unsupported,
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",

@@ -57,7 +57,11 @@ def build_parser() -> ArgumentParser:
     add_calibration_window_flags(flags)
     several = {"nargs": "+", "action": ListAction}
     told = "bound on average bits over all parameters; several give several plans"
-    size_of = {"type": input_file, "help": "GGUF file of the same model whose size is the bound instead"}
+    size_of = {
+        "type": input_file,
+        "choices": None,
+        "help": "GGUF file of the same model whose size is the bound instead",
+    }
     add_settings_flags(flags, OptimalPlan, target_avg_bits={**several, "help": told}, same_size_as=size_of)
     runtimes = "runtimes that are to hold the plan: choices that one of them refuses are left out"
     flags.add_argument("--runtimes", **several, help=runtimes)

@@ -69,6 +69,13 @@ def _text_problem(path: str) -> tuple[str, str, str] | None:
     return *fault, "Give a text file (UTF-8)"
 
 
+def check_model(path: str) -> None:
+    """Raise `UserError` for a path that leads to no model and is no id on the model hub."""
+    if wrong := _model_problem(path):
+        code, what, hint = wrong
+        raise UserError([Problem(code, path, what, hint)])
+
+
 def check_places(settings: Settings) -> None:
     """Raise `UserError` with every path of a model or a text that does not lead to one."""
     problems = []

@@ -36,7 +36,10 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"bitplan {__version__}" if name == "--version" else usage())
         return
     if name not in COMMANDS:
-        print(f"error: {name!r} is not a command. bitplan --help lists them", file=sys.stderr)
+        from bitplan.core.errors import nearest
+
+        words = (f"error: {name!r} is not a command.", nearest(name, COMMANDS, 1), "bitplan --help lists them")
+        print(" ".join(filter(None, words)), file=sys.stderr)
         sys.exit(2)
     from bitplan.cli.parser import run
 

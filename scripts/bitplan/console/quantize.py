@@ -1,17 +1,16 @@
 """`bitplan quantize`: from a model to a smaller file, with what it costs and how to run it."""
 
 import shutil
-import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bitplan.cli.inputs import output_file
-from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.console.project import Project, Wish
 from bitplan.console.snakemake_run import flags_of, run_workflow
 from bitplan.console.wishes import add_rounding_flag, add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
 from bitplan.models.checkpoint_files import CARD
+from bitplan.runtimes.gguf.recipe_names import IMATRIX_SUFFIX
 
 RUNTIME = "gguf"
 ABOUT = """Find the best number format for each weight matrix and write the quantized model.
@@ -81,15 +80,14 @@ def earlier_estimate(project: Project, cores: int) -> str:
 
     settings = settings_for(str(project.folder / "config.yaml"), project.name, project.folder)
     made = estimated_before(project.result(), project.name, settings, cores)
-    return made.line if made else ""
+    return f"{made.line}; finished steps are kept" if made else ""
 
 
 def main(args: Namespace) -> None:
     """Run the workflow for one plan, copy its file to the output and its model card, and print three lines."""
     project, wish = prepared_project(args)
-    if not args.quiet and (line := earlier_estimate(project, args.cores)):
-        print(f"{line}; finished steps are kept", file=sys.stderr)
-    run_workflow(project, targets_of(project, wish), args.cores, flags_of(args))
+    first = "" if args.quiet else earlier_estimate(project, args.cores)
+    run_workflow(project, targets_of(project, wish), args.cores, flags_of(args), first)
     if args.dry_run:
         return
     plan = project.result("plans", wish.name, RUNTIME)

@@ -1,17 +1,24 @@
 """The flags that the commands of the `bitplan` program share, and the project that they describe."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import get_args
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
 from bitplan.config.flag_types import ALL_CORES, count, number
-from bitplan.config.recipes import QUANTIZED_RECIPES
 from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
+from bitplan.runtimes.gguf.recipe_names import QUANTIZED_RECIPES, spelt, unknown
 from bitplan.search.plan_settings import Rounding
 
 DEFAULT_RECIPE = "q4_k_m"
+
+
+def recipe(text: str) -> str:
+    """The argparse type of a recipe of llama.cpp, in any case and with dashes or underscores."""
+    if what := unknown(text, QUANTIZED_RECIPES):
+        raise ArgumentTypeError(what)
+    return spelt(text)
 
 
 def wish_parser(description: str) -> ArgumentParser:
@@ -25,7 +32,7 @@ def wish_parser(description: str) -> ArgumentParser:
     sizes = flags.add_mutually_exclusive_group()
     sizes.add_argument(
         "--same-size-as",
-        choices=QUANTIZED_RECIPES,
+        type=recipe,
         metavar="RECIPE",
         help=f"as large as a recipe of llama.cpp; {DEFAULT_RECIPE} when no size is given",
     )

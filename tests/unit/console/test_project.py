@@ -9,6 +9,8 @@ import yaml
 
 from bitplan.config.completion import completed
 from bitplan.console import compare, init, plan, quantize, snakemake_run
+from bitplan.console.estimate import estimate_of
+from bitplan.console.main import main
 from bitplan.console.project import configuration, project_of
 from bitplan.console.wishes import model_settings, wish_of
 from bitplan.core.errors import UserError
@@ -56,6 +58,7 @@ def test_two_folders_of_the_same_name_have_two_projects(in_a_folder):
     [
         ([], {"same_size_as": "q4_k_m"}),
         (["--same-size-as", "q3_k_s"], {"same_size_as": "q3_k_s"}),
+        (["--same-size-as", "Q3-K-S"], {"same_size_as": "q3_k_s"}),
         (["--bits", "4.5"], {"target_avg_bits": 4.5}),
     ],
 )
@@ -110,6 +113,23 @@ def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, 
     assert not (in_a_folder / "made").exists()
 
 
+def test_a_recipe_that_is_none_is_refused_with_the_nearest_one(in_a_folder, capsys):
+    with pytest.raises(SystemExit):
+        quantize_flags("--same-size-as", "q4km")
+    assert "Did you mean 'q4_k_m'?" in capsys.readouterr().err
+
+
+def test_a_command_that_is_none_is_refused_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["comparee"])
+    assert "Did you mean 'compare'?" in capsys.readouterr().err
+
+
+def test_an_estimate_of_a_model_that_is_nowhere_says_that_it_does_not_exist():
+    with pytest.raises(UserError, match="INPUT-MISSING.*/nowhere: does not exist"):
+        estimate_of("/nowhere")
+
+
 def test_compare_of_a_folder_without_a_configuration_is_refused(in_a_folder):
     with pytest.raises(UserError, match="INPUT-MISSING.*config.yaml.*bitplan init"):
         compare.main(flags(compare, in_a_folder))
@@ -123,3 +143,11 @@ def test_a_quiet_run_prints_what_snakemake_says_without_its_own_noise(status, ra
     with pytest.raises(UserError, match="WORKFLOW-FAILED") if raised else nullcontext():
         snakemake_run.run_workflow(project_of(HUB_ID, in_a_folder), [], 1, ["--quiet"])
     assert capfd.readouterr() == ("", "something is odd\n")
+
+
+@pytest.mark.parametrize(("said", "told"), [("3 steps\n", "about 44 s\n3 steps\n"), ("Nothing to be done\n",) * 2])
+def test_what_a_run_takes_is_said_where_there_is_something_to_do(said, told, in_a_folder, monkeypatch, capfd):
+    program = f"import sys; sys.stderr.write('Using profile x\\n' + {said!r})"
+    monkeypatch.setattr(snakemake_run, "command", lambda *_: [sys.executable, "-c", program])
+    snakemake_run.run_workflow(project_of(HUB_ID, in_a_folder), [], 1, [], "about 44 s")
+    assert capfd.readouterr().err == told

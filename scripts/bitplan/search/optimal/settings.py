@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from bitplan.core.section import Flag
+from bitplan.runtimes.gguf.recipe_names import Recipe
 from bitplan.search.plan_settings import Palette, RoundablePlan
 
 FEWEST_WINDOWS = 4  # of text that the search has not seen, to decide on a step
@@ -19,7 +20,7 @@ class OptimalPlan(RoundablePlan):
         None, gt=0, le=16, description="bound on average bits over all parameters; or same_size_as"
     )
     # The rule passes the baseline's file.
-    same_size_as: Annotated[str | None, Flag(by_rule=True)] = Field(
+    same_size_as: Annotated[Recipe | None, Flag(by_rule=True)] = Field(
         None, description="baseline whose file size is the bound, e.g. q4_k_m"
     )
     palette: Palette = Field(

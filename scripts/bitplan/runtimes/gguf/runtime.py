@@ -1,6 +1,6 @@
 """llama.cpp and what is built on it: a plan as one GGUF file."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
 if TYPE_CHECKING:
     from bitplan.evaluate.scores import TokenScores
     from bitplan.evaluate.timing import Run, SpeedSettings
+    from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.layers import Layer, ModelInfo
     from bitplan.plans.plan import LayerPlan
     from bitplan.reference.reference import Reference
@@ -53,6 +54,17 @@ def time(artifact: Path, settings: "SpeedSettings") -> "Run":
     return run_once(artifact, settings)
 
 
+def bytes_besides(checkpoint: "Checkpoint", info: "ModelInfo", layers: Collection[str], base: Path | None) -> int:
+    """Return the most bytes of a file besides some layers, exactly known from the full-precision file. Raises `UserError` without one."""
+    from bitplan.core.errors import user_error
+    from bitplan.runtimes.gguf.size import bytes_besides as besides
+
+    if base is None:
+        what = "is required for a limit on a GGUF's size"
+        raise user_error("OPTIMAL-BAD-FLAGS", "--base", what, "Make it with scripts/convert_gguf.py")
+    return besides(info, layers, base)
+
+
 RUNTIME = Runtime(
     "gguf",
     "model.gguf",
@@ -61,6 +73,7 @@ RUNTIME = Runtime(
     how_to_run,
     score,
     time,
+    bytes_besides,
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",
@@ -69,6 +82,7 @@ RUNTIME = Runtime(
         "write": "bitplan.runtimes.gguf.write",
         "score": "bitplan.runtimes.gguf.scores",
         "time": "bitplan.runtimes.gguf.timing",
+        "size": "bitplan.runtimes.gguf.size",
         "verdict": "bitplan.runtimes.gguf.verdicts",
     },
 )

@@ -1,6 +1,6 @@
 """A shape's workflow in shards on a private SLURM cluster, and the same without one: are its files the same bytes?
 
-    python benchmarks/shards.py [--shape 0.5b] [--blocks 24] [--shards 4] [--folder FOLDER]
+    python benchmarks/shards.py [--shape 0.5b] [--blocks 24] [--shards 4] [--no-correct] [--folder FOLDER]
 
 Weights are random (benchmarks/size.py). The cluster is tests/slurm/cluster.py: three emulated nodes on this machine and three jobs at once, for which SLURM and munge have to be
 installed (`make test-slurm` does it). Prints the seconds of both runs, how many files are equal, and each that differs; ends with 1 where one does.
@@ -29,14 +29,14 @@ TARGETS = ("gguf", "perplexity", "cards")
 WINDOWS = {"length": 256, "sequences": 4}
 
 
-def settings_of(model: Path, shards: int) -> dict:
+def settings_of(model: Path, shards: int, correct: bool) -> dict:
     """Return mine.yaml: two optimal plans, one of them rounded with feedback, of prices that are made in shards."""
     texts = {"calibration": "demo/calibration.txt", "evaluation": "demo/evaluation.txt"}
     return {
         "models": {"shape": {"path": str(model), **texts, "runtimes": ["gguf"]}},
         "plans": {
-            "as-q4": {"method": "optimal", "same_size_as": "q4_k_m", "rounding": "feedback"},
-            "six": {"method": "optimal", "target_avg_bits": 6.0},
+            "as-q4": {"method": "optimal", "same_size_as": "q4_k_m", "rounding": "feedback", "correct": correct},
+            "six": {"method": "optimal", "target_avg_bits": 6.0, "correct": correct},
         },
         "baselines": ["q4_k_m"],
         "calibration": WINDOWS,
@@ -86,9 +86,9 @@ def run(place: Path, args: argparse.Namespace) -> int:
     """Make the model and run the workflow in both ways; return how many files differ."""
     model = place / f"model-{args.shape}"
     size.make_model(model, args.shape, args.blocks)
-    alone = folder_of(place / "alone", settings_of(model, 1))
+    alone = folder_of(place / "alone", settings_of(model, 1, args.correct))
     print(f"alone: {seconds_alone(alone):.0f} s", flush=True)
-    shared = folder_of(place / "cluster", settings_of(model, args.shards))
+    shared = folder_of(place / "cluster", settings_of(model, args.shards, args.correct))
     with tempfile.TemporaryDirectory(prefix="bitplan-slurm-") as short:
         print(
             f"in {args.shards} shards on the cluster: {seconds_on_cluster(shared, Path(short)):.0f} s",
@@ -102,6 +102,8 @@ def main() -> None:
     parser.add_argument("--shape", choices=size.SHAPES, default="0.5b")
     parser.add_argument("--blocks", type=int, default=24)
     parser.add_argument("--shards", type=int, default=4)
+    told = "plans without corrections, which take half of the time"
+    parser.add_argument("--no-correct", dest="correct", action="store_false", help=told)
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
     if args.folder:

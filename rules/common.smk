@@ -19,6 +19,7 @@ from bitplan.core.errors import UserError
 from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.workflow import flags, inputs, resources, targets
 from bitplan.workflow.code_versions import code_version, runtime_code, search_code
+from bitplan.workflow.model_checks import check_described
 from bitplan.workflow.session import (
     comparisons_since,
     held_out_from,
@@ -39,6 +40,8 @@ ENDINGS = JobEndings()
 try:
     SETTINGS = settings_of(config, workflow.configfiles, ROOT)
     HELD_OUT_FROM = held_out_from(SETTINGS)
+    if workflow.is_main_process:
+        check_described(SETTINGS)
 except UserError as error:
     raise WorkflowError("\n".join(f"{problem}" for problem in error.problems))
 

@@ -1,11 +1,12 @@
 """Where the paths in settings lead: the user's from the working directory, those of the bundled demo from the workflow's folder."""
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
+from bitplan.config.same_text import same_text
 from bitplan.config.settings import Settings
+from bitplan.config.text_needs import short_texts
 from bitplan.core.errors import Problem, UserError
 from bitplan.models.hub.ids import looks_like_id
 
@@ -77,7 +78,8 @@ def check_model(path: str) -> None:
 
 
 def check_places(settings: Settings) -> None:
-    """Raise `UserError` with every path of a model or a text that does not lead to one."""
+    """Raise `UserError` with every path of a model or a text that does not lead to one, and every text that is too short for its windows
+    under any tokenizer."""
     problems = []
     for name, model in settings.models.items():
         checks = {"path": _model_problem, "calibration": _text_problem, "evaluation": _text_problem}
@@ -85,21 +87,12 @@ def check_places(settings: Settings) -> None:
             if wrong := check(getattr(model, key)):
                 code, what, hint = wrong
                 problems.append(Problem(code, f"models.{name}.{key}: {getattr(model, key)}", what, hint))
+        try:
+            problems += short_texts(settings, name)
+        except UserError as error:
+            problems += error.problems
     if problems:
         raise UserError(problems)
-
-
-def same_text(one: str, other: str) -> bool:
-    """Return whether two paths lead to one text: one file, a link to it, or the same content."""
-    paths = (one, other)
-    if not all(map(os.path.isfile, paths)):
-        return False
-    if os.path.samefile(one, other):
-        return True
-    if os.path.getsize(one) != os.path.getsize(other):
-        return False
-    first, second = (hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
-    return first == second
 
 
 def tokens_seen(settings: Settings, name: str) -> int:

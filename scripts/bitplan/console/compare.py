@@ -1,15 +1,22 @@
 """`bitplan compare`: all models and plans of a configuration, up to the comparison page."""
 
 from argparse import ArgumentParser, Namespace
+from contextlib import chdir
 from pathlib import Path
+
+import yaml
 
 from bitplan.cli.inputs import input_folder
 from bitplan.cli.parser import parser
+from bitplan.console.checks import check_local_models
 from bitplan.console.project import Project
 from bitplan.console.snakemake_run import flags_of, run_workflow
 from bitplan.console.wishes import add_run_flags
 from bitplan.core.errors import user_error
+from bitplan.core.places import workflow_folder
+from bitplan.workflow.session import settings_of
 
+CONFIG = "config.yaml"
 ABOUT = """Run the workflow on a folder's config.yaml, up to the comparison of its plans.
 
 For example:
@@ -28,10 +35,12 @@ def build_parser() -> ArgumentParser:
 
 def main(args: Namespace) -> None:
     """Run every step that is not up to date; the workflow prints the headlines and where the pages are. Raises `UserError` for a
-    folder without a config.yaml."""
+    folder without a config.yaml, and for settings that are not valid or that a local model cannot meet."""
     project = Project(args.folder.resolve(), "")
-    if not (project.folder / "config.yaml").is_file():
-        raise user_error(
-            "INPUT-MISSING", project.folder / "config.yaml", "does not exist", "Write one with bitplan init"
-        )
+    if not (project.folder / CONFIG).is_file():
+        raise user_error("INPUT-MISSING", project.folder / CONFIG, "does not exist", "Write one with bitplan init")
+    with chdir(project.folder):
+        content = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8"))
+        settings = settings_of(content if isinstance(content, dict) else {}, [CONFIG], workflow_folder())
+        check_local_models(settings, Path("results"))
     run_workflow(project, [], args.cores, flags_of(args))

@@ -10,6 +10,7 @@ from bitplan.config.paths import check_model
 from bitplan.console.project import model_name
 from bitplan.workflow.estimate.make import Estimate, estimated
 from bitplan.workflow.estimate.read import cores_here, settings_for
+from bitplan.workflow.model_checks import check_against_model
 
 ABOUT = """Estimate time, memory and disk of every step of a model on this machine; takes some seconds.
 
@@ -39,6 +40,8 @@ def estimate_of(
     name = model_name(model)
     folder = fetched(Path(model).expanduser(), revision)
     used = settings_for(str(settings) if settings else None, name, folder)
+    if settings:
+        check_against_model(used, name, folder)
     return estimated(folder, name, used, cores or cores_here())
 
 

@@ -11,7 +11,7 @@ import yaml
 
 from bitplan.config.completion import completed
 from bitplan.config.paths import check_places, placed_settings
-from bitplan.config.settings import parse_settings
+from bitplan.config.settings import Settings, parse_settings
 from bitplan.core.files import write_aside
 from bitplan.core.places import workflow_folder
 
@@ -84,10 +84,16 @@ def configuration(project: Project, model: Mapping[str, Any], wish: Wish) -> dic
     return {"models": {project.name: dict(model)}, "plans": {wish.name: wish.plan}}
 
 
+def checked_settings(config: Mapping[str, Any]) -> Settings:
+    """Return the settings in a configuration. Raises `UserError` for settings that are not valid, and for paths that lead to no model or text."""
+    settings = placed_settings(parse_settings(completed(config, workflow_folder())), workflow_folder())
+    check_places(settings)
+    return settings
+
+
 def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
-    """Write a configuration into a project's folder and return its path. Raises `UserError` for settings that are not valid, and for
-    paths that lead to no model or text."""
-    check_places(placed_settings(parse_settings(completed(config, workflow_folder())), workflow_folder()))
+    """Write a configuration into a project's folder and return its path. Raises `UserError` as `checked_settings` does."""
+    checked_settings(config)
     path = project.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:

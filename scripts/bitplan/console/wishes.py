@@ -7,7 +7,17 @@ from typing import get_args
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
 from bitplan.config.flag_types import ALL_CORES, count, number
-from bitplan.console.project import FOLDER, Project, Wish, absolute, configuration, project_of, write_configuration
+from bitplan.console.checks import check_local_models, said_of_flags
+from bitplan.console.project import (
+    FOLDER,
+    Project,
+    Wish,
+    absolute,
+    checked_settings,
+    configuration,
+    project_of,
+    write_configuration,
+)
 from bitplan.runtimes.gguf.recipe_names import QUANTIZED_RECIPES, spelt, unknown
 from bitplan.search.plan_settings import Rounding
 
@@ -73,7 +83,11 @@ def model_settings(args: Namespace) -> dict[str, str]:
 
 
 def prepared_project(args: Namespace) -> tuple[Project, Wish]:
-    """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid."""
+    """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid, or that
+    a local model cannot meet."""
     project, wish = project_of(args.model, args.work.resolve()), wish_of(args)
-    write_configuration(project, configuration(project, model_settings(args), wish))
+    config = configuration(project, model_settings(args), wish)
+    with said_of_flags(project, wish):
+        check_local_models(checked_settings(config), project.folder / "results")
+        write_configuration(project, config)
     return project, wish

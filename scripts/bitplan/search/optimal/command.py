@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
@@ -19,6 +20,7 @@ from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.candidates import chosen_table
 from bitplan.search.optimal.file_size import budget_of_size
 from bitplan.search.optimal.held import held_table, shared_in
+from bitplan.search.optimal.reach import out_of_reach, problem_of_shapes
 from bitplan.search.optimal.refinement import RefinementSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, check_fresh, file_budget
 from bitplan.search.plan_settings import OF_RUNTIMES
@@ -106,6 +108,17 @@ def _measured(args: Namespace, model: PreparedModel, palette: tuple[str, ...]) -
     return place
 
 
+def _check_targets(
+    args: Namespace, model: PreparedModel, settings: OptimalSettings, runtimes: Sequence[Runtime]
+) -> None:
+    """Raise `UserError` with every target that the table could not reach if it were measured."""
+    shared = (runtimes, settings.stored_sizes, settings.groups)
+    problem = problem_of_shapes(model.info, settings.palette, (), *shared)
+    wrong = [out_of_reach(problem, model.info, target) for target in args.target_avg_bits or ()]
+    if any(wrong):
+        raise UserError(replace(each, where="--target-avg-bits") for each in wrong if each)
+
+
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
     runtimes = [runtime_named(name) for name in args.runtimes or ()]
@@ -117,6 +130,8 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
+    if not args.sensitivity:
+        _check_targets(args, model, settings, runtimes)
     texts = _texts(args, model) if args.correct or args.refine else (None, None)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)

@@ -1,13 +1,17 @@
 """The settings of optimal plans."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from bitplan.core.errors import Problem
 from bitplan.core.section import Amount, Flag
 from bitplan.runtimes.gguf.recipe_names import Recipe
-from bitplan.search.plan_settings import Palette, RoundablePlan
+from bitplan.search.plan_settings import OF_RUNTIMES, Palette, RoundablePlan
+
+if TYPE_CHECKING:
+    from bitplan.models.layers import ModelInfo
 
 FEWEST_WINDOWS = 4  # of text that the search has not seen, to decide on a step
 
@@ -77,3 +81,15 @@ class OptimalPlan(RoundablePlan):
             yield f"is to make files of at most {self.max_size}, and model {without[0]} has no runtime: set models.{without[0]}.runtimes, as [gguf]"
         if self.same_size_as not in (None, *settings.baselines):
             yield f"is to have the size of {self.same_size_as}, which is no baseline"
+
+    def out_of_reach(self, info: "ModelInfo", settings: Any, runtimes: Sequence[str]) -> Iterator[Problem]:
+        """Yield a target below the fewest bits in which the palette's formats can be chosen for the model's layers."""
+        if self.target_avg_bits is None or OF_RUNTIMES in self.palette:
+            return
+        from bitplan.runtimes.registry import runtime_named
+        from bitplan.search.optimal.reach import out_of_reach, problem_of_shapes
+
+        told, embeddings = [runtime_named(name) for name in runtimes], settings.sensitivity.embeddings or ()
+        problem = problem_of_shapes(info, self.palette, embeddings, told, self.counts_stored, self.groups)
+        if wrong := out_of_reach(problem, info, self.target_avg_bits):
+            yield wrong

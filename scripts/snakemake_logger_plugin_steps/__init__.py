@@ -1,7 +1,8 @@
 """A logger plugin of Snakemake: `snakemake --logger steps` prints one line for each finished step, with its time and the time left; a
 dry run prints one line for each step that would run.
 
-Warnings and errors are printed in full, and Snakemake's own log file still has everything. Snakemake finds the plugin by its
+Warnings are printed in full. Of a step that failed with an error of the project, that error and the path of its log are printed; of others, and
+with `--verbose`, all that Snakemake says. Its own log file still has everything. Snakemake finds the plugin by its
 name wherever `scripts/` is on Python's path. With `--quiet` only warnings and errors are printed.
 """
 
@@ -17,6 +18,8 @@ from snakemake.common import NOTHING_TO_BE_DONE_MSG
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
+
+from snakemake_logger_plugin_steps.errors import OF_A_COMMAND, OF_THE_END, coded_errors, errors_in_logs
 
 TARGET, ESTIMATE = "all", "estimate"
 
@@ -123,10 +126,13 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         self.steps = Run(time.monotonic())
         self.quiet = bool({Quietness.PROGRESS, Quietness.ALL} & {*(self.common_settings.quiet or ())})
+        self.errors_known = False  # whether an error of the project was printed, which says why the run ends
+        self.exit_codes: list[str] = []  # what Snakemake said of failed commands, until their logs are read
         self.by_event = {
             LogEvent.RUN_INFO: self._plan,
             LogEvent.JOB_INFO: self._start,
             LogEvent.JOB_FINISHED: self._finish,
+            **({} if self.common_settings.verbose else {LogEvent.JOB_ERROR: self._fail}),
         }
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -137,7 +143,37 @@ class LogHandler(LogHandlerBase):
         elif record.msg == NOTHING_TO_BE_DONE_MSG:
             self._tell(record.msg)
         elif record.levelno >= logging.WARNING and (text := self.format(record)) not in ("", "None"):
+            self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        """Print a warning or an error; of one that holds errors of the project these alone, unless all is to be printed."""
+        if self.common_settings.verbose:
             self._print(text)
+        elif OF_A_COMMAND.match(text):
+            self.exit_codes.append(text)
+        elif errors := coded_errors(text):
+            self._print_errors(errors)
+        elif not (self.errors_known and text.startswith(OF_THE_END)):
+            self._print(text)
+
+    def _fail(self, record: logging.LogRecord) -> None:
+        """Print the errors in the logs of a failed step; all that Snakemake says of it where they hold none."""
+        if errors := errors_in_logs(record.log):
+            self._print_errors(errors)
+        else:
+            self._print("\n".join((*self.exit_codes, self.format(record))))
+        self.exit_codes.clear()
+
+    def _print_errors(self, errors: Iterable[str]) -> None:
+        self.errors_known = True
+        self._print("\n".join(errors))
+
+    def close(self) -> None:
+        """Print what was said of commands whose logs were never read."""
+        if self.exit_codes:
+            self._print("\n".join(self.exit_codes))
+            self.exit_codes.clear()
+        super().close()
 
     def _plan(self, record: logging.LogRecord) -> None:
         before = self.steps.total

@@ -25,6 +25,7 @@ from bitplan.config.settings import (
     WindowSettings,
 )
 from bitplan.core.errors import Problem, UserError, nearest
+from bitplan.core.provenance import record_warnings_
 
 MOST_LINES = 3
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
@@ -179,6 +180,7 @@ def _configure_logging(verbose: bool, quiet: bool) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
     )
+    record_warnings_()
     for noisy in ("transformers", "httpx", "httpx2", "httpcore2", "filelock", "urllib3", "matplotlib", "gguf"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     for noisier in ("lm_eval", "evaluate", "datasets"):

@@ -8,6 +8,7 @@ import yaml
 
 from bitplan.cli.inputs import input_folder
 from bitplan.cli.parser import parser
+from bitplan.config.unique_keys import check_duplicate_keys
 from bitplan.console.checks import check_local_models
 from bitplan.console.project import Project
 from bitplan.console.snakemake_run import flags_of, run_workflow
@@ -40,6 +41,7 @@ def main(args: Namespace) -> None:
     if not (project.folder / CONFIG).is_file():
         raise user_error("INPUT-MISSING", project.folder / CONFIG, "does not exist", "Write one with bitplan init")
     with chdir(project.folder):
+        check_duplicate_keys(Path(CONFIG))
         content = yaml.safe_load(Path(CONFIG).read_text(encoding="utf-8"))
         settings = settings_of(content if isinstance(content, dict) else {}, [CONFIG], workflow_folder())
         check_local_models(settings, Path("results"))

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +47,12 @@ class Wish:
 
 @dataclass(frozen=True)
 class Project:
-    """A model's project. `folder` holds config.yaml, results/ and logs/; `name` is the model's name there."""
+    """A model's project. `folder` holds config.yaml, results/ and logs/; `name` is the model's name there. `typed` has the user's words for
+    settings that come from flags."""
 
     folder: Path
     name: str
+    typed: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def result(self, *parts: str) -> Path:
         """Return the path of one of the model's results."""
@@ -99,6 +101,13 @@ def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
     with write_aside(path) as aside:
         aside.write_text(HEAD + yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
     return path
+
+
+def ignore_in_git_(folder: Path) -> None:
+    """Make a folder that git takes no notice of, as it does of a virtual environment: by a .gitignore of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with write_aside(folder / ".gitignore") as aside:
+        aside.write_text("*\n", encoding="utf-8")
 
 
 def snakefile() -> Path:

@@ -1,6 +1,7 @@
 """The flags that the commands of the `bitplan` program share, and the project that they describe."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -15,9 +16,11 @@ from bitplan.console.project import (
     absolute,
     checked_settings,
     configuration,
+    ignore_in_git_,
     project_of,
     write_configuration,
 )
+from bitplan.console.typed_words import in_typed_words, typed_words
 from bitplan.runtimes.gguf.recipe_names import QUANTIZED_RECIPES, spelt, unknown
 from bitplan.search.plan_settings import Rounding
 
@@ -86,8 +89,10 @@ def prepared_project(args: Namespace) -> tuple[Project, Wish]:
     """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid, or that
     a local model cannot meet."""
     project, wish = project_of(args.model, args.work.resolve()), wish_of(args)
+    project = replace(project, typed=typed_words(args, project.name, wish.name))
     config = configuration(project, model_settings(args), wish)
-    with said_of_flags(project, wish):
+    with in_typed_words(project.typed), said_of_flags(project, wish):
         check_local_models(checked_settings(config), project.folder / "results")
         write_configuration(project, config)
+    ignore_in_git_(project.folder)
     return project, wish

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -12,8 +13,9 @@ from bitplan.console import compare, init, plan, quantize, snakemake_run
 from bitplan.console.estimate import estimate_of
 from bitplan.console.main import main
 from bitplan.console.project import configuration, project_of
-from bitplan.console.wishes import model_settings, wish_of
-from bitplan.core.errors import UserError
+from bitplan.console.typed_words import in_typed_words, typed_words
+from bitplan.console.wishes import model_settings, prepared_project, wish_of
+from bitplan.core.errors import Problem, UserError
 from bitplan.core.places import workflow_folder
 from tests.families import TEXT
 
@@ -108,7 +110,8 @@ def test_init_writes_a_configuration_that_is_valid_and_runs_nothing(in_a_folder,
 
 @pytest.mark.parametrize("command", [quantize, plan, init])
 def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, in_a_folder):
-    with pytest.raises(UserError, match=r"INPUT-MISSING.*models\.nowhere\.path: nowhere: does not exist"):
+    named = "models\\.nowhere\\.path" if command is init else "the model"
+    with pytest.raises(UserError, match=rf"INPUT-MISSING\] {named}: nowhere: does not exist"):
         command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made"))
     assert not (in_a_folder / "made").exists()
 
@@ -151,3 +154,35 @@ def test_what_a_run_takes_is_said_where_there_is_something_to_do(said, told, in_
     monkeypatch.setattr(snakemake_run, "command", lambda *_: [sys.executable, "-c", program])
     snakemake_run.run_workflow(project_of(HUB_ID, in_a_folder), [], 1, [], "about 44 s")
     assert capfd.readouterr().err == told
+
+
+def test_an_error_that_says_what_is_wrong_is_told_in_the_user_s_words_and_ends_the_run(in_a_folder, monkeypatch, capfd):
+    said = "error [SEARCH-TARGET-OUT-OF-REACH] --target-avg-bits: no formats reach 1 (log: logs/model-1b/search.log)\n"
+    program = f"import sys; sys.stderr.write({said!r}); sys.exit(1)"
+    monkeypatch.setattr(snakemake_run, "command", lambda *_: [sys.executable, "-c", program])
+    args, project = quantize_flags("--bits", "1"), project_of(HUB_ID, in_a_folder / "work")
+    project = replace(project, typed=typed_words(args, project.name, "optimal-1bit"))
+    with pytest.raises(SystemExit) as ended:
+        snakemake_run.run_workflow(project, [], 1)
+    told = said.replace("--target-avg-bits", "--bits").replace("logs/", f"work/{project.folder.name}/logs/")
+    assert (ended.value.code, capfd.readouterr().err) == (2, told)
+
+
+def test_a_text_that_serves_twice_is_told_once_by_the_flag_that_named_it(in_a_folder):
+    typed = typed_words(quantize_flags(), "model-1b", "optimal-q4-k-m")
+    keys = ("calibration", "evaluation")
+    with pytest.raises(UserError) as raised, in_typed_words(typed):
+        raise UserError(Problem("INPUT-MISSING", f"models.model-1b.{key}", "is a folder") for key in keys)
+    assert [str(problem) for problem in raised.value.problems] == ["[INPUT-MISSING] --text: is a folder"]
+
+
+def test_git_takes_no_notice_of_a_work_folder(in_a_folder):
+    project, _ = prepared_project(quantize_flags())
+    assert (project.folder / ".gitignore").read_text() == "*\n"
+    assert not (in_a_folder / ".gitignore").exists()
+
+
+def test_compare_tells_where_a_configuration_is_no_yaml(in_a_folder):
+    (in_a_folder / "config.yaml").write_text("models: [1\nplans: 2\n")
+    with pytest.raises(UserError, match=r"SETTINGS-NOT-YAML.*line 2"):
+        compare.main(flags(compare, in_a_folder))

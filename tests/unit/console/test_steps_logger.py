@@ -87,8 +87,8 @@ def test_a_file_that_is_no_estimate_says_nothing(tmp_path):
     assert Expected.of([tmp_path / "estimate.json", tmp_path / "none.json"]) == Expected()
 
 
-def handler(quiet=None, dryrun=False) -> LogHandler:
-    made = LogHandler(SimpleNamespace(dryrun=dryrun, quiet=quiet), None)
+def handler(quiet=None, dryrun=False, verbose=False) -> LogHandler:
+    made = LogHandler(SimpleNamespace(dryrun=dryrun, quiet=quiet, verbose=verbose), None)
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
 
@@ -140,3 +140,60 @@ def test_a_dry_run_names_each_step_once_and_counts_them_once(capsys):
     steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="plan_gguf", wildcards={"model": "demo", "plan": "best"}))
     steps.emit(record(LogEvent.JOB_INFO, jobid=8, rule_name="all", wildcards={}))
     assert capsys.readouterr().err.splitlines() == ["1 steps", "plan gguf demo best"]
+
+
+FAILED = "RuleException:\nCalledProcessError in file 'search.smk', line 1:\nCommand returned non-zero exit status {}."
+END = "WorkflowError:\nAt least one job did not complete successfully."
+
+
+def fail(steps: LogHandler, log: Path, status: int = 2) -> None:
+    """Say what Snakemake says of a step that failed with this log."""
+    steps.emit(record(level=logging.ERROR, message=FAILED.format(status)))
+    steps.emit(record(LogEvent.JOB_ERROR, logging.ERROR, "Error in rule optimal_plan", log=[str(log)]))
+    steps.emit(record(level=logging.ERROR, message=END))
+
+
+@pytest.fixture
+def coded_log(tmp_path):
+    log = tmp_path / "search.log"
+    log.write_text("01:16:31 WARNING odd\nerror [SEARCH-TARGET-OUT-OF-REACH] --target-avg-bits: too few. Choose more\n")
+    return log
+
+
+def test_of_a_step_that_says_what_is_wrong_that_line_and_its_log_are_printed_alone(capsys, coded_log):
+    fail(handler(), coded_log)
+    said = "error [SEARCH-TARGET-OUT-OF-REACH] --target-avg-bits: too few. Choose more"
+    assert capsys.readouterr().err.splitlines() == [f"{said} (log: {coded_log})"]
+
+
+def test_of_a_step_that_was_killed_all_is_printed_that_snakemake_says(capsys, tmp_path):
+    fail(handler(), tmp_path / "absent.log", status=137)
+    assert capsys.readouterr().err.splitlines() == [
+        *FAILED.format(137).splitlines(),
+        "Error in rule optimal_plan",
+        *END.splitlines(),
+    ]
+
+
+def test_a_verbose_run_prints_all_that_snakemake_says(capsys, coded_log):
+    fail(handler(verbose=True), coded_log)
+    assert capsys.readouterr().err.splitlines() == [
+        *FAILED.format(2).splitlines(),
+        "Error in rule optimal_plan",
+        *END.splitlines(),
+    ]
+
+
+def test_what_was_said_of_a_command_is_not_lost_where_its_step_never_reports(capsys):
+    steps = handler()
+    steps.emit(record(level=logging.ERROR, message=FAILED.format(1)))
+    assert capsys.readouterr().err == ""
+    steps.close()
+    assert "exit status 1" in capsys.readouterr().err
+
+
+def test_settings_that_are_not_valid_are_told_without_the_line_of_the_rules(capsys):
+    problems = "[SETTINGS-UNKNOWN-KEY] plans.p.a: unknown key\n[SETTINGS-INVALID] plans.p.b: is 0"
+    text = f'WorkflowError in file "common.smk", line 43:\n{problems}\n  File "common.smk", line 43, in <module>'
+    handler().emit(record(level=logging.ERROR, message=text))
+    assert capsys.readouterr().err.splitlines() == [f"error {line}" for line in problems.splitlines()]

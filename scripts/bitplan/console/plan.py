@@ -4,7 +4,9 @@ import shutil
 from argparse import ArgumentParser, Namespace
 
 from bitplan.cli.inputs import output_file
+from bitplan.console.quantize import figures
 from bitplan.console.snakemake_run import flags_of, run_workflow
+from bitplan.console.step_warnings import records_of, tell_warnings, warnings_of
 from bitplan.console.wishes import add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
 
@@ -36,6 +38,5 @@ def main(args: Namespace) -> None:
     with write_aside(args.output) as aside:
         shutil.copyfile(folder / "plan.json", aside)
     bits, scores = read_json(folder / "bits.json")["avg_bits"], read_json(folder / "perplexity.json")
-    print(
-        f"{args.output}: {bits:.2f} bits per parameter, KL {scores['kl_mean']:.5f} (simulated), perplexity {scores['ppl']:.3f}"
-    )
+    print(f"{args.output}: {bits:.2f} bits per parameter of the plan's formats, simulated: {figures(scores)}")
+    tell_warnings(warnings_of(project, records_of(project, [wish.name])))

@@ -3,14 +3,24 @@
 import shutil
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bitplan.cli.inputs import output_file
 from bitplan.console.project import Project, Wish
+from bitplan.console.result_card import card_of
+from bitplan.console.run_hint import run_lines
 from bitplan.console.snakemake_run import flags_of, run_workflow
+from bitplan.console.step_warnings import StepWarning, records_of, tell_warnings, warnings_of
 from bitplan.console.wishes import add_rounding_flag, add_run_flags, add_work_flag, prepared_project, wish_parser
 from bitplan.core.files import read_json, write_aside
+from bitplan.core.intervals import half_width
+from bitplan.formats.fitting import UNFIT
 from bitplan.models.checkpoint_files import CARD
 from bitplan.runtimes.gguf.recipe_names import IMATRIX_SUFFIX
+from bitplan.runtimes.registry import runtime_named
+
+if TYPE_CHECKING:
+    from bitplan.runtimes.card.card import Card
 
 RUNTIME = "gguf"
 ABOUT = """Find the best number format for each weight matrix and write the quantized model.
@@ -50,26 +60,33 @@ def card_beside(output: Path) -> Path:
     return output.with_name(f"{output.stem}.{CARD}")
 
 
-def headline(name: str, size: int, bits: float, scores: dict) -> str:
-    """Return size, bits and KL of a file in one line."""
-    kl, error = scores["kl_mean"], scores["kl_mean_error"]
-    return (
-        f"{name}: {size / 1e6:,.1f} MB, {bits:.2f} bits per parameter, KL {kl:.5f} +- {1.96 * error:.5f} against the original,"
-        f" perplexity {scores['ppl']:.3f}"
-    )
+def figures(scores: dict) -> str:
+    """Return KL and perplexity, the KL with its 95 % interval."""
+    kl, interval = scores["kl_mean"], half_width(scores["kl_mean_error"])
+    return f"KL {kl:.5f} +- {interval:.5f} (95 %), perplexity {scores['ppl']:.3f}"
 
 
-def result_lines(project: Project, wish: Wish, output: Path) -> list[str]:
-    """Return what is printed at the end: the file, the recipe of its size, and how to run it."""
-    plan = project.result("plans", wish.name)
-    bits, scores = read_json(plan / "bits.json")["avg_bits"], read_json(plan / RUNTIME / "perplexity.json")
+def headline(name: str, size: int, bits: tuple[float, float], scores: dict) -> str:
+    """Return size, bits and KL of a file in one line; `bits` are bits per parameter of the file and of the plan, which counts no metadata."""
+    told = f"{bits[0]:.2f} bits per parameter of the file ({bits[1]:.2f} of the plan's formats)"
+    return f"{name}: {size / 1e6:,.1f} MB, {told}, against the original {figures(scores)}"
+
+
+def result_lines(project: Project, wish: Wish, output: Path, card: "Card") -> list[str]:
+    """Return what is printed at the end: the file, the recipe of its size, and the types that it is stored as."""
+    scores = read_json(project.result("plans", wish.name, RUNTIME, "perplexity.json"))
+    bits = card.report["avg_bits_file"], card.plan_bits
     lines = [headline(str(output), output.stat().st_size, bits, scores)]
     for recipe in map(read_json, recipe_scores(project, wish)):
-        lines.append(
-            f"llama.cpp's {wish.same_size_as} with importance matrix, of the same size: KL {recipe['kl_mean']:.5f},"
-            f" perplexity {recipe['ppl']:.3f}"
-        )
-    return [*lines, f"Run it: llama-server -m {output}"]
+        lines.append(f"llama.cpp's {wish.same_size_as} with importance matrix, of the same size: {figures(recipe)}")
+    return [*lines, f"Stored as {card.types}" + (f": {card.substituted}" if card.substituted else "")]
+
+
+def warnings_to_tell(project: Project, wish: Wish) -> list[StepWarning]:
+    """Return what the steps behind a wish's file warned of, but for rows that fit no format: the result tells which formats they have."""
+    recipes = [f"{wish.same_size_as}{IMATRIX_SUFFIX}", wish.same_size_as] if wish.same_size_as else []
+    told = warnings_of(project, records_of(project, [wish.name], recipes))
+    return [warning for warning in told if UNFIT not in warning.text]
 
 
 def earlier_estimate(project: Project, cores: int) -> str:
@@ -84,14 +101,20 @@ def earlier_estimate(project: Project, cores: int) -> str:
 
 
 def main(args: Namespace) -> None:
-    """Run the workflow for one plan, copy its file to the output and its model card, and print three lines."""
+    """Run the workflow for one plan, copy its file to the output, write its model card beside it, and print what it costs, what the steps
+    warned of and how to run it."""
     project, wish = prepared_project(args)
     first = "" if args.quiet else earlier_estimate(project, args.cores)
     run_workflow(project, targets_of(project, wish), args.cores, flags_of(args), first)
     if args.dry_run:
         return
-    plan = project.result("plans", wish.name, RUNTIME)
-    for name, copy in (("model.gguf", args.output), (CARD, card_beside(args.output))):
-        with write_aside(copy) as aside:
-            shutil.copyfile(plan / name, aside)
-    print("\n".join(result_lines(project, wish, args.output)))
+    with write_aside(args.output) as aside:
+        shutil.copyfile(project.result("plans", wish.name, RUNTIME, "model.gguf"), aside)
+    from bitplan.runtimes.card.card import write_card
+
+    runtime, warnings = runtime_named(RUNTIME), warnings_to_tell(project, wish)
+    card = card_of(project, wish, runtime, args.output, warnings)
+    write_card(card_beside(args.output), card)
+    print("\n".join(result_lines(project, wish, args.output, card)))
+    tell_warnings(warnings)
+    print("\n".join(run_lines(runtime, args.output, card.report["name"])))

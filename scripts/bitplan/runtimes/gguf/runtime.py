@@ -1,5 +1,6 @@
 """llama.cpp and what is built on it: a plan as one GGUF file."""
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,14 @@ def write(job: ExportJob) -> Mapping[str, Any]:
 
 
 def how_to_run(artifact: Path, name: str) -> str:
-    """Return the commands that serve a GGUF file in the programs that read it."""
+    """Return the commands that serve a GGUF file in the programs that read it; one writes the Modelfile for Ollama where none is there."""
     from bitplan.runtimes.gguf.type_lines import beside
 
+    file, modelfile = shlex.quote(str(artifact)), beside(artifact, "Modelfile")
+    written = "" if modelfile.exists() else f"echo 'FROM ./{artifact.name}' > {shlex.quote(str(modelfile))} && "
     return (
-        f"Run it with llama.cpp:  llama-server -m {artifact}\n"
-        f"with Ollama:            ollama create {name} -f {beside(artifact, 'Modelfile')} && ollama run {name}\n"
+        f"Run it with llama.cpp:  llama-server -m {file}\n"
+        f"with Ollama:            {written}ollama create {name} -f {shlex.quote(str(modelfile))} && ollama run {name}\n"
         f"with LM Studio:         copy it to ~/.lmstudio/models/bitplan/{name}/{name}.gguf"
     )
 

@@ -159,10 +159,10 @@ def probed(path: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str],
 
 
 def _lost(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the characters of texts that the original tokenizer cannot give back, those of ASCII first."""
+    """Return the characters of texts that the original tokenizer cannot give back, those of ASCII first; a space, which it may strip, is none."""
     return [
         each
-        for each in sorted({each for text in texts for each in text})
+        for each in sorted({each for text in texts for each in text} - {" "})
         if each not in tokenizer.decode(tokenizer(each, add_special_tokens=False).input_ids)
     ]
 

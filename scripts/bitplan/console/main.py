@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "quantize": "from a model to a smaller file: find the plan, write it, say what it costs",
     "plan": "find the plan only",
+    "export": "write a plan that is there already as a file",
     "compare": "run a folder's config.yaml up to the comparison page",
     "init": "write a config.yaml for a model, to edit",
     "estimate": "say what a model's steps will take here: time, memory, disk",

@@ -7,10 +7,11 @@ from typing import get_args
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
-from bitplan.config.flag_types import ALL_CORES, count, number
+from bitplan.config.flag_types import ALL_CORES, count, number, size_text
 from bitplan.console.checks import check_local_models, said_of_flags
 from bitplan.console.project import (
     FOLDER,
+    GGUF,
     Project,
     Wish,
     absolute,
@@ -22,6 +23,7 @@ from bitplan.console.project import (
 )
 from bitplan.console.typed_words import in_typed_words, typed_words
 from bitplan.runtimes.gguf.recipe_names import QUANTIZED_RECIPES, spelt, unknown
+from bitplan.runtimes.registry import RUNTIMES, known_runtime
 from bitplan.search.plan_settings import Rounding
 
 DEFAULT_RECIPE = "q4_k_m"
@@ -49,8 +51,25 @@ def wish_parser(description: str) -> ArgumentParser:
         metavar="RECIPE",
         help=f"as large as a recipe of llama.cpp; {DEFAULT_RECIPE} when no size is given",
     )
+    told = "largest size of the file, as 4GB or 500MB; of other runtimes than gguf that of the whole folder"
+    sizes.add_argument("--max-size", type=size_text, metavar="SIZE", help=told)
     sizes.add_argument("--bits", type=number(0.0, 16.0, open_low=True), help="average bits over all parameters")
+    add_runtime_flag(flags)
     return flags
+
+
+def runtime(text: str) -> str:
+    """The argparse type of a runtime, with dashes or underscores."""
+    try:
+        return known_runtime(text.strip().lower().replace("-", "_"))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def add_runtime_flag(flags: ArgumentParser) -> None:
+    """Add --runtime."""
+    told = f"what the file is for, one of {', '.join(RUNTIMES)}"
+    flags.add_argument("--runtime", type=runtime, default=GGUF, help=told)
 
 
 def add_rounding_flag(flags: ArgumentParser) -> None:
@@ -73,9 +92,10 @@ def add_work_flag(flags: ArgumentParser) -> None:
 
 
 def wish_of(args: Namespace) -> Wish:
-    """Return the size that the flags ask for, and how weights are rounded: to nearest for a command without the flag."""
-    recipe = args.same_size_as if args.bits is not None else args.same_size_as or DEFAULT_RECIPE
-    return Wish(args.bits, recipe, getattr(args, "rounding", "nearest"))
+    """Return the size that the flags ask for, how weights are rounded (to nearest for a command without the flag), and the runtime."""
+    default = DEFAULT_RECIPE if (args.bits, args.same_size_as, args.max_size) == (None, None, None) else None
+    rounding = getattr(args, "rounding", "nearest")
+    return Wish(args.bits, args.same_size_as or default, args.max_size, rounding, args.runtime)
 
 
 def model_settings(args: Namespace) -> dict[str, str]:

@@ -112,8 +112,8 @@ def test_init_writes_a_configuration_that_is_valid_and_runs_nothing(in_a_folder,
 def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, in_a_folder):
     named = "models\\.nowhere\\.path" if command is init else "the model"
     with pytest.raises(UserError, match=rf"INPUT-MISSING\] {named}: nowhere: does not exist"):
-        command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made"))
-    assert not (in_a_folder / "made").exists()
+        command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made.gguf"))
+    assert not (in_a_folder / "made.gguf").exists()
 
 
 def test_a_recipe_that_is_none_is_refused_with_the_nearest_one(in_a_folder, capsys):

@@ -53,8 +53,8 @@ def recipe_scores(project: Project, wish: Wish) -> list[Path]:
 def targets_of(project: Project, wish: Wish) -> list[Path]:
     """Return the results to compute: the file and its scores, and those of the recipe of the same size."""
     plan, runtime = project.result("plans", wish.name), runtime_named(wish.runtime)
-    names = (f"{runtime.name}/{runtime.artifact}", f"{runtime.name}/{CARD}", "bits.json")
-    files = (*(plan / name for name in names), scores_of(project, wish))
+    artifact, card = plan / runtime.name / runtime.artifact, plan / runtime.name / CARD
+    files = (artifact, scores_of(project, wish), card, plan / "bits.json")
     return [project.result("estimate.txt"), *files, *recipe_scores(project, wish)]
 
 

@@ -17,6 +17,7 @@ from bitplan.console.typed_words import in_typed_words, typed_words
 from bitplan.console.wishes import model_settings, prepared_project, wish_of
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.places import workflow_folder
+from bitplan.runtimes.registry import runtime_named
 from tests.families import TEXT
 
 HUB_ID = "organization/model-1b"
@@ -62,6 +63,8 @@ def test_two_folders_of_the_same_name_have_two_projects(in_a_folder):
         (["--same-size-as", "q3_k_s"], {"same_size_as": "q3_k_s"}),
         (["--same-size-as", "Q3-K-S"], {"same_size_as": "q3_k_s"}),
         (["--bits", "4.5"], {"target_avg_bits": 4.5}),
+        (["--max-size", "0.5 gb"], {"max_size": "0.5GB"}),
+        (["--bits", "4.5", "--runtime", "compressed-tensors"], {"target_avg_bits": 4.5, "palette": "runtime"}),
     ],
 )
 def test_the_flags_of_a_size_become_the_settings_of_one_plan(words, size, in_a_folder):
@@ -114,6 +117,50 @@ def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, 
     with pytest.raises(UserError, match=rf"INPUT-MISSING\] {named}: nowhere: does not exist"):
         command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made.gguf"))
     assert not (in_a_folder / "made.gguf").exists()
+
+
+def test_another_runtime_is_that_of_the_model_and_its_plans_have_names_of_their_own(in_a_folder):
+    args, project = (
+        quantize_flags("--max-size", "1GB", "--runtime", "compressed-tensors"),
+        project_of(HUB_ID, in_a_folder),
+    )
+    made = configuration(project, model_settings(args), wish_of(args))
+    assert made["models"]["model-1b"]["runtimes"] == ["compressed_tensors"]
+    assert list(made["plans"]) == ["optimal-1GB-compressed-tensors"]
+    names = [path.relative_to(project.result()).as_posix() for path in quantize.targets_of(project, wish_of(args))]
+    folder = "plans/optimal-1GB-compressed-tensors/compressed_tensors"
+    assert {f"{folder}/model", f"{folder}/perplexity.json", f"{folder}/README.md"} <= set(names)
+
+
+def test_scores_of_a_runtime_that_cannot_run_here_are_the_simulated_ones(in_a_folder, monkeypatch):
+    monkeypatch.setattr(quantize, "runtime_named", lambda name: replace(runtime_named(name), score=None))
+    args, project = quantize_flags("--runtime", "mlx"), project_of(HUB_ID, in_a_folder)
+    assert quantize.scores_of(project, wish_of(args)).parent.name == "optimal-q4-k-m-mlx"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-size", "4"], "expected e.g. 4GB"),
+        (["--max-size", "4GB", "--bits", "4"], "not allowed with"),
+        (["--runtime", "mlxx"], "Did you mean 'mlx'?"),
+    ],
+)
+def test_a_size_or_runtime_that_is_none_is_refused_with_what_is_expected(words, told, in_a_folder, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quantize_flags(*words)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "code"),
+    [("gguf", "a.safetensors", "OUTPUT-NAME"), ("gguf", "full", "OUTPUT-UNWRITABLE"), ("mlx", "full", "OUTPUT-EXISTS")],
+)
+def test_an_output_that_is_not_one_of_the_runtime_is_refused_before_any_work(runtime, name, code, in_a_folder):
+    (in_a_folder / "full" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match=code):
+        quantize.main(flags(quantize, HUB_ID, "--text", TEXT, "--runtime", runtime, "-o", name))
+    assert not (in_a_folder / ".bitplan").exists()
 
 
 def test_a_recipe_that_is_none_is_refused_with_the_nearest_one(in_a_folder, capsys):

@@ -17,6 +17,7 @@ from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import ExportJob
 from bitplan.search.optimal.file_size import budget_of_size
 from bitplan.search.optimal.held import held_table
+from bitplan.search.optimal.reach import file_out_of_reach, problem_of_shapes
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings
 from bitplan.sensitivity.table import SensitivityTable
 from tests.families import make_family
@@ -94,3 +95,10 @@ def test_a_runtime_whose_sizes_are_not_known_is_refused(model, base):
 def test_a_ggufs_size_needs_the_file_that_it_is_made_from(model):
     with pytest.raises(UserError, match="--base: is required"):
         budget_of_size(search_of(model, "gguf"), "1MB", [runtime_named("gguf")], None)
+
+
+def test_a_size_that_the_weights_alone_exceed_is_refused_from_shapes(model):
+    problem = problem_of_shapes(model.info, PALETTES["gguf"], (), [runtime_named("gguf")], stored=True)
+    wrong = file_out_of_reach(problem, model.info, "1KB")
+    assert (wrong.code, wrong.where) == ("SEARCH-TARGET-OUT-OF-REACH", "max_size") and "KB to " in wrong.hint
+    assert file_out_of_reach(problem, model.info, "1MB") is None

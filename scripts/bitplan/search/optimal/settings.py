@@ -83,13 +83,17 @@ class OptimalPlan(RoundablePlan):
             yield f"is to have the size of {self.same_size_as}, which is no baseline"
 
     def out_of_reach(self, info: "ModelInfo", settings: Any, runtimes: Sequence[str]) -> Iterator[Problem]:
-        """Yield a target below the fewest bits in which the palette's formats can be chosen for the model's layers."""
-        if self.target_avg_bits is None or OF_RUNTIMES in self.palette:
+        """Yield a target below the fewest bits, or bytes, in which the palette's formats can be chosen for the model's layers."""
+        if self.same_size_as is not None or OF_RUNTIMES in self.palette:
             return
         from bitplan.runtimes.registry import runtime_named
-        from bitplan.search.optimal.reach import out_of_reach, problem_of_shapes
+        from bitplan.search.optimal.reach import file_out_of_reach, out_of_reach, problem_of_shapes
 
         told, embeddings = [runtime_named(name) for name in runtimes], settings.sensitivity.embeddings or ()
         problem = problem_of_shapes(info, self.palette, embeddings, told, self.counts_stored, self.groups)
-        if wrong := out_of_reach(problem, info, self.target_avg_bits):
+        if self.max_size is not None:
+            wrong = file_out_of_reach(problem, info, self.max_size)
+        else:
+            wrong = out_of_reach(problem, info, self.target_avg_bits)
+        if wrong:
             yield wrong

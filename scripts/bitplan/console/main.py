@@ -15,7 +15,8 @@ COMMANDS = {
 }
 EXAMPLES = """examples:
   bitplan quantize Qwen/Qwen2.5-0.5B --text my-text.txt --same-size-as q4_k_m -o small.gguf
-  bitplan quantize ./model --text my-text.txt --bits 4.5 -o small.gguf
+  bitplan quantize ./model --text my-text.txt --max-size 4GB -o small.gguf
+  bitplan export plan.json --model ./model -o small.gguf
   bitplan doctor"""
 
 

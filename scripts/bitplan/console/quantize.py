@@ -84,16 +84,21 @@ def result_lines(project: Project, wish: Wish, output: Path, card: "Card") -> li
     if not runtime.scored_here:
         absent = ", ".join(runtime.absent_packages) or "a program that scores"
         lines.append(f"That KL is of the simulated plan: {runtime.name} does not run here without {absent}")
-    size = "of the same size" if wish.runtime == GGUF else "whose layers take as much"
-    for recipe in map(read_json, recipe_scores(project, wish)):
-        lines.append(f"llama.cpp's {wish.same_size_as} with importance matrix, {size}: {figures(recipe)}")
+    for path in recipe_scores(project, wish):
+        whole = path.with_name("model.gguf").stat().st_size / 1e6
+        other = f"whose layers take as much ({whole:,.1f} MB with the embedding quantized, too)"
+        size = "of the same size" if wish.runtime == GGUF else other
+        lines.append(f"llama.cpp's {wish.same_size_as} with importance matrix, {size}: {figures(read_json(path))}")
     return [*lines, f"Stored as {card.types}" + (f": {card.substituted}" if card.substituted else "")]
 
 
 def warnings_to_tell(project: Project, wish: Wish) -> list[StepWarning]:
     """Return what the steps behind a wish's file warned of, but for rows that fit no format: the result tells which formats they have."""
     recipes = [f"{wish.same_size_as}{IMATRIX_SUFFIX}", wish.same_size_as] if wish.same_size_as else []
-    told = warnings_of(project, records_of(project, [wish.name], recipes))
+    records = records_of(project, [wish.name], recipes)
+    # What llama.cpp makes of the vocabulary is nothing to other runtimes.
+    of_others = [record for record in records if not record.name.startswith("base.gguf")]
+    told = warnings_of(project, records if wish.runtime == GGUF else of_others)
     return [warning for warning in told if UNFIT not in warning.text]
 
 

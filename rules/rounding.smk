@@ -23,7 +23,7 @@ rule rounded_plan:
     resources:
         gpu=GPUS,
         mem_mb=on_attempt(resources.rounding_mem_mb),
-        runtime=time_limit(24, 20),
+        runtime=time_limit(12, 30),
     params:
         code=code_version("round_model.py"),
         script=script("round_model.py"),

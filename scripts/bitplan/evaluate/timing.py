@@ -1,5 +1,6 @@
 """A timed run of a model: its prompts and its measurements."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 PROMPT_TOKENS = 256
@@ -42,3 +43,22 @@ class Run:
     generation_tokens_per_second: float
     peak_memory_bytes: int
     answers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The tokens that a model continues, and the space that they have behind the prompt's text: "" or " "."""
+
+    tokens: list[int]
+    space: str
+
+
+def tokens_of_prompt(prompt: str, tokenize: Callable[[str], list[int]]) -> Prompt:
+    """Return a prompt's tokens; with the space after its last word where that takes no further token.
+
+    Most vocabularies have the space before a word in the word's token. In one that has the space after it there, as in "a\u2581", a prompt
+    without that space ends inside a word, which the model would complete: "a" to "available".
+    """
+    plain, spaced = tokenize(prompt), tokenize(f"{prompt} ")
+    closed = len(spaced) <= len(plain) and spaced != plain
+    return Prompt(spaced, " ") if closed else Prompt(plain, "")

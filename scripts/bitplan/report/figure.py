@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bitplan.core.colours import OCHRE, TEAL
 from bitplan.core.figures import svg_axes
-from bitplan.report.front import OF_FILES, Axes, Point, points_of
+from bitplan.report.front import OF_FILES, Axes, Point, ends_of_axis, points_of
 from bitplan.report.metrics import BY_KEY
 from bitplan.report.tables import Row
 from bitplan.search.registry import METHODS
@@ -41,6 +41,16 @@ def _has_neighbour(point: Point, points: Sequence[Point]) -> bool:
     )
 
 
+def _draw_below(drawing: "Drawing", points: Sequence[Point]) -> None:
+    """Draw arrows at the lower edge of the axes for points below it."""
+    edge = drawing.get_xaxis_transform()
+    for point in points:
+        colour = COLOURS.get(point.method)
+        drawing.plot([point.size], [0.02], marker="v", color=colour, linestyle="none", transform=edge)
+        beside = {"xycoords": edge, "textcoords": "offset points", "xytext": (-7, 0)}
+        drawing.annotate(point.label, (point.size, 0.02), fontsize=8, ha="right", **beside)
+
+
 def _draw_names(drawing: "Drawing", points: Sequence[Point]) -> None:
     for point in points if len(points) <= MOST_NAMES else ():
         side, shift = ("right", -7) if _has_neighbour(point, points) else ("left", 7)
@@ -53,9 +63,12 @@ def draw(rows: Sequence[Row], path: Path, title: str, axes: Axes = OF_FILES) -> 
 
     A file that answers with NaN has no point. The bytes depend on the rows alone.
     """
-    points = points_of(rows, axes)
+    every = points_of(rows, axes)
+    points = [point for point in every if not point.below]
     with svg_axes(path, title, BY_KEY[axes.size].axis, BY_KEY[axes.kl].axis) as drawing:
+        drawing.set_yscale("log")
+        drawing.set_ylim(*ends_of_axis(point.kl for point in points))
         _draw_points(drawing, points)
         _draw_names(drawing, points)
-        drawing.set_yscale("log")
+        _draw_below(drawing, [point for point in every if point.below])
         drawing.margins(x=0.1)

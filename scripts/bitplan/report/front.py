@@ -10,8 +10,12 @@ from bitplan.report.tables import Row
 
 # Below this a file is as good as the reference.
 LOSSLESS_KL = 1e-6
+# Files whose sizes differ by less than this share are of the same size: their metadata alone differ by some hundred bytes.
+SAME_SIZE = 0.001
 # An error bar as a share of its KL, at most: a logarithmic axis has no 0.
 LARGEST_ERROR = 0.9
+# Beside the points an axis has a tenth of their KL.
+ROOM = 1.1
 # What a row that is the best of at most its size has in the column that names the best.
 ITSELF = "this one"
 
@@ -41,29 +45,57 @@ def axes_of(rows: Iterable[Row]) -> Axes:
     return OF_FILES if any(row.get(OF_FILES.size) is not None for row in rows) else OF_PLANS
 
 
+def _fits(row: Row, limit: Row, axes: Axes) -> bool:
+    """Return whether a row is no larger than another, to `SAME_SIZE`."""
+    return row[axes.size] <= limit[axes.size] * (1 + SAME_SIZE)
+
+
+def _beats(row: Row, other: Row, axes: Axes) -> bool:
+    """Return whether a row is no larger than another and has a lower KL, or the same KL and is smaller by more than `SAME_SIZE`."""
+    same_kl = row[axes.kl] == other[axes.kl]
+    return _fits(row, other, axes) and (row[axes.kl] < other[axes.kl] or (same_kl and not _fits(other, row, axes)))
+
+
+def front_of(rows: Sequence[Row], axes: Axes) -> list[Row]:
+    """Return the rows that no row of the front beats, by rising size: each other row is beaten by one of them.
+
+    "Of the same size" is not transitive: in a row of plans, each a little larger and better than the one before, the largest is not of
+    the first one's size. So a row is compared, by rising KL, with those alone that are on the front by then.
+    """
+    front: list[Row] = []
+    for row in sorted(filter(axes.has, rows), key=lambda row: (row[axes.kl], row[axes.size])):
+        if not any(_beats(better, row, axes) for better in front):
+            front.append(row)
+    return sorted(front, key=lambda row: row[axes.size])
+
+
 def dominated(rows: Sequence[Row], axes: Axes) -> set[str]:
-    """Return the names of rows that another one is no larger than and no worse than, and better in one of the two."""
-    places = [(row["name"], row[axes.size], row[axes.kl]) for row in rows if axes.has(row)]
-    return {
-        name for name, size, kl in places if any(s <= size and k <= kl and (s < size or k < kl) for _, s, k in places)
-    }
+    """Return the names of the rows with size and KL that are not on the front."""
+    front = {row["name"] for row in front_of(rows, axes)}
+    return {row["name"] for row in rows if axes.has(row) and row["name"] not in front}
 
 
 def with_best(rows: Sequence[Row], axes: Axes) -> list[dict[str, Any]]:
-    """Return the rows with `best_at_size`: which row of at most their size has the lowest KL; None for one without size or KL."""
-    known = [row for row in rows if axes.has(row)]
+    """Return the rows with `best_at_size`: the row of the front of at most their size, to `SAME_SIZE`, that has the lowest KL; itself
+    for a row of the front, None for one without size or KL."""
+    front = front_of(rows, axes)
+    names = {row["name"] for row in front}
 
     def best(row: Row) -> str | None:
-        small = [other for other in known if axes.has(row) and other[axes.size] <= row[axes.size]]
-        name = min(small, key=lambda other: (other[axes.kl], other[axes.size]))["name"] if small else None
-        return ITSELF if name == row["name"] else name
+        if row["name"] in names or not axes.has(row):
+            return ITSELF if row["name"] in names else None
+        small = [other for other in front if _fits(other, row, axes)]
+        return min(small, key=lambda other: (other[axes.kl], other[axes.size]))["name"]
 
     return [{**row, "best_at_size": best(row)} for row in rows]
 
 
 @dataclass(frozen=True)
 class Point:
-    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error` that ends above 0, and a label for it."""
+    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error` that ends above 0, and a label for it.
+
+    A point `below` has a KL below 1e-6, which would take the room of the others: it stands outside the axis, at its lower edge.
+    """
 
     name: str
     method: str
@@ -72,27 +104,36 @@ class Point:
     error: float
     label: str
     dominated: bool
+    below: bool
 
 
 def points_of(rows: Sequence[Row], axes: Axes) -> list[Point]:
-    """Return the points of the rows that have a size and a KL, by rising size.
-
-    A KL below 1e-6, which would take the room of the others, is drawn at the lower edge; its label says so.
-    """
+    """Return the points of the rows that have a size and a KL, by rising size; the label of one below the axis says its KL."""
     known, hidden = sorted(filter(axes.has, rows), key=lambda row: row[axes.size]), dominated(rows, axes)
-    floor = min((row[axes.kl] for row in known if row[axes.kl] > LOSSLESS_KL), default=LOSSLESS_KL) / 2
-    return [_point(row, axes, floor, row["name"] in hidden) for row in known]
+    return [_point(row, axes, row["name"] in hidden) for row in known]
 
 
-def _point(row: Row, axes: Axes, floor: float, hidden: bool) -> Point:
-    kl = max(row[axes.kl], floor)
-    label = row["name"] if kl == row[axes.kl] else f"{row['name']} (below the axis: {row[axes.kl]:.0e})"
+def _point(row: Row, axes: Axes, hidden: bool) -> Point:
+    kl = row[axes.kl]
+    below = kl <= LOSSLESS_KL
+    label = f"{row['name']}: KL {kl:.1g}" if below else row["name"]
     error = min(row.get(axes.error) or 0.0, LARGEST_ERROR * kl)
-    return Point(row["name"], row["method"] or "", row[axes.size], kl, error, label, hidden)
+    return Point(row["name"], row["method"] or "", row[axes.size], kl, error, label, hidden, below)
+
+
+def ends_of_axis(kl: Iterable[float]) -> tuple[float, float]:
+    """Return where a logarithmic axis of some KL begins and ends: at 1, 2, 3 or 5 times a power of ten, with a tenth of room."""
+    values = [*kl] or [LOSSLESS_KL, 1.0]
+    marks = [float(f"{step}e{power}") for power in range(-12, 4) for step in (1, 2, 3, 5)]
+    low, high = min(values) / ROOM, max(values) * ROOM
+    return max((mark for mark in marks if mark <= low), default=low), min(
+        (mark for mark in marks if mark >= high), default=high
+    )
 
 
 def headlines(rows: Sequence[Row], axes: Axes) -> list[str]:
-    """Return a sentence for each recipe but the reference (the first): the best KL of a plan of at most its size, and its own."""
+    """Return a sentence for each recipe but the reference (the first): the best KL of a plan of at most its size, to `SAME_SIZE`, and
+    its own."""
     known = [row for row in rows if axes.has(row)]
     recipes = [row for row in known if row["method"] == BASELINE_METHOD][1:]
     plans = [row for row in known if row["method"] != BASELINE_METHOD]
@@ -106,12 +147,12 @@ def _next_better(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
     first = min(better, key=lambda row: row[axes.size])
     times = first[axes.size] / recipe[axes.size]
     return (
-        f"; {first['name']} has KL {first[axes.kl]:.2g} instead of {recipe[axes.kl]:.2g} at {times:.2f} times its size"
+        f"; {first['name']} has KL {first[axes.kl]:.2g} instead of {recipe[axes.kl]:.2g} at {times:.3f} times its size"
     )
 
 
 def _headline(recipe: Row, plans: Sequence[Row], axes: Axes) -> str:
-    small = [row for row in plans if row[axes.size] <= recipe[axes.size]]
+    small = [row for row in plans if _fits(row, recipe, axes)]
     if not small:
         return f"No plan is as small as {recipe['name']}{_next_better(recipe, plans, axes)}."
     best = min(small, key=lambda row: row[axes.kl])
@@ -127,8 +168,8 @@ def summary_lines(rows: Sequence[Row], most: int = 8) -> list[str]:
     """Return what a run ends with: the headlines, and the rows on the front by rising size, each with its size and KL; at most
     `most` of either."""
     axes = axes_of(rows)
-    hidden = dominated(rows, axes)
-    front = sorted((row for row in rows if axes.has(row) and row["name"] not in hidden), key=lambda row: row[axes.size])
+    front = front_of(rows, axes)
     width = max((len(row["name"]) for row in front), default=0)
     lines = [f"  {row['name']:<{width}}  {row[axes.size]:6.3f} bits  KL {row[axes.kl]:.6f}" for row in front[-most:]]
-    return [*headlines(rows, axes)[:most], "Best at their size:", *lines]
+    told = f"Best at their size (sizes within {100 * SAME_SIZE:g} % are the same):"
+    return [*headlines(rows, axes)[:most], told, *lines]

@@ -58,8 +58,9 @@ def read_prediction(path: Path, palette: Sequence[str], info: ModelInfo) -> Pred
 def prediction(table: SensitivityTable, palette: Sequence[str], info: ModelInfo, targets: int = TARGETS) -> Prediction:
     """Return what a table of a palette's candidates predicts for sizes from the least to the largest."""
     problem = allocation_problem(table, Constraints(sharing(palette, info, table.layers)))
-    uniform = tuple(_uniform(table, form, info) for form in palette if table.answers(form).any())
-    return Prediction(table, tuple(palette), tuple(_front(problem, info, targets)), uniform)
+    return Prediction(
+        table, tuple(palette), tuple(_front(problem, info, targets)), tuple(_uniform(table, palette, info))
+    )
 
 
 def _bits(size: float, table: SensitivityTable, info: ModelInfo) -> float:
@@ -86,13 +87,34 @@ def _front(problem: AllocationProblem, info: ModelInfo, targets: int) -> Iterato
             yield _plan("predicted", choice, table, info)
 
 
-def _uniform(table: SensitivityTable, form: str, info: ModelInfo) -> PredictedPlan:
-    """Return the plan of one format; a layer without it, such as an embedding, has the nearest in size of those it has."""
+def _uniform(table: SensitivityTable, palette: Sequence[str], info: ModelInfo) -> Iterator[PredictedPlan]:
+    """Yield the plans of one format each; formats that come to the same plan, as all layers have another for them, yield one."""
+    formats: dict[tuple[int, ...], list[str]] = {}
+    for form in (each for each in palette if table.answers(each).any()):
+        formats.setdefault(tuple(_of_one_format(table, form).tolist()), []).append(form)
+    for choice, meant in formats.items():
+        yield _plan(_name(table, choice, meant), np.array(choice, dtype=np.intp), table, info)
+
+
+def _of_one_format(table: SensitivityTable, form: str) -> NDArray[np.intp]:
+    """Return the choice of one format; a layer without it, such as an embedding, has the nearest in size of those it has."""
     own = table.answers(form)
     has = own.any(axis=1)
     bytes_per_weight = table.size[own].sum() / table.params[has].sum()
     distance = np.where(table.has, np.abs(table.size - bytes_per_weight * table.params[:, None]), np.inf)
-    return _plan(f"all {form}", np.where(has, own.argmax(axis=1), distance.argmin(axis=1)), table, info)
+    return np.where(has, own.argmax(axis=1), distance.argmin(axis=1))
+
+
+def _name(table: SensitivityTable, choice: Sequence[int], meant: Sequence[str]) -> str:
+    """Return the name of a plan of one format: the one that most weights really have, and those that it stands for where they do not
+    fit the layers' rows, as in "all q5_0 (for q4_k)"."""
+    weights: Counter[str] = Counter()
+    for place, count in zip(choice, table.params.tolist(), strict=True):
+        weights[table.formats[place]] += int(count)
+    real = max(weights, key=lambda form: (weights[form], form in meant))
+    others = ", ".join(form for form in meant if form != real)
+    share = "all" if len(weights) == 1 else "mostly"
+    return f"{share} {real} (for {others})" if others else f"{share} {real}"
 
 
 def file_overhead(rows: Sequence[Row], axes: Axes) -> float:

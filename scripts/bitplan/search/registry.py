@@ -69,10 +69,10 @@ _ALL = (
         beside="{of}.smoothing.safetensors",
     ),
     Method(
-        SparseGPTPlan, "sparsegpt_enhanced.py", PURPLE, (CALIBRATION,), (COMPUTE,), "compressed", "sparsegpt_mem_mb", (24, 20)
+        SparseGPTPlan, "sparsegpt_enhanced.py", PURPLE, (CALIBRATION,), (COMPUTE,), "compressed", "sparsegpt_mem_mb", (12, 30)
     ),
     Method(
-        OptimalPlan, "optimal_search.py", RED, (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(12, 20),
+        OptimalPlan, "optimal_search.py", RED, (TABLE, CALIBRATION), (COMPUTE,), memory="search_mem_mb", time=(6, 20),
         runtimes=True,
     ),
 )  # fmt: skip

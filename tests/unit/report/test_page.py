@@ -1,12 +1,14 @@
 """The page of a comparison: what it says, and what it does in a browser."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
 from bitplan.models.layers import Layer
-from bitplan.report.answers import Answer, compared
+from bitplan.report.answers import compared
 from bitplan.report.comparison import comparison_table
+from bitplan.report.figure import COLOURS
 from bitplan.report.front import OF_FILES, OF_PLANS, axes_of, dominated, headlines, points_of, with_best
 from bitplan.report.metrics import METRICS
 from bitplan.report.page.charts import front_charts, predicted_values
@@ -14,7 +16,6 @@ from bitplan.report.page.heat_maps import cells_of, heat_map, price_charts
 from bitplan.report.page.offers import offers, predicted_offers
 from bitplan.report.page.render import Content, links_to, page
 from bitplan.report.results import Entry
-from bitplan.report.steps import steps_table
 from tests.browser import CHROMIUM, browser
 from tests.unit.report.test_predicted import INFO, known
 
@@ -63,21 +64,17 @@ def test_the_headline_compares_the_best_plan_of_at_most_a_recipes_size():
     assert lost == "At q4_k_m's size no plan has a lower KL than its 0.002; best has 0.004."
     big = row("big", "optimal", 4.9 * 1.2, 0.0012)
     (large,) = headlines([f16, recipe, big, row("bigger", "optimal", 8.0, 0.0)], OF_FILES)
-    assert large == "No plan is as small as q4_k_m; big has KL 0.0012 instead of 0.002 at 1.20 times its size."
+    assert large == "No plan is as small as q4_k_m; big has KL 0.0012 instead of 0.002 at 1.200 times its size."
     assert headlines([f16, recipe, {**big, "file_kl": 0.1}], OF_FILES) == ["No plan is as small as q4_k_m."]
     assert headlines([f16, best], OF_FILES) == []
 
 
-def test_a_kl_of_almost_nothing_is_drawn_at_the_edge_and_says_so():
+def test_a_kl_of_almost_nothing_is_below_the_axis_and_says_how_low():
     points = {point.name: point for point in points_of(ROWS, OF_FILES)}
     assert set(points) == {"f16", "q4_k_m", "best", "worse", "large <b>"}
-    assert points["f16"].kl == 0.00025 and points["f16"].label == "f16 (below the axis: 1e-08)"
+    assert {name for name, point in points.items() if point.below} == {"f16"}
+    assert points["f16"].kl == 1e-8 and points["f16"].label == "f16: KL 1e-08"
     assert points["worse"].error == pytest.approx(0.9 * 0.003) and points["best"].label == "best"
-
-
-def test_the_words_that_an_answer_has_of_its_own_are_marked():
-    words = compared("the cat sat on the mat", "the dog sat on a mat now")
-    assert [word.text for word in words if word.differs] == ["dog", "a", "now"]
 
 
 def layer(name: str, category: str, block: int) -> Layer:
@@ -114,7 +111,7 @@ CONTENT = Content(
         "formats": heat_map({"one": ONE, "other": OTHER}, {}),
         **price_charts(INFO.layers, KNOWN),
     },
-    {name: [Answer("Once", "a cat sat", compared("a cat sat", f"a {name} sat"))] for name in ("best", "worse")},
+    {name: [compared("Once", " a cat sat", f" a {name} sat")] for name in ("best", "worse")},
     frozenset(dominated(ROWS, OF_FILES)),
     {"best": {"plan.json": "plans/best/plan.json"}, "f16": {}},
     {**offers(ROWS, OF_FILES, INFO), **predicted_offers(KNOWN, INFO, "my text.txt", OVERHEAD)},
@@ -154,11 +151,72 @@ POINTS = "[...document.querySelectorAll('[data-spec=front-spec] path[aria-label*
 CELLS = "[...document.querySelectorAll('[data-spec=formats-spec] path[aria-label*=\"block: \"]')]"
 
 
-def test_the_front_has_a_point_for_each_row_and_dominated_ones_are_grey(shown):
-    points = shown.value(f"{POINTS}.map(each => [each.getAttribute('aria-label'), each.getAttribute('fill')])")
-    names = {re.search(r"plan: ([^;]+)", label)[1]: fill for label, fill in points}
-    assert set(names) == {"f16", "q4_k_m", "best", "worse", "large <b>"}
-    assert {name for name, fill in names.items() if fill == "#9a9a9a"} == {"q4_k_m", "worse"}
+def test_the_front_has_a_point_for_each_row_in_its_methods_colour_and_dominated_ones_are_hollow(shown):
+    looks = "['aria-label', 'fill', 'stroke'].map(key => each.getAttribute(key))"
+    points = {
+        re.search(r"plan: ([^;]+)", label)[1]: look for label, *look in shown.value(f"{POINTS}.map(each => {looks})")
+    }
+    assert set(points) == {"f16", "q4_k_m", "best", "worse", "large <b>"}
+    assert {name for name, (fill, _) in points.items() if fill in (None, "transparent")} == {"q4_k_m", "worse"}
+    methods = {row["name"]: row["method"] for row in ROWS}
+    for name, (fill, stroke) in points.items():
+        assert COLOURS[methods[name]] == (stroke if name in ("q4_k_m", "worse") else fill)
+
+
+FRONT = "[data-spec=front-spec]"
+BOX = "(box => [box.left, box.top, box.right, box.bottom])({}.getBoundingClientRect())"
+
+
+def test_a_point_below_the_axis_is_an_arrow_at_its_edge_and_the_line_does_not_go_there(shown):
+    _, top, _, bottom = shown.value(BOX.format(f"{POINTS}.find(each => each.ariaLabel.includes('plan: f16'))"))
+    edge = shown.value(f"document.querySelector('{FRONT} .background').getBoundingClientRect().bottom")
+    assert edge - 20 < top < bottom <= edge + 1
+    left = shown.value(BOX.format(f"{POINTS}.find(each => each.ariaLabel.includes('plan: f16'))"))[0]
+    line = shown.value(BOX.format(f"document.querySelector('{FRONT} .front_marks path')"))
+    assert line[2] < left - 20
+
+
+def boxes_of(view, selector: str) -> dict[str, list[float]]:
+    """The boxes of the texts that can be seen, by text."""
+    found = f"[...document.querySelectorAll('{selector}')].filter(each => each.getAttribute('opacity') !== '0')"
+    return dict(view.value(f"{found}.map(each => [each.textContent, {BOX.format('each')}])"))
+
+
+def covers(one: list[float], other: list[float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] - 1 and other[1] < one[3] - 1
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_no_name_covers_another_or_a_point_and_no_mark_of_an_axis_its_neighbour(shown, width):
+    resized(shown, width)
+    names = boxes_of(shown, f"{FRONT} .names_marks text")
+    assert {"best", "f16: KL 1e-08"} <= set(names)
+    points = shown.value(f"{POINTS}.map(each => {BOX.format('each')})")
+    for name, box in names.items():
+        assert not any(covers(box, other) for other_name, other in names.items() if other_name != name), name
+        assert not any(covers(box, [x0 + 3, y0 + 3, x1 - 3, y1 - 3]) for x0, y0, x1, y1 in points), name
+    for box, after in pairwise(sorted(boxes_of(shown, f"{FRONT} .role-axis-label text").values())):
+        assert not covers([box[0], box[1], box[2] + 3, box[3]], after)
+    resized(shown, 1200)
+
+
+def resized(view, width: int, dark: bool = False) -> None:
+    view.value("document.querySelectorAll('.chart').forEach(chart => delete chart.dataset.drawn)")
+    view.dark(dark)
+    view.size(width)
+    view.value("draw()")
+    drawn(view)
+
+
+def test_a_table_that_is_wider_than_its_place_says_so_until_it_is_scrolled_to_its_end(shown):
+    hint = "document.querySelector('.more').hidden"
+    resized(shown, 390)
+    shown.wait(f"!{hint} && document.querySelector('.wide').classList.contains('cut')")
+    shown.value("document.querySelector('.wide').scrollLeft = 1e6")
+    shown.wait("!document.querySelector('.wide').classList.contains('cut')")
+    resized(shown, 2400)
+    shown.wait(hint)
+    resized(shown, 1200)
 
 
 def test_a_point_says_its_figures_when_the_mouse_is_on_it(shown):
@@ -208,11 +266,14 @@ def slide(view, value: int) -> list[str]:
 
 def test_the_slider_names_the_best_file_and_the_best_predicted_plan_of_at_most_a_size(shown):
     size, made, expected, order = slide(shown, 0)
-    assert (size[:4], made) == (f"{KNOWN.front[0].bits + OVERHEAD:.2f}", "Made here: nothing as small.")
-    assert expected == f"Predicted: KL about 0.020000 at {KNOWN.front[0].bits + OVERHEAD:.2f} bits (q4_0 x 2)"
+    assert (size[:4], made) == (f"{KNOWN.front[0].bits + OVERHEAD:.2f}", "Nothing as small was made here.")
+    bits = f"{KNOWN.front[0].bits + OVERHEAD:.2f}"
+    assert expected == f"Not made yet, only predicted: a plan of {bits} bits (q4_0 x 2) with KL about 0.020000."
     assert order == "bitplan quantize some/model --text 'my text.txt' --bits 4.5 -o small.gguf"
     size, made, expected, _ = slide(shown, 1000)
-    assert size.startswith("16.00 bits per parameter") and made == "Made here: f16, KL 1.0e-8, 16,000 bytes"
+    assert size.startswith("16.00 bits per parameter") and made == (
+        "Made here, the best of at most this size: f16, measured KL 1.0e-8, 16,000 bytes."
+    )
     assert "(q8_0 x 2)" in expected and "large <b>" in slide(shown, 720)[1]
 
 
@@ -224,7 +285,7 @@ def test_the_plan_at_the_slider_can_be_downloaded(shown):
 
 
 def test_the_size_of_the_slider_is_marked_on_the_front(shown):
-    rule = "document.querySelector('[data-spec=front-spec] .layer_4_marks line, [data-spec=front-spec] [stroke-dasharray=\"2,3\"]')"
+    rule = "document.querySelector('[data-spec=front-spec] .slider_marks line')"
     slide(shown, 100)
     low = shown.value(f"{rule}.getBoundingClientRect().x")
     slide(shown, 900)
@@ -247,20 +308,6 @@ def test_the_prices_of_the_chosen_format_are_drawn_beside_the_plan(shown):
         "['formats', 'prices'].map(name => document.querySelector(`[data-spec=${name}-spec]`).getBoundingClientRect().x)"
     )
     assert tops[0] < tops[1]
-
-
-def test_the_long_steps_are_shown_with_their_times(tmp_path):
-    assert steps_table(tmp_path, ["a"]) is None
-    (tmp_path / "benchmarks").mkdir()
-    for name, seconds in (("layer_stats", "3.5"), ("a.search", "12.25"), ("gone.search", "1"), ("sensitivity", "-")):
-        (tmp_path / f"benchmarks/{name}.tsv").write_text(f"s\tmax_rss\tcpu_time\n{seconds}\t100.4\t2\n")
-    table = steps_table(tmp_path, ["a"])
-    assert [(row["step"], row["seconds"]) for row in table.rows] == [
-        ("a.search", 12.25),
-        ("layer_stats", 3.5),
-        ("sensitivity", None),
-    ]
-    assert "12.2" in table.text() and "105" in table.text()  # 100 MiB
 
 
 def test_the_page_links_to_the_files_that_are_there(shown, tmp_path):
@@ -290,6 +337,20 @@ def test_the_formats_of_the_chosen_plan_are_drawn(shown):
     shown.wait(f"new Set({colours}).size === 1")
 
 
+def test_the_legend_has_the_formats_of_the_chosen_plan_alone_and_is_not_cut(shown):
+    choose = "(list => { list.selectedIndex = %d; list.dispatchEvent(new Event('change')) })(document.querySelector('.vega-bind select'))"
+    resized(shown, 390)
+    shown.value(choose % 1)
+    shown.wait("document.querySelectorAll('[data-spec=formats-spec] .role-legend-label text').length === 1")
+    shown.value(choose % 0)
+    shown.wait("document.querySelectorAll('[data-spec=formats-spec] .role-legend-label text').length === 2")
+    labels = boxes_of(shown, "[data-spec=formats-spec] .role-legend-label text")
+    _, _, right, bottom = shown.value(BOX.format("document.querySelector('[data-spec=formats-spec] svg')"))
+    assert set(labels) == {"q4_k", "bf16"}
+    assert all(box[2] <= right and box[3] <= bottom for box in labels.values())
+    resized(shown, 1200)
+
+
 def test_the_answers_of_the_chosen_plan_stand_beside_the_references(shown):
     visible = "[...document.querySelectorAll('.answers')].filter(part => !part.hidden).map(part => part.dataset.plan)"
     marked = "[...document.querySelectorAll('.answers:not([hidden]) mark')].map(each => each.textContent)"
@@ -301,11 +362,7 @@ def test_the_answers_of_the_chosen_plan_stand_beside_the_references(shown):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
 def test_nothing_is_wider_than_the_window_in_light_or_dark(shown, width, dark):
-    shown.value("document.querySelectorAll('.chart').forEach(chart => delete chart.dataset.drawn)")
-    shown.dark(dark)
-    shown.size(width)
-    shown.value("draw()")
-    drawn(shown)
+    resized(shown, width, dark)
     assert shown.value("document.documentElement.scrollWidth <= innerWidth")
     assert shown.value(f"{POINTS}.every(each => each.getBoundingClientRect().right <= innerWidth)")
     ground, text = shown.value("(style => [style.backgroundColor, style.color])(getComputedStyle(document.body))")

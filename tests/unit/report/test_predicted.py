@@ -46,8 +46,16 @@ def test_parameters_outside_the_table_count_16_bits():
 def test_a_plan_of_one_format_takes_the_nearest_where_a_layer_lacks_it():
     kl = KL.copy()
     kl[1, 1] = np.inf
-    plan = next(plan for plan in known(kl).uniform if plan.name == "all q5_0")
+    plan = next(plan for plan in known(kl).uniform if plan.name == "mostly q5_0")
     assert plan.kl == pytest.approx(0.004 + 0.005)
+
+
+def test_a_plan_of_a_format_that_no_layer_can_have_is_named_by_what_its_layers_have():
+    table = replace(known().table, asked={(name, "q5_0"): ("q4_k", "q5_k") for name in NAMES})
+    plans = prediction(table, (*PALETTE, "q4_k", "q5_k"), INFO).uniform
+    assert [plan.name for plan in plans] == ["all q4_0", "all q5_0 (for q4_k, q5_k)", "all q8_0"]
+    alone = prediction(table, ("q4_0", "q4_k"), INFO).uniform
+    assert [plan.name for plan in alone] == ["all q4_0", "all q5_0 (for q4_k)"]
 
 
 def test_sizes_of_files_are_above_average_bits_by_what_the_optimal_plans_files_have_more():

@@ -1,5 +1,6 @@
 """The page's heat maps as Vega-Lite, blocks by kinds of layers: the formats of a plan, and what each format costs."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -66,10 +67,19 @@ def heat_map(plans: Mapping[str, list[dict[str, Any]]], bits: Mapping[str, float
 
     values = [{"plan": name, **each} for name, cells in plans.items() for each in cells]
     formats = sorted({each["format"] for each in values}, key=lambda name: (bits.get(name, 16.0), name))
-    colour = alt.Color("format:N", sort=formats, scale=alt.Scale(domain=formats, scheme="viridis"), title="weights")
+    colour = alt.Color(
+        "format:O", sort=formats, scale=alt.Scale(domain=formats), title="weights", legend=_legend(alt, plans, formats)
+    )
     tooltip = [alt.Tooltip(f"{key}:N") for key in ("kind", "block", "formats")]
     chart = _grid(alt, values, "plan", list(plans)).encode(color=colour, tooltip=tooltip)
     return finished(chart, _height(values))
+
+
+def _legend(alt: Any, plans: Mapping[str, list[dict[str, Any]]], formats: Sequence[str]) -> "altair.Legend":
+    """Return a legend of the formats that the chosen plan has, in as many rows as they need."""
+    used = {name: {each["format"] for each in cells} for name, cells in plans.items()}
+    of_plan = {name: [form for form in formats if form in used[name]] for name in plans}
+    return alt.Legend(values=alt.expr(f"({json.dumps(of_plan)})[plan]"), columns=alt.expr("max(2, floor(width / 90))"))
 
 
 def price_cells(layers: Iterable[Layer], known: Prediction) -> list[dict[str, Any]]:
@@ -93,7 +103,7 @@ def price_map(cells: Sequence[Mapping[str, Any]], formats: Sequence[str]) -> dic
     # A logarithmic scale has no 0: a layer that no token reached costs nothing.
     lowest = min((each["kl"] for each in cells if each["kl"] > 0), default=1.0)
     values = [{**each, "shown": max(each["kl"], lowest)} for each in cells]
-    scale = alt.Scale(type="log", scheme="viridis", reverse=True)
+    scale = alt.Scale(type="log", reverse=True)
     legend = alt.Legend(format="~g", tickCount=3, gradientLength=160)
     colour = alt.Color("shown:Q", scale=scale, title="KL in nats", legend=legend)
     tooltip = [

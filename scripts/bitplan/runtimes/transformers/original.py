@@ -5,7 +5,7 @@ from itertools import chain, cycle, islice
 from pathlib import Path
 
 from bitplan.core.memory import peak_memory_bytes
-from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings
+from bitplan.evaluate.timing import PROMPT_TOKENS, Run, SpeedSettings, tokens_of_prompt
 
 
 def run_original(folder: Path, settings: SpeedSettings) -> Run:
@@ -14,7 +14,8 @@ def run_original(folder: Path, settings: SpeedSettings) -> Run:
 
     torch.set_num_threads(settings.threads)
     module, tokenizer, loaded = _loaded(folder)
-    prompts = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in settings.prompts]
+    given = [tokens_of_prompt(prompt, lambda text: tokenizer(text).input_ids) for prompt in settings.prompts]
+    prompts = [torch.tensor([prompt.tokens]) for prompt in given]
     words = chain.from_iterable(prompt[0].tolist() for prompt in prompts)
     long = torch.tensor([list(islice(cycle(words), PROMPT_TOKENS))])
     _generated(module, long[:, :1], 2)
@@ -22,7 +23,7 @@ def run_original(folder: Path, settings: SpeedSettings) -> Run:
     made = [_generated(module, prompt, settings.max_tokens) for prompt in prompts]
     # The first token of each answer belongs to the prompt's own pass, as with the files.
     tokens, seconds = sum(len(answer) - 1 for _, _, answer in made), sum(after for _, after, _ in made)
-    answers = tuple(_after(tokenizer, p[0].tolist(), a) for p, (_, _, a) in zip(prompts, made, strict=True))
+    answers = tuple(p.space + _after(tokenizer, p.tokens, a) for p, (_, _, a) in zip(given, made, strict=True))
     speed = tokens / seconds if tokens > 0 else 0.0
     return Run(loaded, PROMPT_TOKENS / prompt_seconds, speed, peak_memory_bytes(), answers)
 

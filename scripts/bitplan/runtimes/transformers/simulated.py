@@ -6,17 +6,19 @@ from typing import Any
 
 from torch import nn
 
-from bitplan.evaluate.timing import PROMPTS
+from bitplan.evaluate.timing import PROMPTS, tokens_of_prompt
 from bitplan.runtimes.transformers.original import greedy
 
 
 def answers(module: nn.Module, folder: Path, prompts: Sequence[str] | None, count: int) -> dict[str, str]:
     """Return {prompt: greedy answer of at most `count` tokens} of a transformers model with the tokenizer of `folder`."""
+    import torch
     from transformers import AutoTokenizer
 
     tokenizer, said = AutoTokenizer.from_pretrained(folder, trust_remote_code=False), {}
     for prompt in prompts or PROMPTS:
-        tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(next(module.parameters()).device)
+        given = tokens_of_prompt(prompt, lambda text: tokenizer(text).input_ids)
+        tokens = torch.tensor([given.tokens], device=next(module.parameters()).device)
         said[prompt] = tokenizer.decode(greedy(module, tokens, count), skip_special_tokens=True)
     return said
 

@@ -72,6 +72,31 @@ def test_waiting_steps_take_what_the_estimate_says_on_a_machine_that_is_as_slow_
     assert run.seconds_left(14.0) == pytest.approx(2 * (2 * 30 / 2 + 8) - 10 / 2), "a running step has had its time"
 
 
+def test_a_running_step_that_takes_longer_than_expected_raises_what_is_left(tmp_path):
+    run = run_of(short=1, long=1, later=1)
+    run.expected = Expected.of([estimate(tmp_path, cores=1, short=4, long=10, later=20)])
+    run.start_(1, "short", "", 0.0)
+    run.finish_(1, 4.0)
+    run.start_(2, "long", "", 4.0)
+    assert run.seconds_left(14.0) == pytest.approx(0 + 20), "it is as fast as expected until then"
+    slower = (4 + 60) / (4 + 10)
+    assert run.seconds_left(64.0) == pytest.approx((60 - slower * 10) + slower * 20)
+
+
+def test_of_a_step_that_takes_more_than_twice_what_was_expected_it_is_said_and_again_when_that_has_doubled(tmp_path):
+    run = run_of(long=1, short=1)
+    run.expected = Expected.of([estimate(tmp_path, long=30, short=2)])
+    run.start_(1, "long", "tiny", 0.0)
+    run.start_(2, "short", "", 0.0)
+    told = {now: [(name, seconds) for name, seconds, _ in run.overdue_(now)] for now in (25.0, 61.0, 62.0, 123.0)}
+    assert told == {
+        25.0: [],
+        61.0: [("long tiny", 61.0), ("short ", 61.0)],
+        62.0: [],
+        123.0: [("long tiny", 123.0), ("short ", 123.0)],
+    }
+
+
 def test_nothing_is_said_while_the_estimate_is_still_to_be_made():
     run = run_of(model=1, estimate=1, plan=9)
     run.start_(1, "model", "", 0.0)
@@ -115,6 +140,16 @@ def test_warnings_and_errors_are_printed_and_other_messages_are_not(capsys):
     steps.emit(record(message="something is odd", level=logging.WARNING))
     steps.emit(record(message="something failed", level=logging.ERROR))
     assert capsys.readouterr().err.splitlines() == ["something is odd", "something failed"]
+
+
+def test_a_step_that_takes_longer_than_expected_is_one_line(capsys, tmp_path):
+    steps = handler()
+    steps.emit(record(LogEvent.RUN_INFO, stats={"long": 1, "all": 1, "total": 2}))
+    steps.steps.expected = Expected.of([estimate(tmp_path, long=30)])
+    steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="long", wildcards={"model": "demo"}))
+    steps._tell_overdue(steps.steps.running[7][2] + 90)
+    assert capsys.readouterr().err.splitlines()[1:] == ["still running: long demo, for 1 min 30 s instead of 30 s"]
+    steps.close()
 
 
 def test_a_run_with_nothing_to_do_says_so(capsys):

@@ -1,4 +1,4 @@
-"""Check settings of the workflow against a model: plans that are smaller than any choice of formats, texts that are too short.
+"""Check settings of the workflow against a model: plans that are smaller than any choice of formats, texts that are too short, unknown tasks.
 
 For example:
 
@@ -13,10 +13,11 @@ from bitplan.cli.parser import add_model_flag, parser, run
 def main(args) -> None:
     """Say that the settings fit the model. Raises `UserError` with everything that does not."""
     from bitplan.workflow.estimate.read import settings_for
-    from bitplan.workflow.model_checks import check_against_model
+    from bitplan.workflow.model_checks import check_against_model, check_tasks
 
     settings = settings_for(args.settings, args.name, args.model)
     check_against_model(settings, args.name, args.model)
+    check_tasks(settings)
     print(f"{args.name}: plans and texts fit the model")
 
 

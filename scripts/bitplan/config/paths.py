@@ -1,6 +1,7 @@
 """Where the paths in settings lead: the user's from the working directory, those of the bundled demo from the workflow's folder."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,20 @@ def check_model(path: str) -> None:
         raise UserError([Problem(code, path, what, hint)])
 
 
+def _absent_task_folders(settings: Settings) -> Iterator[Problem]:
+    """Yield folders of the user's tasks that are not there."""
+    named = {"tasks": settings.tasks, **{f"plans.{name}": plan for name, plan in settings.plans.items()}}
+    for key, section in named.items():
+        path = getattr(section, "include_path", None)
+        if path is not None and not os.path.isdir(path):
+            hint = "Give the folder that holds the tasks' YAML files"
+            yield Problem("TASKS-NO-FOLDER", f"{key}.include_path: {path}", "is not a folder", hint)
+
+
 def check_places(settings: Settings) -> None:
     """Raise `UserError` with every path of a model or a text that does not lead to one, and every text that is too short for its windows
     under any tokenizer."""
-    problems = []
+    problems = [*_absent_task_folders(settings)]
     for name, model in settings.models.items():
         checks = {"path": _model_problem, "calibration": _text_problem, "evaluation": _text_problem}
         for key, check in checks.items():

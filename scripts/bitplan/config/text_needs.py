@@ -93,7 +93,7 @@ def needs_of(settings: Settings, name: str) -> Iterator[TextNeed]:
 
 
 def short_texts(settings: Settings, name: str) -> Iterator[Problem]:
-    """Yield the texts of a model that are too short under any tokenizer. Raises `UserError` for a short one that is no UTF-8 text."""
+    """Yield the texts of a model that are too short under any tokenizer. Raises `UserError` for a short file that is not UTF-8 text."""
     first = int(settings.bos != "never")
     for need in needs_of(settings, name):
         path, needed = Path(need.path), need.tokens(first)

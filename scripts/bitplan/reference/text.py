@@ -11,8 +11,8 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
+from bitplan.reference.bos import begins_with_bos
 from bitplan.reference.text_file import read_text as read_text
-from bitplan.reference.token_count import begins_with_bos
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -2,31 +2,23 @@
 
 import logging
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from bitplan.reference.text_file import read_text
 
 log = logging.getLogger(__name__)
-# Families whose models were only trained on windows with BOS: without it their perplexity is meaningless.
-NEEDS_BOS = ("gemma", "recurrent_gemma", "t5gemma")
 # Characters of a text's beginning that are counted first, for each token that is needed; tokens that a cut may change.
 CHARACTERS, AT_A_CUT = 8, 64
 # Where the count is so near to what is needed, transformers' own tokenizer decides: it may set up the file's otherwise.
 NEAR = 0.02
 
 
-def begins_with_bos(config: Mapping[str, Any], policy: str) -> bool:
-    """Return whether windows begin with BOS: "always", "never", or "auto": in families that need it. config: of config.json."""
-    return policy == "always" or (policy == "auto" and str(config.get("model_type", "")).startswith(NEEDS_BOS))
-
-
 def most_tokens(path: Path) -> int:
     """Return a bound on the tokens of a UTF-8 text under any tokenizer: the number of its bytes, and one that some put in front.
 
     No token stands for less than a byte. Tokenizers that normalize first (NFD, NFC, NFKD, NFKC) may lengthen a text: the bound counts the
-    bytes of the longest form, for which a text is read. Raises `UserError` for what is no UTF-8 text.
+    bytes of the longest form, for which a text is read. Raises `UserError` for a file that is not UTF-8 text.
     """
     content = read_text(path)
     longest = max(len(form.encode()) for form in (content, unicodedata.normalize("NFKD", content)))
@@ -63,7 +55,7 @@ def _counted(count: Callable[[str], int], text: str, needed: int) -> int:
 def count_tokens(folder: Path, path: Path, needed: int) -> int:
     """Return how many tokens a text has under the tokenizer of the model in a folder; `needed` or more where its beginning has so many.
 
-    Raises `UserError` for what is no text, or a model without a tokenizer.
+    Raises `UserError` for a file that is not UTF-8 text, and for a model without a tokenizer.
     """
     text, fast = read_text(path), _fast_counter(folder)
     found = _counted(fast, text, needed) if fast else None

@@ -9,6 +9,7 @@ from bitplan.core.errors import Problem, nearest
 from bitplan.core.section import Flag, Section
 from bitplan.formats.pairs import parse_pair
 from bitplan.formats.table import NAMES
+from bitplan.plans.layer_plan import LayerPlan
 
 if TYPE_CHECKING:
     from bitplan.models.layers import ModelInfo
@@ -77,6 +78,13 @@ class PlanSettings(Section):
         is measured.
         """
         yield from ()
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the formats of which each layer gets one; none where any layer may stay as it is, or runtimes are asked before the choice.
+
+        Weights in a format that does not fit their rows get its substitute.
+        """
+        return []
 
 
 class RoundablePlan(PlanSettings):

@@ -1,6 +1,7 @@
 """The project that the flags of `bitplan quantize`, `plan`, `init` and `compare` describe."""
 
 import argparse
+import re
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -178,6 +179,35 @@ def test_a_command_that_is_none_is_refused_with_the_nearest_one(capsys):
 def test_an_estimate_of_a_model_that_is_nowhere_says_that_it_does_not_exist():
     with pytest.raises(UserError, match="INPUT-MISSING.*/nowhere: does not exist"):
         estimate_of("/nowhere")
+
+
+@pytest.mark.parametrize("command", [quantize, plan])
+def test_what_a_local_model_cannot_give_is_said_of_the_flags_before_the_workflow_starts(command, tiny, in_a_folder):
+    (in_a_folder / "short.txt").write_text(TEXT.read_text()[:40_000])
+    words = ("--text", in_a_folder / "short.txt", "--bits", 1, "--work", in_a_folder / "work", "-o", "made")
+    with pytest.raises(UserError) as raised:
+        command.main(flags(command, tiny, *words))
+    bits, text = raised.value.problems
+    assert (bits.code, bits.where) == ("SEARCH-TARGET-OUT-OF-REACH", "--bits") and "The palette allows " in bits.hint
+    assert (text.code, text.where) == ("TEXT-TOO-SHORT", f"--text {in_a_folder / 'short.txt'}")
+    assert re.search(r"set calibration\.sequences: \d+, .*bitplan init", text.hint)
+    assert not (in_a_folder / "work").exists()
+
+
+def test_a_text_of_fewer_bytes_than_tokens_are_needed_is_refused_for_a_model_of_the_hub_too(in_a_folder):
+    (in_a_folder / "short.txt").write_text("a few words")
+    with pytest.raises(UserError, match=r"TEXT-TOO-SHORT\] --text .*short.txt: has at most 12 tokens"):
+        quantize.main(flags(quantize, HUB_ID, "--text", in_a_folder / "short.txt", "-o", "small.gguf"))
+
+
+def test_compare_says_what_the_models_of_a_configuration_cannot_give(tiny, in_a_folder):
+    model = {"path": str(tiny), "calibration": "text.txt", "evaluation": "text.txt"}
+    (in_a_folder / "project").mkdir()
+    (in_a_folder / "project" / "text.txt").write_text(TEXT.read_text()[:40_000])
+    content = {"models": {"mine": model}, "plans": {"low": {"method": "optimal", "target_avg_bits": 1}}}
+    (in_a_folder / "project" / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"plans\.low\.target_avg_bits.*models\.mine\.calibration: text\.txt: has"):
+        compare.main(flags(compare, "project"))
 
 
 def test_compare_of_a_folder_without_a_configuration_is_refused(in_a_folder):

@@ -30,6 +30,13 @@ def write(job: ExportJob) -> Mapping[str, Any]:
     return write_job(job)
 
 
+def why_unsupported(config: Mapping[str, Any]) -> str:
+    """Return why a model with this config.json has no GGUF; "" where it may have one."""
+    from bitplan.runtimes.gguf.architectures import why_unsupported as of_converter
+
+    return of_converter(config)
+
+
 def how_to_run(artifact: Path, name: str) -> str:
     """Return the commands that serve a GGUF file in the programs that read it; one writes the Modelfile for Ollama where none is there."""
     from bitplan.runtimes.gguf.type_lines import beside
@@ -77,6 +84,7 @@ RUNTIME = Runtime(
     score,
     time,
     bytes_besides,
+    why_unsupported=why_unsupported,
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",

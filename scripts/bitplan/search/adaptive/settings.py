@@ -7,6 +7,7 @@ from pydantic import Field
 
 from bitplan.core.errors import Problem
 from bitplan.core.section import PathName
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import FormatName, RoundablePlan
 
 if TYPE_CHECKING:
@@ -50,3 +51,7 @@ class AdaptivePlan(RoundablePlan):
         wrong = below_reach(low, high, self.target_avg_bits, "target_avg_bits")
         if wrong and self.target_avg_bits + self.check.tolerance < low - 1e-9:
             yield wrong
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the formats of the stages: a search that finds room for none of them has no result worth exporting."""
+        return [LayerPlan(name, group_size=self.group_size) for name in self.formats]

@@ -1,11 +1,14 @@
 """The settings of genetic plans."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from bitplan.core.errors import Problem
+from bitplan.formats.pairs import parse_pair
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import OF_RUNTIMES, Palette, RoundablePlan
 
 if TYPE_CHECKING:
@@ -62,3 +65,10 @@ class GeneticPlan(RoundablePlan):
 
         if wrong := below_reach(*average_bits_reach(info, self.palette), self.target_avg_bits, "target_avg_bits"):
             yield wrong
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the candidates of the palette, or W4 as it is measured: every layer gets one."""
+        if OF_RUNTIMES in self.palette:
+            return []
+        w4 = [LayerPlan("int4", group_size=settings.sensitivity.group_size)]
+        return [LayerPlan(*astuple(parse_pair(name))) for name in self.palette] or w4

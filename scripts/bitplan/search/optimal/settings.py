@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bitplan.core.errors import Problem
+from bitplan.core.errors import Problem, UserError
 from bitplan.core.section import Amount, Flag
 from bitplan.runtimes.gguf.recipe_names import Recipe
 from bitplan.search.plan_settings import OF_RUNTIMES, Palette, RoundablePlan
@@ -83,17 +83,23 @@ class OptimalPlan(RoundablePlan):
             yield f"is to have the size of {self.same_size_as}, which is no baseline"
 
     def out_of_reach(self, info: "ModelInfo", settings: Any, runtimes: Sequence[str]) -> Iterator[Problem]:
-        """Yield a target below the fewest bits, or bytes, in which the palette's formats can be chosen for the model's layers."""
-        if self.same_size_as is not None or OF_RUNTIMES in self.palette:
+        """Yield a target below the fewest bits, or bytes, in which the palette's formats can be chosen for the model's layers, and a palette of which the
+        runtimes store nothing."""
+        if OF_RUNTIMES in self.palette:
             return
         from bitplan.runtimes.registry import runtime_named
         from bitplan.search.optimal.reach import file_out_of_reach, out_of_reach, problem_of_shapes
 
         told, embeddings = [runtime_named(name) for name in runtimes], settings.sensitivity.embeddings or ()
-        problem = problem_of_shapes(info, self.palette, embeddings, told, self.counts_stored, self.groups)
+        try:
+            problem = problem_of_shapes(info, self.palette, embeddings, told, self.counts_stored, self.groups)
+        except UserError as error:
+            yield from error.problems
+            return
+        wrong = None
         if self.max_size is not None:
             wrong = file_out_of_reach(problem, info, self.max_size)
-        else:
+        elif self.target_avg_bits is not None:
             wrong = out_of_reach(problem, info, self.target_avg_bits)
         if wrong:
             yield wrong

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from bitplan.core.errors import Problem
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import PlanSettings
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
 
@@ -85,7 +86,9 @@ class SparseGPTPlan(PlanSettings):
         uniform, (low, high) = self.bit_allocation_method == "uniform", (self.bit_options[0], self.bit_options[-1])
         for target in self.target_avg_bits:
             if uniform and target not in range(2, 9):
-                raise ValueError(f"target_avg_bits: {target:g} is no width that all channels can have: 2 to 8")
+                raise ValueError(
+                    f"target_avg_bits: {target:g} is not a width that all channels can have: choose one of 2 to 8"
+                )
             if not uniform and not low <= target <= high:
                 raise ValueError(f"target_avg_bits: {target:g} is out of reach of bit_options, {low} to {high}")
         return self
@@ -103,3 +106,7 @@ class SparseGPTPlan(PlanSettings):
         if len(self.target_avg_bits) > blocks:
             what = f"has {len(self.target_avg_bits)} parts, and the model {blocks} blocks"
             yield Problem("SPARSEGPT-TARGET", "target_avg_bits", what, "Give at most one per block")
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the format of codes with a width per channel, unless weights are pruned only."""
+        return [] if self.target_avg_bits == [16.0] and not self.layer_bits else [LayerPlan("per_channel")]

@@ -85,11 +85,14 @@ def result_lines(project: Project, wish: Wish, output: Path, card: "Card") -> li
         absent = ", ".join(runtime.absent_packages) or "a program that scores"
         lines.append(f"That KL is of the simulated plan: {runtime.name} does not run here without {absent}")
     for path in recipe_scores(project, wish):
-        whole = path.with_name("model.gguf").stat().st_size / 1e6
-        other = f"whose layers take as much ({whole:,.1f} MB with the embedding quantized, too)"
-        size = "of the same size" if wish.runtime == GGUF else other
+        size = "of the same size" if wish.runtime == GGUF else _as_large_in_layers(path.with_name("model.gguf"))
         lines.append(f"llama.cpp's {wish.same_size_as} with importance matrix, {size}: {figures(read_json(path))}")
     return [*lines, f"Stored as {card.types}" + (f": {card.substituted}" if card.substituted else "")]
+
+
+def _as_large_in_layers(recipe: Path) -> str:
+    """Return how a recipe's file compares with a folder of a runtime that keeps the embedding at 16 bits."""
+    return f"whose layers take as much ({recipe.stat().st_size / 1e6:,.1f} MB with the embedding quantized, too)"
 
 
 def warnings_to_tell(project: Project, wish: Wish) -> list[StepWarning]:

@@ -184,7 +184,7 @@ def test_an_estimate_of_a_model_that_is_nowhere_says_that_it_does_not_exist():
 @pytest.mark.parametrize("command", [quantize, plan])
 def test_what_a_local_model_cannot_give_is_said_of_the_flags_before_the_workflow_starts(command, tiny, in_a_folder):
     (in_a_folder / "short.txt").write_text(TEXT.read_text()[:40_000])
-    words = ("--text", in_a_folder / "short.txt", "--bits", 1, "--work", in_a_folder / "work", "-o", "made")
+    words = ("--text", in_a_folder / "short.txt", "--bits", 1, "--work", in_a_folder / "work", "-o", "made.gguf")
     with pytest.raises(UserError) as raised:
         command.main(flags(command, tiny, *words))
     bits, text = raised.value.problems

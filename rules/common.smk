@@ -146,6 +146,8 @@ def start_on_slurm():
 
 def show_end(succeeded):
     """Print the tables that this run made, which jobs of SLURM's ended early, and for how long its controller was away."""
-    tables = comparisons_since(SETTINGS, STARTED) if succeeded else []
+    tables = []
+    if succeeded:
+        tables = comparisons_since(SETTINGS, STARTED, Path(workflow.workdir_init))
     texts = filter(None, (*tables, ENDINGS.summary(succeeded), times_away()))
     print("".join(f"\n{text}\n" for text in texts), end="", file=sys.stderr)

@@ -5,6 +5,7 @@ For example:
     python scripts/calculate_avg_bits.py --config plan.json --model demo/model --target-avg-bits 8
 """
 
+import time
 from argparse import ArgumentParser
 
 from bitplan.cli.inputs import input_file, output_file
@@ -17,11 +18,12 @@ from bitplan.search.plan_settings import CheckSettings
 def main(args) -> None:
     """Print and write the average bits; exit code 2 for a plan that misses a target which it must hold. Raises `UserError`."""
     from bitplan.core.files import write_json, write_table
+    from bitplan.core.provenance import write_provenance
     from bitplan.models.layers import model_info
     from bitplan.plans.bits import TargetMissed, bits_report, check_target, pattern_counts, print_report
     from bitplan.plans.torch_config import read_any_plan
 
-    info = model_info(args.model)
+    started, info = time.monotonic(), model_info(args.model)
     plan = read_any_plan(args.config, info)
     report, rows = bits_report(plan, info, args.gguf, args.target_avg_bits)
     report["patterns"] = pattern_counts(args.config, info)
@@ -31,6 +33,7 @@ def main(args) -> None:
         write_table(args.output, rows, tuple(rows[0]), delimiter=",")
     if args.json and not args.dry_run:
         write_json(args.json, report)
+        write_provenance(args.json, started)
 
 
 def build_parser() -> ArgumentParser:

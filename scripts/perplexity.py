@@ -26,6 +26,7 @@ def main(args) -> None:
     """Write perplexity and KL. Raises `UserError`."""
     from bitplan.core.errors import user_error
     from bitplan.core.files import check_gguf, write_json
+    from bitplan.core.intervals import half_width
     from bitplan.core.provenance import write_provenance
     from bitplan.evaluate.perplexity import score_plan
     from bitplan.evaluate.scores import summarize
@@ -68,7 +69,7 @@ def main(args) -> None:
         refuse_other_model(artifact, result["kl_mean"], args.allow_base_kl, model.checkpoint.config)
     write_json(args.output, result)
     write_provenance(args.output, started)
-    error = "" if result["ppl_error"] is None else f" +- {result['ppl_error']:.4f}"
+    error = "" if result["ppl_error"] is None else f" +- {half_width(result['ppl_error']):.4f} (95 %)"
     print(
         f"perplexity {result['ppl']:.4f}{error} (full precision {result['base_ppl']:.4f}) on {result['tokens']} tokens"
     )

@@ -65,8 +65,8 @@ def byte_level(folder: Path, split: str | None, bos: bool, eos: bool = False, ig
     PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
-def sentencepiece(folder: Path, bos: bool, eos: bool = False, prefix: bool = True, **more: object) -> None:
-    """Write a SentencePiece BPE tokenizer with bytes, as Llama 2's."""
+def sentencepiece(folder: Path, bos: bool, eos: bool = False, single_bytes: bool = True, **more: object) -> None:
+    """Write a SentencePiece BPE tokenizer, with bytes as Llama 2's, or without."""
     from sentencepiece import SentencePieceTrainer
     from transformers import LlamaTokenizer
 
@@ -77,10 +77,10 @@ def sentencepiece(folder: Path, bos: bool, eos: bool = False, prefix: bool = Tru
         model_writer=model,
         vocab_size=600,
         model_type="bpe",
-        byte_fallback=True,
+        byte_fallback=single_bytes,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        add_dummy_prefix=prefix,
+        add_dummy_prefix=True,
         split_digits=True,
         allow_whitespace_only_pieces=True,
         minloglevel=2,

@@ -1,15 +1,17 @@
 """A logger plugin of Snakemake: `snakemake --logger steps` prints one line for each finished step, with its time and the time left; a
 dry run prints one line for each step that would run.
 
-Warnings and errors are printed in full, and Snakemake's own log file still has everything. Snakemake finds the plugin by its
+Warnings are printed in full. Of a step that failed with an error of the project, that error and the path of its log are printed; of others, and
+with `--verbose`, all that Snakemake says. Its own log file still has everything. Snakemake finds the plugin by its
 name wherever `scripts/` is on Python's path. With `--quiet` only warnings and errors are printed.
 """
 
 import json
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +20,11 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
+from snakemake_logger_plugin_steps.errors import OF_A_COMMAND, OF_THE_END, coded_errors, errors_in_logs
+
 TARGET, ESTIMATE = "all", "estimate"
+SHORT = 15.0  # seconds: of a step that takes less, no time is worth a word
+LOOK_EVERY = 10.0  # seconds between two looks at the running steps
 
 
 def duration(seconds: float) -> str:
@@ -57,7 +63,8 @@ class Expected:
 
 @dataclass
 class Run:
-    """What is known of a run. `waiting`: steps not yet finished, by rule; `seconds`: times of the finished ones, by rule."""
+    """What is known of a run. `waiting`: steps not yet finished, by rule; `seconds`: times of the finished ones, by rule; `told`: after how many
+    seconds it was said of a running step that it takes longer than expected."""
 
     started: float
     total: int = 0
@@ -66,6 +73,7 @@ class Run:
     seconds: dict[str, list[float]] = field(default_factory=dict)
     running: dict[int, tuple[str, str, float]] = field(default_factory=dict)
     expected: Expected = Expected()
+    told: dict[int, float] = field(default_factory=dict)
 
     def plan_(self, stats: Mapping[str, int]) -> None:
         """Take the number of steps of each rule from Snakemake's statistics of a graph."""
@@ -90,31 +98,54 @@ class Run:
         """Return an estimate of the seconds left; None before the first step has finished, and while the model's estimate is still to be made.
 
         A waiting step takes what its rule is `expected` to, times how much longer finished steps took than they were expected to; the mean of its
-        rule's where nothing is expected of it, or of all finished steps. Of running steps the time that they have had is gone. As many run
+        rule's where nothing is expected of it, or of all finished steps. Of running steps the time that they have had is gone; one that takes
+        longer than expected takes as much longer again. As many run
         side by side as did so far, or as the estimate says; those that run alone come one after another.
         """
         times = [each for one in self.seconds.values() for each in one]
         busy, elapsed = sum(times), now - self.started
         if not times or elapsed <= 0 or (self.waiting.get(ESTIMATE) and not self.expected.seconds):
             return None
-        each = self._expectations(busy / len(times))
+        each = self._expectations(busy / len(times), now)
         left = {rule: count * each[rule] for rule, count in self.waiting.items()}
         for rule, _, started in self.running.values():
             if rule in left:
-                left[rule] -= min(now - started, each[rule])
+                left[rule] += abs(each[rule] - (now - started)) - each[rule]
         alone = sum(seconds for rule, seconds in left.items() if rule in self.expected.alone)
         beside = self.expected.cores if self.expected.seconds else max(1.0, busy / elapsed)
         return alone + (sum(left.values()) - alone) / beside
 
-    def _expectations(self, mean: float) -> dict[str, float]:
-        """Return the seconds that a step of each rule is expected to take, from the estimate and from the finished steps."""
-        known = {rule: one for rule, one in self.seconds.items() if rule in self.expected.seconds}
-        taken = sum(map(sum, known.values()))
-        told = sum(len(one) * self.expected.seconds[rule] for rule, one in known.items())
-        slower = taken / told if taken and told else 1.0
+    def overdue_(self, now: float) -> list[tuple[str, float, float]]:
+        """Return name, seconds so far and expected seconds of each step that runs for more than twice what was expected; the same step again
+        when it has doubled its time."""
+        found = []
+        for job, (rule, name, started) in self.running.items():
+            seconds, expected = now - started, self.expected.seconds.get(rule)
+            if expected and seconds > 2 * self.told.get(job, max(expected, SHORT)):
+                self.told[job] = seconds
+                found.append((f"{rule.replace('_', ' ')} {name}", seconds, expected))
+        return found
+
+    def _expectations(self, mean: float, now: float) -> dict[str, float]:
+        """Return the seconds that a step of each rule is expected to take, from the estimate, from the finished steps, and from those that run
+        for longer than expected."""
+        pairs = [
+            (sum(one), len(one) * self.expected.seconds[rule])
+            for rule, one in self.seconds.items()
+            if rule in self.expected.seconds
+        ]
+        running = ((now - started, self.expected.seconds.get(rule, now)) for rule, _, started in self.running.values())
+        slower = _ratio(pairs)
+        slower = _ratio([*pairs, *((had, told) for had, told in running if had > slower * told)])
         means = {rule: sum(one) / len(one) for rule, one in self.seconds.items()}
         estimated = {rule: slower * seconds for rule, seconds in self.expected.seconds.items()}
         return {rule: estimated.get(rule, means.get(rule, mean)) for rule in self.waiting}
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return how much longer steps took than they were expected to, from (taken, expected) seconds; 1 where nothing is known."""
+    taken, told = (sum(each) for each in zip(*pairs, strict=True)) if pairs else (0.0, 0.0)
+    return taken / told if taken and told else 1.0
 
 
 class LogHandler(LogHandlerBase):
@@ -123,10 +154,16 @@ class LogHandler(LogHandlerBase):
     def __post_init__(self) -> None:
         self.steps = Run(time.monotonic())
         self.quiet = bool({Quietness.PROGRESS, Quietness.ALL} & {*(self.common_settings.quiet or ())})
+        self.errors_known = False  # whether an error of the project was printed, which says why the run ends
+        self.exit_codes: list[str] = []  # what Snakemake said of failed commands, until their logs are read
+        self.ended = threading.Event()
+        if not (self.quiet or self.common_settings.dryrun):
+            threading.Thread(target=self._watch, daemon=True).start()
         self.by_event = {
             LogEvent.RUN_INFO: self._plan,
             LogEvent.JOB_INFO: self._start,
             LogEvent.JOB_FINISHED: self._finish,
+            **({} if self.common_settings.verbose else {LogEvent.JOB_ERROR: self._fail}),
         }
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -137,7 +174,50 @@ class LogHandler(LogHandlerBase):
         elif record.msg == NOTHING_TO_BE_DONE_MSG:
             self._tell(record.msg)
         elif record.levelno >= logging.WARNING and (text := self.format(record)) not in ("", "None"):
+            self._warn(text)
+
+    def _warn(self, text: str) -> None:
+        """Print a warning or an error; of one that holds errors of the project these alone, unless all is to be printed."""
+        if self.common_settings.verbose:
             self._print(text)
+        elif OF_A_COMMAND.match(text):
+            self.exit_codes.append(text)
+        elif errors := coded_errors(text):
+            self._print_errors(errors)
+        elif not (self.errors_known and text.startswith(OF_THE_END)):
+            self._print(text)
+
+    def _fail(self, record: logging.LogRecord) -> None:
+        """Print the errors in the logs of a failed step; all that Snakemake says of it where they hold none."""
+        if errors := errors_in_logs(record.log):
+            self._print_errors(errors)
+        else:
+            self._print("\n".join((*self.exit_codes, self.format(record))))
+        self.exit_codes.clear()
+
+    def _print_errors(self, errors: Iterable[str]) -> None:
+        self.errors_known = True
+        self._print("\n".join(errors))
+
+    def _watch(self) -> None:
+        """Say from time to time which steps take longer than expected, until the run ends."""
+        while not self.ended.wait(LOOK_EVERY):
+            with self.lock:
+                self._tell_overdue(time.monotonic())
+
+    def _tell_overdue(self, now: float) -> None:
+        for name, seconds, expected in self.steps.overdue_(now):
+            left = self.steps.seconds_left(now)
+            ending = f"; about {duration(left)} left" if left is not None else ""
+            self._tell(f"still running: {name}, for {duration(seconds)} instead of {duration(expected)}{ending}")
+
+    def close(self) -> None:
+        """Print what was said of commands whose logs were never read."""
+        self.ended.set()
+        if self.exit_codes:
+            self._print("\n".join(self.exit_codes))
+            self.exit_codes.clear()
+        super().close()
 
     def _plan(self, record: logging.LogRecord) -> None:
         before = self.steps.total

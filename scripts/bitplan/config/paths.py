@@ -71,6 +71,13 @@ def _text_problem(path: str) -> tuple[str, str, str] | None:
     return *fault, "Give a text file (UTF-8)"
 
 
+def check_model(path: str) -> None:
+    """Raise `UserError` for a path that leads to no model and is no id on the model hub."""
+    if wrong := _model_problem(path):
+        code, what, hint = wrong
+        raise UserError([Problem(code, path, what, hint)])
+
+
 def _absent_task_folders(settings: Settings) -> Iterator[Problem]:
     """Yield folders of the user's tasks that are not there."""
     named = {"tasks": settings.tasks, **{f"plans.{name}": plan for name, plan in settings.plans.items()}}

@@ -35,6 +35,7 @@ def flags_of_settings(project: Project, wish: Wish) -> Mapping[str, str]:
         f"{model}.calibration": "--text",
         f"{model}.evaluation": "--evaluation",
         f"{plan}.target_avg_bits": "--bits",
+        f"{plan}.max_size": "--max-size",
     }
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitplan.cli.parser import parser
+from bitplan.console.run_hint import SERVER
 from bitplan.core.places import scripts_folder
 
 GIB = 2**30
@@ -23,12 +24,14 @@ For example:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: what was seen, whether it will do, and what to do where it will not."""
+    """One thing that was looked at: what was seen, whether it will do, and what to do where it will not. Without what is `optional` the
+    workflow runs."""
 
     name: str
     seen: str
     good: bool = True
     advice: str = ""
+    optional: bool = False
 
 
 def _python() -> Finding:
@@ -66,6 +69,15 @@ def _converter() -> Finding:
         return Finding("llama.cpp's converter", str(error.problems[0].where), False, advice)
 
 
+def _server() -> Finding:
+    path = shutil.which(SERVER)
+    advice = (
+        "Files run in llama-cpp-python, too. It comes with llama.cpp: brew install llama.cpp, winget install llama.cpp, or"
+        " https://github.com/ggml-org/llama.cpp/releases"
+    )
+    return Finding(f"{SERVER} (to serve a file)", path or "none", path is not None, advice, optional=True)
+
+
 def _processor() -> Finding:
     return Finding(
         "processor cores", str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
@@ -93,7 +105,7 @@ def _gpu() -> Finding:
 
 
 CHECKS: tuple[Callable[[], Finding], ...] = (
-    *(_python, _packages, _compiler, _converter),
+    *(_python, _packages, _compiler, _converter, _server),
     *(_processor, _memory, _disk, _gpu),
 )
 
@@ -105,7 +117,7 @@ def findings() -> Iterator[Finding]:
 
 def line_of(finding: Finding) -> str:
     """Return a finding as one line, with the advice where it will not do."""
-    mark = "ok     " if finding.good else "missing"
+    mark = "ok     " if finding.good else "absent " if finding.optional else "missing"
     return f"{mark} {finding.name}: {finding.seen}" + ("" if finding.good else f". {finding.advice}")
 
 
@@ -131,8 +143,8 @@ def _of_model(model: str) -> Iterator[Finding]:
 
 
 def main(args: Namespace) -> None:
-    """Print a line for each thing that was looked at; exit with 1 where one is missing."""
+    """Print a line for each thing that was looked at; exit with 1 where one is missing that is not optional."""
     seen = [*findings(), *(_of_model(args.model) if args.model else ())]
     print("\n".join(map(line_of, seen)))
-    if not all(finding.good for finding in seen):
+    if not all(finding.good or finding.optional for finding in seen):
         sys.exit(1)

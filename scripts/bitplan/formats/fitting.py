@@ -28,6 +28,10 @@ SUBSTITUTES: Mapping[str, str] = {
 }
 
 
+# How a warning says that some layers get a substitute.
+UNFIT = "have rows that do not fit a format asked for"
+
+
 def fitting_format(name: str, columns: int) -> str:
     """Return the format used for rows of `columns` values when `name` is requested: itself, its substitute, or "bf16" (16 bits).
 
@@ -92,7 +96,7 @@ def unfitting_warning(requested: Mapping[str, tuple[int, Sequence[str]]]) -> str
     for columns, forms in sorted(by_length.items()):
         alike.setdefault(_arrows(forms, columns), []).append(str(columns))
     substitutes = ". ".join(f"{', '.join(lengths)} columns: {arrows}" for arrows, lengths in alike.items())
-    what = f"{len(unfit)} of {len(requested)} layers have rows that do not fit a format asked for"
+    what = f"{len(unfit)} of {len(requested)} layers {UNFIT}"
     return f"{what}, and get llama.cpp's substitute. {substitutes}" if unfit else ""
 
 

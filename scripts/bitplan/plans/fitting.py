@@ -49,6 +49,17 @@ def warn_of_plan(source: str, chosen: Mapping[str, Any], layers: Iterable[Layer]
     _warn(f"{source}: ", {layer.name: (layer.shape[1], (chosen[layer.name].wq,)) for layer in free})
 
 
+def substituted(chosen: Mapping[str, Any], layers: Iterable[Layer]) -> str:
+    """Return one line on the layers of a plan that have a substitute for the format chosen for them; "" if none has."""
+    own = [layer.name for layer in layers if not layer.tied]
+    notes = [chosen[name].notes[SUBSTITUTE] for name in own if name in chosen and SUBSTITUTE in chosen[name].notes]
+    parts = [note.removesuffix(" columns").rpartition(": ") for note in set(notes)]
+    arrows = ", ".join(sorted({arrow for arrow, _, _ in parts}))
+    columns = " and ".join(map(str, sorted({int(length) for _, _, length in parts})))
+    what = f"{len(notes)} of {len(own)} layers have rows of {columns} columns, which the format chosen for them does not fit"
+    return f"{what}, and get llama.cpp's substitute ({arrows})" if notes else ""
+
+
 def _warn(where: str, requested: Mapping[str, tuple[int, Sequence[str]]]) -> None:
     warning = unfitting_warning(requested)
     if warning:

@@ -3,7 +3,7 @@
 A runtime's module is imported when the workflow is read, so it imports what computes inside its functions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,11 +79,13 @@ class Runtime:
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
     the result of the model that it starts from; `beside` are more files that `write` leaves beside the artifact. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `why_unsupported(config.json)` says, before anything is measured, why a model cannot be written at all; "" where it can. `score_packages` are what `score` imports and the project does not require: where one is not installed,
+    runtime that cannot has None. `bytes_besides(checkpoint, model, layers, base)` is what an artifact takes at most besides some layers, which
+    a plan of a given size needs; None where that is not known. `why_unsupported(config.json)` says, before anything is measured, why a
+    model cannot be written at all; "" where it can. `score_packages` are what `score` imports and the project does not require: where one is not installed,
     the files are written and not scored. `how_to_run(artifact, name)` is text for the user, in which the model is
     called `name`. Layers that a runtime `fuses` are stored as one, and must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
-    "score", "time" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
+    "score", "time", "size" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Runtime:
     how_to_run: Callable[[Path, str], str]
     score: Callable[[Path, "Reference", int], "TokenScores"] | None = None
     time: Callable[[Path, "SpeedSettings"], "Run"] | None = None
+    bytes_besides: Callable[["Checkpoint", "ModelInfo", Collection[str], Path | None], int] | None = None
     why_unsupported: Callable[[Mapping[str, Any]], str] | None = None
     environment: str = "torch"
     settings: tuple[str, ...] = ()

@@ -95,6 +95,13 @@ def optimal_size(settings: Settings, wildcards: Any) -> list[str]:
     return [results(wildcards, "baselines", name, "model.gguf")] if name else []
 
 
+def size_bases(settings: Settings, wildcards: Any) -> list[str]:
+    """Return what the files of a model's runtimes are made from, where an optimal plan has a limit on their size."""
+    limited = settings.every_plan[wildcards.plan].max_size is not None
+    names = dict.fromkeys(runtime_named(name).base for name in settings.models[wildcards.model].runtimes)
+    return [results(wildcards, name) for name in names if name] if limited else []
+
+
 def validation_text(settings: Settings, wildcards: Any) -> list[str]:
     """Return the saved text that an optimal plan decides its steps on; none where it takes none."""
     plan = settings.every_plan[wildcards.plan]
@@ -181,7 +188,7 @@ def told_runtimes(settings: Settings, wildcards: Any) -> list[str]:
     plan, names = settings.every_plan[wildcards.plan], settings.models[wildcards.model].runtimes
     if not METHODS[plan.method].runtimes:
         return []
-    return names if plan.sizes == "stored" else [name for name in names if _may_refuse(settings, name, plan.palette)]
+    return names if plan.counts_stored else [name for name in names if _may_refuse(settings, name, plan.palette)]
 
 
 def _may_refuse(settings: Settings, name: str, palette: list[str]) -> bool:

@@ -72,6 +72,31 @@ def test_waiting_steps_take_what_the_estimate_says_on_a_machine_that_is_as_slow_
     assert run.seconds_left(14.0) == pytest.approx(2 * (2 * 30 / 2 + 8) - 10 / 2), "a running step has had its time"
 
 
+def test_a_running_step_that_takes_longer_than_expected_raises_what_is_left(tmp_path):
+    run = run_of(short=1, long=1, later=1)
+    run.expected = Expected.of([estimate(tmp_path, cores=1, short=4, long=10, later=20)])
+    run.start_(1, "short", "", 0.0)
+    run.finish_(1, 4.0)
+    run.start_(2, "long", "", 4.0)
+    assert run.seconds_left(14.0) == pytest.approx(0 + 20), "it is as fast as expected until then"
+    slower = (4 + 60) / (4 + 10)
+    assert run.seconds_left(64.0) == pytest.approx((60 - slower * 10) + slower * 20)
+
+
+def test_of_a_step_that_takes_more_than_twice_what_was_expected_it_is_said_and_again_when_that_has_doubled(tmp_path):
+    run = run_of(long=1, short=1)
+    run.expected = Expected.of([estimate(tmp_path, long=30, short=2)])
+    run.start_(1, "long", "tiny", 0.0)
+    run.start_(2, "short", "", 0.0)
+    told = {now: [(name, seconds) for name, seconds, _ in run.overdue_(now)] for now in (25.0, 61.0, 62.0, 123.0)}
+    assert told == {
+        25.0: [],
+        61.0: [("long tiny", 61.0), ("short ", 61.0)],
+        62.0: [],
+        123.0: [("long tiny", 123.0), ("short ", 123.0)],
+    }
+
+
 def test_nothing_is_said_while_the_estimate_is_still_to_be_made():
     run = run_of(model=1, estimate=1, plan=9)
     run.start_(1, "model", "", 0.0)
@@ -87,8 +112,8 @@ def test_a_file_that_is_no_estimate_says_nothing(tmp_path):
     assert Expected.of([tmp_path / "estimate.json", tmp_path / "none.json"]) == Expected()
 
 
-def handler(quiet=None, dryrun=False) -> LogHandler:
-    made = LogHandler(SimpleNamespace(dryrun=dryrun, quiet=quiet), None)
+def handler(quiet=None, dryrun=False, verbose=False) -> LogHandler:
+    made = LogHandler(SimpleNamespace(dryrun=dryrun, quiet=quiet, verbose=verbose), None)
     made.setFormatter(logging.Formatter("%(message)s"))
     return made
 
@@ -117,6 +142,16 @@ def test_warnings_and_errors_are_printed_and_other_messages_are_not(capsys):
     assert capsys.readouterr().err.splitlines() == ["something is odd", "something failed"]
 
 
+def test_a_step_that_takes_longer_than_expected_is_one_line(capsys, tmp_path):
+    steps = handler()
+    steps.emit(record(LogEvent.RUN_INFO, stats={"long": 1, "all": 1, "total": 2}))
+    steps.steps.expected = Expected.of([estimate(tmp_path, long=30)])
+    steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="long", wildcards={"model": "demo"}))
+    steps._tell_overdue(steps.steps.running[7][2] + 90)
+    assert capsys.readouterr().err.splitlines()[1:] == ["still running: long demo, for 1 min 30 s instead of 30 s"]
+    steps.close()
+
+
 def test_a_run_with_nothing_to_do_says_so(capsys):
     handler().emit(record(message=NOTHING_TO_BE_DONE_MSG))
     assert "Nothing to be done" in capsys.readouterr().err
@@ -140,3 +175,60 @@ def test_a_dry_run_names_each_step_once_and_counts_them_once(capsys):
     steps.emit(record(LogEvent.JOB_INFO, jobid=7, rule_name="plan_gguf", wildcards={"model": "demo", "plan": "best"}))
     steps.emit(record(LogEvent.JOB_INFO, jobid=8, rule_name="all", wildcards={}))
     assert capsys.readouterr().err.splitlines() == ["1 steps", "plan gguf demo best"]
+
+
+FAILED = "RuleException:\nCalledProcessError in file 'search.smk', line 1:\nCommand returned non-zero exit status {}."
+END = "WorkflowError:\nAt least one job did not complete successfully."
+
+
+def fail(steps: LogHandler, log: Path, status: int = 2) -> None:
+    """Say what Snakemake says of a step that failed with this log."""
+    steps.emit(record(level=logging.ERROR, message=FAILED.format(status)))
+    steps.emit(record(LogEvent.JOB_ERROR, logging.ERROR, "Error in rule optimal_plan", log=[str(log)]))
+    steps.emit(record(level=logging.ERROR, message=END))
+
+
+@pytest.fixture
+def coded_log(tmp_path):
+    log = tmp_path / "search.log"
+    log.write_text("01:16:31 WARNING odd\nerror [SEARCH-TARGET-OUT-OF-REACH] --target-avg-bits: too few. Choose more\n")
+    return log
+
+
+def test_of_a_step_that_says_what_is_wrong_that_line_and_its_log_are_printed_alone(capsys, coded_log):
+    fail(handler(), coded_log)
+    said = "error [SEARCH-TARGET-OUT-OF-REACH] --target-avg-bits: too few. Choose more"
+    assert capsys.readouterr().err.splitlines() == [f"{said} (log: {coded_log})"]
+
+
+def test_of_a_step_that_was_killed_all_is_printed_that_snakemake_says(capsys, tmp_path):
+    fail(handler(), tmp_path / "absent.log", status=137)
+    assert capsys.readouterr().err.splitlines() == [
+        *FAILED.format(137).splitlines(),
+        "Error in rule optimal_plan",
+        *END.splitlines(),
+    ]
+
+
+def test_a_verbose_run_prints_all_that_snakemake_says(capsys, coded_log):
+    fail(handler(verbose=True), coded_log)
+    assert capsys.readouterr().err.splitlines() == [
+        *FAILED.format(2).splitlines(),
+        "Error in rule optimal_plan",
+        *END.splitlines(),
+    ]
+
+
+def test_what_was_said_of_a_command_is_not_lost_where_its_step_never_reports(capsys):
+    steps = handler()
+    steps.emit(record(level=logging.ERROR, message=FAILED.format(1)))
+    assert capsys.readouterr().err == ""
+    steps.close()
+    assert "exit status 1" in capsys.readouterr().err
+
+
+def test_settings_that_are_not_valid_are_told_without_the_line_of_the_rules(capsys):
+    problems = "[SETTINGS-UNKNOWN-KEY] plans.p.a: unknown key\n[SETTINGS-INVALID] plans.p.b: is 0"
+    text = f'WorkflowError in file "common.smk", line 43:\n{problems}\n  File "common.smk", line 43, in <module>'
+    handler().emit(record(level=logging.ERROR, message=text))
+    assert capsys.readouterr().err.splitlines() == [f"error {line}" for line in problems.splitlines()]

@@ -1,6 +1,7 @@
 """The model card of an export: what hubs read, what people read, and nothing that is not known."""
 
 import json
+from dataclasses import replace
 
 import export_plan
 import model_card
@@ -10,7 +11,8 @@ from bitplan.core.errors import UserError
 from bitplan.core.provenance import versions
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.models.layers import describe
-from bitplan.plans.plan import read_plan
+from bitplan.plans.fitting import substituted
+from bitplan.plans.plan import LayerPlan, read_plan
 from bitplan.runtimes.card.card import card_text, check_report, make_card, read_scores
 from bitplan.runtimes.card.source import Source, front_matter, source_of
 
@@ -40,11 +42,17 @@ def plan(info, tmp_path_factory):
 def test_a_card_has_the_figures_with_their_errors_and_what_it_takes_to_make_the_file_again(info, plan, demo):
     text = card_text(make_card(info, plan, REPORT, SCORES, demo / "calibration.txt"))
     for shown in (
-        *("# tiny-best-4.51bpw", "| plan | best, method optimal |", "4.510 of the file", "1,234,567 bytes"),
+        *(
+            "# tiny-best-4.51bpw",
+            "| plan | best, method optimal |",
+            "4.51 of the file, with its metadata; ",
+            "1,234,567 bytes",
+        ),
         *(
             "2 x F16, 12 x Q4_K",
-            "0.012346 ± 0.0005 nats",
-            "7.25 ± 0.1 (base model 7.1)",
+            "0.012346 ± 0.00098 nats",
+            "7.25 ± 0.2 (base model 7.1)",
+            "± is the 95 % interval",
             "the file, in its own runtime, 508 tokens",
         ),
         *("llama-server -m model.gguf", "export_plan.py --runtime gguf", "torch 2", info.fingerprint),
@@ -60,6 +68,28 @@ def test_the_front_matter_names_base_model_and_license_only_where_the_checkpoint
     held = front_matter(card_text(type(card)(known, "f", "optimal", 4.5, REPORT)))
     assert held["base_model"] == "somebody/a-model" and held["license"] == 'odd: "license"'
     assert held["tags"] == ["gguf", "bitplan", "quantized", "optimal"]
+
+
+def test_a_card_tells_substitutes_and_warnings_and_one_that_stands_alone_sends_nobody_to_a_report(info, plan):
+    tensors = [
+        {"layer": "a.b", "why": "q6_k -> q8_0: 64 columns"},
+        {"layer": "a.c", "why": ""},
+        {"layer": "", "why": "kept"},
+    ]
+    made = make_card(info, plan, {**REPORT, "differences": 1, "tensors": tensors})
+    assert "1. report.json names them" in card_text(made) and "## Warnings" not in card_text(made)
+    told = replace(made, alone=True, warnings=("odd tokens",), substituted="1 of 2 layers have rows of 64 columns")
+    text = card_text(told)
+    assert "1. q6_k -> q8_0: 64 columns (1)" in text and "report.json" not in text
+    assert "## Warnings\n\n- odd tokens\n" in text and "| substitutes | 1 of 2 layers" in text
+
+
+def test_the_substitutes_of_a_plan_are_one_line_without_tied_matrices(info):
+    layers = {layer.name: LayerPlan("q5_0", notes={"substitute": "q4_k -> q5_0: 64 columns"}) for layer in info.layers}
+    own = sum(not layer.tied for layer in info.layers)
+    told = f"{own} of {own} layers have rows of 64 columns, which the format chosen for them does not fit"
+    assert substituted(layers, info.layers) == f"{told}, and get llama.cpp's substitute (q4_k -> q5_0)"
+    assert substituted({}, info.layers) == ""
 
 
 def test_a_file_that_was_not_scored_says_so(info, plan):

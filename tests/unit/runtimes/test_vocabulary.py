@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from bitplan.models.checkpoint import Checkpoint
 from bitplan.runtimes.gguf.convert import convert
 from bitplan.runtimes.gguf.llama_runtime import vocabulary
-from bitplan.runtimes.gguf.vocabulary import differing_probes, ends_of, pre_tokenizer_of
+from bitplan.runtimes.gguf.vocabulary import PROBES, ends_of, pre_tokenizer_of, probed
 from tests.tokenizer_kinds import CONTRACTIONS, KINDS, PROMPTS, byte_level, model_with, sentencepiece
 
 # A SentencePiece text gets a space in front of it from llama.cpp also where one stands there, and after each special token.
@@ -125,4 +125,10 @@ def test_the_ends_of_a_text_are_asked_of_the_tokenizer(tmp_path):
 
 def test_a_probe_that_cannot_run_is_an_error_and_no_difference(tmp_path, demo):
     with pytest.raises(RuntimeError, match="probe of tokens failed"):
-        differing_probes(tmp_path / "absent.gguf", AutoTokenizer.from_pretrained(demo / "model"))
+        probed(tmp_path / "absent.gguf", AutoTokenizer.from_pretrained(demo / "model"))
+
+
+def test_a_vocabulary_without_bytes_is_told_with_the_characters_that_end_llama_cpp(tmp_path, caplog):
+    converted(tmp_path / "model", lambda folder: sentencepiece(folder, bos=True, single_bytes=False))
+    said = next(record.getMessage() for record in caplog.records if "ends the process" in record.getMessage())
+    assert f"of {len(PROBES)} probe texts" in said and "'\\t', '\\n'" in said and "ends llama-server" in said

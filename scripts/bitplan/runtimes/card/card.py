@@ -1,6 +1,7 @@
 """The model card of an exported plan, from its report, its scores and what its model says of itself."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_json, write_aside
+from bitplan.core.intervals import half_width
 from bitplan.models.layers import ModelInfo
+from bitplan.plans.fitting import substituted
 from bitplan.plans.plan import Plan, average_bits
 from bitplan.runtimes.card.source import Source, source_of
 
@@ -20,7 +23,11 @@ OF_SCORES = ("scored", "kl_mean", "ppl", "base_ppl", "top1_agreement", "tokens",
 
 @dataclass(frozen=True)
 class Card:
-    """What a card shows. `report` is a report.json, `scores` a perplexity.json or None, `digests` SHA-256 by what they are of."""
+    """What a card shows. `report` is a report.json, `scores` a perplexity.json or None, `digests` SHA-256 by what they are of.
+
+    `substituted` says which layers have a substitute for their format; `warnings` are what the steps warned of. A card that stands `alone` lies
+    beside a copy of the file: report and plan are elsewhere.
+    """
 
     source: Source
     fingerprint: str
@@ -29,6 +36,9 @@ class Card:
     report: Mapping[str, Any]
     scores: Mapping[str, Any] | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
+    substituted: str = ""
+    warnings: Sequence[str] = ()
+    alone: bool = False
 
     @property
     def base(self) -> str:
@@ -40,6 +50,12 @@ class Card:
         """The words by which a hub finds the model."""
         names = (self.report["runtime"].replace("_", "-"), "bitplan", "quantized", self.method)
         return [name for name in names if name]
+
+    @property
+    def changes(self) -> str:
+        """Why layers are stored in another type than the plan's format, and how many for each reason, where the report says."""
+        rows = [row for row in self.report.get("tensors", ()) if row.get("layer") and row.get("why")]
+        return "; ".join(f"{why} ({number})" for why, number in Counter(row["why"] for row in rows).most_common())
 
     @property
     def types(self) -> str:
@@ -68,9 +84,9 @@ def _check(path: Path, content: Mapping[str, Any], keys: Sequence[str], hint: st
 
 
 def figure(scores: Mapping[str, Any], key: str) -> str:
-    """Return a figure of a perplexity.json with its standard error over windows, where it has one."""
+    """Return a figure of a perplexity.json with its 95 % interval over windows, where it has an error."""
     error = scores.get(f"{key}_error")
-    return f"{scores[key]:.5g}" + ("" if error is None else f" ± {error:.2g}")
+    return f"{scores[key]:.5g}" + ("" if error is None else f" ± {half_width(error):.2g}")
 
 
 def card_text(card: Card) -> str:
@@ -94,7 +110,8 @@ def make_card(
     files = {"plan": path, "calibration text": calibration}
     digests = {name: hashlib.sha256(Path(file).read_bytes()).hexdigest() for name, file in files.items() if file}
     source, method = source_of(Path(info.path)), str(content.summary.get("method", ""))
-    return Card(source, info.fingerprint, method, average_bits(content, info).avg_bits, report, scores, digests)
+    bits, unfit = average_bits(content, info).avg_bits, substituted(content.layers, info.layers)
+    return Card(source, info.fingerprint, method, bits, report, scores, digests, unfit)
 
 
 def write_card(path: Path, card: Card) -> None:

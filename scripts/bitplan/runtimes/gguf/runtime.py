@@ -1,6 +1,7 @@
 """llama.cpp and what is built on it: a plan as one GGUF file."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
 if TYPE_CHECKING:
     from bitplan.evaluate.scores import TokenScores
     from bitplan.evaluate.timing import Run, SpeedSettings
+    from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.layers import Layer, ModelInfo
     from bitplan.plans.plan import LayerPlan
     from bitplan.reference.reference import Reference
@@ -36,12 +38,14 @@ def why_unsupported(config: Mapping[str, Any]) -> str:
 
 
 def how_to_run(artifact: Path, name: str) -> str:
-    """Return the commands that serve a GGUF file in the programs that read it."""
+    """Return the commands that serve a GGUF file in the programs that read it; one writes the Modelfile for Ollama where none is there."""
     from bitplan.runtimes.gguf.type_lines import beside
 
+    file, modelfile = shlex.quote(str(artifact)), beside(artifact, "Modelfile")
+    written = "" if modelfile.exists() else f"echo 'FROM ./{artifact.name}' > {shlex.quote(str(modelfile))} && "
     return (
-        f"Run it with llama.cpp:  llama-server -m {artifact}\n"
-        f"with Ollama:            ollama create {name} -f {beside(artifact, 'Modelfile')} && ollama run {name}\n"
+        f"Run it with llama.cpp:  llama-server -m {file}\n"
+        f"with Ollama:            {written}ollama create {name} -f {shlex.quote(str(modelfile))} && ollama run {name}\n"
         f"with LM Studio:         copy it to ~/.lmstudio/models/bitplan/{name}/{name}.gguf"
     )
 
@@ -60,6 +64,17 @@ def time(artifact: Path, settings: "SpeedSettings") -> "Run":
     return run_once(artifact, settings)
 
 
+def bytes_besides(checkpoint: "Checkpoint", info: "ModelInfo", layers: Collection[str], base: Path | None) -> int:
+    """Return the most bytes of a file besides some layers, exactly known from the full-precision file. Raises `UserError` without one."""
+    from bitplan.core.errors import user_error
+    from bitplan.runtimes.gguf.size import bytes_besides as besides
+
+    if base is None:
+        what = "is required for a limit on a GGUF's size"
+        raise user_error("OPTIMAL-BAD-FLAGS", "--base", what, "Make it with scripts/convert_gguf.py")
+    return besides(info, layers, base)
+
+
 RUNTIME = Runtime(
     "gguf",
     "model.gguf",
@@ -68,6 +83,7 @@ RUNTIME = Runtime(
     how_to_run,
     score,
     time,
+    bytes_besides,
     why_unsupported=why_unsupported,
     environment="llama",
     settings=("unquantized", "match", "max_error"),
@@ -77,6 +93,7 @@ RUNTIME = Runtime(
         "write": "bitplan.runtimes.gguf.write",
         "score": "bitplan.runtimes.gguf.scores",
         "time": "bitplan.runtimes.gguf.timing",
+        "size": "bitplan.runtimes.gguf.size",
         "verdict": "bitplan.runtimes.gguf.verdicts",
     },
 )

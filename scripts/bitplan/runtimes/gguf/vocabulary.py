@@ -9,9 +9,8 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +44,7 @@ PROBES = (
     "x = [i**2 for i in range(10)]  # squares !!!???...---===",
 )
 MOST_NAMES = 5
+MOST_CHARACTERS = 12
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"  # of SentencePiece vocabularies only
 BLANK = "\u2581"  # how SentencePiece writes a space
 
@@ -132,32 +132,55 @@ def warn_of_tokens_without_rows(facts: Facts, rows: int, folder: Path) -> None:
         )
 
 
-def differing_probes(path: Path, tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, or into none at all.
-
-    A vocabulary on which llama.cpp ends the process has no tokens from there on; any other failure raises RuntimeError.
-    """
+def _tokens_of(path: Path, texts: Sequence[str]) -> tuple[list[list[int]], bool]:
+    """Return the tokens that llama.cpp makes of texts, and whether it ended the process at the text behind the last of them. Any other failure
+    raises RuntimeError."""
     command = [sys.executable, probe_tokens.__file__, str(path)]
     # Without a backtrace: where llama.cpp ends the process, it would start a debugger that prints among the tokens.
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
-    ran = subprocess.run(
-        command, input=json.dumps(PROBES), capture_output=True, text=True, check=False, env=environment
-    )
+    ran = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=False, env=environment)
     if ran.returncode > 0:
         raise RuntimeError(f"the probe of tokens failed: {ran.stderr.strip()[-500:]}")
     marked = (
         line.removeprefix(probe_tokens.MARK) for line in ran.stdout.splitlines() if line.startswith(probe_tokens.MARK)
     )
-    lines = [json.loads(tokens) for tokens in marked]
-    return [text for text, ids in zip_longest(PROBES, lines) if ids != tokenizer(text).input_ids]
+    return [json.loads(tokens) for tokens in marked], ran.returncode < 0
+
+
+def probed(path: Path, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[str], list[str]]:
+    """Return the probe texts that llama.cpp turns into other tokens than the original tokenizer, and those at which it ends the process."""
+    differing, fatal, waiting = [], [], list(PROBES)
+    while waiting:
+        made, ended = _tokens_of(path, waiting)
+        differing += [text for text, ids in zip(waiting, made, strict=False) if ids != tokenizer(text).input_ids]
+        fatal += waiting[len(made) : len(made) + 1] if ended else []
+        waiting = waiting[len(made) + 1 :] if ended else []
+    return differing, fatal
+
+
+def _lost(texts: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """Return the characters of texts that the original tokenizer cannot give back, those of ASCII first; a space, which it may strip, is none."""
+    return [
+        each
+        for each in sorted({each for text in texts for each in text} - {" "})
+        if each not in tokenizer.decode(tokenizer(each, add_special_tokens=False).input_ids)
+    ]
 
 
 def warn_of_other_tokens(path: Path, shown: Path, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Log a warning when llama.cpp tokenizes some probe otherwise than the original does."""
-    wrong = differing_probes(path, tokenizer)
-    if wrong:
+    """Log a warning when llama.cpp tokenizes some probe otherwise than the original does, and one when it ends the process at some."""
+    differing, fatal = probed(path, tokenizer)
+    scored = "Perplexity here is scored on the original's tokens and not affected"
+    if fatal:
+        absent = ", ".join(map(repr, _lost(fatal, tokenizer)[:MOST_CHARACTERS]))
+        reason = f": the vocabulary has no tokens for characters such as {absent}" if absent else ""
         log.warning(
-            "%s: llama.cpp tokenizes %d of %d probe texts otherwise than the original tokenizer, for example %r. Perplexity here is"
-            " scored on the original's tokens and not affected; prompts are",
-            *(shown, len(wrong), len(PROBES), wrong[0]),
+            "%s: llama.cpp ends the process at %d of %d probe texts, for example %r%s. A prompt or chat template with such text ends"
+            " llama-server and every other program of llama.cpp. %s",
+            *(shown, len(fatal), len(PROBES), fatal[0], reason, scored),
+        )
+    if differing:
+        log.warning(
+            "%s: llama.cpp tokenizes %d of %d probe texts otherwise than the original tokenizer, for example %r. %s; prompts are",
+            *(shown, len(differing), len(PROBES), differing[0], scored),
         )

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bitplan.core.errors import Problem
+from bitplan.core.sizes import in_unit_of, parse_size
 from bitplan.formats.fitting import fitting_formats
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.layer_plan import UNQUANTIZED_BITS
@@ -39,6 +40,18 @@ def out_of_reach(problem: AllocationProblem, info: ModelInfo, target_avg_bits: f
     hint = f"The palette allows {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: choose a value in this range"
     what = f"no combination of formats reaches {target_avg_bits:g}"
     return Problem("SEARCH-TARGET-OUT-OF-REACH", "target_avg_bits", what, hint)
+
+
+def file_out_of_reach(problem: AllocationProblem, info: ModelInfo, max_size: str) -> Problem | None:
+    """Return the problem of a file's size, as 4GB, that the weights alone exceed; None for one that may be reached, of which the search knows
+    the rest of the file, too."""
+    rest = UNQUANTIZED_BITS / 8 * (info.parameters - float(problem.table.params.sum()))
+    low, high = (end + rest for end in reach(problem)[BYTES])
+    if parse_size(max_size) >= low * (1 - 1e-9):
+        return None
+    ends = in_unit_of(low, max_size, up=True), in_unit_of(high, max_size)
+    hint = f"The weights take {ends[0]} to {ends[1]}, and headers, vocabulary and tokenizer come on top: choose a larger size"
+    return Problem("SEARCH-TARGET-OUT-OF-REACH", "max_size", f"no combination of formats fits into {max_size}", hint)
 
 
 def table_of_shapes(info: ModelInfo, palette: Sequence[str], embeddings: Iterable[str] = ()) -> SensitivityTable:

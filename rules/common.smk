@@ -19,6 +19,7 @@ from bitplan.core.errors import UserError
 from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.workflow import flags, inputs, resources, targets
 from bitplan.workflow.code_versions import code_version, runtime_code, search_code
+from bitplan.workflow.model_checks import check_described
 from bitplan.workflow.session import (
     comparisons_since,
     held_out_from,
@@ -39,6 +40,8 @@ ENDINGS = JobEndings()
 try:
     SETTINGS = settings_of(config, workflow.configfiles, ROOT)
     HELD_OUT_FROM = held_out_from(SETTINGS)
+    if workflow.is_main_process:
+        check_described(SETTINGS)
 except UserError as error:
     raise WorkflowError("\n".join(f"{problem}" for problem in error.problems))
 
@@ -143,6 +146,8 @@ def start_on_slurm():
 
 def show_end(succeeded):
     """Print the tables that this run made, which jobs of SLURM's ended early, and for how long its controller was away."""
-    tables = comparisons_since(SETTINGS, STARTED) if succeeded else []
+    tables = []
+    if succeeded:
+        tables = comparisons_since(SETTINGS, STARTED, Path(workflow.workdir_init))
     texts = filter(None, (*tables, ENDINGS.summary(succeeded), times_away()))
     print("".join(f"\n{text}\n" for text in texts), end="", file=sys.stderr)

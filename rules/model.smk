@@ -16,6 +16,8 @@ rule download:
         "python {params.script:q} {params.flags} --output {params.folder:q} --record {output.record} > {log} 2>&1"
 
 
+# What the settings ask of a model that it cannot give is said here, which everything waits for: no plan and no text is tried in vain. The check
+# has no code version, and its settings are not recorded: a start asks it again of a model that is described (check_described).
 rule model:
     input:
         on_wildcards(inputs.model_files),
@@ -32,8 +34,11 @@ rule model:
         code=code_version("describe_model.py"),
         script=script("describe_model.py"),
         folder=on_wildcards(inputs.model_folder),
+        check=script("check_settings.py"),
+        settings=on_input(flags.settings_of_model),
     shell:
-        "python {params.script:q} --model {params.folder:q} --output {output.model} > {log} 2>&1"
+        "(python {params.script:q} --model {params.folder:q} --output {output.model} && python {params.check:q}"
+        " --model {output.model} --name {wildcards.model:q} --settings {params.settings:q}) > {log} 2>&1"
 
 
 # A forecast, which no step reads: it is made once for a model, before its long steps, and says what they will take. No code version: an edit

@@ -105,6 +105,7 @@ rule optimal_plan:
         validation=on_wildcards(inputs.validation_text),
         imatrix=on_wildcards(inputs.importance_of),
         same_size=on_wildcards(inputs.optimal_size),
+        base=on_wildcards(inputs.size_bases),
     output:
         config="results/{model}/plans/{plan}/config.json",
         plan="results/{model}/plans/{plan}/plan.json",
@@ -128,11 +129,12 @@ rule optimal_plan:
         script=script("optimal_search.py"),
         flags=on_wildcards(flags.plan_flags),
         same_size=on_input(flags.size_flag),
+        base=on_input(flags.base_flag),
         unseen=on_input(flags.validation_flag),
         imatrix=on_input(flags.imatrix_flag),
     shell:
         "python {params.script:q} --model {input.model} --sensitivity {input.sensitivity}"
-        " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.flags}"
+        " --calibration {input.calibration} {params.unseen} {params.imatrix} {params.same_size} {params.base} {params.flags}"
         " --output-config {output.config} --output-plan {output.plan} > {log} 2>&1"
 
 

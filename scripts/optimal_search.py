@@ -1,9 +1,10 @@
-"""Find the plan with the lowest KL for average bits or a file size: exactly, from the KL of each layer alone, then corrected and refined on fresh text.
+"""Find the plan with the lowest KL for average bits, a recipe's size or a file's: exactly, from the KL of each layer alone, then corrected and refined on fresh text.
 
 For example:
 
     python scripts/optimal_search.py --model demo/model --target-avg-bits 4 5 --output-plan 'plans/{target}.json'
     python scripts/optimal_search.py --model demo/model --same-size-as Q4_K_M.gguf --output-plan plan.json
+    python scripts/optimal_search.py --model demo/model --max-size 1MB --runtimes gguf --base base.gguf --output-plan plan.json
 """
 
 import time
@@ -20,7 +21,7 @@ from bitplan.cli.parser import (
     parser,
     run,
 )
-from bitplan.config.flag_types import ListAction, size
+from bitplan.config.flag_types import ListAction, size, size_text
 from bitplan.config.flags import add_settings_flags
 from bitplan.config.settings import SensitivitySettings
 from bitplan.search.optimal.settings import OptimalPlan
@@ -36,10 +37,10 @@ def main(args) -> None:
     started = time.monotonic()
     outputs = checked_outputs(args)
     search, settings = searched(args)
-    info = search.model.info
-    for target, budget in budgets_of(search, args.target_avg_bits, args.same_size_as):
+    info, limit = search.model.info, {"max_size": args.max_size} if args.max_size else {}
+    for target, budget in budgets_of(search, args):
         plan, figures = search.run(budget)
-        summary = summary_of(plan, info, settings, target, figures)
+        summary = summary_of(plan, info, settings, target, {**limit, **figures})
         made = replace(plan, summary=summary)
         for write, path in zip((write_config, write_plan), outputs(target), strict=True):
             if path is not None:
@@ -57,8 +58,15 @@ def build_parser() -> ArgumentParser:
     add_calibration_window_flags(flags)
     several = {"nargs": "+", "action": ListAction}
     told = "bound on average bits over all parameters; several give several plans"
-    size_of = {"type": input_file, "help": "GGUF file of the same model whose size is the bound instead"}
-    add_settings_flags(flags, OptimalPlan, target_avg_bits={**several, "help": told}, same_size_as=size_of)
+    size_of = {
+        "type": input_file,
+        "choices": None,
+        "help": "GGUF file of the same model whose size is the bound instead",
+    }
+    limit = {"type": size_text, "help": "largest size of the file, or folder, of each of --runtimes, as 4GB or 500MB"}
+    bits = {**several, "help": told}
+    add_settings_flags(flags, OptimalPlan, target_avg_bits=bits, same_size_as=size_of, max_size=limit)
+    flags.add_argument("--base", type=input_file, help="the model as GGUF in full precision, for --max-size of a GGUF")
     runtimes = "runtimes that are to hold the plan: choices that one of them refuses are left out"
     flags.add_argument("--runtimes", **several, help=runtimes)
     flags.add_argument("--sensitivity", type=input_file, help="table with KL; made when absent")

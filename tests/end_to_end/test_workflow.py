@@ -140,18 +140,31 @@ def test_the_figure_is_an_image_with_every_plan_in_it(finished):
 
 
 def test_a_failed_step_shows_its_log_and_keeps_what_others_made(finished):
-    gone = {**SETTINGS["models"]["small"], "evaluation": "empty.txt"}
-    (finished / "empty.txt").write_text("\n")
+    # More bytes than tokens are needed, and fewer tokens: only the model's tokenizer knows.
+    (finished / "short.txt").write_text((finished / "evaluation.txt").read_text()[:1_500])
+    gone = {**SETTINGS["models"]["small"], "evaluation": "short.txt"}
     (finished / "broken.yaml").write_text(yaml.safe_dump(SETTINGS | {"models": {"gone": gone}}))
     made = run(finished, "results/gone/evaluation.safetensors", settings="broken.yaml")
-    assert made.returncode == 1 and "error [TEXT-EMPTY] empty.txt: " in made.stdout + made.stderr
+    assert made.returncode == 1 and "error [TEXT-TOO-SHORT] models.gone.evaluation: " in made.stdout + made.stderr
     assert not (finished / "results/gone/evaluation.safetensors").exists()
     assert (results(finished) / "comparison.tsv").exists()
 
 
+def test_what_a_described_model_cannot_give_is_refused_before_a_result_is_removed(finished):
+    (finished / "brief.txt").write_text((finished / "evaluation.txt").read_text()[:1_500])
+    small = {**SETTINGS["models"]["small"], "evaluation": "brief.txt"}
+    low = {"method": "optimal", "target_avg_bits": 1.0}
+    (finished / "low.yaml").write_text(yaml.safe_dump(SETTINGS | {"models": {"small": small}, "plans": {"low": low}}))
+    made = run(finished, settings="low.yaml")
+    told = made.stdout + made.stderr
+    assert made.returncode == 1 and "[SEARCH-TARGET-OUT-OF-REACH] plans.low.target_avg_bits: " in told
+    assert "[TEXT-TOO-SHORT] models.small.evaluation: brief.txt: has " in told and "Traceback" not in told
+    assert all((results(finished) / name).exists() for name in ("model.json", "evaluation.safetensors"))
+
+
 def test_a_plan_that_must_hold_its_target_and_does_not_stops_before_it_is_exported(finished):
-    strict = {"method": "adaptive", "target_avg_bits": 1.0, "ppl_threshold": 0.001, "check": {"on_miss": "fail"}}
+    strict = {"method": "adaptive", "target_avg_bits": 5.7, "ppl_threshold": 0.001, "check": {"on_miss": "fail"}}
     (finished / "strict.yaml").write_text(yaml.safe_dump(SETTINGS | {"plans": {"strict": strict}}))
     made = run(finished, "gguf", settings="strict.yaml")
-    assert made.returncode == 1 and "over its target of 1" in made.stdout + made.stderr
+    assert made.returncode == 1 and "over its target of 5.7" in made.stdout + made.stderr
     assert not (results(finished) / "plans/strict/gguf/model.gguf").exists()

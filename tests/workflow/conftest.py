@@ -29,6 +29,11 @@ def summary(folder: Path, *targets: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(made.stdout), delimiter="\t"))
 
 
+def stub_text(word: str) -> str:
+    """A text of one word that is long enough for any windows that tests ask for."""
+    return f"{word} " * 50_000
+
+
 def copy_workflow(folder: Path) -> Path:
     folder.mkdir(parents=True)
     ignored = shutil.ignore_patterns("__pycache__")
@@ -43,7 +48,7 @@ def copy_workflow(folder: Path) -> Path:
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_bytes(bytes(2_000_000))
     for text in ("calibration", "evaluation"):
-        (folder / "demo" / f"{text}.txt").write_text(text)
+        (folder / "demo" / f"{text}.txt").write_text(stub_text(text))
     shutil.copy(ROOT / "demo" / "config.yaml", folder / "demo")
     return folder
 
@@ -106,7 +111,7 @@ def everything(tmp_path_factory) -> Iterator[Finished]:
     (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG, sort_keys=False))
     shutil.copytree(folder / "demo" / "model", folder / "demo" / "copy")
     shutil.copytree(ROOT / "demo" / "tasks", folder / "demo" / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "demo" / "other.txt").write_text("other")
+    (folder / "demo" / "other.txt").write_text(stub_text("other"))
     (folder / "demo" / "own").mkdir()
     made = Finished(folder)
     write_stubs(folder, made.ask("everything")["outputs"], "all", "studies")

@@ -27,6 +27,7 @@ CONFIG: dict[str, Any] = {
         "mixed": {"method": "genetic", "target_avg_bits": 6.0, "palette": ["int4", "int6"]},
         "best": {"method": "optimal", "target_avg_bits": 6.0, "palette": ["int4", "int6", "int8"], "refine": True},
         "sized": {"method": "optimal", "same_size_as": "q4_k_m", "palette": ["int4", "int6"], "correct": False},
+        "limited": {"method": "optimal", "max_size": "2MB", "palette": ["int4", "int6"], "correct": False},
         "pruned": {"method": "sparsegpt", "prunen": 2, "prunem": 4},
         "fed": {"method": "random", "rounding": "feedback"},
         "tuned": {"method": "genetic", "rounding": "tuned"},
@@ -67,7 +68,7 @@ FOLLOWS = {
     # The card of a file that no program scores here has the figures of the simulated plan.
     "plan_perplexity": "comparison hub/plan_card",
     "plan_perplexity@widths.*": "study@widths",
-    "base_gguf": "plan_gguf baseline_gguf",
+    "base_gguf": "plan_gguf baseline_gguf demo/optimal_plan@limited",
     "plan_gguf": "plan_runtime_perplexity plan_speed plan_card comparison",
     "plan_compressed_tensors": "plan_runtime_perplexity plan_card comparison",
     "plan_mlx": "plan_card comparison",
@@ -94,7 +95,7 @@ ON_A_DEVICE = (
 # The plans that say nothing of rounding themselves.
 ROUNDED_BY_DEFAULT = " ".join(
     [
-        *(f"rounded_plan@{name}" for name in ("threshold", "typed", "tasked", "lot", "best", "sized")),
+        *(f"rounded_plan@{name}" for name in ("threshold", "typed", "tasked", "lot", "best", "sized", "limited")),
         *(f"rounded_genetic_plan@{name}" for name in ("w4", "mixed")),
     ]
 )
@@ -113,7 +114,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
     "models.evaluation": ("models.demo.evaluation", "demo/other.txt", "demo/evaluation"),
     "models.base_type": ("models.demo.base_type", "f32", "demo/base_gguf"),
     "models.allow_base_kl": ("models.demo.allow_base_kl", 0.01, ""),
-    "models.runtimes": ("models.demo.runtimes", [], "demo/comparison"),
+    "models.runtimes": ("models.demo.runtimes", [], "comparison"),
     "studies.plan": ("studies.widths.plan", {"method": "sparsegpt", "sparsity": 0.5}, "sparsegpt_plan@widths.*"),
     "studies.vary": (
         "studies.widths.vary",
@@ -174,6 +175,7 @@ SETTINGS: dict[str, tuple[str, Any, str]] = {
 
 # What a setting needs besides, because some exclude each other.
 BESIDE: dict[str, dict[str, Any]] = {
+    "models.runtimes": {"plans.limited": None},
     "sensitivity.draws": {"sensitivity.metric": "gradient"},
     "sensitivity.rounding": {"sensitivity.metric": "gradient", "sensitivity.anchors": None},
     "sensitivity.random": {
@@ -181,6 +183,7 @@ BESIDE: dict[str, dict[str, Any]] = {
         "sensitivity.embeddings": [],
         "plans.best": None,
         "plans.sized": None,
+        "plans.limited": None,
     },
 }
 
@@ -230,6 +233,7 @@ PLAN_SETTINGS: dict[str, dict[str, tuple[str, Any] | tuple[str, Any, str]]] = {
     "optimal": {
         "target_avg_bits": ("best", 5.0),
         "same_size_as": ("sized", "q4_k_m_imatrix", "hub/baseline_gguf@q4_k_m_imatrix"),
+        "max_size": ("limited", "3MB"),
         "palette": ("best", ["int4", "int6"]),
         "sizes": ("best", "stored"),
         "groups": ("best", "none"),
@@ -292,7 +296,7 @@ CHANGES: dict[str, tuple[str, Any, str]] = {
     "a model that llama.cpp turns out to know": (
         "models.hub.runtimes",
         ["compressed_tensors", "mlx", "auto_round", "gguf"],
-        "hub/plan_gguf hub/baseline_gguf@f16 hub/baseline_gguf@q4_k_m_imatrix hub/baseline_perplexity hub/baseline_speed",
+        "hub/plan_gguf hub/baseline_gguf@f16 hub/baseline_gguf@q4_k_m_imatrix hub/baseline_perplexity hub/baseline_speed hub/optimal_plan@limited",
     ),
     "a baseline is taken out": ("baselines", ["f16", "q4_k_m"], "demo/comparison"),
     "another reference of speed": ("baselines", ["q4_k_m", "f16", "q4_k_m_imatrix"], f"{SPEEDS} demo/comparison"),

@@ -11,6 +11,7 @@ import yaml
 
 from bitplan.runtimes.registry import RUNTIMES
 from tests.conftest import ROOT
+from tests.workflow.conftest import stub_text
 
 PLANS, WEIGHTS = 20, 15_230_000_000  # Qwen2.5-7B in bfloat16
 PROFILE = ROOT / "profiles" / "slurm-groups"
@@ -22,7 +23,7 @@ def settings_of(folder: Path) -> dict:
     (folder / "model" / "config.json").write_text("{}")
     with (folder / "model" / "model.safetensors").open("wb") as weights:
         weights.truncate(WEIGHTS)
-    (folder / "text.txt").write_text("text")
+    (folder / "text.txt").write_text(stub_text("text"))
     plan = {"method": "optimal", "rounding": "feedback"}
     return {
         "models": {"seven": {"path": "model", "calibration": "text.txt", "evaluation": "text.txt"}},

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT, SCRIPTS
-from tests.workflow.conftest import snakemake
+from tests.workflow.conftest import snakemake, stub_text
 
 
 def test_snakemake_finds_nothing_to_criticize():
@@ -84,7 +84,7 @@ def test_the_demo_runs_in_another_directory_and_finds_its_model_and_texts(workfl
 
 def test_a_config_and_texts_in_another_directory_come_before_those_of_the_workflow(workflow, tmp_path):
     (tmp_path / "demo").mkdir()
-    (tmp_path / "demo" / "calibration.txt").write_text("mine")
+    (tmp_path / "demo" / "calibration.txt").write_text(stub_text("mine"))
     (tmp_path / "config.yaml").write_text(
         (workflow / "config.yaml").read_text().replace("sequences: 16", "sequences: 9")
     )

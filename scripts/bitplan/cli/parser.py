@@ -139,11 +139,12 @@ def add_imatrix_flag(made: argparse.ArgumentParser) -> None:
     made.add_argument("--imatrix", type=input_file, help=told)
 
 
-def add_export_flags(made: argparse.ArgumentParser) -> None:
-    """Add the flags of commands that export a plan, but for what they start from and what they write."""
+def add_export_flags(made: argparse.ArgumentParser, plan: bool = True) -> None:
+    """Add the flags of commands that export a plan, but for what they start from and what they write; without --plan if `plan` says so."""
     add_model_flag(made)
-    plans = "config.json, plan.json or mixed_precision_config.pt"
-    made.add_argument("--plan", type=input_file, required=True, help=plans)
+    if plan:
+        plans = "config.json, plan.json or mixed_precision_config.pt"
+        made.add_argument("--plan", type=input_file, required=True, help=plans)
     add_settings_flags(made, ExportSettings)
     add_imatrix_flag(made)
     made.add_argument("--model-name", help="name of the model in the file; the folder's by default")

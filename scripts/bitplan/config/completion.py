@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.config.runtime_palettes import DEFAULT_RUNTIMES, held_embeddings, named_runtimes, with_runtime_palettes
+from bitplan.runtimes.gguf.recipe_names import BASELINES, IMATRIX_SUFFIX, spelt
 from bitplan.search.plan_settings import OF_RUNTIMES, as_palette
 from bitplan.search.registry import METHODS
 
@@ -90,10 +90,12 @@ def with_recipes(config: Config) -> dict[str, Any]:
 
     Where it names no baselines these are f16 and those recipes, each with and without importance matrix.
     """
-    wanted = _in_order(filter(None, (_value(plan, "same_size_as") for plan in _plans(config))))
+    named = _in_order(spelt(_value(plan, "same_size_as")) for plan in _plans(config))
+    # What is no recipe is said of the plan, not of the baselines.
+    wanted = [name for name in named if name in BASELINES]
     baselines = config.get("baselines")
     if isinstance(baselines, list):
-        return {**config, "baselines": _in_order(baselines, wanted)}
+        return {**config, "baselines": _in_order(map(spelt, baselines), wanted)}
     both = [
         name
         for recipe in wanted

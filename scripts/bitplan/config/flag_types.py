@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bitplan.core.sizes import parse_size
+from bitplan.core.sizes import normal_size, parse_size
 
 
 class AllCores(int):
@@ -51,6 +51,14 @@ def size(text: str) -> int:
     """The argparse type of an amount of memory, as 4GB, 512MB or 2GiB: bytes."""
     try:
         return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def size_text(text: str) -> str:
+    """The argparse type of a size that is shown again, as 4GB, 500MB or 2GiB."""
+    try:
+        return normal_size(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -1,11 +1,13 @@
 """Where the paths in settings lead: the user's from the working directory, those of the bundled demo from the workflow's folder."""
 
-import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bitplan.config.same_text import same_text
 from bitplan.config.settings import Settings
+from bitplan.config.text_needs import short_texts
 from bitplan.core.errors import Problem, UserError
 from bitplan.models.hub.ids import looks_like_id
 
@@ -69,30 +71,39 @@ def _text_problem(path: str) -> tuple[str, str, str] | None:
     return *fault, "Give a text file (UTF-8)"
 
 
+def check_model(path: str) -> None:
+    """Raise `UserError` for a path that leads to no model and is no id on the model hub."""
+    if wrong := _model_problem(path):
+        code, what, hint = wrong
+        raise UserError([Problem(code, path, what, hint)])
+
+
+def _absent_task_folders(settings: Settings) -> Iterator[Problem]:
+    """Yield folders of the user's tasks that are not there."""
+    named = {"tasks": settings.tasks, **{f"plans.{name}": plan for name, plan in settings.plans.items()}}
+    for key, section in named.items():
+        path = getattr(section, "include_path", None)
+        if path is not None and not os.path.isdir(path):
+            hint = "Give the folder that holds the tasks' YAML files"
+            yield Problem("TASKS-NO-FOLDER", f"{key}.include_path: {path}", "is not a folder", hint)
+
+
 def check_places(settings: Settings) -> None:
-    """Raise `UserError` with every path of a model or a text that does not lead to one."""
-    problems = []
+    """Raise `UserError` with every path of a model or a text that does not lead to one, and every text that is too short for its windows
+    under any tokenizer."""
+    problems = [*_absent_task_folders(settings)]
     for name, model in settings.models.items():
         checks = {"path": _model_problem, "calibration": _text_problem, "evaluation": _text_problem}
         for key, check in checks.items():
             if wrong := check(getattr(model, key)):
                 code, what, hint = wrong
                 problems.append(Problem(code, f"models.{name}.{key}: {getattr(model, key)}", what, hint))
+        try:
+            problems += short_texts(settings, name)
+        except UserError as error:
+            problems += error.problems
     if problems:
         raise UserError(problems)
-
-
-def same_text(one: str, other: str) -> bool:
-    """Return whether two paths lead to one text: one file, a link to it, or the same content."""
-    paths = (one, other)
-    if not all(map(os.path.isfile, paths)):
-        return False
-    if os.path.samefile(one, other):
-        return True
-    if os.path.getsize(one) != os.path.getsize(other):
-        return False
-    first, second = (hashlib.sha256(Path(path).read_bytes()).digest() for path in paths)
-    return first == second
 
 
 def tokens_seen(settings: Settings, name: str) -> int:

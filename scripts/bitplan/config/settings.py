@@ -6,14 +6,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
-from bitplan.config.recipes import IMATRIX_SUFFIX as IMATRIX_SUFFIX
-from bitplan.config.recipes import Recipe
 from bitplan.config.setting_errors import problem_of
 from bitplan.config.studies import StudySettings
 from bitplan.core.errors import UserError
-from bitplan.core.section import Flag, Name, PathName, Section
-from bitplan.core.sizes import parse_size
+from bitplan.core.section import Amount, Flag, Name, PathName, Section
 from bitplan.formats.importance import needing_importance
+from bitplan.runtimes.gguf.recipe_names import IMATRIX_SUFFIX as IMATRIX_SUFFIX
+from bitplan.runtimes.gguf.recipe_names import Recipe
 from bitplan.runtimes.registry import known_runtime
 from bitplan.search.plan_settings import OF_RUNTIMES, CandidateName, FormatName, Rounding
 from bitplan.search.registry import AnyPlan
@@ -30,13 +29,6 @@ BOS_MEANING = "whether windows begin with BOS; auto: in families that need it (G
 DAMPING, DESCENTS, REFERENCE_SHARE, TUNING_STEPS, TOKENS_PER_STEP = 0.01, 2, 0.5, 50, 2048
 
 
-def _amount(text: str) -> str:
-    """Return an amount of memory as it is written. Raises ValueError for what is none."""
-    parse_size(text)
-    return text
-
-
-Amount = Annotated[str, AfterValidator(_amount)]
 RuntimeName = Annotated[str, AfterValidator(known_runtime)]
 
 

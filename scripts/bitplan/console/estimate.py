@@ -6,9 +6,11 @@ from pathlib import Path
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import fetched, parser
 from bitplan.config.flag_types import count
+from bitplan.config.paths import check_model
 from bitplan.console.project import model_name
 from bitplan.workflow.estimate.make import Estimate, estimated
 from bitplan.workflow.estimate.read import cores_here, settings_for
+from bitplan.workflow.model_checks import check_against_model
 
 ABOUT = """Estimate time, memory and disk of every step of a model on this machine; takes some seconds.
 
@@ -34,9 +36,12 @@ def estimate_of(
     model: str, revision: str | None = None, settings: Path | None = None, cores: int | None = None
 ) -> Estimate:
     """Return the estimate of a model's steps here. Raises `UserError`."""
+    check_model(str(Path(model).expanduser()))
     name = model_name(model)
     folder = fetched(Path(model).expanduser(), revision)
     used = settings_for(str(settings) if settings else None, name, folder)
+    if settings:
+        check_against_model(used, name, folder)
     return estimated(folder, name, used, cores or cores_here())
 
 

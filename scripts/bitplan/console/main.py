@@ -7,6 +7,7 @@ from importlib import import_module
 COMMANDS = {
     "quantize": "from a model to a smaller file: find the plan, write it, say what it costs",
     "plan": "find the plan only",
+    "export": "write a plan that is there already as a file",
     "compare": "run a folder's config.yaml up to the comparison page",
     "init": "write a config.yaml for a model, to edit",
     "estimate": "say what a model's steps will take here: time, memory, disk",
@@ -14,7 +15,8 @@ COMMANDS = {
 }
 EXAMPLES = """examples:
   bitplan quantize Qwen/Qwen2.5-0.5B --text my-text.txt --same-size-as q4_k_m -o small.gguf
-  bitplan quantize ./model --text my-text.txt --bits 4.5 -o small.gguf
+  bitplan quantize ./model --text my-text.txt --max-size 4GB -o small.gguf
+  bitplan export plan.json --model ./model -o small.gguf
   bitplan doctor"""
 
 
@@ -36,7 +38,10 @@ def main(words: Sequence[str] | None = None) -> None:
         print(f"bitplan {__version__}" if name == "--version" else usage())
         return
     if name not in COMMANDS:
-        print(f"error: {name!r} is not a command. bitplan --help lists them", file=sys.stderr)
+        from bitplan.core.errors import nearest
+
+        words = (f"error: {name!r} is not a command.", nearest(name, COMMANDS, 1), "bitplan --help lists them")
+        print(" ".join(filter(None, words)), file=sys.stderr)
         sys.exit(2)
     from bitplan.cli.parser import run
 

@@ -11,37 +11,43 @@ import yaml
 
 from bitplan.config.completion import completed
 from bitplan.config.paths import check_places, placed_settings
-from bitplan.config.settings import parse_settings
+from bitplan.config.settings import Settings, parse_settings
 from bitplan.core.files import write_aside
 from bitplan.core.places import workflow_folder
+from bitplan.search.plan_settings import OF_RUNTIMES
 
 FOLDER = ".bitplan"
+GGUF = "gguf"
 HEAD = "# Written by bitplan. Edit it and run `bitplan compare` here, or use it with snakemake --configfile.\n"
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a user wants of a model: average bits, or the size of a recipe (exactly one), and how weights are rounded."""
+    """What a user wants of a model: average bits, the size of a recipe or a limit on the file's size (exactly one), how weights are rounded,
+    and the runtime that it is for."""
 
     bits: float | None = None
     same_size_as: str | None = None
+    max_size: str | None = None
     rounding: str = "feedback"
+    runtime: str = GGUF
 
     @property
     def name(self) -> str:
         """The name of the plan: letters, digits, dots and dashes."""
-        if self.bits is not None:
-            return f"optimal-{self.bits:g}bit"
-        return f"optimal-{(self.same_size_as or '').replace('_', '-')}"
+        size = f"{self.bits:g}bit" if self.bits is not None else self.same_size_as or self.max_size or ""
+        words = ("optimal", size, "" if self.runtime == GGUF else self.runtime)
+        return "-".join(filter(None, words)).replace("_", "-")
 
     @property
     def plan(self) -> dict[str, Any]:
         """The plan's settings."""
-        size = {"target_avg_bits": self.bits, "same_size_as": self.same_size_as}
+        size = {"target_avg_bits": self.bits, "same_size_as": self.same_size_as, "max_size": self.max_size}
         return {
             "method": "optimal",
             "rounding": self.rounding,
             **{key: value for key, value in size.items() if value is not None},
+            **({} if self.runtime == GGUF else {"palette": OF_RUNTIMES}),
         }
 
 
@@ -83,13 +89,20 @@ def configuration(project: Project, model: Mapping[str, Any], wish: Wish) -> dic
     model: the settings of the model, as under `models` in config.yaml. The recipe whose size the plan is to have becomes a baseline
     by itself, with and without importance matrix.
     """
-    return {"models": {project.name: dict(model)}, "plans": {wish.name: wish.plan}}
+    runtimes = {} if wish.runtime == GGUF else {"runtimes": [wish.runtime]}
+    return {"models": {project.name: {**model, **runtimes}}, "plans": {wish.name: wish.plan}}
+
+
+def checked_settings(config: Mapping[str, Any]) -> Settings:
+    """Return the settings in a configuration. Raises `UserError` for settings that are not valid, and for paths that lead to no model or text."""
+    settings = placed_settings(parse_settings(completed(config, workflow_folder())), workflow_folder())
+    check_places(settings)
+    return settings
 
 
 def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
-    """Write a configuration into a project's folder and return its path. Raises `UserError` for settings that are not valid, and for
-    paths that lead to no model or text."""
-    check_places(placed_settings(parse_settings(completed(config, workflow_folder())), workflow_folder()))
+    """Write a configuration into a project's folder and return its path. Raises `UserError` as `checked_settings` does."""
+    checked_settings(config)
     path = project.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:

@@ -18,7 +18,13 @@ from bitplan.workflow.inputs import ROUNDED_PLAN
 if TYPE_CHECKING:
     from bitplan.runtimes.card.card import Card
 
-FLAGS = {"bits": "--bits", "same_size_as": "--same-size-as", "rounding": "--rounding"}
+FLAGS = {
+    "bits": "--bits",
+    "same_size_as": "--same-size-as",
+    "max_size": "--max-size",
+    "runtime": "--runtime",
+    "rounding": "--rounding",
+}
 
 
 def command_of(wish: Wish, output: Path) -> str:

@@ -1,6 +1,7 @@
 """Running the workflow in a project, with one line for each finished step."""
 
 import os
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -13,9 +14,12 @@ from bitplan.core.errors import user_error
 from bitplan.core.places import scripts_folder
 
 QUIET = "--quiet"
+DRY_RUN = "--dry-run"
+PATIENCE = 60  # seconds in which an interrupted run has to end
 # How the logger prints an error that says itself what is wrong and where.
 CODED = "error ["
-# What Snakemake prints before any logger is there.
+# What the logger says before the first step, and what Snakemake prints before any logger is there.
+STEPS = re.compile(r"\d+ steps\n")
 NOISE = ("Using workflow specific profile", "Using profile")
 
 
@@ -38,35 +42,52 @@ def command(project: Project, targets: Sequence[Path], cores: int, more: Sequenc
 
 def flags_of(args: Namespace) -> list[str]:
     """Return the flags of Snakemake that the flags of a command ask for."""
-    asked = (("--dry-run", args.dry_run), (QUIET, args.quiet), ("--verbose", args.verbose))
+    asked = ((DRY_RUN, args.dry_run), (QUIET, args.quiet), ("--verbose", args.verbose))
     return [flag for flag, wanted in asked if wanted]
 
 
-def relayed(lines: Iterable[str], typed: Mapping[str, str]) -> bool:
-    """Print lines to stderr as they come, without Snakemake's own noise and in the words that the user `typed`. Returns whether one is an
-    error that says itself what is wrong."""
+def relayed(lines: Iterable[str], typed: Mapping[str, str], first: str = "") -> bool:
+    """Print lines to stderr as they come, without Snakemake's own noise and in the words that the user `typed`; `first` before the number of
+    steps, if there are any. Returns whether one is an error that says itself what is wrong."""
     coded = False
     for line in lines:
+        if STEPS.fullmatch(line) and first:
+            print(first, file=sys.stderr)
+            first = ""
         if not line.startswith(NOISE):
             print(as_typed(line, typed), end="", file=sys.stderr, flush=True)
         coded |= line.startswith(CODED)
     return coded
 
 
-def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Sequence[str] = ()) -> None:
+def _await_(process: subprocess.Popen) -> None:
+    """Give an interrupted run, which Snakemake ends itself, some time for that."""
+    try:
+        process.wait(PATIENCE)
+    finally:
+        process.kill()
+
+
+def run_workflow(
+    project: Project, targets: Sequence[Path], cores: int, more: Sequence[str] = (), first: str = ""
+) -> None:
     """Make some files of a project. Raises `UserError` where a step failed for a reason that the printed lines do not say; where they do,
     `SystemExit` with 2. The steps that are finished are kept.
 
-    With --quiet, Snakemake's own lines are not printed; warnings, errors and the tables that a run ends with are.
+    `first` is printed before the first step, and not where nothing is to be done. With --quiet, Snakemake's own lines are not printed;
+    warnings, errors and the tables that a run ends with are.
     """
     # What steps print besides, the estimate, goes to stdout.
     stdout = subprocess.DEVNULL if QUIET in more else None
     line = command(project, targets, cores, more)
+    typed = {**project.typed, "log: logs": f"log: {os.path.relpath(project.folder / 'logs')}"}
     run = subprocess.Popen(line, env=environment(os.environ), text=True, stdout=stdout, stderr=subprocess.PIPE)
     with run as process:
-        coded = relayed(
-            process.stderr, {**project.typed, "log: logs": f"log: {os.path.relpath(project.folder / 'logs')}"}
-        )
+        try:
+            coded = relayed(process.stderr, typed, first)
+        except KeyboardInterrupt:
+            _await_(process)
+            raise
     if run.returncode and coded:
         sys.exit(2)
     if status := run.returncode:
@@ -77,3 +98,5 @@ def run_workflow(project: Project, targets: Sequence[Path], cores: int, more: Se
             what,
             "Fix the cause and run the same command again: finished steps are kept",
         )
+    if DRY_RUN in more:
+        print("A dry run: none of these steps was run", file=sys.stderr)

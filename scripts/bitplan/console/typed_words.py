@@ -14,7 +14,13 @@ OF_MODEL = {
     "calibration": "--text",
     "evaluation": "--evaluation",
 }
-OF_PLAN = {"target_avg_bits": "--bits", "same_size_as": "--same-size-as", "rounding": "--rounding"}
+OF_PLAN = {
+    "target_avg_bits": "--bits",
+    "same_size_as": "--same-size-as",
+    "max_size": "--max-size",
+    "palette": "--runtime",
+    "rounding": "--rounding",
+}
 
 
 def typed_words(args: Namespace, model: str, plan: str) -> dict[str, str]:

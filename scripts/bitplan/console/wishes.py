@@ -1,28 +1,39 @@
 """The flags that the commands of the `bitplan` program share, and the project that they describe."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
-from bitplan.config.flag_types import ALL_CORES, count, number
-from bitplan.config.recipes import QUANTIZED_RECIPES
+from bitplan.config.flag_types import ALL_CORES, count, number, size_text
+from bitplan.console.checks import check_local_models, said_of_flags
 from bitplan.console.project import (
     FOLDER,
+    GGUF,
     Project,
     Wish,
     absolute,
+    checked_settings,
     configuration,
     ignore_in_git_,
     project_of,
     write_configuration,
 )
 from bitplan.console.typed_words import in_typed_words, typed_words
+from bitplan.runtimes.gguf.recipe_names import QUANTIZED_RECIPES, spelt, unknown
+from bitplan.runtimes.registry import RUNTIMES, known_runtime
 from bitplan.search.plan_settings import Rounding
 
 DEFAULT_RECIPE = "q4_k_m"
+
+
+def recipe(text: str) -> str:
+    """The argparse type of a recipe of llama.cpp, in any case and with dashes or underscores."""
+    if what := unknown(text, QUANTIZED_RECIPES):
+        raise ArgumentTypeError(what)
+    return spelt(text)
 
 
 def wish_parser(description: str) -> ArgumentParser:
@@ -36,12 +47,29 @@ def wish_parser(description: str) -> ArgumentParser:
     sizes = flags.add_mutually_exclusive_group()
     sizes.add_argument(
         "--same-size-as",
-        choices=QUANTIZED_RECIPES,
+        type=recipe,
         metavar="RECIPE",
         help=f"as large as a recipe of llama.cpp; {DEFAULT_RECIPE} when no size is given",
     )
+    told = "largest size of the file, as 4GB or 500MB; of other runtimes than gguf that of the whole folder"
+    sizes.add_argument("--max-size", type=size_text, metavar="SIZE", help=told)
     sizes.add_argument("--bits", type=number(0.0, 16.0, open_low=True), help="average bits over all parameters")
+    add_runtime_flag(flags)
     return flags
+
+
+def runtime(text: str) -> str:
+    """The argparse type of a runtime, with dashes or underscores."""
+    try:
+        return known_runtime(text.strip().lower().replace("-", "_"))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+def add_runtime_flag(flags: ArgumentParser) -> None:
+    """Add --runtime."""
+    told = f"what the file is for, one of {', '.join(RUNTIMES)}"
+    flags.add_argument("--runtime", type=runtime, default=GGUF, help=told)
 
 
 def add_rounding_flag(flags: ArgumentParser) -> None:
@@ -64,9 +92,10 @@ def add_work_flag(flags: ArgumentParser) -> None:
 
 
 def wish_of(args: Namespace) -> Wish:
-    """Return the size that the flags ask for, and how weights are rounded: to nearest for a command without the flag."""
-    recipe = args.same_size_as if args.bits is not None else args.same_size_as or DEFAULT_RECIPE
-    return Wish(args.bits, recipe, getattr(args, "rounding", "nearest"))
+    """Return the size that the flags ask for, how weights are rounded (to nearest for a command without the flag), and the runtime."""
+    default = DEFAULT_RECIPE if (args.bits, args.same_size_as, args.max_size) == (None, None, None) else None
+    rounding = getattr(args, "rounding", "nearest")
+    return Wish(args.bits, args.same_size_as or default, args.max_size, rounding, args.runtime)
 
 
 def model_settings(args: Namespace) -> dict[str, str]:
@@ -77,10 +106,13 @@ def model_settings(args: Namespace) -> dict[str, str]:
 
 
 def prepared_project(args: Namespace) -> tuple[Project, Wish]:
-    """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid."""
+    """Write the configuration that the flags describe and return its project. Raises `UserError` for settings that are not valid, or that
+    a local model cannot meet."""
     project, wish = project_of(args.model, args.work.resolve()), wish_of(args)
     project = replace(project, typed=typed_words(args, project.name, wish.name))
-    with in_typed_words(project.typed):
-        write_configuration(project, configuration(project, model_settings(args), wish))
+    config = configuration(project, model_settings(args), wish)
+    with in_typed_words(project.typed), said_of_flags(project, wish):
+        check_local_models(checked_settings(config), project.folder / "results")
+        write_configuration(project, config)
     ignore_in_git_(project.folder)
     return project, wish

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from bitplan.core.sizes import parse_size
+
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, Field(pattern=NAME)]
 
@@ -19,6 +21,13 @@ def _path(path: str) -> str:
     return os.path.expanduser(path)
 
 
+def _amount(text: str) -> str:
+    """Return an amount of bytes as it is written. Raises ValueError for what is none."""
+    parse_size(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_amount)]
 PathName = Annotated[str, AfterValidator(_path)]
 
 

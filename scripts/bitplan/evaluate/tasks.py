@@ -112,6 +112,17 @@ def _hint(settings: TaskSettings) -> str:
     return f"Check its YAML file in {settings.include_path}. {data}" if settings.include_path else data
 
 
+def known_tasks(settings: TaskSettings) -> Any:
+    """Return lm-eval's index of tasks, in which all that the settings name are. Raises `UserError` for unknown names and files that are not YAML.
+
+    The harness's own tasks are looked through, which takes some seconds, only for a name that is neither bundled nor the user's.
+    """
+    _check_yaml(settings.include_path)
+    manager = _manager(settings)
+    _check(settings, manager.all_tasks)
+    return manager
+
+
 def load_tasks(settings: TaskSettings) -> LoadedTasks:
     """Return the tasks with their data. Raises `UserError` for unknown names, and for data that cannot be loaded."""
     if settings.include_path is not None and not settings.include_path.is_dir():
@@ -123,9 +134,7 @@ def load_tasks(settings: TaskSettings) -> LoadedTasks:
         )
     from jinja2 import TemplateError
 
-    _check_yaml(settings.include_path)
-    manager = _manager(settings)
-    _check(settings, manager.all_tasks)
+    manager = known_tasks(settings)
     try:
         with contextlib.redirect_stdout(sys.stderr):
             loaded = manager.load(list(settings.tasks))

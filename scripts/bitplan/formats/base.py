@@ -69,12 +69,6 @@ class Format(Sized):
         """Return the format for parts of a matrix `values` (out, in): all are quantized as within the whole."""
         return self if self.fit is None else self.fit(self, values)
 
-    def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
-        """Return the exact stored size of an `(out, in)` matrix in bits; a short last block has a full scale."""
-        rows, columns = shape
-        scales = {"block": rows * -(-columns // self.group(group_size)), "row": rows, "tensor": 1}[self.scope]
-        return rows * columns * self.element_bits + scales * self.scale_bits + self.matrix_bits
-
     def roundtrip(self, values: Tensor, group_size: int | None = None, importance: Tensor | None = None) -> Tensor:
         """Return `values` (..., in) quantized and dequantized, float32."""
         if self.scope == "tensor" and values.dim() > 2:

@@ -8,13 +8,14 @@ from bitplan.formats.fitting import BLOCKS
 
 
 class Sized:
-    """What has `element_bits`, `scale_bits`, `block`, `fixed_block` and `scope`, as a `Format` has."""
+    """What has `element_bits`, `scale_bits`, `block`, `fixed_block`, `scope` and `matrix_bits`, as a `Format` has."""
 
     element_bits: float
     scale_bits: int
     block: int
     fixed_block: bool
     scope: str
+    matrix_bits: int
 
     def group(self, group_size: int | None) -> int:
         """Return the block length in use: the plan's `group_size`, unless the format has a fixed block."""
@@ -23,6 +24,12 @@ class Sized:
     def bits_per_value(self, group_size: int | None = None) -> float:
         """Return bits per value in rows that are a multiple of the block, e.g. 4.25 for mxfp4; without scales for other scopes."""
         return self.element_bits + (self.scale_bits / self.group(group_size) if self.scope == "block" else 0)
+
+    def bits_of(self, shape: tuple[int, int], group_size: int | None = None) -> float:
+        """Return the exact stored size of an `(out, in)` matrix in bits; a short last block has a full scale."""
+        rows, columns = shape
+        scales = {"block": rows * -(-columns // self.group(group_size)), "row": rows, "tensor": 1}[self.scope]
+        return rows * columns * self.element_bits + scales * self.scale_bits + self.matrix_bits
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Size(Sized):
     block: int
     fixed_block: bool = False
     scope: str = "block"
+    matrix_bits: int = 0
 
 
 # Bytes of a block of a GGUF type.
@@ -56,7 +64,7 @@ _MX = {"mxfp4": 4, "mxfp6_e2m3": 6, "mxfp6_e3m2": 6, "mxfp8": 8, "mxfp8_e5m2": 8
 SIZES: Mapping[str, Size] = {
     **dict.fromkeys(("bf16", "fp16"), Size(16, 0, 1, fixed_block=True)),
     **{f"{name}{rule}": Size(bits, 8, 32) for name, bits in _MX.items() for rule in ("", "_rceil", "_mse")},
-    **dict.fromkeys(("nvfp4", "nvfp4_pow2"), Size(4, 8, 16, fixed_block=True)),
+    **dict.fromkeys(("nvfp4", "nvfp4_pow2"), Size(4, 8, 16, fixed_block=True, matrix_bits=32)),
     **{f"int{bits}{scales}": Size(bits, 16, 128) for bits in range(2, 9) for scales in ("", "_bf16s")},
     **{f"int{bits}_asym{scales}": Size(bits, 16 + bits, 128) for bits in range(2, 9) for scales in ("", "_bf16s")},
     **{

@@ -26,7 +26,12 @@ def _sized(name: str, family: str, quantize: "Quantize", dequantize: "Dequantize
     from bitplan.formats.base import Format
 
     size = SIZES[name]
-    facts = {"scope": size.scope, "fixed_block": size.fixed_block, "for_activations": False} | more
+    facts = {
+        "scope": size.scope,
+        "fixed_block": size.fixed_block,
+        "matrix_bits": size.matrix_bits,
+        "for_activations": False,
+    } | more
     return Format(
         name, family, size.element_bits, size.scale_bits, size.block, quantize=quantize, dequantize=dequantize, **facts
     )
@@ -93,7 +98,7 @@ def _nvfp4(name: str, rule: str) -> "Format":
         return replace(form, quantize=nvfp4.quantizer(chosen, nvfp4.matrix_scale(values, chosen)))
 
     quantize = nvfp4.quantizer(chosen)
-    return _sized(name, "nvfp4", quantize, nvfp4.DEQUANTIZE, pack=nvfp4.pack, matrix_bits=32, fit=fit)
+    return _sized(name, "nvfp4", quantize, nvfp4.DEQUANTIZE, pack=nvfp4.pack, fit=fit)
 
 
 def _refuse_quantizing(values: "Tensor", group: int, importance: "Tensor | None" = None) -> "Quantized":

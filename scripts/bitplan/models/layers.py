@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +189,21 @@ def _check_supported(checkpoint: Checkpoint) -> None:
 
 def describe(checkpoint: Checkpoint) -> ModelInfo:
     """Return the description of a checkpoint. Raises `UserError` if it has no layer that can be quantized."""
+    info = replace(outline(checkpoint), fingerprint=checkpoint.fingerprint())
+    _warn_of_unused(checkpoint)
+    return info
+
+
+def outline(checkpoint: Checkpoint) -> ModelInfo:
+    """Return the description of a checkpoint without its fingerprint: the headers are read, and none of the weights.
+
+    Raises `UserError` for a model that is not supported or not complete, or that has no layer that can be quantized.
+    """
     _check_supported(checkpoint)
     check_loading(checkpoint)
     info = ModelInfo(
         str(checkpoint.folder),
-        checkpoint.fingerprint(),
+        "",
         _first_architecture(checkpoint.config),
         _model_type(checkpoint.text_config) or "unknown",
         count_parameters(checkpoint),
@@ -208,7 +218,6 @@ def describe(checkpoint: Checkpoint) -> ModelInfo:
             "has no weight matrix inside decoder blocks",
             "Looked for 2-D tensors called *.layers.N.*.weight, *.h.N.*.weight or *.blocks.N.*.weight: docs/families.md",
         )
-    _warn_of_unused(checkpoint)
     return info
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 from bitplan.formats.facts import UNQUANTIZED
 
+# Bits of a weight that a plan leaves as it is.
+UNQUANTIZED_BITS = 16
+
 
 @dataclass(frozen=True)
 class LayerPlan:

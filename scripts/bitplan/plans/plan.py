@@ -20,13 +20,12 @@ from bitplan.plans.compressed import FOLDER as COMPRESSED
 from bitplan.plans.compressed import Compressed, read_compressed
 from bitplan.plans.config_check import NOTES, SEARCH_SUMMARY, SUMMARY, check_config
 from bitplan.plans.fitting import fit_layers, warn_of_plan
+from bitplan.plans.layer_plan import UNQUANTIZED_BITS as UNQUANTIZED_BITS
 from bitplan.plans.layer_plan import LayerPlan as LayerPlan
 from bitplan.plans.layer_plan import formats_of
 from bitplan.plans.rounded import FOLDER as ROUNDED
 from bitplan.plans.rounded import RoundedModel, read_rounded
 from bitplan.plans.smoothing import Smoothing, read_smoothing, smoothing_path, write_smoothing
-
-UNQUANTIZED_BITS = 16
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Cuts a text into windows of tokens."""
 
-import codecs
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,20 +11,15 @@ from torch import Tensor
 
 from bitplan.core.errors import user_error
 from bitplan.core.files import read_json
+from bitplan.reference.bos import begins_with_bos
+from bitplan.reference.text_file import read_text as read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HINT = "Copy the original model's tokenizer files into the folder"
 NO_TOKENIZER = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
-# Families whose models were only trained on windows with BOS: without it their perplexity is meaningless.
-NEEDS_BOS = ("gemma", "recurrent_gemma", "t5gemma")
 NO_BOS = "none"
-# The longer marks come first: the mark of UTF-32-LE begins with that of UTF-16-LE.
-WIDE_MARKS = {
-    codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,23 +42,6 @@ class CutText:
     tokens: Tensor
     source: TextRange
     bos: str
-
-
-def read_text(path: Path) -> str:
-    """Return a UTF-8 text without a byte order mark. Raises `UserError` if it is missing, empty or not UTF-8."""
-    try:
-        raw = Path(path).read_bytes()
-        wide = next((name for mark, name in WIDE_MARKS.items() if raw.startswith(mark)), None)
-        if wide:
-            raise user_error("TEXT-NOT-UTF8", path, f"is {wide} text", f"Save it as UTF-8: iconv -f {wide} -t UTF-8")
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise user_error("FILE-UNREADABLE", path, f"cannot be read: {error.strerror}", "Give a UTF-8 text") from None
-    except UnicodeDecodeError as error:
-        raise user_error("TEXT-NOT-UTF8", path, f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
-    if not text.strip():
-        raise user_error("TEXT-EMPTY", path, "is empty", "Give a text of a few thousand words")
-    return text
 
 
 def load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -90,8 +67,7 @@ def first_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase", policy: str
     "always": BOS; "never": none; "auto": BOS for families that need it. Raises `UserError` if BOS is needed and not defined.
     """
     config = read_json(folder / "config.json")
-    needed = str(config.get("model_type", "")).startswith(NEEDS_BOS)
-    if policy == "never" or (policy == "auto" and not needed):
+    if not begins_with_bos(config, policy):
         return []
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else config.get("bos_token_id")
     if not isinstance(bos, int):

@@ -23,7 +23,7 @@ NOTES = ("scores", "calibration", "allow_base_kl")
 
 
 def export(runtime: Runtime, args: Namespace) -> Mapping[str, Any]:
-    """Write a plan for a runtime with a report beside it, print how to run it, and return the report.
+    """Write a plan for a runtime, with a report beside it where one is wanted, print how to run it, and return the report.
 
     `args` are the flags of `cli.parser.add_export_flags`. Raises `UserError` for a layer that the runtime cannot hold, before anything is written.
     """
@@ -44,7 +44,8 @@ def export(runtime: Runtime, args: Namespace) -> Mapping[str, Any]:
     name = suggested_name(names, report)
     text = runtime.how_to_run(args.output, name)
     report |= _for_the_card(runtime, job, text, name)
-    write_json(args.report, report)
+    if args.report:
+        write_json(args.report, report)
     if args.card:
         write_card(args.card, make_card(info, (args.plan, plan), report, scores, args.calibration))
     write_provenance(args.output, started)

@@ -3,7 +3,7 @@
 A runtime's module is imported when the workflow is read, so it imports what computes inside its functions.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -79,11 +79,13 @@ class Runtime:
     `environment` names the file in envs/ in which `write` and `score` run; `settings` the keys of the section `export` that it reads; `base`
     the result of the model that it starts from; `beside` are more files that `write` leaves beside the artifact. `verdict(layer, its plan, model)` is cheap and reads no weights. `write` returns what
     report.json holds. `score(artifact, reference, threads)` runs the artifact in the runtime, `time(artifact, settings)` times it; a
-    runtime that cannot has None. `score_packages` are what `score` imports and the project does not require: where one is not installed,
+    runtime that cannot has None. `bytes_besides(checkpoint, model, layers, base)` is what an artifact takes at most besides some layers, which
+    a plan of a given size needs; None where that is not known. `why_unsupported(config.json)` says, before anything is measured, why a
+    model cannot be written at all; "" where it can. `score_packages` are what `score` imports and the project does not require: where one is not installed,
     the files are written and not scored. `how_to_run(artifact, name)` is text for the user, in which the model is
     called `name`. Layers that a runtime `fuses` are stored as one, and must have one type. One with
     `whole_model` holds all weights in float32 while it scores. `code` names the modules whose code is behind "write",
-    "score", "time" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
+    "score", "time", "size" and "verdict", so that a change of one does not repeat the others; by default it is the module in the table.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Runtime:
     how_to_run: Callable[[Path, str], str]
     score: Callable[[Path, "Reference", int], "TokenScores"] | None = None
     time: Callable[[Path, "SpeedSettings"], "Run"] | None = None
+    bytes_besides: Callable[["Checkpoint", "ModelInfo", Collection[str], Path | None], int] | None = None
+    why_unsupported: Callable[[Mapping[str, Any]], str] | None = None
     environment: str = "torch"
     settings: tuple[str, ...] = ()
     base: str = ""
@@ -103,8 +107,9 @@ class Runtime:
     score_packages: tuple[str, ...] = ()
     code: Mapping[str, str] = field(default_factory=dict)
 
-    def holds(self, candidate: str, embedding: bool = False) -> Verdict:
-        """Return the verdict on a candidate of a palette, as int4_g32 or mxfp4/mxfp8, in a layer that its blocks fit, or in the token embedding.
+    def holds(self, candidate: str, embedding: bool = False, fits: bool = True) -> Verdict:
+        """Return the verdict on a candidate of a palette, as int4_g32 or mxfp4/mxfp8, in a layer that its blocks fit, or in the token embedding;
+        with `fits` false in one whose rows no blocks fit.
 
         It is `verdict`'s own, and needs no heavy package. Raises ValueError for what is no candidate.
         """
@@ -113,7 +118,7 @@ class Runtime:
         from bitplan.plans.layer_plan import LayerPlan
 
         pair = parse_pair(candidate)
-        shape = (BLOCKS_FIT, BLOCKS_FIT * (pair.group_size or 1))
+        shape = (BLOCKS_FIT, BLOCKS_FIT * (pair.group_size or 1) + (not fits))
         name, category, block = ORDINARY["embedding" if embedding else "linear"]
         layer = Layer(name, category, shape, block, "", protected=embedding)
         info = ModelInfo("", "", "LlamaForCausalLM", "llama", layer.params, (layer,))

@@ -1,14 +1,18 @@
 """What the settings of all search methods share: names of formats, the check of a plan's average bits, the base of a plan."""
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from bitplan.core.errors import nearest
+from bitplan.core.errors import Problem, nearest
 from bitplan.core.section import Flag, Section
 from bitplan.formats.pairs import parse_pair
 from bitplan.formats.table import NAMES
+from bitplan.plans.layer_plan import LayerPlan
+
+if TYPE_CHECKING:
+    from bitplan.models.layers import ModelInfo
 
 
 def _known_format(name: str) -> str:
@@ -66,6 +70,21 @@ class PlanSettings(Section):
     def lacks(self, settings: Any) -> Iterator[str]:
         """Yield what the rest of the configuration (config.settings.Settings) lacks for this plan, as the end of a sentence about it."""
         yield from ()
+
+    def out_of_reach(self, info: "ModelInfo", settings: Any, runtimes: Sequence[str]) -> Iterator[Problem]:
+        """Yield what no search for this plan can reach on a model, by the shapes of its layers; each problem is at a key of the plan.
+
+        `settings` is the whole configuration; `runtimes` are those that the search is told. Needs no torch: it is asked before anything
+        is measured.
+        """
+        yield from ()
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the formats of which each layer gets one; none where any layer may stay as it is, or runtimes are asked before the choice.
+
+        Weights in a format that does not fit their rows get its substitute.
+        """
+        return []
 
 
 class RoundablePlan(PlanSettings):

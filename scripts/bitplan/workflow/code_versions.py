@@ -152,9 +152,12 @@ def runtime_code(settings: Any, wildcards: Any, command: str, task: str) -> str:
 
 
 def search_code(settings: Any, wildcards: Any, command: str) -> str:
-    """Return the version of the code behind a search, and behind the verdicts of the runtimes that it is told."""
-    told = told_runtimes(settings, wildcards)
-    return code_version(command, *(runtime_named(name).code.get("verdict", RUNTIMES[name]) for name in told))
+    """Return the version of the code behind a search, and behind the verdicts, and sizes, of the runtimes that it is told."""
+    limited = getattr(settings.every_plan[wildcards.plan], "max_size", None) is not None
+    tasks, told = ("verdict", "size") if limited else ("verdict",), told_runtimes(settings, wildcards)
+    return code_version(
+        command, *(runtime_named(name).code.get(task, RUNTIMES[name]) for name in told for task in tasks)
+    )
 
 
 @cache

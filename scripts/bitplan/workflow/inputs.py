@@ -14,6 +14,7 @@ from bitplan.models.checkpoint_files import PARTS, match_names
 from bitplan.models.hub.ids import looks_like_id
 from bitplan.runtimes.registry import RUNTIMES, runtime_named
 from bitplan.runtimes.runtime import Runtime
+from bitplan.search.plan_settings import OF_RUNTIMES
 from bitplan.search.registry import METHODS, TABLE, Method
 
 ROUNDED_PLAN = "rounding"  # folder in that of a plan
@@ -92,6 +93,13 @@ def optimal_size(settings: Settings, wildcards: Any) -> list[str]:
     """Return the file whose size an optimal plan is to have; none for one with average bits."""
     name = settings.every_plan[wildcards.plan].same_size_as
     return [results(wildcards, "baselines", name, "model.gguf")] if name else []
+
+
+def size_bases(settings: Settings, wildcards: Any) -> list[str]:
+    """Return what the files of a model's runtimes are made from, where an optimal plan has a limit on their size."""
+    limited = settings.every_plan[wildcards.plan].max_size is not None
+    names = dict.fromkeys(runtime_named(name).base for name in settings.models[wildcards.model].runtimes)
+    return [results(wildcards, name) for name in names if name] if limited else []
 
 
 def validation_text(settings: Settings, wildcards: Any) -> list[str]:
@@ -173,19 +181,25 @@ def runtime_results(settings: Settings, wildcards: Any) -> list[str]:
 
 
 def told_runtimes(settings: Settings, wildcards: Any) -> list[str]:
-    """Return the runtimes of a job's model that its search is told: all where sizes are what they store, else those that refuse embeddings.
+    """Return the runtimes of a job's model that its search is told: all where sizes are what they store, else those that may refuse a choice.
 
     Other runtimes leave its choices as they are, so that adding one to a model repeats no search.
     """
     plan, names = settings.every_plan[wildcards.plan], settings.models[wildcards.model].runtimes
     if not METHODS[plan.method].runtimes:
         return []
-    return names if plan.sizes == "stored" else [name for name in names if _refuses_embeddings(settings, name)]
+    return names if plan.counts_stored else [name for name in names if _may_refuse(settings, name, plan.palette)]
 
 
-def _refuses_embeddings(settings: Settings, runtime: str) -> bool:
-    formats = settings.sensitivity.embeddings or []
-    return any(runtime_named(runtime).holds(name, embedding=True).status == "refused" for name in formats)
+def _may_refuse(settings: Settings, name: str, palette: list[str]) -> bool:
+    """Return whether a runtime refuses embeddings in a format that is measured, or a format of a palette where its groups do not divide the rows."""
+    runtime, embeddings = runtime_named(name), settings.sensitivity.embeddings or []
+    candidates = [] if OF_RUNTIMES in palette else palette
+    verdicts = [
+        *(runtime.holds(form, embedding=True) for form in embeddings),
+        *(runtime.holds(form, fits=False) for form in candidates),
+    ]
+    return any(verdict.status == "refused" for verdict in verdicts)
 
 
 def runtime_of(wildcards: Any) -> Runtime:

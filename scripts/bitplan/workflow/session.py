@@ -1,5 +1,6 @@
 """What a start of the workflow checks, and what its end prints."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,27 @@ def results_without_records(settings: Settings) -> list[str]:
     ]
 
 
-def _said_by(path: Path) -> list[str]:
-    """Return the lines that a comparison.json ends a run with; what is wrong with it where it cannot be read: the run is over by then."""
+def _said_by(path: Path, user: Path) -> list[str]:
+    """Return the lines that a comparison.json ends a run with, the page as it is found from the folder `user`; what is wrong with it where it
+    cannot be read: the run is over by then."""
     from bitplan.core.files import read_json
     from bitplan.report.front import summary_lines
 
     try:
-        return [*summary_lines(read_json(path)["rows"]), f"The whole table: {path.with_suffix('.html')}"]
+        return [
+            *summary_lines(read_json(path)["rows"]),
+            f"The whole table: {os.path.relpath(path.with_suffix('.html'), user)}",
+        ]
     except UserError as error:
         return [str(problem) for problem in error.problems]
 
 
-def comparisons_since(settings: Settings, started: float) -> list[str]:
-    """Return what the comparisons say that were written after `started`, in seconds since the epoch: a short text for each model."""
+def comparisons_since(settings: Settings, started: float, user: Path) -> list[str]:
+    """Return what the comparisons say that were written after `started`, in seconds since the epoch: a short text for each model. `user` is
+    the folder in which the run was started, which --directory leaves."""
     paths = {name: Path(f"results/{name}/comparison.json") for name in settings.models}
     return [
-        "\n".join((name, *_said_by(path)))
+        "\n".join((name, *_said_by(path, user)))
         for name, path in paths.items()
         if path.exists() and path.stat().st_mtime >= started
     ]

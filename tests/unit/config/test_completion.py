@@ -66,6 +66,20 @@ def test_what_an_optimal_plan_needs_follows_from_it():
     assert own.baselines == ["f16", "q3_k_m", "q3_k_m_imatrix"]
 
 
+@pytest.mark.parametrize("name", ["Q4_K_M", "q4-k-m", " q4_k_m"])
+def test_a_recipe_is_known_in_any_spelling(name):
+    own = settings(models=MINE, plans={"one": {"method": "optimal", "same_size_as": name}}, baselines=["F16", name])
+    assert (own.plans["one"].same_size_as, own.baselines) == ("q4_k_m", ["f16", "q4_k_m"])
+
+
+def test_a_recipe_that_is_none_is_said_once_where_it_stands():
+    with pytest.raises(UserError) as raised:
+        settings(models=MINE, plans={"one": {"method": "optimal", "same_size_as": "q4km"}})
+    (problem,) = raised.value.problems
+    assert (problem.code, problem.where) == ("SETTINGS-NOT-A-CHOICE", "plans.one.same_size_as")
+    assert "Did you mean 'q4_k_m'?" in problem.what
+
+
 def test_what_a_file_says_itself_stays():
     plan = {"method": "optimal", "same_size_as": "q3_k_m", "palette": ["q3_k"]}
     own = settings(plans={"b": plan}, baselines=["f16"], sensitivity={"palette": ["q8_0"], "embeddings": []})

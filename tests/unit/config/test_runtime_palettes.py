@@ -63,7 +63,9 @@ def test_a_study_and_several_models_have_what_all_runtimes_hold():
 def test_a_runtime_that_changes_no_choice_is_not_told_to_the_search():
     named = {"palette": ["int4", "int8"]}
     wildcards = Wildcards(model="mine", plan="both")
-    assert told_runtimes(settings(plan=named), wildcards) == []
+    # Rows that groups do not divide are refused by one of them, embeddings too.
+    assert told_runtimes(settings(plan=named), wildcards) == ["compressed_tensors"]
+    assert told_runtimes(settings(["gguf"], plan=named), wildcards) == []
     table = {"sensitivity": {"embeddings": ["q6_k"]}}
     assert told_runtimes(settings(plan=named, **table), wildcards) == ["compressed_tensors"]
     assert "runtimes" not in plan_flags(settings(["gguf"], plan=named, **table), wildcards)

@@ -22,6 +22,10 @@ def drawn(**changes: object) -> dict:
     return {"plans": {"one": {**RANDOM_PLAN, **changes}}}
 
 
+def pruned(**changes: object) -> dict:
+    return {"plans": {"one": {"method": "sparsegpt", **changes}}}
+
+
 SETTINGS = [
     ("an unknown section", {"modells": {}}, "modells", "SETTINGS-UNKNOWN-KEY"),
     ("a section like no other", {"xyz": 1}, "xyz", "SETTINGS-UNKNOWN-KEY"),
@@ -73,6 +77,28 @@ SETTINGS = [
         "plans.one.palette",
         "SETTINGS-INVALID",
     ),
+    (
+        "a compression below W4 with A4",
+        {"plans": {"one": {"method": "genetic", "target_compression": 0.5}}},
+        "plans.one",
+        "SETTINGS-INVALID",
+    ),
+    (
+        "a width between widths for all channels",
+        pruned(bit_allocation_method="uniform", target_avg_bits=3.5),
+        "plans.one",
+        "SETTINGS-INVALID",
+    ),
+    ("a mean width below all widths", pruned(target_avg_bits=2, bit_options=[3, 4]), "plans.one", "SETTINGS-INVALID"),
+    (
+        "no mean width for a budget",
+        pruned(bit_allocation_method="budget", target_avg_bits=[]),
+        "plans.one",
+        "SETTINGS-INVALID",
+    ),
+    ("quantiles for other widths", pruned(quantiles=[0.5]), "plans.one", "SETTINGS-INVALID"),
+    ("scores that count nothing", pruned(weights={"hessian": 0}), "plans.one", "SETTINGS-INVALID"),
+    ("blocks that part a pattern", pruned(prunen=2, prunem=3), "plans.one", "SETTINGS-INVALID"),
     ("anchors of three", {"sensitivity": {"anchors": 3}}, "sensitivity.anchors", "SETTINGS-NOT-A-CHOICE"),
     ("anchors that are yes", {"sensitivity": {"anchors": True}}, "sensitivity.anchors", "SETTINGS-INVALID"),
     ("anchors of no palette", {"sensitivity": {"anchors": "2"}}, "sensitivity", "SETTINGS-INVALID"),

@@ -1,6 +1,7 @@
 """The project that the flags of `bitplan quantize`, `plan`, `init` and `compare` describe."""
 
 import argparse
+import re
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,11 +11,14 @@ import yaml
 
 from bitplan.config.completion import completed
 from bitplan.console import compare, init, plan, quantize, snakemake_run
+from bitplan.console.estimate import estimate_of
+from bitplan.console.main import main
 from bitplan.console.project import configuration, project_of
 from bitplan.console.typed_words import in_typed_words, typed_words
 from bitplan.console.wishes import model_settings, prepared_project, wish_of
 from bitplan.core.errors import Problem, UserError
 from bitplan.core.places import workflow_folder
+from bitplan.runtimes.registry import runtime_named
 from tests.families import TEXT
 
 HUB_ID = "organization/model-1b"
@@ -58,7 +62,10 @@ def test_two_folders_of_the_same_name_have_two_projects(in_a_folder):
     [
         ([], {"same_size_as": "q4_k_m"}),
         (["--same-size-as", "q3_k_s"], {"same_size_as": "q3_k_s"}),
+        (["--same-size-as", "Q3-K-S"], {"same_size_as": "q3_k_s"}),
         (["--bits", "4.5"], {"target_avg_bits": 4.5}),
+        (["--max-size", "0.5 gb"], {"max_size": "0.5GB"}),
+        (["--bits", "4.5", "--runtime", "compressed-tensors"], {"target_avg_bits": 4.5, "palette": "runtime"}),
     ],
 )
 def test_the_flags_of_a_size_become_the_settings_of_one_plan(words, size, in_a_folder):
@@ -109,8 +116,98 @@ def test_init_writes_a_configuration_that_is_valid_and_runs_nothing(in_a_folder,
 def test_a_model_that_is_nowhere_is_refused_before_the_workflow_starts(command, in_a_folder):
     named = "models\\.nowhere\\.path" if command is init else "the model"
     with pytest.raises(UserError, match=rf"INPUT-MISSING\] {named}: nowhere: does not exist"):
-        command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made"))
-    assert not (in_a_folder / "made").exists()
+        command.main(flags(command, "nowhere", "--text", TEXT, "-o", "made.gguf"))
+    assert not (in_a_folder / "made.gguf").exists()
+
+
+def test_another_runtime_is_that_of_the_model_and_its_plans_have_names_of_their_own(in_a_folder):
+    args, project = (
+        quantize_flags("--max-size", "1GB", "--runtime", "compressed-tensors"),
+        project_of(HUB_ID, in_a_folder),
+    )
+    made = configuration(project, model_settings(args), wish_of(args))
+    assert made["models"]["model-1b"]["runtimes"] == ["compressed_tensors"]
+    assert list(made["plans"]) == ["optimal-1GB-compressed-tensors"]
+    names = [path.relative_to(project.result()).as_posix() for path in quantize.targets_of(project, wish_of(args))]
+    folder = "plans/optimal-1GB-compressed-tensors/compressed_tensors"
+    assert {f"{folder}/model", f"{folder}/perplexity.json", f"{folder}/README.md"} <= set(names)
+
+
+def test_scores_of_a_runtime_that_cannot_run_here_are_the_simulated_ones(in_a_folder, monkeypatch):
+    monkeypatch.setattr(quantize, "runtime_named", lambda name: replace(runtime_named(name), score=None))
+    args, project = quantize_flags("--runtime", "mlx"), project_of(HUB_ID, in_a_folder)
+    assert quantize.scores_of(project, wish_of(args)).parent.name == "optimal-q4-k-m-mlx"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--max-size", "4"], "expected e.g. 4GB"),
+        (["--max-size", "4GB", "--bits", "4"], "not allowed with"),
+        (["--runtime", "mlxx"], "Did you mean 'mlx'?"),
+    ],
+)
+def test_a_size_or_runtime_that_is_none_is_refused_with_what_is_expected(words, told, in_a_folder, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        quantize_flags(*words)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "code"),
+    [("gguf", "a.safetensors", "OUTPUT-NAME"), ("gguf", "full", "OUTPUT-UNWRITABLE"), ("mlx", "full", "OUTPUT-EXISTS")],
+)
+def test_an_output_that_is_not_one_of_the_runtime_is_refused_before_any_work(runtime, name, code, in_a_folder):
+    (in_a_folder / "full" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match=code):
+        quantize.main(flags(quantize, HUB_ID, "--text", TEXT, "--runtime", runtime, "-o", name))
+    assert not (in_a_folder / ".bitplan").exists()
+
+
+def test_a_recipe_that_is_none_is_refused_with_the_nearest_one(in_a_folder, capsys):
+    with pytest.raises(SystemExit):
+        quantize_flags("--same-size-as", "q4km")
+    assert "Did you mean 'q4_k_m'?" in capsys.readouterr().err
+
+
+def test_a_command_that_is_none_is_refused_with_the_nearest_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["comparee"])
+    assert "Did you mean 'compare'?" in capsys.readouterr().err
+
+
+def test_an_estimate_of_a_model_that_is_nowhere_says_that_it_does_not_exist():
+    with pytest.raises(UserError, match="INPUT-MISSING.*/nowhere: does not exist"):
+        estimate_of("/nowhere")
+
+
+@pytest.mark.parametrize("command", [quantize, plan])
+def test_what_a_local_model_cannot_give_is_said_of_the_flags_before_the_workflow_starts(command, tiny, in_a_folder):
+    (in_a_folder / "short.txt").write_text(TEXT.read_text()[:40_000])
+    words = ("--text", in_a_folder / "short.txt", "--bits", 1, "--work", in_a_folder / "work", "-o", "made.gguf")
+    with pytest.raises(UserError) as raised:
+        command.main(flags(command, tiny, *words))
+    bits, text = raised.value.problems
+    assert (bits.code, bits.where) == ("SEARCH-TARGET-OUT-OF-REACH", "--bits") and "The palette allows " in bits.hint
+    assert (text.code, text.where) == ("TEXT-TOO-SHORT", f"--text {in_a_folder / 'short.txt'}")
+    assert re.search(r"set calibration\.sequences: \d+, .*bitplan init", text.hint)
+    assert not (in_a_folder / "work").exists()
+
+
+def test_a_text_of_fewer_bytes_than_tokens_are_needed_is_refused_for_a_model_of_the_hub_too(in_a_folder):
+    (in_a_folder / "short.txt").write_text("a few words")
+    with pytest.raises(UserError, match=r"TEXT-TOO-SHORT\] --text .*short.txt: has at most 12 tokens"):
+        quantize.main(flags(quantize, HUB_ID, "--text", in_a_folder / "short.txt", "-o", "small.gguf"))
+
+
+def test_compare_says_what_the_models_of_a_configuration_cannot_give(tiny, in_a_folder):
+    model = {"path": str(tiny), "calibration": "text.txt", "evaluation": "text.txt"}
+    (in_a_folder / "project").mkdir()
+    (in_a_folder / "project" / "text.txt").write_text(TEXT.read_text()[:40_000])
+    content = {"models": {"mine": model}, "plans": {"low": {"method": "optimal", "target_avg_bits": 1}}}
+    (in_a_folder / "project" / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=r"plans\.low\.target_avg_bits.*models\.mine\.calibration: text\.txt: has"):
+        compare.main(flags(compare, "project"))
 
 
 def test_compare_of_a_folder_without_a_configuration_is_refused(in_a_folder):
@@ -126,6 +223,14 @@ def test_a_quiet_run_prints_what_snakemake_says_without_its_own_noise(status, ra
     with pytest.raises(UserError, match="WORKFLOW-FAILED") if raised else nullcontext():
         snakemake_run.run_workflow(project_of(HUB_ID, in_a_folder), [], 1, ["--quiet"])
     assert capfd.readouterr() == ("", "something is odd\n")
+
+
+@pytest.mark.parametrize(("said", "told"), [("3 steps\n", "about 44 s\n3 steps\n"), ("Nothing to be done\n",) * 2])
+def test_what_a_run_takes_is_said_where_there_is_something_to_do(said, told, in_a_folder, monkeypatch, capfd):
+    program = f"import sys; sys.stderr.write('Using profile x\\n' + {said!r})"
+    monkeypatch.setattr(snakemake_run, "command", lambda *_: [sys.executable, "-c", program])
+    snakemake_run.run_workflow(project_of(HUB_ID, in_a_folder), [], 1, [], "about 44 s")
+    assert capfd.readouterr().err == told
 
 
 def test_an_error_that_says_what_is_wrong_is_told_in_the_user_s_words_and_ends_the_run(in_a_folder, monkeypatch, capfd):
@@ -149,9 +254,7 @@ def test_a_text_that_serves_twice_is_told_once_by_the_flag_that_named_it(in_a_fo
 
 
 def test_git_takes_no_notice_of_a_work_folder(in_a_folder):
-    (in_a_folder / "model").mkdir()
-    (in_a_folder / "model" / "config.json").write_text("{}")
-    project, _ = prepared_project(flags(quantize, "model", "--text", TEXT, "-o", "small.gguf"))
+    project, _ = prepared_project(quantize_flags())
     assert (project.folder / ".gitignore").read_text() == "*\n"
     assert not (in_a_folder / ".gitignore").exists()
 

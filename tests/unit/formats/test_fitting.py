@@ -44,13 +44,14 @@ from bitplan.runtimes.gguf.scores import score_gguf
 from bitplan.runtimes.gguf.tensor_types import nearest_type, smallest_type
 from bitplan.search.adaptive.algorithm import AdaptiveQuantizationSearch, AdaptiveSettings
 from bitplan.search.allocation.constraints import Constraints, rule_of
-from bitplan.search.allocation.problem import AVG_BITS, Target, allocate, allocation_problem
+from bitplan.search.allocation.problem import AVG_BITS, BYTES, Target, allocate, allocation_problem, reach
 from bitplan.search.genetic.algorithm import GeneticSettings
 from bitplan.search.genetic.rows import read_sensitivity
 from bitplan.search.genetic.run import Target as GeneticTarget
 from bitplan.search.genetic.run import genetic_plan
 from bitplan.search.optimal.candidates import chosen_table
 from bitplan.search.optimal.command import budgets_of
+from bitplan.search.optimal.reach import problem_of_shapes
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, summary_of
 from bitplan.sensitivity.candidates import MeasureSettings, wanted_pieces
 from bitplan.sensitivity.local_errors import Choice, SensitivitySettings, activation_choices
@@ -223,9 +224,13 @@ def test_a_plans_bits_are_those_of_its_file_which_llama_cpp_runs(name, share, od
 
 
 def search_reach(search: OptimalSearch) -> tuple[float, float]:
-    from bitplan.search.allocation.problem import BYTES, reach
-
     return reach(search.problem)[BYTES]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_what_a_search_can_reach_is_known_without_its_table(name, odd):
+    problem = problem_of_shapes(odd(name).opened.info, PALETTE, ("q4_k", "q6_k"))
+    assert reach(problem)[BYTES] == search_reach(searched(odd(name)))
 
 
 def average_of(search: OptimalSearch, size: float) -> float:

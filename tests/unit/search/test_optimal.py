@@ -249,7 +249,8 @@ def test_a_plan_of_a_files_size_makes_a_file_that_is_no_larger(command, small, m
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ((), "--target-avg-bits or --same-size-as"),
+        ((), "--target-avg-bits, --same-size-as or --max-size: exactly one"),
+        (("--max-size", "1MB", "--output-plan", "{tmp}/p.json"), "Give --runtimes"),
         (("--target-avg-bits", "10", "11", "--output-plan", "{tmp}/p.json"), "{target}"),
         (("--target-avg-bits", "10"), "--output-plan"),
         (("--target-avg-bits", "10", "--output-plan", "{tmp}/p.json", "--palette", "q9"), "q9"),

@@ -1,6 +1,6 @@
 """vLLM, SGLang and transformers: a plan as a checkpoint of packed tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
 
 if TYPE_CHECKING:
     from bitplan.evaluate.scores import TokenScores
+    from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.layers import Layer, ModelInfo
     from bitplan.plans.plan import LayerPlan
     from bitplan.reference.reference import Reference
@@ -50,6 +51,13 @@ def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores"
     return score_folder(artifact, reference, threads)
 
 
+def bytes_besides(checkpoint: "Checkpoint", info: "ModelInfo", layers: Collection[str], base: Path | None) -> int:
+    """Return the most bytes of a folder besides some layers."""
+    from bitplan.runtimes.packed.size import bytes_besides as besides
+
+    return besides(checkpoint, layers)
+
+
 RUNTIME = Runtime(
     "compressed_tensors",
     "model",
@@ -57,6 +65,7 @@ RUNTIME = Runtime(
     write,
     how_to_run,
     score,
+    bytes_besides=bytes_besides,
     environment="torch",
     settings=("fusion",),
     is_folder=True,
@@ -65,6 +74,7 @@ RUNTIME = Runtime(
     code={
         "write": "bitplan.runtimes.compressed_tensors.write",
         "score": "bitplan.runtimes.compressed_tensors.scores",
+        "size": "bitplan.runtimes.packed.size",
         "verdict": "bitplan.runtimes.compressed_tensors.schemes",
     },
 )

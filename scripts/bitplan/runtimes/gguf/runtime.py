@@ -1,7 +1,7 @@
 """llama.cpp and what is built on it: a plan as one GGUF file."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
 if TYPE_CHECKING:
     from bitplan.evaluate.scores import TokenScores
     from bitplan.evaluate.timing import Run, SpeedSettings
+    from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.layers import Layer, ModelInfo
     from bitplan.plans.plan import LayerPlan
     from bitplan.reference.reference import Reference
@@ -27,6 +28,13 @@ def write(job: ExportJob) -> Mapping[str, Any]:
     from bitplan.runtimes.gguf.write import write_job
 
     return write_job(job)
+
+
+def why_unsupported(config: Mapping[str, Any]) -> str:
+    """Return why a model with this config.json has no GGUF; "" where it may have one."""
+    from bitplan.runtimes.gguf.architectures import why_unsupported as of_converter
+
+    return of_converter(config)
 
 
 def how_to_run(artifact: Path, name: str) -> str:
@@ -56,6 +64,17 @@ def time(artifact: Path, settings: "SpeedSettings") -> "Run":
     return run_once(artifact, settings)
 
 
+def bytes_besides(checkpoint: "Checkpoint", info: "ModelInfo", layers: Collection[str], base: Path | None) -> int:
+    """Return the most bytes of a file besides some layers, exactly known from the full-precision file. Raises `UserError` without one."""
+    from bitplan.core.errors import user_error
+    from bitplan.runtimes.gguf.size import bytes_besides as besides
+
+    if base is None:
+        what = "is required for a limit on a GGUF's size"
+        raise user_error("OPTIMAL-BAD-FLAGS", "--base", what, "Make it with scripts/convert_gguf.py")
+    return besides(info, layers, base)
+
+
 RUNTIME = Runtime(
     "gguf",
     "model.gguf",
@@ -64,6 +83,8 @@ RUNTIME = Runtime(
     how_to_run,
     score,
     time,
+    bytes_besides,
+    why_unsupported=why_unsupported,
     environment="llama",
     settings=("unquantized", "match", "max_error"),
     base="base.gguf",
@@ -72,6 +93,7 @@ RUNTIME = Runtime(
         "write": "bitplan.runtimes.gguf.write",
         "score": "bitplan.runtimes.gguf.scores",
         "time": "bitplan.runtimes.gguf.timing",
+        "size": "bitplan.runtimes.gguf.size",
         "verdict": "bitplan.runtimes.gguf.verdicts",
     },
 )

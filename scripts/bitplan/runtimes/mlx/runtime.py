@@ -1,6 +1,6 @@
 """MLX: a plan as a folder that mlx-lm loads on Apple silicon."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ from bitplan.runtimes.runtime import ExportJob, Runtime, Verdict
 
 if TYPE_CHECKING:
     from bitplan.evaluate.scores import TokenScores
+    from bitplan.models.checkpoint import Checkpoint
     from bitplan.models.layers import Layer, ModelInfo
     from bitplan.plans.plan import LayerPlan
     from bitplan.reference.reference import Reference
@@ -45,6 +46,13 @@ def score(artifact: Path, reference: "Reference", threads: int) -> "TokenScores"
     return score_folder(artifact, reference, threads)
 
 
+def bytes_besides(checkpoint: "Checkpoint", info: "ModelInfo", layers: Collection[str], base: Path | None) -> int:
+    """Return the most bytes of a folder besides some layers."""
+    from bitplan.runtimes.packed.size import bytes_besides as besides
+
+    return besides(checkpoint, layers)
+
+
 RUNTIME = Runtime(
     "mlx",
     "model",
@@ -52,6 +60,7 @@ RUNTIME = Runtime(
     write,
     how_to_run,
     score,
+    bytes_besides=bytes_besides,
     environment="torch",
     settings=("fusion",),
     is_folder=True,
@@ -61,6 +70,7 @@ RUNTIME = Runtime(
     code={
         "write": "bitplan.runtimes.mlx.write",
         "score": "bitplan.runtimes.mlx.scores",
+        "size": "bitplan.runtimes.packed.size",
         "verdict": "bitplan.runtimes.mlx.schemes",
     },
 )

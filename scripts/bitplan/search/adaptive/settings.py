@@ -1,11 +1,17 @@
 """The settings of adaptive plans."""
 
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from bitplan.core.errors import Problem
 from bitplan.core.section import PathName
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import FormatName, RoundablePlan
+
+if TYPE_CHECKING:
+    from bitplan.models.layers import ModelInfo
 
 
 class AdaptivePlan(RoundablePlan):
@@ -34,3 +40,18 @@ class AdaptivePlan(RoundablePlan):
     metric: str | None = Field(None, description="which metric of the task; its usual one when absent")
     task_limit: int | None = Field(None, ge=1, description="documents of the task; all when absent")
     include_path: PathName | None = Field(None, description="folder with your own lm-eval tasks")
+
+    def out_of_reach(self, info: "ModelInfo", settings: Any, runtimes: Sequence[str]) -> Iterator[Problem]:
+        """Yield a target that the check would refuse even with every layer in the smallest of the formats."""
+        if self.check.on_miss != "fail":
+            return
+        from bitplan.search.reach import average_bits_reach, below_reach
+
+        low, high = average_bits_reach(info, self.formats, self.group_size)
+        wrong = below_reach(low, high, self.target_avg_bits, "target_avg_bits")
+        if wrong and self.target_avg_bits + self.check.tolerance < low - 1e-9:
+            yield wrong
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the formats of the stages: a search that finds room for none of them has no result worth exporting."""
+        return [LayerPlan(name, group_size=self.group_size) for name in self.formats]

@@ -7,19 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from bitplan.core.errors import user_error
+from bitplan.core.errors import UserError, user_error
 from bitplan.core.tables import Column, text_table
 from bitplan.formats.fitting import fitting_formats
 from bitplan.formats.pairs import parse_pair
 from bitplan.formats.table import FORMATS
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.fitting import substitute_note
-from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, layer_bits
+from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits
 from bitplan.plans.smoothing import Smoothing
 from bitplan.search.genetic.algorithm import GeneticResult, GeneticSettings, gap_to_optimal, search
 from bitplan.search.genetic.rows import Sensitivity, row_key
-from bitplan.search.knapsack.choices import ROUNDING, Choices, as_choice, total_damage, total_size, weighted
+from bitplan.search.knapsack.choices import Choices, as_choice, total_damage, total_size, weighted
 from bitplan.search.knapsack.exact import Solution, optimal
+from bitplan.search.reach import average_bits_reach, below_reach
 from bitplan.sensitivity.local_errors import (
     ACTIVATION_BITS,
     EDGE_LAYERS,
@@ -91,24 +92,18 @@ class Target:
         self.check()
         if self.avg_bits is None:
             return
-        fit = {layer: fitting_formats(self.palette, layer.shape[1]) for layer in info.quantizable}
-        bits = [[layer_bits(layer, layer_plan(form)) for form in forms] for layer, forms in fit.items()]
-        rest = UNQUANTIZED_BITS * (info.parameters - sum(layer.params for layer in info.quantizable))
-        low, high = ((sum(map(end, bits)) + rest) / info.parameters for end in (min, max))
-        _refuse_below(low, high, self.avg_bits, "--target-avg-bits")
+        _refuse_below(*average_bits_reach(info, self.palette), self.avg_bits, "--target-avg-bits")
+
+
+def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
+    """Raise `UserError` for a target below what can be reached, naming the range of it."""
+    if wrong := below_reach(low, high, target, flag):
+        raise UserError([wrong])
 
 
 def compression(activation_bits: float) -> float:
     """Return (4 + mean activation bits) / 12."""
     return (4 + activation_bits) / COMPRESSION_UNIT
-
-
-def _refuse_below(low: float, high: float, target: float, flag: str) -> None:
-    """Raise `UserError` for a target below what can be reached, naming the range of it."""
-    if target < low * (1 - ROUNDING):
-        # Rounded up: a hint that is below what can be reached would be refused again.
-        hint = f"The formats allow {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: choose a value in this range"
-        raise user_error("SEARCH-TARGET-OUT-OF-REACH", flag, f"no combination of formats reaches {target:g}", hint)
 
 
 def layer_plan(name: str) -> LayerPlan:

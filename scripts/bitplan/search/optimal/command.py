@@ -2,7 +2,8 @@
 
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from bitplan.core.errors import Problem, UserError, user_error
@@ -17,7 +18,9 @@ from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.evaluations import Evaluations, facts_of, facts_of_text
 from bitplan.search.optimal.candidates import chosen_table
+from bitplan.search.optimal.file_size import budget_of_size
 from bitplan.search.optimal.held import held_table, shared_in
+from bitplan.search.optimal.reach import out_of_reach, problem_of_shapes
 from bitplan.search.optimal.refinement import RefinementSettings
 from bitplan.search.optimal.run import OptimalSearch, OptimalSettings, check_fresh, file_budget
 from bitplan.search.plan_settings import OF_RUNTIMES
@@ -33,11 +36,11 @@ PLACE = "{target}"
 def checked_outputs(args: Namespace) -> Callable[[float | None], tuple[Path | None, Path | None]]:
     """Return a function that gives config.json and plan.json of a target. Raises `UserError` for targets or places that are missing."""
     problems = []
-    if bool(args.target_avg_bits) == bool(args.same_size_as):
+    if sum(map(bool, (args.target_avg_bits, args.same_size_as, args.max_size))) != 1:
         problems.append(
             Problem(
                 "OPTIMAL-BAD-FLAGS",
-                "--target-avg-bits or --same-size-as",
+                "--target-avg-bits, --same-size-as or --max-size",
                 "exactly one of them is required",
                 "Give exactly one",
             )
@@ -105,6 +108,17 @@ def _measured(args: Namespace, model: PreparedModel, palette: tuple[str, ...]) -
     return place
 
 
+def _check_targets(
+    args: Namespace, model: PreparedModel, settings: OptimalSettings, runtimes: Sequence[Runtime]
+) -> None:
+    """Raise `UserError` with every target that the table could not reach if it were measured."""
+    shared = (runtimes, settings.stored_sizes, settings.groups)
+    problem = problem_of_shapes(model.info, settings.palette, (), *shared)
+    wrong = [out_of_reach(problem, model.info, target) for target in args.target_avg_bits or ()]
+    if any(wrong):
+        raise UserError(replace(each, where="--target-avg-bits") for each in wrong if each)
+
+
 def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     """Return the search that the flags ask for, its table read or measured. Raises `UserError`."""
     runtimes = [runtime_named(name) for name in args.runtimes or ()]
@@ -116,6 +130,8 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
     model = prepare_model(args.model, args.dtype, args.device, args.threads, args.bos)
     warn_of_formats(palette, model.info)
     importance = read_importance(args.imatrix, model.info.quantizable)
+    if not args.sensitivity:
+        _check_targets(args, model, settings, runtimes)
     texts = _texts(args, model) if args.correct or args.refine else (None, None)
     path = args.sensitivity or _measured(args, model, palette)
     table: SensitivityTable = chosen_table(read_sensitivity_table(path, palette), palette, model.info, path)
@@ -129,9 +145,10 @@ def searched(args: Namespace) -> tuple[OptimalSearch, OptimalSettings]:
 def _palette(args: Namespace, runtimes: list[Runtime]) -> tuple[tuple[str, ...], bool]:
     """Return the candidates to choose from, and whether their sizes are what runtimes store. Raises `UserError`."""
     of_runtimes = args.palette == [OF_RUNTIMES]
-    stored = args.sizes == "stored" or (of_runtimes and args.sizes is None)
+    limited = args.max_size is not None
+    stored = args.sizes == "stored" or limited or (of_runtimes and args.sizes is None)
     if (of_runtimes or stored) and not runtimes:
-        where = f"--palette {OF_RUNTIMES}" if of_runtimes else "--sizes stored"
+        where = "--max-size" if limited else f"--palette {OF_RUNTIMES}" if of_runtimes else "--sizes stored"
         raise user_error("RUNTIME-NO-PALETTE", where, "is about runtimes, and none is given", "Give --runtimes")
     if not of_runtimes:
         return tuple(choice_named(name).name for name in args.palette), stored
@@ -151,18 +168,23 @@ def _kept(
     return Evaluations.beside(next(path for path in reversed(checked_outputs(args)(first)) if path is not None), facts)
 
 
-def budgets_of(
-    search: OptimalSearch, targets: list[float] | None, same_size_as: Path | None
-) -> Iterator[tuple[float | None, float]]:
+def budgets_of(search: OptimalSearch, args: Namespace) -> Iterator[tuple[float | None, float]]:
     """Yield each target of average bits, None for a file's size, and its budget for the table's layers in bytes."""
-    if same_size_as is None:
-        budgets = [(target, search.budget(target)) for target in targets]
+    if args.target_avg_bits:
+        budgets = [(target, search.budget(target)) for target in args.target_avg_bits]
         yield from budgets
-        return
+    elif args.max_size:
+        yield None, budget_of_size(search, args.max_size, [runtime_named(name) for name in args.runtimes], args.base)
+    else:
+        yield None, _as_large_as(search, args.same_size_as)
+
+
+def _as_large_as(search: OptimalSearch, same_size_as: Path) -> float:
+    """Return the bytes that the table's layers take in a GGUF file. Raises `UserError` where it lacks one."""
     reader = read_gguf(same_size_as)
     names = layer_names(reader, search.model.info)
     sizes: Counter[str] = Counter()
     for tensor in reader.tensors:
         shared = names.get(tensor.name, ())
         sizes.update(dict.fromkeys(shared, tensor.n_bytes // max(1, len(shared))))
-    yield None, file_budget(search.table, sizes, same_size_as)
+    return file_budget(search.table, sizes, same_size_as)

@@ -5,6 +5,7 @@ from dataclasses import astuple, replace
 
 import numpy as np
 
+from bitplan.core.errors import user_error
 from bitplan.formats.pairs import parse_pair
 from bitplan.models.layers import Layer, ModelInfo
 from bitplan.plans.layer_plan import LayerPlan
@@ -24,7 +25,7 @@ def held_table(
 ) -> SensitivityTable:
     """Return a table without the choices that a runtime refuses; with `stored` each choice has the most bytes that they store it in.
 
-    A layer without any choice left is not in the table: it stays at 16 bits.
+    A layer without any choice left is not in the table: it stays at 16 bits. Raises `UserError` where no layer has one.
     """
     layers = {layer.name: layer for layer in info.layers}
     may, size = np.zeros(table.kld.shape, dtype=bool), table.size.copy()
@@ -34,6 +35,11 @@ def held_table(
         may[row, column] = all(verdict.status != "refused" for verdict in verdicts)
         if stored and may[row, column] and verdicts:
             size[row, column] = max(verdict.stored_bits for verdict in verdicts) * layer.params / 8
+    if not may.any():
+        names = ", ".join(runtime.name for runtime in runtimes)
+        what = f"no layer of the model can have a format that {names} store"
+        hint = "Choose other formats or groups that divide the rows, or fewer runtimes"
+        raise user_error("RUNTIME-REFUSED", "palette", what, hint)
     held = replace(table, size=np.where(may, size, 0.0)).limited(may, table.formats)
     return _of_layers(held, held.has.any(axis=1))
 

@@ -2,13 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bitplan.core.errors import user_error
+from bitplan.core.errors import UserError, user_error
 from bitplan.formats.pairs import parse_pair
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.apply import QuantizedWeights
@@ -17,13 +17,14 @@ from bitplan.plans.plan import UNQUANTIZED_BITS, LayerPlan, Plan, average_bits, 
 from bitplan.reference.opening import PreparedModel
 from bitplan.reference.reference import Reference
 from bitplan.search.allocation.constraints import Constraints
-from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, allocate, allocation_problem, reach
+from bitplan.search.allocation.problem import BYTES, AllocationProblem, Target, allocate, allocation_problem
 from bitplan.search.damage import PlanDamage, part_of
 from bitplan.search.evaluations import Evaluations
 from bitplan.search.knapsack.choices import as_choice, total_size
 from bitplan.search.optimal.candidates import sharing
 from bitplan.search.optimal.correction import Prospect, corrected, prospect
 from bitplan.search.optimal.paired import Difference, difference
+from bitplan.search.optimal.reach import layer_budget, out_of_reach
 from bitplan.search.optimal.refinement import RefinementSettings, refine
 from bitplan.search.optimal.settings import FEWEST_WINDOWS
 from bitplan.sensitivity.table import SensitivityTable
@@ -89,12 +90,6 @@ class Stage:
         }
 
 
-def layer_budget(target_avg_bits: float, table: SensitivityTable, info: ModelInfo) -> float:
-    """Return the bytes that the table's layers may take when all parameters are to average so many bits; the rest has 16."""
-    rest = info.parameters - float(table.params.sum())
-    return (target_avg_bits * info.parameters - UNQUANTIZED_BITS * rest) / 8
-
-
 def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[str] = ()) -> Callable[[Choice], Plan]:
     """Return the function that makes the plan of a choice (units,); it notes which formats of the palette a substitute stands for."""
     outside = {layer.name for layer in info.layers if layer.protected}
@@ -153,20 +148,10 @@ class OptimalSearch:
 
     def budget(self, target_avg_bits: float) -> float:
         """Return the budget of a target in bytes. Raises `UserError` naming what can be reached."""
-        info, low = self.model.info, reach(self.problem)[BYTES][0]
-        budget = layer_budget(target_avg_bits, self.table, info)
-        if budget < low * (1 - 1e-9):
-            ends = [target_avg_bits + 8 * (end - budget) / info.parameters for end in reach(self.problem)[BYTES]]
-            hint = (
-                f"The palette allows {np.ceil(1e4 * ends[0]) / 1e4:.4f} to {ends[1]:.4f}: choose a value in this range"
-            )
-            raise user_error(
-                "SEARCH-TARGET-OUT-OF-REACH",
-                "--target-avg-bits",
-                f"no combination of formats reaches {target_avg_bits:g}",
-                hint,
-            )
-        return budget
+        wrong = out_of_reach(self.problem, self.model.info, target_avg_bits)
+        if wrong:
+            raise UserError([replace(wrong, where="--target-avg-bits")])
+        return layer_budget(target_avg_bits, self.table, self.model.info)
 
     def run(self, budget: float) -> tuple[Plan, dict[str, Any]]:
         """Return the plan within a budget in bytes, and the figures of its search."""

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import RoundablePlan
 
 
@@ -22,3 +23,7 @@ class RandomPlan(RoundablePlan):
         if value + info.data.get("mxfp4_ratio", 0) > 1 + 1e-12:
             raise ValueError("mxfp4_ratio and bf16_ratio add up to more than 1")
         return value
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return mxfp4, which a share of the layers gets."""
+        return [LayerPlan("mxfp4", group_size=self.group_size)] if self.mxfp4_ratio else []

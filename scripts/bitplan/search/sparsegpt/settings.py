@@ -1,11 +1,17 @@
 """The settings of SparseGPT plans."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bitplan.core.errors import Problem
+from bitplan.plans.layer_plan import LayerPlan
 from bitplan.search.plan_settings import PlanSettings
 from bitplan.search.sparsegpt.score_weights import WEIGHTS
+
+if TYPE_CHECKING:
+    from bitplan.models.layers import ModelInfo
 
 Width = Annotated[int, Field(ge=2, le=8)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -60,4 +66,47 @@ class SparseGPTPlan(PlanSettings):
             raise ValueError("bit_options do not rise")
         if (self.prunen or self.prunem) and not 0 < self.prunen < self.prunem:
             raise ValueError(f"prunen and prunem: {self.prunen} of {self.prunem} is no pattern")
+        if self.prunen and self.blocksize % self.prunem:
+            raise ValueError(f"blocksize {self.blocksize} is not a multiple of prunem {self.prunem}")
+        if self.quantiles is not None and (
+            len(self.quantiles) != len(self.bit_options) - 1 or self.quantiles != sorted(self.quantiles)
+        ):
+            raise ValueError(f"quantiles: give {len(self.bit_options) - 1} rising numbers, one less than bit_options")
+        if not any(self.weights.values()):
+            raise ValueError("weights: no score counts; give one of them a weight over 0, as activation: 1")
         return self
+
+    @model_validator(mode="after")
+    def _widths_are_in_reach(self) -> "SparseGPTPlan":
+        # Patterns may give every layer a width of its own: only the search knows which of the others are used then.
+        if self.target_avg_bits == [16.0] or self.layer_bits:
+            return self
+        if not self.target_avg_bits and self.bit_allocation_method != "quantile":
+            raise ValueError(f"target_avg_bits is required by {self.bit_allocation_method}: set it, or use quantile")
+        uniform, (low, high) = self.bit_allocation_method == "uniform", (self.bit_options[0], self.bit_options[-1])
+        for target in self.target_avg_bits:
+            if uniform and target not in range(2, 9):
+                raise ValueError(
+                    f"target_avg_bits: {target:g} is not a width that all channels can have: choose one of 2 to 8"
+                )
+            if not uniform and not low <= target <= high:
+                raise ValueError(f"target_avg_bits: {target:g} is out of reach of bit_options, {low} to {high}")
+        return self
+
+    def out_of_reach(self, info: "ModelInfo", settings: Any, runtimes: Sequence[str]) -> Iterator[Problem]:
+        """Yield patterns that match no layer of the model, and more parts than it has blocks."""
+        from bitplan.models.layer_patterns import match_layers, nearest_layers
+
+        names = [layer.name for layer in info.quantizable]
+        for pattern in self.layer_bits:
+            if not match_layers(pattern, names):
+                hint = nearest_layers(pattern, names)
+                yield Problem("SPARSEGPT-NO-MATCH", f"layer_bits: {pattern}", "matches no layer", hint)
+        blocks = 1 + max(layer.block for layer in info.quantizable)
+        if len(self.target_avg_bits) > blocks:
+            what = f"has {len(self.target_avg_bits)} parts, and the model {blocks} blocks"
+            yield Problem("SPARSEGPT-TARGET", "target_avg_bits", what, "Give at most one per block")
+
+    def given_formats(self, settings: Any) -> list[LayerPlan]:
+        """Return the format of codes with a width per channel, unless weights are pruned only."""
+        return [] if self.target_avg_bits == [16.0] and not self.layer_bits else [LayerPlan("per_channel")]

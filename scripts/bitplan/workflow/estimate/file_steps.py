@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from bitplan.config.recipes import IMATRIX_SUFFIX
 from bitplan.evaluate.timing import PROMPT_TOKENS, PROMPTS
+from bitplan.runtimes.gguf.recipe_names import IMATRIX_SUFFIX
 from bitplan.workflow.estimate.case import (
     FLOAT,
     LLAMA_BYTES,

@@ -6,6 +6,7 @@ What a search will decide is not known before it: where the number of evaluation
 from collections.abc import Iterator, Mapping
 
 from bitplan.config.settings import Settings
+from bitplan.core.sizes import parse_size
 from bitplan.formats.facts import UNQUANTIZED
 from bitplan.formats.fitting import fitting_format
 from bitplan.formats.pairs import parse_pair
@@ -215,13 +216,19 @@ def of_plan(case: Case, name: str) -> Iterator[Step]:
     inputs = case.quantizing_inputs(case.of("evaluation"), inputs_of(plan))
     scored = added(OPENED, case.evaluation("evaluation"), weights, inputs)
     yield Step("plan_perplexity", 1, scored, case.walk_memory("evaluation"), 1e4)
-    file = case.info.parameters * min(bits_of(plan), 8.5) / 8
+    file = _file_bytes(case, plan)
     written = added(case.quantizing(formats), outside(case, plan), _converted(case, plan))
     for runtime in case.settings.models[case.name].runtimes:
         # The codes of a rounded plan are put into blocks in about the time in which a quantizer finds them.
         read = {"read": 4.0 * case.info.parameters * case.stored}
         yield Step(f"plan_{runtime}", 1, added(TORCH, GGUF, read, written), 6 * FLOAT * case.largest, file)
         yield from _in_runtime(case, runtime, file)
+
+
+def _file_bytes(case: Case, plan: PlanSettings) -> float:
+    """Return about how large a plan's file is: its limit, or what the bits of its layers come to."""
+    limit = getattr(plan, "max_size", None)
+    return float(parse_size(limit)) if limit else case.info.parameters * min(bits_of(plan), 8.5) / 8
 
 
 def _converted(case: Case, plan: PlanSettings) -> Work:

@@ -73,7 +73,8 @@ class _OneLineParser(argparse.ArgumentParser):
             close = nearest(unknown[0], known, 1)
             message = f"unrecognized arguments: {' '.join(unknown)}{'. ' + close.rstrip('?') if close else ''}"
         code = "FLAGS-UNKNOWN" if unknown else "FLAGS-INVALID"
-        print(f"error [{code}] {message}. {self.prog} --help lists the flags", file=sys.stderr)
+        end = "" if message.endswith("?") else "."
+        print(f"error [{code}] {message}{end} {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(2)
 
 

@@ -59,7 +59,7 @@ def _draw_names(drawing: "Drawing", points: Sequence[Point]) -> None:
 
 
 def draw(rows: Sequence[Row], path: Path, title: str, axes: Axes = OF_FILES) -> None:
-    """Write an SVG: a point for each plan and baseline with its standard error, KL on a logarithmic axis.
+    """Write an SVG: a point for each plan and baseline with its 95 % interval, KL on a logarithmic axis.
 
     A file that answers with NaN has no point. The bytes depend on the rows alone.
     """

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitplan.core.intervals import half_width
 from bitplan.report.results import BASELINE_METHOD
 from bitplan.report.tables import Row
 
@@ -92,7 +93,7 @@ def with_best(rows: Sequence[Row], axes: Axes) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Point:
-    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error` that ends above 0, and a label for it.
+    """Where a row is drawn: `kl` on a logarithmic axis, with an error bar of `error`, half its 95 % interval, that ends above 0, and a label for it.
 
     A point `below` has a KL below 1e-6, which would take the room of the others: it stands outside the axis, at its lower edge.
     """
@@ -117,7 +118,7 @@ def _point(row: Row, axes: Axes, hidden: bool) -> Point:
     kl = row[axes.kl]
     below = kl <= LOSSLESS_KL
     label = f"{row['name']}: KL {kl:.1g}" if below else row["name"]
-    error = min(row.get(axes.error) or 0.0, LARGEST_ERROR * kl)
+    error = min(half_width(row.get(axes.error) or 0.0), LARGEST_ERROR * kl)
     return Point(row["name"], row["method"] or "", row[axes.size], kl, error, label, hidden, below)
 
 

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from bitplan.core.colours import GREY
+from bitplan.core.intervals import half_width
 from bitplan.core.tables import cell
 from bitplan.report.figure import COLOURS
 from bitplan.report.front import Axes, Point, ends_of_axis, points_of
@@ -27,7 +28,7 @@ FRONT, DOMINATED, PREDICTED = range(len(NAMES))
 def _value(point: Point, row: Row, axes: Axes, lowest: float) -> dict[str, Any]:
     """Return what the chart knows of a point; `text` holds its metrics as the tables show them. One below the axis is at `lowest`."""
     text = {metric.key: cell(row.get(metric.key), metric.format) for metric in SHOWN}
-    text[axes.kl] += f" ± {row[axes.error]:.1g}" if row.get(axes.error) else ""
+    text[axes.kl] += f" ± {half_width(row[axes.error]):.2g} (95 %)" if row.get(axes.error) else ""
     ends = {"low": point.kl - point.error, "high": point.kl + point.error}
     return {**asdict(point), **ends, "text": text, "kind": _kind(point), **({"kl": lowest} if point.below else {})}
 
@@ -37,7 +38,7 @@ def front_charts(
 ) -> dict[str, dict[str, Any]]:
     """Return {"front": KL against size as a Vega-Lite specification}; nothing where no row has both.
 
-    Each row is a point with its standard error in its method's colour, full on the front and hollow elsewhere, with a line through
+    Each row is a point with its 95 % interval in its method's colour, full on the front and hollow elsewhere, with a line through
     the front. `predicted` are the values of `predicted_values`: a thin line, and diagonal crosses for plans of one format.
     """
     import altair as alt

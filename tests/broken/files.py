@@ -18,6 +18,8 @@ TEXTS = {
     "list.json": b"[]",
     "nested.json": b"[" * 100_000,
     "binary.json": b"\xff\xfe\x00",
+    "low.yaml": b"plans: {low: {method: optimal, target_avg_bits: 1}}",
+    "long.yaml": b"calibration: {sequences: 9999}",
     "bits.json": b'{"avg_bits": 4.25}',
 }
 

@@ -8,6 +8,7 @@ ADAPTIVE = (
 )
 RANDOM = "random_mixed_precision_quantization.py --model {tiny} --output-config {tmp}/c.json"
 DESCRIBE = "describe_model.py --output {tmp}/out.json --model"
+CHECK = "check_settings.py --model {tiny} --name mine --settings"
 REFERENCE = "teacher.py --length 16 --sequences 2 --output {tmp}/out.safetensors"
 BITS = "calculate_avg_bits.py --model {tiny} --json {tmp}/bits.json --output {tmp}/layers.csv --config"
 QUANTIZE = "quantize_model.py --layer-config {plan} --output {tmp}/out --save-plan {tmp}/p.json --model"
@@ -20,7 +21,7 @@ SENSITIVITY = "sensitivity.py --model {tiny} --calibration {text} --length 16 --
 MERGE = "merge_sensitivity.py --model {tiny} --output {tmp}/s.tsv --tables"
 SEARCH = "mixed_precision_ptq.py --model_id {tiny} --length 16 --sequences 2 --output {tmp}/m.pt"
 ALLOCATE = "allocate_bits.py --target-avg-bits 6 --output {tmp}/front.json --figure {tmp}/front.svg --sensitivity"
-OPTIMAL = "optimal_search.py --model {tiny} --calibration {text} --target-avg-bits 12 --output-plan {tmp}/p.json"
+OPTIMAL = "optimal_search.py --model {tiny} --calibration {text} --target-avg-bits 14 --output-plan {tmp}/p.json"
 SPARSEGPT = "sparsegpt_enhanced.py --seqlen 16 --nsamples 2 --output-plan {tmp}/p.json --output-stats {tmp}/l.tsv"
 MEASURED = f"{SEARCH} --calibration {{text}}"
 FOUND = f"{SEARCH} --sensitivity {{sensitivity}}"
@@ -230,6 +231,9 @@ CASES = [
         )
     ),
     ("a file to time that is cut short", f"{SPEED} a={{gguf_cut_in_the_data}}", "gguf_cut_in_the_data", "GGUF-NOT-LOADED"),
+    ("a target that a model cannot reach", f"{CHECK} {{files}}/low.yaml", "plans.low.target_avg_bits", "SEARCH-TARGET-OUT-OF-REACH"),
+    ("settings of more windows than the text has", f"{CHECK} {{files}}/long.yaml", "models.mine.calibration", "TEXT-TOO-SHORT"),
+    ("settings that are not there", f"{CHECK} {{files}}/absent.yaml", "absent.yaml", "ESTIMATE-NO-SETTINGS"),
     ("an unknown runtime", f"{OF_RUNTIME} ggfu", "runtime 'ggfu'", "RUNTIME-UNKNOWN"),
     ("a palette of no runtimes", f"{OPTIMAL} --palette runtime", "--palette runtime", "RUNTIME-NO-PALETTE"),
     ("fewer windows than steps are decided on", f"{OPTIMAL} --length 16 --sequences 3", "--validation", "OPTIMAL-NO-VALIDATION"),

@@ -194,6 +194,7 @@ REQUIRED = [
     ("calculate_avg_bits.py", "--config, --model"),
     ("check_runtime.py", "--model, --plan, --runtime"),
     ("check_served_model.py", "--model"),
+    ("check_settings.py", "--model"),
     ("compare_formats.py", "--model"),
     ("convert_gguf.py", "--model, --output"),
     ("describe_model.py", "--model, --output"),

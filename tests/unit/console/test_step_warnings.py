@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from bitplan.console import compare
 from bitplan.console.project import Project
 from bitplan.console.step_warnings import MOST, StepWarning, records_of, tell_warnings, warnings_of
+from tests.conftest import ROOT
+from tests.families import TEXT
+
+DEMO = ROOT / "demo"
 
 
 @pytest.fixture
@@ -59,3 +64,18 @@ def test_of_many_warnings_the_first_are_told_and_how_many_more_there_are(capsys)
     tell_warnings([StepWarning(f"odd {letter}") for letter in "abcdefghijkl"])
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "warning: odd a" and told[MOST:] == [f"warning: {12 - MOST} more in the logs"]
+
+
+def test_compare_tells_the_warnings_of_the_models_plans_and_baselines_of_its_configuration(
+    tmp_path, monkeypatch, capsys
+):
+    plans = {"mine": {"method": "optimal", "target_avg_bits": 5}}
+    texts = {"calibration": str(TEXT), "evaluation": str(TEXT)}
+    config = {"models": {"tiny": {"path": str(DEMO / "model"), **texts}}, "plans": plans, "baselines": ["f16"]}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    for name in ("model.json", "plans/mine/plan.json", "plans/removed/plan.json", "baselines/f16/model.gguf"):
+        record(Project(tmp_path, "tiny"), name, f"of {name}", log=None)
+    monkeypatch.setattr(compare, "run_workflow", lambda *_: None)
+    compare.main(compare.build_parser().parse_args([str(tmp_path)]))
+    told = ["plans/mine/plan.json", "model.json", "baselines/f16/model.gguf"]
+    assert capsys.readouterr().err.splitlines() == [f"warning: of {name}" for name in told]

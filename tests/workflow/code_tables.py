@@ -141,7 +141,6 @@ MODULES = {
     "reference/bos.py": f"{RUN_A_MODEL} {CHECKED} baseline_gguf",
     "reference/text.py": f"{RUN_A_MODEL} {CHECKED} baseline_gguf",
     "reference/text_file.py": f"{RUN_A_MODEL} {CHECKED} baseline_gguf",
-    # Behind what is refused at a start and in the rule `model`, which makes nothing of it.
     "reference/token_count.py": "",
     "report/*": "comparison",
     "report/page/*": "comparison",

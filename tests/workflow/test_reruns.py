@@ -20,7 +20,7 @@ from bitplan.search.registry import METHODS
 from bitplan.workflow.code_versions import content_hashes, files_behind
 from tests.conftest import SCRIPTS
 from tests.workflow.code_tables import COMMANDS, MODULES, RUNTIME_TASKS
-from tests.workflow.conftest import Finished, snakemake, summary
+from tests.workflow.conftest import Finished, snakemake, stub_text, summary
 from tests.workflow.rerun_rules import changed, rerun, selected
 from tests.workflow.rerun_tables import (
     BESIDE,
@@ -119,7 +119,7 @@ def test_a_change_of_the_configuration_reruns_what_it_is_behind(everything, chan
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_read_reruns_what_reads_it(everything, name):
-    with written(everything.folder / name, b"another content"):
+    with written(everything.folder / name, stub_text("another content").encode()):
         assert_reruns(everything, FILES[name])
 
 
@@ -190,9 +190,9 @@ def test_every_module_is_behind_some_command_but_for_what_the_rules_themselves_u
 PROOFS = {
     "a setting": ("config.yaml", yaml.safe_dump(changed(CONFIG, "sensitivity.tokens", 1024))),
     "a plan's setting": ("config.yaml", yaml.safe_dump(changed(CONFIG, "plans.lot.check", {"on_miss": "fail"}))),
-    "a text": ("demo/other.txt", "another content"),
+    "a text": ("demo/other.txt", stub_text("another content")),
     "a module": ("scripts/bitplan/sensitivity/kld.py", None),
-    "nothing": ("demo/other.txt", "other"),
+    "nothing": ("demo/other.txt", stub_text("other")),
 }
 
 

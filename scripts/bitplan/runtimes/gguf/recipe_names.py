@@ -3,7 +3,6 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
 
 from bitplan.core.errors import nearest
 
@@ -33,7 +32,7 @@ def unknown(name: Any, known: tuple[str, ...] = BASELINES) -> str:
 
 def _known(name: Any) -> Any:
     if what := unknown(name):
-        raise PydanticCustomError("literal_error", "{what}", {"what": what})
+        raise ValueError(what)
     return spelt(name)
 
 

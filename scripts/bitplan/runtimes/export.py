@@ -1,6 +1,7 @@
 """What the commands that export a plan do, once their flags are read."""
 
 import os
+import re
 import shlex
 import time
 from argparse import Namespace
@@ -54,9 +55,10 @@ def export(runtime: Runtime, args: Namespace) -> Mapping[str, Any]:
 
 
 def suggested_name(names: tuple[str, str], report: Mapping[str, Any]) -> str:
-    """Return what a file is called where names say what is inside: `{model}-{plan}-{bits}bpw`."""
+    """Return what a file is called where names say what is inside: `{model}-{plan}-{bits}bpw`, without spaces and the like: a registry
+    of models takes it as it is."""
     bits = f"-{report['avg_bits_file']:.2f}bpw" if "avg_bits_file" in report else ""
-    return f"{'-'.join(names)}{bits}"
+    return re.sub(r"[^\w.-]+", "-", f"{'-'.join(names)}{bits}")
 
 
 def _for_the_card(runtime: Runtime, job: ExportJob, text: str, name: str) -> dict[str, Any]:

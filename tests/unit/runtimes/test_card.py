@@ -15,6 +15,7 @@ from bitplan.plans.fitting import substituted
 from bitplan.plans.plan import LayerPlan, read_plan
 from bitplan.runtimes.card.card import card_text, check_report, make_card, read_scores
 from bitplan.runtimes.card.source import Source, front_matter, source_of
+from bitplan.runtimes.export import suggested_name
 
 REPORT = {
     **{"runtime": "gguf", "model": "tiny", "plan": "best", "name": "tiny-best-4.51bpw", "file_bytes": 1234567},
@@ -129,3 +130,7 @@ def test_the_export_writes_the_card_that_the_command_writes(tiny, tmp_path):
         script.main(script.build_parser().parse_args(list(map(str, flags))))
     text = (tmp_path / "one.md").read_text()
     assert text == (tmp_path / "two.md").read_text() and "vllm serve model" in text and str(tmp_path) not in text
+
+
+def test_the_name_that_is_suggested_for_a_file_is_one_word():
+    assert suggested_name(("my model", "plan (2)"), {"avg_bits_file": 4.5}) == "my-model-plan-2-4.50bpw"

@@ -58,7 +58,7 @@ def suggested_name(names: tuple[str, str], report: Mapping[str, Any]) -> str:
     """Return what a file is called where names say what is inside: `{model}-{plan}-{bits}bpw`, without spaces and the like: a registry
     of models takes it as it is."""
     bits = f"-{report['avg_bits_file']:.2f}bpw" if "avg_bits_file" in report else ""
-    return re.sub(r"[^\w.-]+", "-", f"{'-'.join(names)}{bits}")
+    return re.sub(r"[^\w.]+", "-", f"{'-'.join(names)}{bits}")
 
 
 def _for_the_card(runtime: Runtime, job: ExportJob, text: str, name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
-from bitplan.core.errors import UserError
+from bitplan.core.errors import Problem, UserError
 
 # What a command of the program calls a setting of its model or its plan.
 OF_MODEL = {
@@ -21,6 +21,8 @@ OF_PLAN = {
     "palette": "--runtime",
     "rounding": "--rounding",
 }
+# How a setting is changed that no flag sets.
+EDITED = "(in the config.yaml that bitplan init writes, for bitplan compare)"
 
 
 def typed_words(args: Namespace, model: str, plan: str) -> dict[str, str]:
@@ -39,14 +41,20 @@ def as_typed(text: str, typed: Mapping[str, str]) -> str:
     return text
 
 
+def _in_words(problem: Problem, typed: Mapping[str, str]) -> Problem:
+    setting, mark, value = problem.where.partition(": ")
+    flag = typed.get(setting, "")
+    words = {key: as_typed(getattr(problem, key), typed) for key in ("where", "what", "hint")}
+    if mark and flag.startswith("--"):
+        words["where"] = f"{flag} {value}"
+    words["hint"] += f" {EDITED}" if ".sequences" in problem.hint else ""
+    return replace(problem, **words)
+
+
 @contextmanager
 def in_typed_words(typed: Mapping[str, str]) -> Iterator[None]:
     """Raise a `UserError` from within in the user's words; of problems that are then alike, one."""
     try:
         yield
     except UserError as error:
-        problems = (
-            replace(each, **{key: as_typed(getattr(each, key), typed) for key in ("where", "what", "hint")})
-            for each in error.problems
-        )
-        raise UserError(dict.fromkeys(problems)) from error
+        raise UserError(dict.fromkeys(_in_words(problem, typed) for problem in error.problems)) from error

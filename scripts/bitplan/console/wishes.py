@@ -8,7 +8,7 @@ from typing import get_args
 from bitplan.cli.inputs import input_file
 from bitplan.cli.parser import add_text_flag, parser
 from bitplan.config.flag_types import ALL_CORES, count, number, size_text
-from bitplan.console.checks import check_local_models, said_of_flags
+from bitplan.console.checks import check_local_models
 from bitplan.console.project import (
     FOLDER,
     GGUF,
@@ -111,7 +111,7 @@ def prepared_project(args: Namespace) -> tuple[Project, Wish]:
     project, wish = project_of(args.model, args.work.resolve()), wish_of(args)
     project = replace(project, typed=typed_words(args, project.name, wish.name))
     config = configuration(project, model_settings(args), wish)
-    with in_typed_words(project.typed), said_of_flags(project, wish):
+    with in_typed_words(project.typed):
         check_local_models(checked_settings(config), project.folder / "results")
         write_configuration(project, config)
     ignore_in_git_(project.folder)

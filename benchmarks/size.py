@@ -202,7 +202,7 @@ def steps(model: Path, out: Path, sequences: int, threads: int) -> dict[str, lis
     statistics = ("--calibration", str(ROOT / "demo" / "calibration.txt"), *windows, *many)
     kept = str(out / "calibration.safetensors")
     keep = ("--save-text", kept)
-    priced = ("--metric", "gradient", "--draws", "4", "--smooth-alpha", "none", "--palette", *K_TYPES)
+    priced = ("--metric", "gradient", "--draws", "4", "--palette", *K_TYPES)
     return {
         "model": command("describe_model.py", output="model.json", source=str(model)),
         "layer statistics": command("layer_stats.py", *statistics, *keep, output="layer_stats.tsv"),

@@ -99,7 +99,7 @@ MODULES = {
     "core/tables.py": "comparison study",
     "core/section.py": "",
     "core/garbage.py": READ_A_MODEL,
-    "core/intervals.py": f"{PERPLEXITY} plan_card",
+    "core/intervals.py": f"{PERPLEXITY} plan_card comparison",
     "core/progress.py": f"sensitivity optimal_plan sparsegpt_plan {ROUNDED} {GGUF} {PACKED} {SPEEDS}",
     "core/resume.py": f"{STATISTICS} {ROUNDED} genetic_plan sparsegpt_plan",
     "core/error_codes.py": "",

@@ -15,6 +15,7 @@ BOOLEANS = {"False": "no", "True": "yes"}
 CODES = {
     "missing": "SETTINGS-MISSING",
     "literal_error": "SETTINGS-NOT-A-CHOICE",
+    "no_recipe": "SETTINGS-NOT-A-CHOICE",
     "greater_than": "SETTINGS-OUT-OF-RANGE",
     "greater_than_equal": "SETTINGS-OUT-OF-RANGE",
     "less_than": "SETTINGS-OUT-OF-RANGE",

@@ -76,7 +76,7 @@ def test_a_recipe_that_is_none_is_said_once_where_it_stands():
     with pytest.raises(UserError) as raised:
         settings(models=MINE, plans={"one": {"method": "optimal", "same_size_as": "q4km"}})
     (problem,) = raised.value.problems
-    assert (problem.code, problem.where) == ("SETTINGS-INVALID", "plans.one.same_size_as")
+    assert (problem.code, problem.where) == ("SETTINGS-NOT-A-CHOICE", "plans.one.same_size_as")
     assert "Did you mean 'q4_k_m'?" in problem.what
 
 

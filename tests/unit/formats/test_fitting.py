@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from argparse import Namespace
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -253,7 +254,8 @@ def test_a_plan_of_a_recipes_size_is_as_large_as_the_recipes_own_file(name, reci
     importance = importance_by_tensor(one.base, info, columns)
     quantize_by_recipe(one.base, tmp_path / "theirs.gguf", recipe, 1, importance=importance)
     search = searched(one)
-    _, budget = next(budgets_of(search, None, tmp_path / "theirs.gguf"))
+    flags = Namespace(target_avg_bits=None, max_size=None, same_size_as=tmp_path / "theirs.gguf")
+    _, budget = next(budgets_of(search, flags))
     theirs = layer_bytes(tmp_path / "theirs.gguf", info)
     assert budget == sum(theirs[name] for name in search.table.layers)
     plan, _ = search.run(budget)

@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from bitplan.core.errors import nearest
 
@@ -32,7 +33,7 @@ def unknown(name: Any, known: tuple[str, ...] = BASELINES) -> str:
 
 def _known(name: Any) -> Any:
     if what := unknown(name):
-        raise ValueError(what)
+        raise PydanticCustomError("no_recipe", "{what}", {"what": what})
     return spelt(name)
 
 

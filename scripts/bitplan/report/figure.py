@@ -23,6 +23,8 @@ COLOURS = {
 MOST_NAMES = 16
 # About the room that a name takes, in bits and as a ratio of KL.
 NAME_BITS, NAME_RATIO = 2.0, 1.1
+# Points of one size whose names would stand on each other: so far apart in bits, and as a ratio of KL.
+SAME_BITS, NEAR_RATIO = 0.05, 1.15
 
 
 def _draw_points(drawing: "Drawing", points: Sequence[Point]) -> None:
@@ -41,6 +43,12 @@ def _has_neighbour(point: Point, points: Sequence[Point]) -> bool:
     )
 
 
+def _rise(point: Point, points: Sequence[Point]) -> int:
+    """Return how far above its point a name stands, in points: below it where another one of its size is just above."""
+    same = [other.kl / point.kl for other in points if other is not point and abs(other.size - point.size) < SAME_BITS]
+    return -9 if any(1 <= ratio < NEAR_RATIO for ratio in same) else 5
+
+
 def _draw_below(drawing: "Drawing", points: Sequence[Point]) -> None:
     """Draw arrows at the lower edge of the axes for points below it."""
     edge = drawing.get_xaxis_transform()
@@ -55,7 +63,9 @@ def _draw_names(drawing: "Drawing", points: Sequence[Point]) -> None:
     for point in points if len(points) <= MOST_NAMES else ():
         side, shift = ("right", -7) if _has_neighbour(point, points) else ("left", 7)
         place = (point.size, point.kl)
-        drawing.annotate(point.label, place, textcoords="offset points", xytext=(shift, 5), fontsize=8, ha=side)
+        drawing.annotate(
+            point.label, place, textcoords="offset points", xytext=(shift, _rise(point, points)), fontsize=8, ha=side
+        )
 
 
 def draw(rows: Sequence[Row], path: Path, title: str, axes: Axes = OF_FILES) -> None:
@@ -71,4 +81,4 @@ def draw(rows: Sequence[Row], path: Path, title: str, axes: Axes = OF_FILES) -> 
         _draw_points(drawing, points)
         _draw_names(drawing, points)
         _draw_below(drawing, [point for point in every if point.below])
-        drawing.margins(x=0.1)
+        drawing.margins(x=0.2)  # room for names on the left of the smallest files

@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
+from pydantic.types import PydanticCustomError
 
 from bitplan.core.errors import nearest
 

@@ -99,8 +99,8 @@ class Run:
 
         A waiting step takes what its rule is `expected` to, times how much longer finished steps took than they were expected to; the mean of its
         rule's where nothing is expected of it, or of all finished steps. Of running steps the time that they have had is gone; one that takes
-        longer than expected takes as much longer again. As many run
-        side by side as did so far, or as the estimate says; those that run alone come one after another.
+        longer than expected takes as much longer again. As many run side by side as did so far, or as the estimate says; those that run alone
+        come one after another.
         """
         times = [each for one in self.seconds.values() for each in one]
         busy, elapsed = sum(times), now - self.started
@@ -129,16 +129,13 @@ class Run:
     def _expectations(self, mean: float, now: float) -> dict[str, float]:
         """Return the seconds that a step of each rule is expected to take, from the estimate, from the finished steps, and from those that run
         for longer than expected."""
-        pairs = [
-            (sum(one), len(one) * self.expected.seconds[rule])
-            for rule, one in self.seconds.items()
-            if rule in self.expected.seconds
-        ]
-        running = ((now - started, self.expected.seconds.get(rule, now)) for rule, _, started in self.running.values())
-        slower = _ratio(pairs)
-        slower = _ratio([*pairs, *((had, told) for had, told in running if had > slower * told)])
+        known, running = self.expected.seconds, self.running.values()
+        ended = [(sum(one), len(one) * known[rule]) for rule, one in self.seconds.items() if rule in known]
+        usual = _ratio(ended)
+        so_far = [(now - started, known[rule]) for rule, _, started in running if rule in known]
+        slower = _ratio([*ended, *((had, told) for had, told in so_far if had > usual * told)])
         means = {rule: sum(one) / len(one) for rule, one in self.seconds.items()}
-        estimated = {rule: slower * seconds for rule, seconds in self.expected.seconds.items()}
+        estimated = {rule: slower * seconds for rule, seconds in known.items()}
         return {rule: estimated.get(rule, means.get(rule, mean)) for rule in self.waiting}
 
 

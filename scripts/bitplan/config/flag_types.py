@@ -31,6 +31,7 @@ def number(
     high = min(high, MOST if kind is int else sys.float_info.max)
 
     def parse(text: str) -> float:
+        """Return the number that a text says. Raises `ArgumentTypeError` for one out of range."""
         value = kind(text)
         fits = (low < value if open_low else low <= value) and (value < high if open_high else value <= high)
         if not fits:
@@ -87,6 +88,7 @@ def named(kind: Callable[[str], Any]) -> Callable[[str], tuple[str, Any]]:
     """Return an argparse type of NAME=VALUE: the name, and the value as `kind` reads it."""
 
     def parse(text: str) -> tuple[str, Any]:
+        """Return name and value of NAME=VALUE. Raises `ArgumentTypeError` for any other text."""
         name, equals, value = text.rpartition("=")
         if not equals or not name:
             raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER")

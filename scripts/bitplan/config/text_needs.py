@@ -78,10 +78,8 @@ def needs_of(settings: Settings, name: str) -> Iterator[TextNeed]:
 
     Nothing can be cut behind a section that uses all of its text: its error is raised elsewhere (`tokens_seen`).
     """
-    model, shared = (
-        settings.models[name],
-        same_text(settings.models[name].calibration, settings.models[name].evaluation),
-    )
+    model = settings.models[name]
+    shared = same_text(model.calibration, model.evaluation)
     used = {"calibration": _is_calibrated(settings), "validation": _is_validated(settings), "evaluation": shared}
     last = max((place for place, section in enumerate(SECTIONS) if used[section]), default=-1)
     parts = [(section, getattr(settings, section)) for section in SECTIONS[: last + 1]]

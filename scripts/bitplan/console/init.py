@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from bitplan.cli.inputs import new_folder
-from bitplan.console.project import Project, configuration, model_name, write_configuration
+from bitplan.console.project import Project, checked_settings, configuration, model_name, write_configuration
 from bitplan.console.wishes import add_rounding_flag, model_settings, wish_of, wish_parser
 
 ABOUT = """Write a configuration for a model, to edit and to run with `bitplan compare`.
@@ -26,5 +26,7 @@ def build_parser() -> ArgumentParser:
 def main(args: Namespace) -> None:
     """Write config.yaml and say what to do with it."""
     project, wish = Project(args.output.resolve(), model_name(args.model)), wish_of(args)
-    path = write_configuration(project, configuration(project, model_settings(args), wish))
+    config = configuration(project, model_settings(args), wish)
+    checked_settings(config)
+    path = write_configuration(project, config)
     print(f"{path}: edit it, then run `bitplan compare {args.output}`")

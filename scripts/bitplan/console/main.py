@@ -40,8 +40,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         from bitplan.core.errors import nearest
 
-        words = (f"error: {name!r} is not a command.", nearest(name, COMMANDS, 1), "bitplan --help lists them")
-        print(" ".join(filter(None, words)), file=sys.stderr)
+        told = (f"error: {name!r} is not a command.", nearest(name, COMMANDS, 1), "bitplan --help lists them")
+        print(" ".join(filter(None, told)), file=sys.stderr)
         sys.exit(2)
     from bitplan.cli.parser import run
 

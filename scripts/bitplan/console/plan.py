@@ -39,19 +39,10 @@ def export_command(args: Namespace, project: Project) -> str:
     importance = project.result("layer_stats.safetensors")
     matrix = ["--imatrix", os.path.relpath(importance)] if importance.is_file() else []
     chosen = [] if args.runtime == GGUF else ["--runtime", args.runtime]
-    words = (
-        "export",
-        args.output,
-        "--model",
-        args.model,
-        *chosen,
-        *matrix,
-        "--text",
-        args.text,
-        "--rounding",
-        "feedback",
-    )
-    return shlex.join(["bitplan", *map(str, words), "-o", str(output)])
+    of_model = ["--model", args.model, *(["--revision", args.revision] if args.revision else [])]
+    rounded = ["--text", args.text, "--rounding", "feedback"]
+    words = ("bitplan", "export", args.output, *of_model, *chosen, *matrix, *rounded, "-o", output)
+    return shlex.join(map(str, words))
 
 
 def main(args: Namespace) -> None:

@@ -101,8 +101,7 @@ def checked_settings(config: Mapping[str, Any]) -> Settings:
 
 
 def write_configuration(project: Project, config: Mapping[str, Any]) -> Path:
-    """Write a configuration into a project's folder and return its path. Raises `UserError` as `checked_settings` does."""
-    checked_settings(config)
+    """Write a configuration, which `checked_settings` has found valid, into a project's folder and return its path."""
     path = project.folder / "config.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:

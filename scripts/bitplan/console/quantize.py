@@ -140,7 +140,7 @@ def main(args: Namespace) -> None:
     from bitplan.runtimes.card.card import write_card
 
     warnings = [*too_large(wish, args.output), *warnings_to_tell(project, wish)]
-    card = card_of(project, wish, runtime, args.output, warnings)
+    card = card_of(project, wish, args.text, args.output, warnings)
     write_card(card_place(runtime, args.output), card)
     print("\n".join(result_lines(project, wish, args.output, card)))
     tell_warnings(warnings)

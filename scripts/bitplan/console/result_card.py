@@ -7,30 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from bitplan.console.project import Project, Wish
 from bitplan.console.step_warnings import StepWarning
+from bitplan.console.typed_words import OF_PLAN
 from bitplan.core.files import read_json
-from bitplan.runtimes.runtime import Runtime
+from bitplan.runtimes.registry import runtime_named
 from bitplan.workflow.inputs import ROUNDED_PLAN
 
 if TYPE_CHECKING:
     from bitplan.runtimes.card.card import Card
 
-FLAGS = {
-    "bits": "--bits",
-    "same_size_as": "--same-size-as",
-    "max_size": "--max-size",
-    "runtime": "--runtime",
-    "rounding": "--rounding",
-}
-
 
 def command_of(wish: Wish, output: Path) -> str:
     """Return the command that makes a file again, without the paths of this machine."""
-    flags = {flag: getattr(wish, key) for key, flag in FLAGS.items()}
-    words = [word for flag, value in flags.items() if value is not None for word in (flag, f"{value}")]
+    # The palette of a plan follows from its runtime.
+    settings = {**wish.plan, "palette": wish.runtime}
+    words = [word for key, flag in OF_PLAN.items() if key in settings for word in (flag, f"{settings[key]}")]
     return f"bitplan quantize MODEL --text TEXT {shlex.join([*words, '-o', output.name])}"
 
 
@@ -40,26 +32,20 @@ def used_plan(project: Project, wish: Wish) -> Path:
     return folder.joinpath(*([] if wish.rounding == "nearest" else [ROUNDED_PLAN]), "plan.json")
 
 
-def calibration_of(project: Project) -> Path:
-    """Return the calibration text of a project's model."""
-    config = yaml.safe_load((project.folder / "config.yaml").read_text(encoding="utf-8"))
-    return Path(config["models"][project.name]["calibration"])
-
-
-def card_of(project: Project, wish: Wish, runtime: Runtime, output: Path, warnings: Sequence[StepWarning]) -> "Card":
-    """Return the card of a wish's file, which lies at `output`. Raises `UserError` for results that are damaged."""
+def card_of(project: Project, wish: Wish, text: Path, output: Path, warnings: Sequence[StepWarning]) -> "Card":
+    """Return the card of a wish's file, which lies at `output`; `text` is the calibration text. Raises `UserError` for results that are damaged."""
     from bitplan.models.layers import model_info
     from bitplan.plans.plan import read_plan
     from bitplan.runtimes.card.card import make_card, read_scores
 
     info = model_info(project.result("model.json"))
     info = replace(info, path=str(project.folder / info.path))
-    plan, results = used_plan(project, wish), project.result("plans", wish.name)
+    runtime, plan, results = runtime_named(wish.runtime), used_plan(project, wish), project.result("plans", wish.name)
     report = read_json(results / runtime.name / "report.json")
     places = (results / runtime.name / "perplexity.json", results / "perplexity.json")
     place = output.resolve()
-    text = runtime.how_to_run(place, report["name"]).replace(f"{place.parent}{os.sep}", "")
-    here = {"how_to_run": text, "command": command_of(wish, output)}
+    how = runtime.how_to_run(place, report["name"]).replace(f"{place.parent}{os.sep}", "")
+    here = {"how_to_run": how, "command": command_of(wish, output)}
     scores = read_scores(next(filter(Path.exists, places), None))
-    card = make_card(info, (plan, read_plan(plan, info)), {**report, **here}, scores, calibration_of(project))
+    card = make_card(info, (plan, read_plan(plan, info)), {**report, **here}, scores, text)
     return replace(card, warnings=[warning.text for warning in warnings], alone=True)

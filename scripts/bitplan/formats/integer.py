@@ -58,6 +58,7 @@ def asymmetric(bits: int, scales: torch.dtype = torch.float16) -> Quantize:
     largest = 2**bits - 1
 
     def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+        """Return codes, zeros and scales of values (out, in), each group between its own ends and 0; `importance` changes nothing."""
         blocks = blocks_of(values, group)
         low, high = torch.aminmax(blocks, dim=-1, keepdim=True)
         low, high = low.clamp_(max=0.0), high.clamp_(min=0.0)

@@ -150,6 +150,7 @@ def quantizer(element: Element, rule: ScaleRule = floor_exponent) -> Quantize:
     """
 
     def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+        """Return elements and exponents of values (out, in), some rows at a time."""
         rows, columns = values.shape
         weights = None if importance is None else blocks_of(importance.to(values).reshape(1, -1), group)
         elements = values.new_empty((rows, -(-columns // group), group))

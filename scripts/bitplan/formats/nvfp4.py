@@ -53,6 +53,7 @@ def quantizer(rule: ScaleRule, scale: Tensor | None = None) -> Quantize:
     """Return the quantizer of a scale rule, or of a given G (1,). A NaN or infinity makes its whole block NaN."""
 
     def quantize(values: Tensor, group: int, importance: Tensor | None = None) -> Quantized:
+        """Return elements, block scales and G of values (out, in); `importance` changes nothing."""
         whole = matrix_scale(values, rule) if scale is None else scale.to(values.device)
         blocks = blocks_of(values, group)
         amax = blocks.abs().amax(dim=-1, keepdim=True)

@@ -12,13 +12,16 @@ from bitplan.plans.layer_plan import UNQUANTIZED_BITS
 from bitplan.search.knapsack.choices import ROUNDING
 
 
+def not_reached(low: float, high: float, target: float, where: str) -> Problem:
+    """Return the problem of average bits that no choice of formats comes down to, naming the range that can be reached."""
+    # Rounded up: a hint that is below what can be reached would be refused again.
+    hint = f"The palette allows {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: choose a value in this range"
+    return Problem("SEARCH-TARGET-OUT-OF-REACH", where, f"no combination of formats reaches {target:g}", hint)
+
+
 def below_reach(low: float, high: float, target: float, where: str) -> Problem | None:
     """Return the problem of a target below the least that can be reached, naming the range of it; None for one that is reached."""
-    if target >= low * (1 - ROUNDING):
-        return None
-    # Rounded up: a hint that is below what can be reached would be refused again.
-    hint = f"The formats allow {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: choose a value in this range"
-    return Problem("SEARCH-TARGET-OUT-OF-REACH", where, f"no combination of formats reaches {target:g}", hint)
+    return None if target >= low * (1 - ROUNDING) else not_reached(low, high, target, where)
 
 
 def bits_of_layer(candidate: str, layer: Layer, group_size: int | None = None) -> float:

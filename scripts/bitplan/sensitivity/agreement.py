@@ -52,6 +52,8 @@ def _fits(rows: Sequence[Row]) -> dict[str, Callable[[Row], float | None]]:
         own.sort(key=lambda row: FORMATS[row["format"]].bits_per_value())
 
     def fitted(places: Callable[[int], set[int]]) -> Callable[[Row], float | None]:
+        """Return what a fit through the formats at some `places` of a layer says of a row; None for a row that it goes through."""
+
         def value(row: Row) -> float | None:
             own = by_layer[row["layer"]]
             anchors = [own[place] for place in sorted(places(len(own)))]

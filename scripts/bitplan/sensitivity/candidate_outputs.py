@@ -43,7 +43,10 @@ class Replay:
         changed: set[nn.Module] = set()
 
         def note(module: nn.Module, plain: Callable) -> Callable:
+            """Return a forward pass of a module that keeps its output where that does not depend on the layer."""
+
             def forward(*args: Any, **kwargs: Any) -> Any:
+                """Compute the output, and keep it unless the layer, or what reads it, has changed it."""
                 nonlocal reached
                 reached = reached or module is self.layer
                 output = self._worked(module, plain, args, kwargs)
@@ -69,6 +72,8 @@ class Replay:
         left = {module: list(outputs) for module, outputs in self.kept.items()}
 
         def take(module: nn.Module, plain: Callable) -> Callable:
+            """Return a forward pass of a module that hands on what was noted, as long as there is any, and computes the rest."""
+
             def forward(*args: Any, **kwargs: Any) -> Any:
                 if left.get(module):
                     return _copied(left[module].pop(0))

@@ -225,6 +225,7 @@ def best_groups(
     smoothed = [choice for choice in settings.choices if choice.inputs_change]
 
     def damage(group: SmoothGroup) -> float:
+        """Return the candidates' errors under a group's factors, summed over its layers."""
         held = [layers[name] for name in group.layers if name in seen.samples and not layers[name].protected]
         own = [list(fitting_choices(smoothed, layer.shape[1])) for layer in held]
         return sum(
@@ -305,6 +306,7 @@ def measure_sensitivity(
     groups = _groups_of(reached)
 
     def visit(block: Block, hidden: Tensor, plain: Forward) -> Tensor:
+        """Measure the layers of a block, keep how far the walk is, and return the block's output."""
         forward = window_by_window(plain) if has_experts(block.module) else plain
         with observe_inputs(block, settings.tokens) as seen:
             output = forward(hidden)

@@ -1,6 +1,6 @@
 """The gradient of a loss at the outputs of a block's layers, by autograd through that block alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -61,7 +61,9 @@ def _outputs(block: Block) -> Iterator[list[tuple[str, Tensor]]]:
     """Yield the (layer, output) pairs of what runs inside the context, in the order of the calls."""
     seen: list[tuple[str, Tensor]] = []
 
-    def after(name: str):
+    def after(name: str) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
+        """Return a hook that notes a layer's outputs under its name."""
+
         def note(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
             if not isinstance(output, Tensor):
                 return None

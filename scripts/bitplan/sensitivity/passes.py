@@ -230,6 +230,7 @@ class Measurement:
             return self._cost(before) - (self.saved - saved)
 
         def visit(block: Block, hidden: Tensor, plain: Forward) -> Tensor:
+            """Take the carried states through a block, add those that begin in it, and keep how far the pass is."""
             forward, step = as_block_runs(block, plain, batch_of(self.model, self.tokens))
             for key in live:
                 live[key] = forward(live[key])

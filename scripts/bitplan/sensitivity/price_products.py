@@ -5,7 +5,7 @@ dY_t = W_q Q(x_t / s) - W x_t, and the sum is the same. Each change is computed 
 layer's forward, a draw a backward through the block, without the gradients of weights.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +67,9 @@ def _calls(block: Block, wanted: Sequence[str]) -> Iterator[list[_Call]]:
     """Yield the calls of the wanted layers inside the context, in order."""
     seen: list[_Call] = []
 
-    def after(name: str):
+    def after(name: str) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
+        """Return a hook that notes a layer's calls under its name."""
+
         def note(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             seen.append(_Call(name, args[0], output))
             # Some blocks go on to change a layer's output in place.

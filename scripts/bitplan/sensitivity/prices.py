@@ -135,6 +135,7 @@ class Pricing:
         hidden = load_states(self.kept, index, self.model.device)
 
         def visit(block: Block, given: Tensor, forward: Forward) -> Tensor:
+            """Go back through the block once for each group of layers whose candidates fit into memory together."""
             own = [layer for layer in self.layers if layer.block == index]
             groups = list(self._groups(own, self.memory_limit - above.nbytes)) or [[]]
             scales, moments = self.scales_of(block), self._moments(block, forward, hidden)

@@ -74,6 +74,7 @@ def _measure(layers: Mapping[str, Layer], measured: _Measured, walk: WalkProgres
     watch = collect_inputs(measured.inputs)
 
     def visit(block: Block, hidden: Tensor, forward: Forward) -> Tensor:
+        """Measure the weights of a block, collect the inputs of its layers, and keep how far the walk is."""
         for name, module in block.layers.items():
             if name in layers:
                 measured.rows[name] = weight_row(layers[name], weight_of(module, layers[name]))

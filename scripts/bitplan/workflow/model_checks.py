@@ -141,14 +141,15 @@ def check_tasks(settings: Settings) -> None:
     problems: list[Problem] = []
     for key, names, include_path in asked if find_spec("lm_eval") else ():
         try:
-            _known(names, include_path)
+            _check_known(names, include_path)
         except UserError as error:
             problems += (replace(each, where=f"{key}: {each.where}") for each in error.problems)
     if problems:
         raise UserError(problems)
 
 
-def _known(names: Sequence[str], include_path: str | None) -> None:
+def _check_known(names: Sequence[str], include_path: str | None) -> None:
+    """Raise `UserError` for names that are no tasks of lm-eval, of the project or of a folder."""
     if names:
         from bitplan.evaluate.tasks import TaskSettings, known_tasks
 

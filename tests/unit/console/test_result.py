@@ -1,6 +1,5 @@
 """What `bitplan quantize` ends with: figures by their names, how to run the file here, and a card of the file as it lies there."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -49,7 +48,6 @@ def project(tiny, tmp_path, monkeypatch):
     recipe = made.result("baselines", "q4_k_m_imatrix", "perplexity.json")
     recipe.parent.mkdir(parents=True)
     write_json(recipe, {**SCORES, "kl_mean": 0.01})
-    (made.folder / "config.yaml").write_text(json.dumps({"models": {"tiny": {"calibration": str(TEXT)}}}))
     (tmp_path / "small.gguf").write_bytes(bytes(600_000))
     return made, wish
 
@@ -62,7 +60,7 @@ def test_the_bits_of_a_file_and_of_its_plan_and_the_interval_are_named():
 
 
 def test_the_result_says_why_types_are_none_of_those_asked_for(project):
-    card = card_of(*project, GGUF, Path("small.gguf"), [])
+    card = card_of(*project, TEXT, Path("small.gguf"), [])
     told = result_lines(*project, Path("small.gguf"), card)
     assert told[0].startswith("small.gguf: 0.6 MB, 7.61 bits") and told[1].startswith("llama.cpp's q4_k_m")
     assert "KL 0.01000 +- 0.00020 (95 %)" in told[1]
@@ -77,7 +75,7 @@ def test_a_warning_that_the_result_explains_is_not_told_again(project):
 
 
 def test_the_card_names_the_file_as_it_lies_there_and_nothing_that_is_not_there(project):
-    text = card_text(card_of(*project, GGUF, Path("small.gguf"), [StepWarning("odd tokens", Path("a.log"))]))
+    text = card_text(card_of(*project, TEXT, Path("small.gguf"), [StepWarning("odd tokens", Path("a.log"))]))
     assert (
         "llama-server -m small.gguf" in text and "echo 'FROM ./small.gguf' > small.Modelfile && ollama create" in text
     )

@@ -235,6 +235,7 @@ def plan_tensors(
         plans = [plan.of(layer) for layer in layers]
 
         def choose(place: int, tensor=tensor, layers=layers, plans=plans) -> tuple[GGMLQuantizationType, str]:
+            """Return the type of one of the layers that the tensor holds, and why it is not the plan's; "" where it is."""
             made, layer = plans[place], layers[place]
             given = instead.types.get(layer)
             kind, why = choose_type(tensor, made, formats[made.wq], layer in protected, sixteen, given)

@@ -40,6 +40,7 @@ if __name__ == "__main__":
     get_tensors, as_numpy = ModelBase.get_tensors, LazyTorchTensor.numpy
 
     def known_or_named(self: TextModel, tokenizer: object) -> str:
+        """Return the pre-tokenizer that the converter knows; one that it does not know has the name in the facts, or the default."""
         try:
             return known(self, tokenizer)
         except NotImplementedError:
@@ -85,6 +86,7 @@ if __name__ == "__main__":
         return tokens, scores, types
 
     def with_keys(self: TextModel, vocab_only: bool) -> None:
+        """Write the metadata, and the keys of the facts, which the converter leaves out."""
         prepare(self, vocab_only)
         kinds = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.UINT32}
         for held in self.gguf_writer.kv_data:

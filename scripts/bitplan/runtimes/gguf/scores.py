@@ -22,6 +22,7 @@ OVERFLOW = (
 def _runtime_logits(runtime: Runtime, tokens: Tensor, path: Path, shown: Path) -> LogitsOf:
     @lru_cache(maxsize=1)
     def logits(window: int) -> Tensor:
+        """Return the logits of a window (length, vocabulary). Raises `UserError` for NaN and Inf."""
         held = torch.from_numpy(runtime.window_logits(tokens[window].tolist()))
         wrong = (~held.isfinite().all(dim=1)).nonzero()
         if len(wrong):

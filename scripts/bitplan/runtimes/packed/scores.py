@@ -31,6 +31,7 @@ def score_windows(folder: Path, reference: Reference, run: WindowLogits) -> Toke
 
     @lru_cache(maxsize=1)
     def logits(window: int) -> Tensor:
+        """Return the logits of a window (length, vocabulary). Raises `UserError` for another vocabulary, NaN and Inf."""
         held = run(reference.tokens[window])
         if held.shape[1] != expected:
             what = f"has {held.shape[1]} tokens, the model has {expected}"

@@ -6,6 +6,7 @@ measured for them, what runtimes refuse left out, layers that share a format tog
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,12 +15,13 @@ from bitplan.core.sizes import in_unit_of, parse_size
 from bitplan.formats.fitting import fitting_formats
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.layer_plan import UNQUANTIZED_BITS
+from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import BYTES, AllocationProblem, allocation_problem, reach
 from bitplan.search.optimal.candidates import chosen_table, sharing
 from bitplan.search.optimal.held import held_table, shared_in
-from bitplan.search.reach import bits_of_layer
+from bitplan.search.reach import bits_of_layer, not_reached
 from bitplan.sensitivity.table import SensitivityTable
 
 
@@ -36,10 +38,7 @@ def out_of_reach(problem: AllocationProblem, info: ModelInfo, target_avg_bits: f
     if budget >= ends[0] * (1 - 1e-9):
         return None
     low, high = (target_avg_bits + 8 * (end - budget) / info.parameters for end in ends)
-    # Rounded up: a hint that is below what can be reached would be refused again.
-    hint = f"The palette allows {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}: choose a value in this range"
-    what = f"no combination of formats reaches {target_avg_bits:g}"
-    return Problem("SEARCH-TARGET-OUT-OF-REACH", "target_avg_bits", what, hint)
+    return not_reached(low, high, target_avg_bits, "target_avg_bits")
 
 
 def file_out_of_reach(problem: AllocationProblem, info: ModelInfo, max_size: str) -> Problem | None:
@@ -67,14 +66,24 @@ def table_of_shapes(info: ModelInfo, palette: Sequence[str], embeddings: Iterabl
     formats = tuple(dict.fromkeys(form for _, forms in rows for form in forms))
     size, kld = np.zeros((len(rows), len(formats))), np.full((len(rows), len(formats)), np.inf)
     for row, (layer, forms) in enumerate(rows):
-        for form in forms:
-            size[row, formats.index(form)], kld[row, formats.index(form)] = (
-                math.ceil(bits_of_layer(form, layer) / 8),
-                0.0,
-            )
+        for column, form in ((formats.index(form), form) for form in forms):
+            size[row, column], kld[row, column] = math.ceil(bits_of_layer(form, layer) / 8), 0.0
     params = np.array([float(layer.params) for layer, _ in rows])
     names, categories = ([getattr(layer, key) for layer, _ in rows] for key in ("name", "category"))
     return SensitivityTable(tuple(names), formats, params, size, kld, tuple(categories))
+
+
+@lru_cache(maxsize=64)
+def shared_problem(
+    info: ModelInfo,
+    palette: tuple[str, ...],
+    embeddings: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    stored: bool,
+    groups: str | None,
+) -> AllocationProblem:
+    """Return `problem_of_shapes` for runtimes by name: one for all plans that differ in their targets alone, as a start checks each of many."""
+    return problem_of_shapes(info, palette, embeddings, [runtime_named(name) for name in runtimes], stored, groups)
 
 
 def problem_of_shapes(

@@ -95,6 +95,7 @@ def plan_maker(problem: AllocationProblem, info: ModelInfo, palette: Sequence[st
     outside = {layer.name for layer in info.layers if layer.protected}
 
     def plan_of(choice: Choice) -> Plan:
+        """Return the plan of a choice (units,), layers outside the table unquantized."""
         formats = {
             name: problem.table.formats[option]
             for name, option in zip(problem.table.layers, choice[problem.unit].tolist(), strict=True)

@@ -87,12 +87,11 @@ class OptimalPlan(RoundablePlan):
         runtimes store nothing."""
         if OF_RUNTIMES in self.palette:
             return
-        from bitplan.runtimes.registry import runtime_named
-        from bitplan.search.optimal.reach import file_out_of_reach, out_of_reach, problem_of_shapes
+        from bitplan.search.optimal.reach import file_out_of_reach, out_of_reach, shared_problem
 
-        told, embeddings = [runtime_named(name) for name in runtimes], settings.sensitivity.embeddings or ()
+        formats = tuple(self.palette), tuple(settings.sensitivity.embeddings or ())
         try:
-            problem = problem_of_shapes(info, self.palette, embeddings, told, self.counts_stored, self.groups)
+            problem = shared_problem(info, *formats, tuple(runtimes), self.counts_stored, self.groups)
         except UserError as error:
             yield from error.problems
             return

@@ -92,7 +92,7 @@ def test_average_bits_hold_their_target_by_an_independent_count(target, seed):
 def test_average_bits_out_of_reach_are_refused_with_the_range():
     model = info()
     low, high = (average_bits(uniform_plan(model, form), model).avg_bits for form in ("q2_k", "q8_0"))
-    with pytest.raises(UserError, match=rf"allow {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}"):
+    with pytest.raises(UserError, match=rf"allows {math.ceil(1e4 * low) / 1e4:.4f} to {high:.4f}"):
         searched(Target(None, low - 0.01, PALETTE), model)
     plan, _ = searched(Target(None, math.ceil(1e4 * low) / 1e4, PALETTE), model)
     assert average_bits(plan, model).avg_bits == pytest.approx(low)

@@ -6,7 +6,6 @@ measured for them, what runtimes refuse left out, layers that share a format tog
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -15,7 +14,6 @@ from bitplan.core.sizes import in_unit_of, parse_size
 from bitplan.formats.fitting import fitting_formats
 from bitplan.models.layers import ModelInfo
 from bitplan.plans.layer_plan import UNQUANTIZED_BITS
-from bitplan.runtimes.registry import runtime_named
 from bitplan.runtimes.runtime import Runtime
 from bitplan.search.allocation.constraints import Constraints
 from bitplan.search.allocation.problem import BYTES, AllocationProblem, allocation_problem, reach
@@ -71,19 +69,6 @@ def table_of_shapes(info: ModelInfo, palette: Sequence[str], embeddings: Iterabl
     params = np.array([float(layer.params) for layer, _ in rows])
     names, categories = ([getattr(layer, key) for layer, _ in rows] for key in ("name", "category"))
     return SensitivityTable(tuple(names), formats, params, size, kld, tuple(categories))
-
-
-@lru_cache(maxsize=64)
-def shared_problem(
-    info: ModelInfo,
-    palette: tuple[str, ...],
-    embeddings: tuple[str, ...],
-    runtimes: tuple[str, ...],
-    stored: bool,
-    groups: str | None,
-) -> AllocationProblem:
-    """Return `problem_of_shapes` for runtimes by name: one for all plans that differ in their targets alone, as a start checks each of many."""
-    return problem_of_shapes(info, palette, embeddings, [runtime_named(name) for name in runtimes], stored, groups)
 
 
 def problem_of_shapes(

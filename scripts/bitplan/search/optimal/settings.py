@@ -1,6 +1,7 @@
 """The settings of optimal plans."""
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,8 +13,25 @@ from bitplan.search.plan_settings import OF_RUNTIMES, Palette, RoundablePlan
 
 if TYPE_CHECKING:
     from bitplan.models.layers import ModelInfo
+    from bitplan.search.allocation.problem import AllocationProblem
 
 FEWEST_WINDOWS = 4  # of text that the search has not seen, to decide on a step
+
+
+@lru_cache(maxsize=64)
+def _problem_of(
+    info: "ModelInfo",
+    palette: tuple[str, ...],
+    embeddings: tuple[str, ...],
+    runtimes: tuple[str, ...],
+    stored: bool,
+    groups: str | None,
+) -> "AllocationProblem":
+    """Return the problem of a model's shapes: one for all plans that differ in their targets alone, as a start checks each of many."""
+    from bitplan.runtimes.registry import runtime_named
+    from bitplan.search.optimal.reach import problem_of_shapes
+
+    return problem_of_shapes(info, palette, embeddings, [runtime_named(name) for name in runtimes], stored, groups)
 
 
 class OptimalPlan(RoundablePlan):
@@ -87,11 +105,11 @@ class OptimalPlan(RoundablePlan):
         runtimes store nothing."""
         if OF_RUNTIMES in self.palette:
             return
-        from bitplan.search.optimal.reach import file_out_of_reach, out_of_reach, shared_problem
+        from bitplan.search.optimal.reach import file_out_of_reach, out_of_reach
 
         formats = tuple(self.palette), tuple(settings.sensitivity.embeddings or ())
         try:
-            problem = shared_problem(info, *formats, tuple(runtimes), self.counts_stored, self.groups)
+            problem = _problem_of(info, *formats, tuple(runtimes), self.counts_stored, self.groups)
         except UserError as error:
             yield from error.problems
             return

@@ -238,6 +238,7 @@ MODULES = {
     "sensitivity/*": "sensitivity optimal_plan",
     "sensitivity/local_errors.py": SMOOTHED,
     "sensitivity/local_run.py": SMOOTHED,
+    "sensitivity/layer_calls.py": SMOOTHED,
     "sensitivity/output_gradients.py": SMOOTHED,
     "sensitivity/smooth_factors.py": SMOOTHED,
     "sensitivity/table.py": f"{SMOOTHED} comparison",

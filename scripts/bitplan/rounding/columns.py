@@ -19,6 +19,13 @@ def no_moments(weight: Tensor) -> Tensor:
     return weight.new_zeros(1, 1).expand(weight.shape[1], weight.shape[1])
 
 
+def damped_importance(hessian: Tensor, damping: float) -> Tensor | None:
+    """Return the diagonal of H (in, in) plus `damping` times its mean, (in,) float32 on the processor; None if it is zero."""
+    diagonal = hessian.diagonal()
+    mean = diagonal.mean()
+    return (diagonal + damping * mean).to("cpu", torch.float32) if mean > 0 else None
+
+
 @dataclass(frozen=True)
 class LayerToRound:
     """A weight (out, in) float32 or float64, H (in, in) of its inputs in the same dtype, its format and values per block.
@@ -51,13 +58,15 @@ class LayerToRound:
     @property
     def importance(self) -> Tensor | None:
         """The damped diagonal of H (in,) float32, by which quantizers weight squared errors; None if the layer has no tokens."""
-        diagonal = self.hessian.diagonal()
-        mean = diagonal.mean()
-        return (diagonal + self.damping * mean).to("cpu", torch.float32) if mean > 0 else None
+        return damped_importance(self.hessian, self.damping)
 
     def nearest(self) -> Quantized:
         """Return the weight rounded to nearest by the format's own quantizer."""
-        return self.form.quantize(self.weight.to(torch.float32), self.group, self.importance)
+        return self.nearest_by(self.importance)
+
+    def nearest_by(self, importance: Tensor | None) -> Quantized:
+        """Return the weight rounded to nearest, scales chosen by the `importance` of columns (in,)."""
+        return self.form.quantize(self.weight.to(torch.float32), self.group, importance)
 
     def values(self, quantized: Quantized) -> Tensor:
         """Return the dequantized weight (out, in), in the dtype of the layer."""
@@ -72,17 +81,17 @@ class LayerToRound:
 class FormatColumns:
     """Rounds columns to a format's grid for `sweep_columns`.
 
-    It stores the parts, the chosen elements (in, out), and the values that these approximate, `centers` (in, out).
+    It stores the parts, the chosen elements (in, out), and if there is room for them the values that these approximate, `centers` (in, out).
     """
 
     layer: LayerToRound
     elements: Tensor
     importance: Tensor | None
+    centers: Tensor | None = None
     parts: list[Quantized] = field(default_factory=list)
     levels: list[Levels] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.centers = torch.empty_like(self.elements)
         self._form = self.layer.form.fitted(self.layer.weight.to(torch.float32))
 
     @property
@@ -100,16 +109,21 @@ class FormatColumns:
     def on_grid_(self, j: int, column: Tensor) -> Tensor:
         """Return the nearest values to the j-th column (out,) on its grid, which must exist, and store their elements."""
         levels, place = self.levels[j // self.span], j % self.span
-        self.centers[j] = column
+        if self.centers is not None:
+            self.centers[j] = column
         self.elements[j] = levels.elements(column, place)
         return levels.values(self.elements[j], place)
 
-    def values(self) -> Tensor:
-        """Return the values of all columns, (in, out)."""
-        spans = zip(self.levels, self.elements.split(self.span), strict=True)
-        return torch.cat(
-            [levels.values(elements, torch.arange(len(elements), device=elements.device)) for levels, elements in spans]
-        )
+    def values(self, some: slice = slice(None)) -> Tensor:
+        """Return the values of some adjacent columns, (columns, out)."""
+        start, stop, _ = some.indices(len(self.elements))
+        values = torch.empty_like(self.elements[start:stop])
+        for span in range(start // self.span, -(-stop // self.span)):
+            before = span * self.span
+            first, last = max(before, start), min(before + self.span, stop)
+            places = torch.arange(first - before, last - before, device=values.device)
+            values[first - start : last - start] = self.levels[span].values(self.elements[first:last], places)
+        return values
 
     def _find_(self, start: int, columns: Tensor) -> None:
         values = columns.T.to(torch.float32).contiguous()

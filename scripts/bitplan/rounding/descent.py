@@ -15,15 +15,17 @@ COLUMNS_AT_ONCE = 128
 
 
 def descend_(columns: FormatColumns, weight: Tensor, hessian: Tensor, sweeps: int) -> None:
-    """Improve the elements of `columns` for a weight (out, in) under H (in, in), in the given number of sweeps."""
-    rest = weight.T.contiguous()
-    change = columns.values() - rest  # (in, out)
-    gradient = hessian @ change
+    """Improve the elements of `columns` for a weight (out, in) under H (in, in), in the given number of sweeps.
+
+    Beside these and G one tensor of the weight's size is in memory while G is computed, none afterwards.
+    """
+    gradient = hessian @ columns.values().sub_(weight.T)
     for left in reversed(range(sweeps)):
-        for start in range(0, len(rest), COLUMNS_AT_ONCE):
-            stop = min(start + COLUMNS_AT_ONCE, len(rest))
+        for start in range(0, len(gradient), COLUMNS_AT_ONCE):
+            stop = min(start + COLUMNS_AT_ONCE, len(gradient))
             some, last = slice(start, stop), left == 0
-            block = _Block(start, rest[some], change[some], gradient[some], hessian[some, some])
+            rest = weight[:, some].T.contiguous()
+            block = _Block(start, rest, columns.values(some) - rest, gradient[some], hessian[some, some])
             moved = block.descend_(columns, last)
             for others in (slice(stop, None), slice(start))[: 1 if last else 2]:
                 gradient[others].addmm_(hessian[others, some], moved)

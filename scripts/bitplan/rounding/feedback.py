@@ -4,6 +4,7 @@ When the sweep reaches a span of columns, the format's own quantizer chooses its
 """
 
 import torch
+from torch import Tensor
 
 from bitplan.rounding.columns import FormatColumns, LayerToRound, columns_at_once
 from bitplan.rounding.descent import descend_
@@ -12,17 +13,38 @@ from bitplan.rounding.sweep import Factors, Pruning, sweep_columns
 LESS = 0.1  # share of the damping in a descent, which needs no inverse
 
 
-def round_with_feedback(layer: LayerToRound, factors: Factors, descents: int = 0) -> FormatColumns:
-    """Return the columns of the weight rounded with error feedback by the Hessian's `factors`, after `descents` descents."""
-    elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
-    columns = FormatColumns(layer, elements, layer.importance)
-    sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
+def round_with_feedback(
+    layer: LayerToRound, factors: Factors, descents: int = 0, tunable: bool = False
+) -> FormatColumns:
+    """Return the columns of the weight rounded with error feedback by the Hessian's `factors`, after `descents` descents.
+
+    Only `tunable` ones keep their centers, as large as the weight.
+    """
+    handed_over = [factors]
     del factors  # as large as H, and of no use to the descents
-    if descents:
-        # Not a copy of H, which may be as large as a block of the model: its diagonal is put back.
-        diagonal = layer.hessian.diagonal()
-        kept = diagonal.clone()
-        diagonal.add_(LESS * layer.damping * kept.mean())
-        descend_(columns, layer.weight, layer.hessian, descents)
-        diagonal.copy_(kept)
+    columns = sweep_layer(layer, handed_over.pop(), layer.importance, tunable)
+    descend_layer_(columns, layer.hessian, descents)
     return columns
+
+
+def sweep_layer(
+    layer: LayerToRound, factors: Factors, importance: Tensor | None, tunable: bool = False
+) -> FormatColumns:
+    """Return the columns of the weight rounded with error feedback; quantizers choose scales by the `importance` of columns (in,). H is not read."""
+    elements = torch.empty_like(layer.weight.T, memory_format=torch.contiguous_format)
+    columns = FormatColumns(layer, elements, importance, torch.empty_like(elements) if tunable else None)
+    sweep_columns(layer.weight, factors.upper, Pruning(), columns, columns_at_once(layer.group))
+    return columns
+
+
+def descend_layer_(columns: FormatColumns, hessian: Tensor, descents: int) -> None:
+    """Improve the elements of a swept layer in descents under H (in, in), slightly damped."""
+    if not descents:
+        return
+    layer = columns.layer
+    # Not a copy of H, which may be as large as a block of the model: its diagonal is put back.
+    diagonal = hessian.diagonal()
+    kept = diagonal.clone()
+    diagonal.add_(LESS * layer.damping * kept.mean())
+    descend_(columns, layer.weight, hessian, descents)
+    diagonal.copy_(kept)

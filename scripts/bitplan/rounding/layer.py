@@ -23,7 +23,7 @@ class RoundedWeight:
     """A rounded weight: its parts, how it was rounded, and both errors (`LayerToRound.error`).
 
     `damping` is the damping that the factorization needed; None without one. `why` is the reason if the requested method was not
-    used, else "". `columns` is the state of error feedback; None for rounding to nearest.
+    used, else "". `columns` is the state of error feedback, if it is to be tuned.
     """
 
     quantized: Quantized
@@ -55,29 +55,29 @@ def round_layer(layer: LayerToRound, rounding: str = FEEDBACK, descents: int = D
         return _nearest(nearest, layer.error(nearest))
     if layer.form.name not in GRIDS:
         return _give_up(layer, nearest, f"{layer.form.name} has no grid on which single weights can be chosen")
-    return _better(layer, nearest, descents)
+    return _better(layer, nearest, descents, rounding == TUNED)
 
 
-def _better(layer: LayerToRound, nearest: Quantized, descents: int) -> RoundedWeight:
+def _better(layer: LayerToRound, nearest: Quantized, descents: int, tunable: bool) -> RoundedWeight:
     if not layer.hessian.diagonal().any():
         return _give_up(layer, nearest, "no token reached it")
+    if layer.held_out is not None and not layer.held_out < 1:
+        why = f"on tokens held out of {layer.tokens}, error feedback has {layer.held_out:.2f} of its error"
+        return _give_up(layer, nearest, why)
     attempts = ((damping, damped_factors(layer.hessian, damping)) for damping in _dampings(layer.damping))
     damping, factors = next((pair for pair in attempts if pair[1] is not None), (None, None))
     if factors is None:
         return _give_up(layer, nearest, "its Hessian is not positive definite, however much it is damped")
     if damping > layer.damping:
         log.warning("%s: the Hessian is not positive definite; damped by %g of its mean diagonal", layer.name, damping)
-    if layer.held_out is not None and not layer.held_out < 1:
-        why = f"on tokens held out of {layer.tokens}, error feedback has {layer.held_out:.2f} of its error"
-        return _give_up(layer, nearest, why)
     layer = layer.aimed(factors)
-    columns = round_with_feedback(layer, factors, descents)
+    columns = round_with_feedback(layer, factors, descents, tunable)
     quantized = columns.quantized()
     error, error_nearest = layer.error(quantized), layer.error(nearest)
     if not error <= error_nearest:
         why = f"error feedback gives a layer error of {error:.4g}, nearest {error_nearest:.4g}"
         return _give_up(layer, nearest, why)
-    return RoundedWeight(quantized, FEEDBACK, error, error_nearest, damping, columns=columns)
+    return RoundedWeight(quantized, FEEDBACK, error, error_nearest, damping, columns=columns if tunable else None)
 
 
 def apply_tuning(rounded: RoundedWeight) -> RoundedWeight:

@@ -19,6 +19,7 @@ from bitplan.core.errors import Problem
 from bitplan.core.progress import progress
 from bitplan.core.resume import blocks_beside
 from bitplan.formats.facts import UNQUANTIZED
+from bitplan.models.devices import return_free_memory
 from bitplan.models.layers import ModelInfo
 from bitplan.models.walk import Block, Forward, StreamedModel
 from bitplan.plans.apply import QuantizedWeights, planned_weight, quantize_inputs, set_weight_, smooth_, weight_of
@@ -136,7 +137,7 @@ class _Rounding:
                     continue
                 key = id(given), id(wide)
                 if key not in shared:
-                    shared[key] = found.setdefault(name, CrossMoments.empty(given.shape[-1], given.device))
+                    shared[key] = found.get(name) or CrossMoments.empty(given.shape[-1], given.device)
                     count_window_(shared[key], given, wide, number, len(hidden))
                 found[name] = shared[key]
         return found
@@ -168,6 +169,7 @@ class _Rounding:
             layers[request.name] = RoundedLayer(result.quantized, request.form.name, request.group)
             notes[request.name] = note_of(request, result)
             del request, result  # as large as a block: gone before the next is made
+        layers, notes = ({name: made[name] for name in block.layers if name in made} for made in (layers, notes))
         write_rounded(self.partial, block.index, layers, notes)
         return layers, notes
 
@@ -175,16 +177,19 @@ class _Rounding:
     def _each(
         self, block: Block, hidden: Tensor, cross: dict[str, CrossMoments], forward: Forward
     ) -> Iterator[tuple[LayerToRound, RoundedWeight]]:
-        """Yield each layer to round and how it was rounded. Moments are dropped with the last layer that needs them; `cross` gets empty."""
+        """Yield each layer to round and how it was rounded, the widest first. Moments are dropped with the last layer that needs them; `cross` gets empty."""
+        crosses = shrink_crosses_(cross)  # before there are moments, which take as much
         moments = dict(collect_halves(block, hidden, forward))
-        crosses = shrink_crosses_(cross, moments)
-        for name in (each for each in block.layers if each in self._names):
+        names = [each for each in block.layers if each in self._names]
+        # Those of the widest layer take most of the memory: they should not wait for the others.
+        for name in sorted(names, key=lambda each: -self._layers[each].shape[1]):
             request = self._request(name, block, moments.pop(name, None), crosses.pop(name, None))
             result = round_layer(request, self.settings.rounding, self.settings.descents)
             # Handed over: while this waits for the next call, it holds neither.
             pair = [(request, result)]
             del request, result
             yield pair.pop()
+            return_free_memory()
 
     def _tuned(
         self,

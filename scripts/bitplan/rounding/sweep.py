@@ -79,12 +79,17 @@ def weighted_squares(change: Tensor, hessian: Tensor) -> float:
 def damped_factors(hessian: Tensor, damping: float) -> Factors | None:
     """Return the factors of H + damping x mean(diag H) x I; None if it is not numerically positive definite.
 
-    Dead columns (H_jj = 0) get 1 on the diagonal. One copy of H is made, in which all is computed: H may be as large as a block of the model.
+    Dead columns (H_jj = 0) get 1 on the diagonal. One copy of H is made, in which all is computed.
     """
-    # Column by column, as LAPACK stores matrices: it then works in place.
-    place = hessian.clone(memory_format=torch.contiguous_format).mT
-    place.diagonal().add_((hessian.diagonal() == 0).to(hessian.dtype))
-    place.diagonal().add_(damping * place.diagonal().mean())
+    return damped_factors_(hessian.clone(memory_format=torch.contiguous_format), damping)
+
+
+def damped_factors_(hessian: Tensor, damping: float) -> Factors | None:
+    """Return `damped_factors` in the memory of a contiguous H, which may be as large as a block of the model and is of no use any more."""
+    place = hessian.mT  # column by column, as LAPACK stores matrices: it then works in place
+    diagonal = place.diagonal()
+    diagonal.add_((diagonal == 0).to(hessian.dtype))
+    diagonal.add_(damping * diagonal.mean())
     info = torch.empty((), dtype=torch.int32, device=hessian.device)
     if torch.linalg.cholesky_ex(place, out=(place, info))[1]:
         return None

@@ -1,13 +1,13 @@
 """The gradient of a loss at the outputs of a block's layers, by autograd through that block alone."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitplan.models.walk import Block, Forward
+from bitplan.sensitivity.layer_calls import LayerCall, calls_of
 
 
 @dataclass(frozen=True)
@@ -35,50 +35,23 @@ def gradient_of_outputs(
     for part, given in zip(hidden.split(step), gradient.split(step), strict=True):
         if all(_tokens(kept.get(name, ())) >= wanted for name in block.layers):
             break
-        with _outputs(block) as seen:
+        with calls_of(block, block.layers) as seen:
             _, *found = _backward(forward, part, given, seen)
-        for (name, _), values in zip(seen, found, strict=True):
-            if _tokens(kept.get(name, ())) < wanted:
+        for call, values in zip(seen, found, strict=True):
+            if _tokens(kept.get(call.name, ())) < wanted:
                 windows = list(values) if values.dim() == 3 else [values]
-                kept.setdefault(name, []).extend(window.to(torch.float32) for window in windows)
+                kept.setdefault(call.name, []).extend(window.to(torch.float32) for window in windows)
     return {name: _cut(windows, wanted) for name, windows in kept.items()}
 
 
-def _backward(
-    forward: Forward, hidden: Tensor, gradient: Tensor, seen: Sequence[tuple[str, Tensor]]
-) -> tuple[Tensor, ...]:
-    """Return the gradients at the input and at what `seen` holds once the block has run; 0 for what the output ignores."""
+def _backward(forward: Forward, hidden: Tensor, gradient: Tensor, seen: Sequence[LayerCall]) -> tuple[Tensor, ...]:
+    """Return the gradients at the input and at the outputs that `seen` holds once the block has run; 0 for what the output ignores."""
     with torch.enable_grad():
         given = hidden.detach().clone().requires_grad_()
         output = forward(given)
-        wanted = [given, *(tensor for _, tensor in seen)]
+        wanted = [given, *(call.made for call in seen)]
         found = torch.autograd.grad(output, wanted, gradient.to(output.dtype), allow_unused=True)
     return tuple(torch.zeros_like(tensor) if part is None else part for tensor, part in zip(wanted, found, strict=True))
-
-
-@contextmanager
-def _outputs(block: Block) -> Iterator[list[tuple[str, Tensor]]]:
-    """Yield the (layer, output) pairs of what runs inside the context, in the order of the calls."""
-    seen: list[tuple[str, Tensor]] = []
-
-    def after(name: str) -> Callable[[nn.Module, tuple, Tensor], Tensor | None]:
-        """Return a hook that notes a layer's outputs under its name."""
-
-        def note(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-            if not isinstance(output, Tensor):
-                return None
-            seen.append((name, output))
-            # Some blocks go on to change a layer's output in place.
-            return output.clone()
-
-        return note
-
-    hooks = [module.register_forward_hook(after(name)) for name, module in block.layers.items()]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _tokens(windows: Sequence[Tensor]) -> int:

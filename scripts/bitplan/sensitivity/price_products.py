@@ -5,17 +5,17 @@ dY_t = W_q Q(x_t / s) - W x_t, and the sum is the same. Each change is computed 
 layer's forward, a draw a backward through the block, without the gradients of weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitplan.models.layers import Layer
 from bitplan.models.walk import Block, Forward
 from bitplan.sensitivity.candidates import changes
+from bitplan.sensitivity.layer_calls import LayerCall, calls_of
 from bitplan.sensitivity.local_errors import Choice
 from bitplan.sensitivity.price_estimate import near
 from bitplan.sensitivity.through_attention import attention_of, changed_attention
@@ -53,38 +53,6 @@ class LayerCandidates:
         return found
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of a layer: its name, what it read, and what it gave before anything could change that in place."""
-
-    name: str
-    read: Tensor
-    made: Tensor
-
-
-@contextmanager
-def _calls(block: Block, wanted: Sequence[str]) -> Iterator[list[_Call]]:
-    """Yield the calls of the wanted layers inside the context, in order."""
-    seen: list[_Call] = []
-
-    def after(name: str) -> Callable[[nn.Module, tuple, Tensor], Tensor]:
-        """Return a hook that notes a layer's calls under its name."""
-
-        def note(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            seen.append(_Call(name, args[0], output))
-            # Some blocks go on to change a layer's output in place.
-            return output.clone()
-
-        return note
-
-    hooks = [block.layers[name].register_forward_hook(after(name)) for name in wanted]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def window_products(
     block: Block, forward: Forward, hidden: Tensor, above: Tensor, candidates: Sequence[LayerCandidates]
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -98,7 +66,7 @@ def window_products(
     by_name = {each.layer.name: each for each in candidates}
     through, before = attention_of(block)
     beside = (*before, *through.values()) if by_name.keys() & through.keys() else ()
-    with torch.enable_grad(), _calls(block, list(dict.fromkeys((*by_name, *beside)))) as seen:
+    with torch.enable_grad(), calls_of(block, list(dict.fromkeys((*by_name, *beside)))) as seen:
         given = hidden.detach().clone().requires_grad_()
         output = forward(given)
     with torch.no_grad():
@@ -145,7 +113,7 @@ class _Place:
 
 
 def _place(
-    block: Block, forward: Forward, hidden: Tensor, own: LayerCandidates, call: _Call, seen: Sequence[_Call]
+    block: Block, forward: Forward, hidden: Tensor, own: LayerCandidates, call: LayerCall, seen: Sequence[LayerCall]
 ) -> _Place:
     """Return where a layer's candidates are priced.
 

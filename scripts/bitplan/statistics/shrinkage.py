@@ -66,23 +66,23 @@ def _squares_(rows: Tensor, sizes: Tensor, scale: Tensor) -> float:
     return rows.mul_(sizes).mul_(scale).square_().sum(dtype=torch.float64).item()
 
 
-def shrunk_cross_(cross: CrossMoments, diagonal: Tensor) -> Tensor:
-    """Return 2/N sum (x' - x) x^T, (in, in), shrunk towards 0 by its own noise, in the scale of the columns of H with this diagonal.
+def shrunk_cross_(cross: CrossMoments) -> Tensor:
+    """Return 2/N sum (x' - x) x^T, (in, in), shrunk towards 0 by its own noise, in the scale of the columns of H.
 
     It takes the memory of the first half, and `cross` is of no use any more.
     """
-    noise = noise_share(cross.grams, cross.tokens, inverse_sizes(diagonal))
+    noise = noise_share(cross.grams, cross.tokens, inverse_sizes(cross.diagonal))
     return cross.grams[0].add_(cross.grams[1]).mul_(2.0 / max(1, sum(cross.tokens))).mul_(1 - noise)
 
 
-def shrink_crosses_(crosses: dict[str, CrossMoments], moments: "Mapping[str, HalvedMoments]") -> dict[str, Tensor]:
+def shrink_crosses_(crosses: dict[str, CrossMoments]) -> dict[str, Tensor]:
     """Return {layer: `shrunk_cross_`} and leave `crosses` empty; layers that share moments share the matrix."""
     shared: dict[int, Tensor] = {}
     names = {name: id(cross) for name, cross in crosses.items()}
     while crosses:
-        name, cross = crosses.popitem()
+        _, cross = crosses.popitem()
         if id(cross) not in shared:
-            shared[id(cross)] = shrunk_cross_(cross, moments[name].diagonal)
+            shared[id(cross)] = shrunk_cross_(cross)
         del cross
     return {name: shared[key] for name, key in names.items()}
 
@@ -163,8 +163,10 @@ def _halves_of_windows(block: Block, hidden: Tensor, forward: Forward) -> dict[s
     def of(half: Mapping[str, InputMoments], other: Mapping[str, InputMoments], name: str) -> InputMoments:
         if name in half:
             return half[name]
-        gram = other[name].gram
-        return empty.setdefault(id(other[name]), InputMoments.empty(len(gram), gram.device, gram.dtype))
+        gram, key = other[name].gram, id(other[name])
+        if key not in empty:  # as large as a block of the model: not made to be thrown away
+            empty[key] = InputMoments.empty(len(gram), gram.device, gram.dtype)
+        return empty[key]
 
     names = dict.fromkeys([*found[0], *found[1]])
     return {name: (of(*found, name), of(*found[::-1], name)) for name in names}

@@ -9,6 +9,7 @@ from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.rounding import feedback
 from bitplan.rounding.model import ModelRounding, round_plan
 from bitplan.rounding.sweep import damped_factors
+from bitplan.statistics.shrinkage import collect_halves
 from tests.families import make_family
 from tests.unit.search.opened_models import Opened
 
@@ -19,20 +20,25 @@ def squares(columns: int) -> int:
     return len({each.untyped_storage().data_ptr() for each in tensors if each.untyped_storage().nbytes() > columns**2})
 
 
-def test_rounding_a_layer_takes_two_matrices_and_judging_it_two_besides_the_halves_of_the_text(tmp_path, monkeypatch):
+def test_rounding_a_layer_takes_two_matrices_and_judging_it_one_besides_the_halves_of_the_text(tmp_path, monkeypatch):
     case, seen = Opened(make_family("llama", tmp_path / "model")), {"sweep_columns": [], "descend_": []}
+    collected = []
     wide = [each for each in case.info.quantizable if each.name.endswith("down_proj")]
     columns = wide[0].shape[1]
     for name, counts in seen.items():
         kept = getattr(feedback, name)
         watched = lambda *given, kept=kept, counts=counts: counts.append(squares(columns)) or kept(*given)  # noqa: E731
         monkeypatch.setattr(feedback, name, watched)
+    collect = lambda *given: collected.append(squares(columns)) or collect_halves(*given)  # noqa: E731
+    monkeypatch.setattr("bitplan.rounding.model.collect_halves", collect)
     plan = Plan({each.name: LayerPlan("int4", group_size=32) for each in wide})
     tokens = case.reference.tokens.reshape(2, -1)[:, : columns // 2]
     round_plan(case.model, case.info, plan, tokens, ModelRounding(), tmp_path / "rounded")
     assert squares(columns) == 0 and len(wide) == 2
     # Of either block: judged on both halves, then rounded. Descents need no factors.
-    assert seen == {"sweep_columns": [4, 4, 2, 4, 4, 2], "descend_": [3, 3, 2, 3, 3, 2]}
+    assert seen == {"sweep_columns": [3, 3, 2, 3, 3, 2], "descend_": [3, 3, 2, 3, 3, 2]}
+    # Before two halves are added: the cross moments, which the first block has not.
+    assert collected == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

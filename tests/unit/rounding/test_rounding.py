@@ -174,7 +174,7 @@ def test_a_layer_aims_at_the_least_squares_weight_for_the_outputs_between_its_ow
     inputs, noise = (torch.randn(1024, 256, generator=generator, dtype=torch.float64) for _ in range(2))
     reference = inputs + 0.1 * noise
     asked = replace(plain, hessian=2 / len(inputs) * inputs.T @ inputs)
-    cross = CrossMoments([0, 0], tuple(torch.zeros(256, 256, dtype=torch.float64) for _ in range(2)))
+    cross = CrossMoments.empty(256, inputs.device, torch.float64)
     for some in range(0, len(inputs), 256):
         cross.add_(inputs[some : some + 256], reference[some : some + 256], some // 512)
     layer = replace(asked, drift=asked.weight @ cross.matrix, share=share)
@@ -280,7 +280,7 @@ def test_sizes_are_those_of_rounding_to_nearest(name):
 
 def found_by_feedback(name: str, rows: int = 24):
     layer, inputs = layer_to_round(name, rows, 256)
-    return layer, inputs, round_with_feedback(layer, damped_factors(layer.hessian, 0.01))
+    return layer, inputs, round_with_feedback(layer, damped_factors(layer.hessian, 0.01), tunable=True)
 
 
 @pytest.mark.parametrize("name", WITH_CODES)

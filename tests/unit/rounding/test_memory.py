@@ -9,6 +9,7 @@ from bitplan.plans.plan import LayerPlan, Plan
 from bitplan.rounding import feedback
 from bitplan.rounding.model import ModelRounding, round_plan
 from bitplan.rounding.sweep import damped_factors
+from bitplan.statistics.hessian import CrossMoments
 from bitplan.statistics.shrinkage import collect_halves
 from tests.families import make_family
 from tests.unit.search.opened_models import Opened
@@ -22,7 +23,7 @@ def squares(columns: int) -> int:
 
 def test_rounding_a_layer_takes_two_matrices_and_judging_it_one_besides_the_halves_of_the_text(tmp_path, monkeypatch):
     case, seen = Opened(make_family("llama", tmp_path / "model")), {"sweep_columns": [], "descend_": []}
-    collected = []
+    collected, crossed = [], []
     wide = [each for each in case.info.quantizable if each.name.endswith("down_proj")]
     columns = wide[0].shape[1]
     for name, counts in seen.items():
@@ -30,7 +31,9 @@ def test_rounding_a_layer_takes_two_matrices_and_judging_it_one_besides_the_halv
         watched = lambda *given, kept=kept, counts=counts: counts.append(squares(columns)) or kept(*given)  # noqa: E731
         monkeypatch.setattr(feedback, name, watched)
     collect = lambda *given: collected.append(squares(columns)) or collect_halves(*given)  # noqa: E731
+    empty = CrossMoments.empty
     monkeypatch.setattr("bitplan.rounding.model.collect_halves", collect)
+    monkeypatch.setattr(CrossMoments, "empty", lambda *given: crossed.append(given) or empty(*given))
     plan = Plan({each.name: LayerPlan("int4", group_size=32) for each in wide})
     tokens = case.reference.tokens.reshape(2, -1)[:, : columns // 2]
     round_plan(case.model, case.info, plan, tokens, ModelRounding(), tmp_path / "rounded")
@@ -39,6 +42,7 @@ def test_rounding_a_layer_takes_two_matrices_and_judging_it_one_besides_the_halv
     assert seen == {"sweep_columns": [3, 3, 2, 3, 3, 2], "descend_": [3, 3, 2, 3, 3, 2]}
     # Before two halves are added: the cross moments, which the first block has not.
     assert collected == [0, 1]
+    assert len(crossed) == 1, "made again for each window"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -196,7 +196,8 @@ def of_rounding(case: Case, name: str) -> Iterator[Step]:
     if case.settings.rounding_of(name) == "nearest":
         return
     columns = max(layer.shape[1] for layer in case.info.quantizable)
-    held = case.walk_memory("calibration", 5) + 6 * FLOAT * columns**2 + 6 * FLOAT * case.largest
+    # Judged on tokens held out: both halves' moments, H or its factors; elements, G, the change and the drift.
+    held = case.walk_memory("calibration", 5) + 3 * FLOAT * columns**2 + 4 * FLOAT * case.largest
     rule = "rounded_genetic_plan" if case.settings.every_plan[name].method == "genetic" else "rounded_plan"
     yield Step(rule, 1, added(OPENED, rounding_work(case, name)), held, case.values * 1.0)
 

@@ -15,7 +15,7 @@ from bitplan.formats.base import Format
 from bitplan.models.walk import StreamedModel
 from bitplan.plans.apply import QuantizedWeights
 from bitplan.reference.head import Head
-from bitplan.rounding import held_out, layer
+from bitplan.rounding import feedback, held_out
 from bitplan.rounding.columns import FormatColumns, LayerToRound
 from bitplan.sensitivity import passes, prices
 from bitplan.statistics import alpha_hill, layer_stats
@@ -53,7 +53,7 @@ def _quantize(weights, name, weight, choice, smoothing=None) -> dict[str, float]
     return {f"quantize:{choice.wq}": weight.numel()}
 
 
-def _nearest(given) -> dict[str, float]:
+def _nearest(given, importance) -> dict[str, float]:
     return {f"quantize:{given.form.name}": given.weight.numel()}
 
 
@@ -61,7 +61,7 @@ def _span(columns, start, values) -> dict[str, float]:
     return {f"quantize:{columns.layer.form.name}": values.numel()}
 
 
-def _rounded(given, factors, descents=0) -> dict[str, float]:
+def _rounded(given, factors, importance, tunable=False) -> dict[str, float]:
     return {"column": given.weight.shape[1], "rounded": given.weight.numel()}
 
 
@@ -82,10 +82,10 @@ WATCHED = (
     (Head, "logits", _logits),
     (Format, "roundtrip", _roundtrip),
     (QuantizedWeights, "quantize", _quantize),
-    (LayerToRound, "nearest", _nearest),
+    (LayerToRound, "nearest_by", _nearest),
     (FormatColumns, "_find_", _span),
-    (layer, "round_with_feedback", _rounded),
-    (held_out, "round_with_feedback", _rounded),
+    (feedback, "sweep_layer", _rounded),
+    (held_out, "sweep_layer", _rounded),
     (InputMoments, "add_", _moments),
     (layer_stats, "spectrum", _eigenvalues),
     (alpha_hill, "spectrum", _eigenvalues),

@@ -46,7 +46,7 @@ def _rounded_for(
 ) -> tuple[Quantized, Quantized] | None:
     """Return the weight rounded with feedback and to nearest under H of one half; None if it has no Cholesky factor.
 
-    H is worked out twice, because its factors take its memory.
+    H is computed twice, because its factors take its memory.
     """
     hessian = moments.shrunk_half(half)
     importance = damped_importance(hessian, layer.damping)

@@ -81,7 +81,7 @@ class LayerToRound:
 class FormatColumns:
     """Rounds columns to a format's grid for `sweep_columns`.
 
-    It stores the parts, the chosen elements (in, out), and if there is room for them the values that these approximate, `centers` (in, out).
+    It stores the parts and the chosen elements (in, out); where `centers` (in, out) are given, also the values that the elements approximate.
     """
 
     layer: LayerToRound

@@ -20,9 +20,7 @@ def round_with_feedback(
 
     Only `tunable` ones keep their centers, as large as the weight.
     """
-    handed_over = [factors]
-    del factors  # as large as H, and of no use to the descents
-    columns = sweep_layer(layer, handed_over.pop(), layer.importance, tunable)
+    columns = sweep_layer(layer, factors, layer.importance, tunable)
     descend_layer_(columns, layer.hessian, descents)
     return columns
 

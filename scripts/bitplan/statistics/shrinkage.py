@@ -161,6 +161,7 @@ def _halves_of_windows(block: Block, hidden: Tensor, forward: Forward) -> dict[s
     empty: dict[int, InputMoments] = {}
 
     def of(half: Mapping[str, InputMoments], other: Mapping[str, InputMoments], name: str) -> InputMoments:
+        """Return a layer's moments over a half; empty ones, shared by layers with one input, if no token reached it there."""
         if name in half:
             return half[name]
         gram, key = other[name].gram, id(other[name])

@@ -38,11 +38,11 @@ def test_rounding_a_layer_takes_two_matrices_and_judging_it_one_besides_the_halv
     tokens = case.reference.tokens.reshape(2, -1)[:, : columns // 2]
     round_plan(case.model, case.info, plan, tokens, ModelRounding(), tmp_path / "rounded")
     assert squares(columns) == 0 and len(wide) == 2
-    # Of either block: judged on both halves, then rounded. Descents need no factors.
+    # Of either block: judged on both halves, then rounded. Descents need no factors, which the last round keeps.
     assert seen == {"sweep_columns": [3, 3, 2, 3, 3, 2], "descend_": [3, 3, 2, 3, 3, 2]}
     # Before two halves are added: the cross moments, which the first block has not.
     assert collected == [0, 1]
-    assert len(crossed) == 1, "made again for each window"
+    assert len(crossed) == 1, "allocated for every window"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -42,12 +42,8 @@ def errors_by_block(case: Opened, plan: Plan) -> list[float]:
 
 def drift_by_block(case: Opened, plan: Plan) -> list[float]:
     """How far the states after each block are from the full-precision model's, on text held out."""
-    layers, weights, errors, exact = (
-        {layer.name: layer for layer in case.info.layers},
-        QuantizedWeights(limit=0),
-        [],
-        [],
-    )
+    layers, weights = {layer.name: layer for layer in case.info.layers}, QuantizedWeights(limit=0)
+    errors, exact = [], []
 
     def visit(block, hidden, forward):
         exact.append(forward(exact[-1] if exact else hidden))
